@@ -1,0 +1,64 @@
+# Each command first sets up .venv, a Python environment of its own with the versions in constraints.txt.
+# make PYTHON=/path/to/python3.12 demo    another Python
+# make TORCH_INDEX=https://... demo       another build of PyTorch; empty: the one on PyPI
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SENTENCE := a girl with pink hair and a blue dress walks to the left
+
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	if $$python $(NEW_ENOUGH); then echo $$python; break; fi; done)
+
+# PyPI's PyTorch for Linux is made for CUDA, gigabytes of it; without an NVIDIA card the CPU build does
+ifeq ($(shell uname -s),Linux)
+ifeq ($(shell command -v nvidia-smi),)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+endif
+endif
+
+.PHONY: help demo test lab export readme clean-notebooks
+
+help:
+	@echo "make demo               generate a video from a sentence: make demo SENTENCE='...'"
+	@echo "make test               run every chapter, then every test"
+	@echo "make lab                open the course in JupyterLab"
+	@echo "make export             write tav_nb/ and tests/ from the notebooks"
+	@echo "make readme             write README.md from nbs/index.ipynb"
+	@echo "make clean-notebooks    take out of the notebooks what does not belong into git"
+
+demo: $(VENV)/user
+	$(BIN)/tav generate "$(SENTENCE)" --output demo.mp4
+	@echo "The video lies in $(CURDIR)/demo.mp4"
+
+test: $(VENV)/dev
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/pytest -n 2
+
+lab: $(VENV)/dev
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+export: $(VENV)/dev
+	$(BIN)/nbdev-export
+
+readme: $(VENV)/dev
+	$(BIN)/python -c 'from tav_nb.nbtests import render_readme; render_readme()'
+
+clean-notebooks: $(VENV)/dev
+	$(BIN)/nbdev-clean
+
+$(BIN)/pip:
+	@$(PYTHON) $(NEW_ENOUGH) || { echo "tav_nb needs Python 3.11 or newer; say where it is: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/user: settings.ini setup.py pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing the tested versions into $(VENV); the first time takes a few minutes."
+	$(PIP) --no-deps torch $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/user
+	@echo "Installing what the course and its tests need."
+	$(PIP) --editable '.[dev]'
+	@touch $@

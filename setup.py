@@ -1,0 +1,28 @@
+"Hands settings.ini to setuptools."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser()
+config.read(here / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+name = settings["lib_name"]
+
+setup(
+    name=name,
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    keywords=settings["keywords"].split(),
+    license=settings["license"],
+    python_requires=f">={settings['min_python']}",
+    packages=find_packages(include=[name, f"{name}.*"]),
+    package_data={name: [f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")]},
+    install_requires=settings["requirements"].split(),
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={"console_scripts": settings["console_scripts"].split()},
+)

@@ -1,0 +1,32 @@
+"What pytest needs to know about tests that come from notebooks. Written by hand."
+import os
+import re
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")  # no windows
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; has to be set before torch is imported
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "Names the notebook cell that a failing test came from."
+    report = yield
+    if report.failed and call.excinfo:
+        lines = [entry.lineno for entry in call.excinfo.traceback if entry.path == item.path]
+        if lines and (cell := notebook_cell(item.path, lines[-1])): report.sections.append(("notebook cell", cell))
+    return report
+
+
+def notebook_cell(path, number):
+    "`notebook, cell: code` for a line, counted from 0, of a generated test file; None for other files."
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in reversed(lines[:number]):
+        if address := re.match(r"# %% (?:\.\./)?(\S+) (#\S+)", line):
+            return f"{address[1]}, cell {address[2]}: {lines[number].strip()}"
+
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    "Keeps imported helpers such as fastcore's `test_eq` from being run as tests."
+    if getattr(obj, "__module__", None) == "fastcore.test": return []
