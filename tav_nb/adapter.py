@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTURE', 'base_fingerprint', 'describe_base',
-           'AdapterError', 'adapter_path', 'write_whole', 'save_adapter', 'parse_header', 'open_adapter',
-           'find_adapter', 'read_metadata', 'expected_shapes', 'check_fit', 'load_adapter', 'save_beside']
+           'AdapterError', 'adapter_path', 'current_umask', 'write_whole', 'save_adapter', 'parse_header',
+           'open_adapter', 'find_adapter', 'read_metadata', 'expected_shapes', 'check_fit', 'load_adapter',
+           'save_beside']
 
 # %% ../nbs/03_adapter.ipynb #b986ff26
 import hashlib
@@ -60,12 +61,20 @@ def adapter_path(path):
     return path / FILE_NAME
 
 # %% ../nbs/03_adapter.ipynb #b21b5359
+def current_umask():
+    "The permissions that new files do not get"
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_whole(tensors, path, header):
     "All of the file or nothing"
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, metadata=header)
+        part.chmod(0o666 & ~current_umask())  # safetensors keeps it to its owner
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path}: cannot be written ({error})") from None
