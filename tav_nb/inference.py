@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline
-from .noise import correlated_noise
+from .noise import correlated_noise, neighbour_correlation
 from .unet import temporal_modules
 
 # %% ../nbs/09_inference.ipynb #18201640
@@ -90,13 +90,14 @@ def noise_for(pipe, noise=None, noise_strength=None):
     trained = getattr(pipe.unet, 'temporal_config', {})
     kind = noise or trained.get('noise') or 'mixed'
     if noise_strength is None and kind == trained.get('noise'): noise_strength = trained.get('noise_strength')
+    neighbour_correlation(kind, noise_strength)  # raises a ValueError if there is no such noise
     return kind, noise_strength
 
 # %% ../nbs/09_inference.ipynb #1c77a0d4
-def start_latents(pipe, num_frames, height, width, seed=0, noise=None, noise_strength=None):
+def start_latents(pipe, num_frames, height, width, noise, noise_strength=None, seed=0):
     "Latents `f c h w` to start from, as strong as the scheduler wants them, once it has its timesteps"
     shape = 1, num_frames, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
-    latents = correlated_noise(shape, *noise_for(pipe, noise, noise_strength), torch.Generator().manual_seed(seed))[0]  # b f c h w -> f c h w
+    latents = correlated_noise(shape, noise, noise_strength, torch.Generator().manual_seed(seed))[0]  # b f c h w -> f c h w
     return latents.to(pipe._execution_device) * pipe.scheduler.init_noise_sigma
 
 # %% ../nbs/09_inference.ipynb #73348f36
@@ -127,11 +128,12 @@ def generate(prompt,                # what shall be seen
     height, width = height or made_for, width or made_for
     check_request(pipe, num_frames, height, width, steps, images)
     check_prompt(pipe, prompt)
+    noise, noise_strength = noise_for(pipe, noise, noise_strength)
     unet_kwargs = conditions(pipe, prompt, num_frames, height, width, guidance_scale, negative_prompt)
     if not images: unet_kwargs['num_frames'] = num_frames
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
-    latents = start_latents(pipe, num_frames, height, width, seed, noise, noise_strength)
+    latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed)
     for step, t in enumerate(pipe.scheduler.timesteps):
         latents = denoise_step(pipe, latents, t, guidance_scale, unet_kwargs)
         if callback: callback(step, t, latents)

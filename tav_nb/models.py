@@ -85,9 +85,10 @@ def load_pipeline(model=None,    # None for the embedded tiny SDXL, a folder in 
         return pipe.to(device)
 
 # %% ../nbs/14_models.ipynb #df440530
-SMALL_VOCABULARY = 10_000
+SMALL_VOCABULARY = 10_000  # tokens; SDXL has 49,408
 _little_words = set('an and as at by for from has having her his is it its of on in that the their there this to with who whose'.split())
 
+# %% ../nbs/14_models.ipynb #885a0fc3
 def known_words(pipe):
     "The words with a meaning that a model with a small vocabulary was trained on, in alphabetical order; none for a full-size SDXL"
     if len(pipe.tokenizer) > SMALL_VOCABULARY: return []

@@ -25,14 +25,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from .models import quiet
 from .noise import correlated_noise, seed_noise
 from .toon import ACTIONS, BACKGROUNDS, CAMERAS, HAIR, OUTFIT, STYLES, caption, random_scene, read, render, score, vocabulary
 from .training import min_snr_weight, train_adapter
-from .unet import add_temporal, temporal_modules, train_only_temporal
+from .unet import add_temporal, temporal_modules
+
+# %% ../nbs/16_tiny.ipynb #7ad50146
+with quiet():
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 # %% ../nbs/16_tiny.ipynb #1db7ce12
 SIZE, FRAMES = 128, 16             # pixels a side, frames a clip: what the embedded model is made for
@@ -171,7 +175,7 @@ def spoken(seed):
     return scene, ' '.join(words)
 
 
-def train_text(pipe, captions=120_000, seconds=40, steps=None, device='cuda', seed=0, workers=os.cpu_count()):
+def train_text(pipe, captions=120_000, seconds=25, steps=None, device='cuda', seed=0, workers=os.cpu_count()):
     "Train both text encoders to say, in the layer that the UNet listens to, what a caption is about; the heads that ask are thrown away"
     torch.manual_seed(seed)
     with pool(workers) as p: said = p.map(spoken, range(captions), chunksize=256)
@@ -332,7 +336,7 @@ def random_ids(n, device):
     return torch.stack([sizes[:, 0], sizes[:, 1], torch.zeros_like(sizes[:, 0]), torch.zeros_like(sizes[:, 0]), sizes[:, 2], sizes[:, 3]], 1)
 
 
-def train_base(pipe, scenes=18_000, each=3, seconds=400, steps=None, batch=512, lr=1e-3, device='cuda', seed=0, workers=os.cpu_count()):
+def train_base(pipe, scenes=18_000, each=3, seconds=380, steps=None, batch=512, lr=1e-3, device='cuda', seed=0, workers=os.cpu_count()):
     "Train the UNet on single frames, epsilon with Min-SNR weights"
     torch.manual_seed(seed)
     pipe.to(device)
@@ -476,18 +480,20 @@ def brief(s): return ' '.join(f'{k} {v[0] if isinstance(v, tuple) else v:.3f}' i
 def save(pipe, folder):
     "The pipeline in half precision, in diffusers' layout. The text encoders' configs say float32, or transformers would keep them in half precision beside a float32 UNet."
     import copy
-    small = copy.deepcopy(pipe).to('cpu', torch.float16)
-    for part in (small.unet, small.vae): part.to(memory_format=torch.contiguous_format)
-    small.save_pretrained(folder)
-    for part in ('text_encoder', 'text_encoder_2'):
-        file = Path(folder, part, 'config.json')
+    with quiet():
+        small = copy.deepcopy(pipe).to('cpu', torch.float16)
+        for part in (small.unet, small.vae): part.to(memory_format=torch.contiguous_format)
+        small.save_pretrained(folder)
+    for file in (Path(folder, 'model_index.json'), *Path(folder).glob('*/config.json')):
         config = json.loads(file.read_text())
-        config['dtype'] = 'float32'
+        config.pop('_name_or_path', None)                       # where it lay while it was made is nobody's business
+        if 'dtype' in config: config['dtype'] = 'float32'
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
 
 
 def load(folder, device='cpu'):
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True).to(device)
+    "The pipeline of a stage before, in float32, without a progress bar"
+    with quiet(): pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -520,8 +526,8 @@ def run_stage(stage, folder, adapter_folder, results, device='cuda', seed=0, **o
     pipe = make_pipeline(seed) if stage == 'text' else load(folder)
     log = STAGES[stage](pipe, device=device, seed=seed, **options)
     if stage == 'adapter':
-        save_adapter(pipe.unet, adapter_folder, dtype=torch.float16, noise=options.get('noise', 'mixed'), noise_strength=options.get('noise_strength') or 1.0,
-                     prediction_type='epsilon', resolution=SIZE, fps=8)
+        save_adapter(pipe.unet, adapter_folder, dtype=torch.float16, noise=options.get('noise', 'mixed'), noise_strength=options.get('noise_strength'),
+                     prediction_type='epsilon', resolution=[SIZE, SIZE], num_frames=FRAMES, fps=8)
     else: save(pipe, folder)
     record(Path(results, f'tiny_{stage}.json'), command=f'python -m tav_nb.tiny {stage}', seconds=round(time.time() - start, 1), seed=seed, options={k: v for k, v in options.items() if k != 'workers'},
            **about(device), log=log)
@@ -549,7 +555,7 @@ def main(argv=None):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start, pipe = time.time(), load(base, args.device)
     meta = load_adapter(pipe.unet, adapter)
-    table = score_table(pipe, args.scenes, noise=meta['noise'], noise_strength=float(meta['noise_strength']))
+    table = score_table(pipe, args.scenes, noise=meta['noise'], noise_strength=meta['noise_strength'])
     record(args.results / 'tiny_score.json', command='python -m tav_nb.tiny score', scenes=args.scenes, seconds=round(time.time() - start, 1), **about(args.device), table=table)
 
 # %% ../nbs/16_tiny.ipynb #94583a47

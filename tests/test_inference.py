@@ -139,13 +139,15 @@ def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
 
 # %% ../nbs/09_inference.ipynb #d0f07e45
 def test_what_cannot_be_done_is_said_in_one_line():
-    pipe, bare = random_film_pipeline(), load_pipeline()
+    pipe, bare, asked = random_film_pipeline(), load_pipeline(), []
+    for module in (pipe.text_encoder, bare.text_encoder): module.register_forward_pre_hook(lambda module, args: asked.append(args))
     for wish, words in [(dict(num_frames=0), 'at least 1'), (dict(num_frames=25), 'up to 24'), (dict(height=100), 'multiple of 8'), (dict(width=4), 'multiple of 8'),
                         (dict(width=-8), 'multiple of 8'), (dict(steps=0), 'at least 1 step'), (dict(noise='pink'), 'progressive'), (dict(noise_strength=-1), '0 or more'),
                         (dict(prompt='a xylophone'), 'girl'), (dict(pipe=bare), 'images=True')]:
         try: generate(**dict(prompt='a girl', pipe=pipe) | SMALL | wish)
         except ValueError as error: assert words in str(error) and '\n' not in str(error), error
         else: assert False, f'{wish} went through'
+    assert not asked, 'before any work'
     assert generate('a girl', bare, **{**SMALL, 'num_frames': 30}, images=True).shape[0] == 30, 'images may be many'
 
 # %% ../nbs/09_inference.ipynb #f36bfa86

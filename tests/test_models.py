@@ -57,6 +57,14 @@ def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
         ours, theirs = (p(**draw, generator=torch.Generator().manual_seed(0)).images for p in (pipe, stock))
         assert (ours == theirs).all()
 
+# %% ../nbs/14_models.ipynb #e20d3985
+def test_a_pipeline_into_which_somebody_put_our_scheduler_opens_with_it_where_this_package_is_installed():
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        pipe = load_pipeline()
+        pipe.scheduler = SDXLAnime_BestHQScheduler(**pipe.scheduler.config)
+        pipe.save_pretrained(folder)
+        assert type(StableDiffusionXLPipeline.from_pretrained(folder).scheduler) is SDXLAnime_BestHQScheduler
+
 # %% ../nbs/14_models.ipynb #a0cc01a2
 def test_what_cannot_be_loaded_is_said_in_one_line():
     with tempfile.TemporaryDirectory() as folder:
