@@ -14,7 +14,6 @@ __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'ATTRIBUTES', 'ROWS', 'STAGES', 'byte
 import json
 import math
 import os
-import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
@@ -559,6 +558,6 @@ def main(argv=None):
     record(args.results / 'tiny_score.json', command='python -m tav_nb.tiny score', scenes=args.scenes, seconds=round(time.time() - start, 1), **about(args.device), table=table)
 
 # %% ../nbs/16_tiny.ipynb #94583a47
-if __name__ == '__main__' and 'ipykernel' not in sys.modules:
+if __name__ == '__main__' and globals().get('__spec__'):      # run as a module, not in a notebook
     from tav_nb.tiny import main      # so that worker processes find everything under the module's own name
     main()

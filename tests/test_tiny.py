@@ -23,11 +23,6 @@ def test_every_word_of_the_world_is_one_token_and_any_printable_sign_can_be_spel
     assert all(''.join(t.removesuffix('</w>') for t in tokenizer.tokenize(sign)) == sign.lower() for sign in signs), 'a sign is lost'
     assert tokenizer.unk_token_id not in tokenizer('zebra 42 %', add_special_tokens=False).input_ids
 
-# %% ../nbs/16_tiny.ipynb #cfc8da7a
-def test_the_untrained_parts_have_the_shapes_that_ship():
-    fresh, shipped = make_pipeline().unet.state_dict(), load(EMBEDDED).unet.state_dict()
-    assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in shipped.items()}
-
 # %% ../nbs/16_tiny.ipynb #b8efeddd
 def test_centering_moves_the_latents_to_zero_and_leaves_the_pictures_alone():
     torch.manual_seed(0)
@@ -75,6 +70,11 @@ def test_sixteen_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
     assert row['found'] == 1 and row['drift'] < .02
     assert row['hair'][0] >= .93 and row['outfit'][0] >= .93 and row['background'][0] >= .8
     assert row['jitter'] < .15, 'without the adapter it is 0.34'
+
+# %% ../nbs/16_tiny.ipynb #cfc8da7a
+def test_the_untrained_parts_have_the_shapes_that_ship():
+    fresh, shipped = make_pipeline().unet.state_dict(), load(EMBEDDED).unet.state_dict()
+    assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in shipped.items()}
 
 # %% ../nbs/16_tiny.ipynb #bc649a73
 def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
