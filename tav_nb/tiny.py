@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -235,7 +235,7 @@ def to_frames(pixels): return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round(
 
 
 class _Round(nn.Module):
-    "Through the VAE and back, as one call that can be a graph"
+    "Through the VAE and back, and what was lost on the way, as one call that can be compiled"
 
     def __init__(self, vae): super().__init__(); self.vae = vae
 
@@ -300,7 +300,7 @@ def embed(pipe, captions, chunk=1024):
 
 # %% ../nbs/16_tiny.ipynb #f8d833e6
 class Call(nn.Module):
-    "`unet(...)` with tensors only, so that it can be a graph"
+    "`unet(...)` with tensors only, the form that is compiled"
 
     def __init__(self, unet, **kwargs): super().__init__(); self.unet, self.kwargs = unet, kwargs
 
