@@ -399,6 +399,13 @@ def _frame(scene, sky, ground, cut, parts):
     return np.asarray(img.reduce(SS))
 
 
+@lru_cache(2)
+def _backdrop(background, layout, height, width):
+    "Ground and sky, drawn once for all frames of a shot"
+    scene, rng = Scene(background=background), np.random.default_rng(layout)
+    return _ground(scene, rng, height), _sky(scene, rng, height, width)
+
+
 def render(
     scene,          # Scene
     num_frames=16,  # any number of at least 1; two seconds at 8 frames a second unless given
@@ -408,8 +415,7 @@ def render(
     start=0,        # number of the first frame
 ):  # Clip
     "Draw frames `start` to `start + num_frames` of a scene."
-    rng = np.random.default_rng(scene.layout)
-    ground, sky = _ground(scene, rng, height), _sky(scene, rng, height, width)
+    ground, sky = _backdrop(scene.background, scene.layout, height, width)
     u, aspect = height * SS, width / height
     frames, places, labels, position, pans, drawings = [], [], [], [], [], []
     for t in range(start, start + num_frames):
@@ -733,8 +739,8 @@ def _hand(frame, face, side):
     x0, x1 = sorted((face[0] + side * .108 * u, face[0] + side * .225 * u))
     x0, x1 = (int(np.clip(round(v), 0, w)) for v in (x0, x1))
     y0, y1 = (int(np.clip(round(face[1] + v * u), 0, h)) for v in (-.12, .082))
-    skin = _skin(frame[y0:y1, x0:x1].astype(float))
-    if skin.sum() < .00006 * u * u: return None
+    skin = np.clip(_skin(frame[y0:y1, x0:x1].astype(float)) - .3, 0, 1)      # only what is nearly skin: some skies are pale
+    if skin.sum() < .00004 * u * u: return None
     ys, xs = np.mgrid[y0:y1, x0:x1] + .5
     return np.array([(skin * (xs - face[0])).sum(), (skin * (ys - face[1])).sum()]) / skin.sum() / u
 
@@ -754,7 +760,7 @@ def _action(seen, where, pan):
         return ('wave' if swing > .018 and abs(speed) < .01 else 'unclear'), float(speed)
     if abs(speed) > .028: return f'run {way}', float(speed)
     if abs(speed) > .010: return f'walk {way}', float(speed)
-    if np.ptp(y) > .08: return 'jump', float(speed)
+    if np.ptp(y) > .065: return 'jump', float(speed)
     return ('stand' if abs(speed) < .006 and sway < .012 and np.ptp(y) < .05 else 'unclear'), float(speed)
 
 # %% ../nbs/00_toon.ipynb #f9910e71

@@ -75,6 +75,7 @@ def adapter_loss(
     gamma=5.0,  # of `min_snr_weight`; None is the plain mean
     caption_dropout=0.1,  # share of clips without their caption
     timestep_density=None,  # [T], how often each timestep is drawn, on the generator's device; None is all alike
+    timestep_weights=None,  # [T], weight of a clip's loss at each timestep, on the latents' device; None is `min_snr_weight`
 ):
     "Loss of one batch: one timestep a clip, the mean over each clip, times its weight, the mean over clips"
     latents, alphas = clips["latents"].float(), scheduler.alphas_cumprod.to(clips["latents"].device)
@@ -86,6 +87,8 @@ def adapter_loss(
     noisy, target = noisy_and_target(latents, noise, alphas, timesteps, kind)
     error = predict(unet, noisy, timesteps, clips) - target
     losses = error.square().mean(dim=(1, 2, 3, 4))  # b f c h w -> b
+    if timestep_weights is not None:
+        return (losses * timestep_weights[timesteps]).mean()
     return (losses if gamma is None else losses * min_snr_weight(alphas, timesteps, kind, gamma)).mean()
 
 # %% ../nbs/08_training.ipynb #94e864e1
