@@ -23,6 +23,10 @@ setup(
     packages=find_packages(include=[name, f"{name}.*"]),
     package_data={name: [f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")]},
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={
+        "prepare": settings["prepare_requirements"].split(),
+        "score": settings["score_requirements"].split(),
+        "dev": settings["prepare_requirements"].split() + settings["score_requirements"].split() + settings["dev_requirements"].split(),
+    },
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )
