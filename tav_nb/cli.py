@@ -99,14 +99,14 @@ def choose_adapter(args):
     except AdapterError as error: raise UsageError(f"without an adapter frames do not cohere: --adapter names one, --images goes on all the same ({error})") from None
 
 # %% ../nbs/13_cli.ipynb #a1a4422e
-def load(args, adapter=None):
-    "The pipeline that `args` ask for."
+def load(args, adapter=None, **parts):
+    "The pipeline that `args` ask for; `parts` as in `load_pipeline`."
     import torch
     from tav_nb.adapter import load_adapter
     from tav_nb.models import load_pipeline
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if device == "cuda" and "LOCAL_RANK" in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU for each process of torchrun
-    pipe = load_pipeline(args.model, device, args.dtype and getattr(torch, args.dtype))
+    pipe = load_pipeline(args.model, device, args.dtype and getattr(torch, args.dtype), **parts)
     if adapter: load_adapter(pipe.unet, adapter)
     return pipe
 
@@ -203,9 +203,9 @@ def encode_items(args, items, progress):
     from tav_nb.loader import read_manifest
     from tav_nb.models import quiet
     needed()
-    with quiet(): pipe = load(args)
+    with quiet(): pipe = load(args, unet=None)  # captions and pictures need no UNet
     progress.start("preparing")
-    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution, flip=args.flip), workers=args.workers, progress=progress)
+    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model), flip=args.flip), workers=args.workers, progress=progress)
     return read_manifest(args.out) if done.complete else None
 
 def plan_items(args, items, progress):

@@ -70,13 +70,14 @@ def check_device(device):
 def load_pipeline(model=None,    # None for the embedded tiny SDXL, a folder in diffusers' layout, or a Hub id
                   device='cpu',  # where to compute
                   dtype=None,    # torch.dtype of all parts; None is float16 on a GPU, where it is twice as fast, and float32 on the CPU
+                  **parts,       # instead of the model's own; `unet=None` leaves SDXL's five gigabytes where they are
                   ):
     "An SDXL pipeline with `SDXLAnime_BestHQScheduler`; raises `ModelError`, one line, if there is none"
     where = find_model(model)
     check_device(device)
     dtype = dtype or (torch.float32 if torch.device(device).type == 'cpu' else torch.float16)
     with quiet():
-        try: pipe = StableDiffusionXLPipeline.from_pretrained(where, dtype=dtype, use_safetensors=True, add_watermarker=False)
+        try: pipe = StableDiffusionXLPipeline.from_pretrained(where, dtype=dtype, use_safetensors=True, add_watermarker=False, **parts)
         except Exception as error:  # offline, no such repository, missing or broken files: many classes, one answer
             raise ModelError(f'{where}: cannot be loaded ({" ".join(str(error).split())[:300]})') from None
         pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config)

@@ -30,3 +30,9 @@ def notebook_cell(path, number):
 def pytest_pycollect_makeitem(collector, name, obj):
     "Keeps imported helpers such as fastcore's `test_eq` from being run as tests."
     if getattr(obj, "__module__", None) == "fastcore.test": return []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    "The longest test first: at the end, all workers but one would wait for it."
+    items.sort(key=lambda item: "sixteen_sealed_scenes" not in item.name)

@@ -304,7 +304,7 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
 # %% ../nbs/13_cli.ipynb #c87199da
 def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
     given = []
-    def load_spy(model, device, dtype): given.append(device)
+    def load_spy(model, device, dtype, **parts): given.append(device)
     with patch("tav_nb.models.load_pipeline", load_spy):
         args = make_parser().parse_args(["prepare", "films", "cache", "--device", "cuda"])
         load(args)

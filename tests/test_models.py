@@ -35,6 +35,13 @@ def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
     assert pipe.progress_bar(total=1).disable
     assert pipe('a girl', num_inference_steps=1, height=64, width=64, output_type='np').images.shape == (1, 64, 64, 3)
 
+# %% ../nbs/14_models.ipynb #908d525a
+def test_a_part_that_is_not_wanted_is_not_loaded_and_the_others_are_the_same():
+    lean, whole = load_pipeline(unet=None), load_pipeline()
+    assert lean.unet is None
+    for one, other in zip(lean.encode_prompt('a girl in the snow')[::2], whole.encode_prompt('a girl in the snow')[::2]): assert torch.equal(one, other)
+    assert all(torch.equal(value, other) for value, other in zip(lean.vae.state_dict().values(), whole.vae.state_dict().values()))
+
 # %% ../nbs/14_models.ipynb #20fdc3e3
 def test_encoders_stored_in_16_bits_are_loaded_as_asked():
     with tempfile.TemporaryDirectory() as folder:
