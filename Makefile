@@ -5,7 +5,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SENTENCE := a girl with pink hair and a blue dress walks to the left
+SENTENCE := a girl with long pink hair and a blue dress walks to the left in the snow
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
