@@ -425,7 +425,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'tav_nb.tiny.decode': ('tiny.html#decode', 'tav_nb/tiny.py'),
                              'tav_nb.tiny.density': ('tiny.html#density', 'tav_nb/tiny.py'),
                              'tav_nb.tiny.draw': ('tiny.html#draw', 'tav_nb/tiny.py'),
-                             'tav_nb.tiny.draw_clips': ('tiny.html#draw_clips', 'tav_nb/tiny.py'),
                              'tav_nb.tiny.drawn': ('tiny.html#drawn', 'tav_nb/tiny.py'),
                              'tav_nb.tiny.drop': ('tiny.html#drop', 'tav_nb/tiny.py'),
                              'tav_nb.tiny.embed': ('tiny.html#embed', 'tav_nb/tiny.py'),

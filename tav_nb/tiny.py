@@ -6,10 +6,10 @@
 __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'ATTRIBUTES', 'WEIGHTS', 'ROWS', 'STAGES', 'byte_pairs', 'make_tokenizer',
            'text_config', 'make_vae', 'make_unet', 'make_scheduler', 'make_pipeline', 'Average', 'schedule', 'Recorded',
            'fit', 'autocast', 'compiled', 'attributes', 'spoken', 'train_text', 'InTurn', 'pool', 'drawn', 'draw',
-           'whole', 'draw_clips', 'to_pixels', 'to_frames', 'train_vae', 'center', 'encode', 'decode', 'embed', 'Call',
-           'alphas', 'importance', 'bank', 'drop', 'random_ids', 'train_base', 'Fast', 'Answer', 'density',
-           'clip_latents', 'train_temporal', 'sample', 'sealed', 'start_noise', 'score_table', 'brief', 'save', 'load',
-           'about', 'record', 'run_stage', 'main']
+           'whole', 'to_pixels', 'to_frames', 'train_vae', 'center', 'encode', 'decode', 'embed', 'Call', 'alphas',
+           'importance', 'bank', 'drop', 'random_ids', 'train_base', 'Fast', 'Answer', 'density', 'clip_latents',
+           'train_temporal', 'sample', 'sealed', 'start_noise', 'score_table', 'brief', 'save', 'load', 'about',
+           'record', 'run_stage', 'main']
 
 # %% ../nbs/16_tiny.ipynb #ce00ce9c
 import json
@@ -273,10 +273,6 @@ def draw(seeds, frames, split='train', weights=False, workers=os.cpu_count()):
 
 
 def whole(num_frames, split, seed): return render(random_scene(seed, split), num_frames, SIZE, SIZE).frames
-
-
-def draw_clips(seeds, num_frames=FRAMES, split='train', workers=os.cpu_count()):
-    with pool(workers) as p: return np.stack(p.map(partial(whole, num_frames, split), seeds, chunksize=16))
 
 
 def to_pixels(frames): return frames.permute(0, 3, 1, 2).float() / 127.5 - 1            # n h w c -> n c h w

@@ -4,7 +4,7 @@ from pathlib import Path
 from tav_nb.adapter import read_metadata
 from tav_nb.inference import generate, load_video_pipeline, noise_for
 from tav_nb.models import EMBEDDED, quiet
-from tav_nb.tiny import AutoencoderKL, StableDiffusionXLPipeline, center, decode, density, encode, load, make_pipeline, make_tokenizer, make_vae, run_stage, sample, score_table, sealed, start_noise
+from tav_nb.tiny import AutoencoderKL, StableDiffusionXLPipeline, alphas, center, decode, density, encode, importance, load, make_pipeline, make_tokenizer, make_vae, run_stage, sample, score_table, sealed, start_noise
 from tav_nb.toon import random_scene, render, vocabulary
 from tempfile import TemporaryDirectory
 import json
@@ -39,6 +39,21 @@ def test_the_trained_vae_keeps_pictures_above_27_db():
     vae = AutoencoderKL.from_pretrained(EMBEDDED / 'vae')
     back = decode(vae, encode(vae, torch.from_numpy(truth))).numpy()
     assert 10 * np.log10(255**2 / np.mean((truth.astype(float) - back)**2)) > 27
+
+# %% ../nbs/16_tiny.ipynb #31c93db5
+def test_importance_is_the_v_loss_under_the_roof_of_min_snr():
+    from tav_nb.training import min_snr_weight
+    a, noisy_x, epsilon, off = alphas('cpu').double(), .7, .3, .01
+
+
+    def v_of(epsilon):                                        # of an answer epsilon, by way of the picture that it stands for
+        return a.sqrt() * epsilon - (1 - a).sqrt() * (noisy_x - (1 - a).sqrt() * epsilon) / a.sqrt()
+
+
+    weights, snr = importance('cpu').double(), a / (1 - a)
+    noisy, clear = snr < 4, snr > 5
+    torch.testing.assert_close((weights * off**2)[noisy], (v_of(epsilon + off) - v_of(epsilon))[noisy]**2, rtol=1e-4, atol=0)
+    torch.testing.assert_close(weights[clear], min_snr_weight(a, torch.arange(1000))[clear].double(), rtol=1e-4, atol=0)
 
 # %% ../nbs/16_tiny.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():

@@ -139,12 +139,14 @@ def test_the_noise_is_of_the_kind_and_strength_that_was_asked_for():
 # %% ../nbs/08_training.ipynb #5a902221
 def test_the_weight_of_a_clip_is_applied_before_the_mean_over_clips():
     clips, listener = snow_clips(6, 2, seed=1), Listener()
-    for options in (dict(gamma=5.0), dict(gamma=None), dict(gamma=0.05)):
+    given = torch.linspace(1, 3, 1000)
+    for options in (dict(gamma=5.0), dict(gamma=None), dict(gamma=0.05), dict(timestep_weights=given)):
         loss = adapter_loss(listener, scheduler, clips, torch.Generator().manual_seed(0), caption_dropout=0.0, **options)
         times = listener.heard["timestep"][::2]
         signal, spread = alphas_cumprod[times].sqrt()[:, None], (1 - alphas_cumprod[times]).sqrt()[:, None]
         noise = (listener.heard["sample"].view(6, -1) - signal * clips["latents"].reshape(6, -1)) / spread
-        weights = min_snr_weight(alphas_cumprod, times, gamma=options["gamma"]) if options["gamma"] else torch.ones(6)
+        weights = given[times] if "timestep_weights" in options else torch.ones(6)
+        if options.get("gamma"): weights = min_snr_weight(alphas_cumprod, times, gamma=options["gamma"])
         torch.testing.assert_close(loss, (weights * noise.square().mean(dim=1)).mean(), atol=1e-5, rtol=1e-4)
 
 # %% ../nbs/08_training.ipynb #b1f701e6
