@@ -199,11 +199,13 @@ def shot_options(args): return ShotOptions(**{name: value for name, value in var
 def encode_items(args, items, progress):
     "Fill the cache; returns its rows, or None if other processes are still at it."
     from tav_nb.dataset import needed, prepare
-    from tav_nb.encode import EncodeOptions
+    from tav_nb.encode import EncodeOptions, too_long
     from tav_nb.loader import read_manifest
     from tav_nb.models import quiet
     needed()
     with quiet(): pipe = load(args, unet=None)  # captions and pictures need no UNet
+    if cut := too_long(pipe, dict.fromkeys(item.caption for item in items)):
+        print(f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first {cut[0][:40]!r}...", file=sys.stderr)
     progress.start("preparing")
     done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model), flip=args.flip), workers=args.workers, progress=progress)
     return read_manifest(args.out) if done.complete else None

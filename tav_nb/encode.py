@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'PARTS', 'ROW', 'EMPTY_ROW', 'EncodeError', 'EncodeOptions', 'buckets', 'nearest_bucket', 'Sizes',
-           'sizes_for', 'to_bucket', 'safe_vae', 'encode_frames', 'encode_text', 'key_of', 'check_model', 'fingerprint',
-           'signature', 'content', 'Planned', 'thumb_strip', 'refused', 'plan_file', 'draw', 'Encoder', 'arrays_of',
-           'encode_file']
+           'sizes_for', 'to_bucket', 'safe_vae', 'encode_frames', 'encode_text', 'too_long', 'key_of', 'check_model',
+           'fingerprint', 'signature', 'content', 'Planned', 'thumb_strip', 'refused', 'plan_file', 'draw', 'Encoder',
+           'arrays_of', 'encode_file']
 
 # %% ../nbs/22_encode.ipynb #e23b00fe
 import hashlib, io, json, math, re
@@ -124,6 +124,10 @@ def encode_text(pipe, caption):
     "`text_embeds` float16 [77, D] and `pooled_embeds` float16 [P] of a caption; what goes beyond 77 tokens is not read."
     with quiet(): embeds, _, pooled, _ = pipe.encode_prompt(caption, device=pipe._execution_device, do_classifier_free_guidance=False)
     return embeds[0].half().cpu().numpy(), pooled[0].half().cpu().numpy()
+
+def too_long(pipe, captions):
+    "Those of `captions` that go on beyond what the model reads, `pipe.tokenizer.model_max_length` tokens with start and end."
+    with quiet(): return [caption for caption in captions if len(pipe.tokenizer(caption).input_ids) > pipe.tokenizer.model_max_length]
 
 # %% ../nbs/22_encode.ipynb #58c46a67
 def key_of(**parts):

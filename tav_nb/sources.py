@@ -267,6 +267,9 @@ def open_source(
     reader = _reader(path)
     try: items = reader(path, **{name: value for name, value in options.items() if value is not None})
     except OSError as error: raise CollectionError(f"{path}: cannot be read: {error.strerror}") from None
+    except TypeError as error:
+        if not (wrong := re.search(r"argument '(\w+)'$", str(error))) or wrong[1] not in options: raise
+        raise CollectionError(f"{path}: {wrong[1]}= means nothing for such a source") from None
     items = [replace(item, caption=caption) if item.caption is None else item for item in items]
     check_captions(items)
     names = Counter(item.name for item in items)

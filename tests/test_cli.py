@@ -240,6 +240,9 @@ def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the
         state = lambda: {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(folder, "cache").rglob("*") if path.suffix in (".npz", ".parquet")}
         before = state()
         assert tav(*words) == (0, said, "") and state() == before, "a second time nothing is left to do"
+        Path(folder, "films/film0.txt").write_text("girl " * 80)
+        code, _, err = tav(*words)
+        assert code == 0 and err == "the model reads 77 tokens of a caption; longer, and cut: 1, first 'girl girl girl girl girl girl girl girl '...\n", err
 
 # %% ../nbs/13_cli.ipynb #86a37273
 def test_a_dry_run_decides_the_same_and_encodes_nothing():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.encode import EncodeError, EncodeOptions, Encoder, PARTS, buckets, encode_file, encode_frames, encode_text, fingerprint, nearest_bucket, plan_file, safe_vae, sizes_for, to_bucket
+from tav_nb.encode import EncodeError, EncodeOptions, Encoder, PARTS, buckets, encode_file, encode_frames, encode_text, fingerprint, nearest_bucket, plan_file, safe_vae, sizes_for, to_bucket, too_long
 from tav_nb.inference import decode_frames
 from tav_nb.models import load_pipeline, quiet
 from tav_nb.reading import Reader
@@ -111,6 +111,13 @@ def test_embeddings_are_those_of_encode_prompt_bit_for_bit():
         with quiet(): embeds, _, pooled, _ = tiny().encode_prompt(caption_, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
         got = encode_text(tiny(), caption_)
         assert np.array_equal(got[0], embeds[0].detach().half().numpy()) and np.array_equal(got[1], pooled[0].detach().half().numpy()), caption_
+
+# %% ../nbs/22_encode.ipynb #de19989f
+def test_a_caption_is_too_long_exactly_when_its_end_makes_no_difference():
+    fits, spills = "girl " * 75, "girl " * 76
+    assert too_long(tiny(), ["", fits, spills]) == [spills]
+    assert np.array_equal(encode_text(tiny(), fits)[0], encode_text(tiny(), spills)[0])
+    assert not np.array_equal(encode_text(tiny(), "girl " * 74)[0], encode_text(tiny(), fits)[0])
 
 # %% ../nbs/22_encode.ipynb #fdde3154
 def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():

@@ -177,6 +177,11 @@ def test_one_word_is_enough_to_find_the_reader():
             try: open_source(root_/bad, caption="x")
             except CollectionError as error: assert bad in str(error)
             else: raise AssertionError(f"{bad} was opened")
+        (root_/"twice.csv").unlink()
+        for source, option in ((root_, "videos"), (root_/"t.jsonl", "table"), (root_/"clip0.webp", "layer"), (root_, "licenses")):
+            try: open_source(source, caption="x", **{option: "y"})
+            except CollectionError as error: assert f"{source.name}: {option}= means nothing" in str(error), error
+            else: raise AssertionError(f"{option} was taken")
 
 # %% ../nbs/17_sources.ipynb #fd158a11
 def test_items_of_one_file_belong_together():
