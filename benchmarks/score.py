@@ -3,7 +3,7 @@
     python benchmarks/score.py [--frames 72] [--side 1024] [--cores 2] [--out benchmarks/results/score.json]
 
 The film is drawn here and written as H.264. The command runs as a user would run it, in a process of its own on so many cores: once alone with
-a page, once with its three controls. Shares are taken in this process on the same cores; a metric's time has the flow only where it asks for a flow of its own.
+a page, once with its three controls (Linux only: the peak of memory comes from /proc). Shares are taken in this process on the same cores; a metric's time has the flow only where it asks for a flow of its own.
 """
 import argparse
 import json
@@ -22,7 +22,11 @@ from PIL import Image
 from tav_nb import consistency, score, toon
 from tav_nb.video import write_video
 
-RUN = 'import resource, sys; from tav_nb.cli import main; code = main(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)'
+RUN = '''import sys
+from tav_nb.cli import main
+code = main()
+print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')), file=sys.stderr)  # ru_maxrss would begin with the memory of the process that started this one
+sys.exit(code)'''
 PARTS = {'flow': ('dis_flow',), 'occlusion': ('visible',), 'warping_error and residual': ('warping_error',), 'motion and fastest': ('motion', 'fastest'), 'flickering': ('flickering',),
          'smoothness': ('smoothness',), 'held': ('held',), 'drift': ('follow', 'drift'), 'step_ratio': ('step_ratio',)}
 
