@@ -629,4 +629,17 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'tav_nb.video.iter_video': ('video.html#iter_video', 'tav_nb/video.py'),
                               'tav_nb.video.read_metadata': ('video.html#read_metadata', 'tav_nb/video.py'),
                               'tav_nb.video.read_video': ('video.html#read_video', 'tav_nb/video.py'),
-                              'tav_nb.video.write_video': ('video.html#write_video', 'tav_nb/video.py')}}}
+                              'tav_nb.video.write_video': ('video.html#write_video', 'tav_nb/video.py')},
+            'tav_nb.views': { 'tav_nb.views._arrows': ('views.html#_arrows', 'tav_nb/views.py'),
+                              'tav_nb.views._with_mark': ('views.html#_with_mark', 'tav_nb/views.py'),
+                              'tav_nb.views.attention_weights': ('views.html#attention_weights', 'tav_nb/views.py'),
+                              'tav_nb.views.coarse_flow': ('views.html#coarse_flow', 'tav_nb/views.py'),
+                              'tav_nb.views.noise_image': ('views.html#noise_image', 'tav_nb/views.py'),
+                              'tav_nb.views.plot_attention': ('views.html#plot_attention', 'tav_nb/views.py'),
+                              'tav_nb.views.plot_compare': ('views.html#plot_compare', 'tav_nb/views.py'),
+                              'tav_nb.views.plot_consistency': ('views.html#plot_consistency', 'tav_nb/views.py'),
+                              'tav_nb.views.plot_noise': ('views.html#plot_noise', 'tav_nb/views.py'),
+                              'tav_nb.views.short_name': ('views.html#short_name', 'tav_nb/views.py'),
+                              'tav_nb.views.temporal_attention': ('views.html#temporal_attention', 'tav_nb/views.py'),
+                              'tav_nb.views.watching': ('views.html#watching', 'tav_nb/views.py'),
+                              'tav_nb.views.wiped': ('views.html#wiped', 'tav_nb/views.py')}}}

@@ -430,7 +430,7 @@ def controls(
 ):  # dict of uint8 [F, H, W, 3]: static, shuffled, flickering
     "The film broken in three ways, to read its scores against."
     frames, rng = check_frames(frames), np.random.default_rng(seed)
-    sign = np.where(np.arange(len(frames)) % 2, 8, -8)[:, None, None, None]
+    sign = np.where(np.arange(len(frames)) % 2, 8, -8).astype(np.int16)[:, None, None, None]
     return {"static": np.repeat(frames[len(frames)//2:][:1], len(frames), 0), "shuffled": rng.permutation(frames),
             "flickering": np.clip(frames.astype(np.int16) + sign, 0, 255).astype(np.uint8)}
 
