@@ -163,7 +163,7 @@ CSS = """
 .tav canvas { max-width: 100%; height: auto; display: block; touch-action: none; image-rendering: auto } .tav .tav-sharp { image-rendering: pixelated }
 .tav .tav-row { display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start; margin-bottom: 4px } .tav .tav-bar { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; margin: 2px 0 }
 .tav .tav-bar input[type=range] { flex: 1 1 120px; min-width: 80px } .tav button, .tav select { font: inherit; color: inherit; background: var(--jp-layout-color2, ButtonFace); border: 1px solid var(--jp-border-color1, #8888); border-radius: 3px; padding: 2px 8px }
-.tav output { min-width: 5.5em; font-variant-numeric: tabular-nums } .tav figure { margin: 0 } .tav figcaption { opacity: .8; font-size: 12px }
+.tav output { min-width: 5.5em; font-variant-numeric: tabular-nums } .tav figure { margin: 0; user-select: none } .tav figcaption { opacity: .8; font-size: 12px }
 .tav svg { width: 240px; max-width: 100%; display: block } .tav svg polyline { fill: none; stroke: var(--jp-brand-color1, #1976d2); stroke-width: 1.5 } .tav svg line { stroke: var(--jp-warn-color1, #e0007a) } .tav svg rect { fill: none; stroke: #8886 }
 """
 
