@@ -186,7 +186,7 @@ class FilmWidget(anywidget.AnyWidget):
 
     def figure(self):  # Matplotlib axes
         "What is shown where the widget cannot run."
-        return contact_sheet(self.frames, every=-(-len(self.frames)//8), width=0.9)
+        return contact_sheet(self.frames, every=-(-len(self.frames)//6), width=0.9)
 
     def _repr_mimebundle_(self, **options):
         data, metadata = super()._repr_mimebundle_(**options)
@@ -198,7 +198,7 @@ def still(
     "A figure as a small picture; it is closed afterwards."
     from matplotlib import pyplot as plt
     figure, file = np.ravel(draw())[0].figure, io.BytesIO()
-    figure.savefig(file, format="jpeg", dpi=64, pil_kwargs=dict(quality=55, optimize=True))
+    figure.savefig(file, format="jpeg", dpi=60, pil_kwargs=dict(quality=45, optimize=True))
     plt.close(figure)
     return file.getvalue()
 
