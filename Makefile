@@ -18,11 +18,12 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 endif
 endif
 
-.PHONY: help demo test lab export readme clean-notebooks
+.PHONY: help demo test test-browser lab export readme clean-notebooks
 
 help:
 	@echo "make demo               generate a video from a sentence: make demo SENTENCE='...'"
 	@echo "make test               run every chapter, then every test"
+	@echo "make test-browser       the widgets in a real browser: needs Chromium or Chrome"
 	@echo "make lab                open the course in JupyterLab"
 	@echo "make export             write tav_nb/ and tests/ from the notebooks"
 	@echo "make readme             write README.md from nbs/index.ipynb"
@@ -36,6 +37,9 @@ test: $(VENV)/dev
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/pytest -n 2
 
+test-browser: $(VENV)/browser
+	$(BIN)/pytest -m browser -rs
+
 lab: $(VENV)/dev
 	$(BIN)/jupyter lab nbs/index.ipynb
 
@@ -46,6 +50,7 @@ readme: $(VENV)/dev
 	$(BIN)/python -c 'from tav_nb.nbtests import render_readme; render_readme()'
 
 clean-notebooks: $(VENV)/dev
+	$(BIN)/python -c 'from tav_nb.nbtests import drop_widgets; drop_widgets()'
 	$(BIN)/nbdev-clean
 
 $(BIN)/pip:
@@ -61,4 +66,8 @@ $(VENV)/user: settings.ini setup.py pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/dev: $(VENV)/user
 	@echo "Installing what the course and its tests need."
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/browser: $(VENV)/dev
+	$(PIP) --editable '.[dev,browser]'
 	@touch $@

@@ -24,9 +24,8 @@ setup(
     package_data={name: [f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")]},
     install_requires=settings["requirements"].split(),
     extras_require={
-        "prepare": settings["prepare_requirements"].split(),
-        "score": settings["score_requirements"].split(),
-        "dev": settings["prepare_requirements"].split() + settings["score_requirements"].split() + settings["dev_requirements"].split(),
+        **{extra: settings[f"{extra}_requirements"].split() for extra in ("prepare", "score", "widgets", "browser")},
+        "dev": [name for extra in ("prepare", "score", "widgets", "dev") for name in settings[f"{extra}_requirements"].split()],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )

@@ -6,10 +6,11 @@
 __all__ = ['NOISES', 'COMMANDS', 'UsageError', 'Parser', 'at_least', 'side', 'add_device', 'add_generate', 'free_name',
            'check_names', 'choose_adapter', 'load', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
            'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
-           'add_info', 'info_command', 'make_parser', 'say', 'main']
+           'add_score', 'numbers', 'check_score', 'score_command', 'networks_on', 'write_whole', 'add_info',
+           'info_command', 'make_parser', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
-import argparse, json, math, os, re, sys, time, warnings
+import argparse, json, math, os, re, shutil, sys, time, warnings
 from pathlib import Path
 import tav_nb
 from .shots import ShotOptions
@@ -253,6 +254,81 @@ def tell(args, rows):
     print(f"{args.out}: {summary(rows)}\n{page} shows every clip{'; nothing was encoded' if args.dry_run else ''}")
     if not any(row["kept"] for row in rows): raise UsageError(f"no clip was kept; {page} shows why")
 
+# %% ../nbs/13_cli.ipynb #17a5a549
+def add_score(parser):
+    add = parser.add_argument
+    add("videos", nargs="+", metavar="VIDEO", help="videos, animated GIFs or WebPs, or folders of PNGs")
+    add("--reference", metavar="FILE", help="the same film as it really is, frame by frame: adds what differs from it, and its own scores")
+    add("--controls", action="store_true", help="also score each film frozen, shuffled and flickering")
+    for form in ("json", "csv", "html"): add(f"--{form}", metavar="FILE", help=f"also write {form.upper()}" + (", one page with curves and strips" if form == "html" else " (- is the terminal, in place of the table)"))
+    add("--convert", action="store_true", help="take grey, transparent and deep pictures as 8-bit RGB")
+    add("--side", type=at_least(64), default=512, metavar="PIXELS", help="look at pictures of at most this size (512)")
+    add("--region", type=numbers(4), metavar="T,L,H,W", help="what to follow for drift: top, left, height, width in shares of the picture (its middle half)")
+    add("--seams", type=numbers(), default=(), metavar="N,N", help="frames at which a new window began, for the seam score")
+    add("--flow", metavar="FILE", help="weights of torchvision's RAFT (OpenCV's DIS, which needs none)")
+    add("--dino", metavar="FOLDER", help="a DINO: subject consistency")
+    add("--clip", metavar="FOLDER", help="a CLIP: background and frame consistency")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where such networks compute (auto: a GPU if there is one)")
+
+def numbers(count=None):
+    "A type for argparse: numbers with commas between them."
+    def parse(text):
+        try: values = [float(word) for word in text.split(",")]
+        except ValueError: raise argparse.ArgumentTypeError(f"{text!r} is not made of numbers with commas between them") from None
+        if count and len(values) != count: raise argparse.ArgumentTypeError(f"needs {count} numbers, not {len(values)}: {text}")
+        return values
+    return parse
+
+# %% ../nbs/13_cli.ipynb #6074d518
+def check_score(args):
+    "Refuse what cannot be, without reading a film: missing files, places that cannot be written, results over films."
+    sources = [*args.videos, *filter(None, [args.reference])]
+    for option in ("flow", "dino", "clip"):
+        if (name := getattr(args, option)) and not Path(name).exists(): raise UsageError(f"--{option} {name}: there is no such file or folder")
+    for name in sources:
+        if not Path(name).exists(): raise UsageError(f"{name}: there is no such file or folder")
+    results = {form: name for form in ("json", "csv", "html") if (name := getattr(args, form)) and name != "-"}
+    if args.html == "-" or args.json == args.csv == "-": raise UsageError("the terminal takes either --json - or --csv -")
+    if len({Path(name).resolve() for name in results.values()}) < len(results): raise UsageError(f"several results would go to the same file: {', '.join(results.values())}")
+    for form, name in results.items():
+        path = Path(name)
+        if not path.resolve().parent.is_dir(): raise UsageError(f"--{form} {name}: there is no folder for it")
+        if path.is_dir(): raise UsageError(f"--{form} {name}: is a folder")
+        if path.resolve() in [Path(source).resolve() for source in sources]: raise UsageError(f"--{form} {name}: would replace a film")
+    return results
+
+# %% ../nbs/13_cli.ipynb #46645c60
+def score_command(args):
+    "Measure the films that `args` name, print the table, write what else is asked for."
+    results = check_score(args)
+    from tqdm import tqdm
+    from tav_nb import score
+    films = [score.read_film(name, args.side, args.convert) for name in args.videos]
+    reference = score.read_film(args.reference, args.side, args.convert) if args.reference else None
+    with warnings.catch_warnings(action="ignore"):
+        watch = lambda jobs: tqdm(jobs, desc="measuring", unit="film", leave=False, disable=None)
+        scored = score.score_films(films, reference, args.controls, watch, flow=args.flow or "dis", region=args.region, windows=args.seams, dino=args.dino, clip=args.clip, device=networks_on(args))
+    about = {"made_by": f"tav_nb {tav_nb.__version__}", "settings": {name: value for name, value in vars(args).items() if name not in ("command", "json", "csv", "html")}}
+    texts = {"json": lambda: score.as_json(scored, **about), "csv": lambda: score.as_csv(scored), "html": lambda: score.as_page(scored)}
+    for form, name in results.items(): write_whole(name, texts[form]())
+    if on_screen := next((form for form in ("json", "csv") if getattr(args, form) == "-"), None): print(texts[on_screen](), end="")
+    else: print(score.as_table(scored, shutil.get_terminal_size((100, 24)).columns), *results.values(), sep="\n")
+
+def networks_on(args):
+    "The device for RAFT, DINO and CLIP; PyTorch is not loaded where there is none of them."
+    if args.device != "auto" or not (args.flow or args.dino or args.clip): return args.device.replace("auto", "cpu")
+    import torch
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def write_whole(path, text):
+    "Write a file whole or not at all."
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally: unfinished.unlink(missing_ok=True)
+
 # %% ../nbs/13_cli.ipynb #6d2fc7ee
 def add_info(parser):
     parser.add_argument("file", metavar="FILE", help="a video made by tav, or a temporal adapter")
@@ -270,6 +346,7 @@ def info_command(args):
 COMMANDS = {
     "generate": ("make a video of a sentence", add_generate, generate_command),
     "prepare": ("turn videos into a cache of clips to train on", add_prepare, prepare_command),
+    "score": ("measure whether the frames of films hold together", add_score, score_command),
     "info": ("print the settings inside a video or an adapter", add_info, info_command),
 }
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['METRICS', 'ConsistencyError', 'check_frames', 'dis_flow', 'raft_flow', 'warp', 'visible', 'warping_error', 'motion',
            'fastest', 'dynamic_degree', 'flickering', 'smoothness', 'held', 'step_ratio', 'tof', 'follow', 'drift',
-           'features', 'feature_consistency', 'all_pairs', 'Scores', 'measure', 'controls', 'plot_scores']
+           'features', 'feature_consistency', 'all_pairs', 'Scores', 'shrink', 'measure', 'controls', 'plot_scores']
 
 # %% ../nbs/10_consistency.ipynb #88dea135
 import json, math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 import numpy as np
@@ -85,6 +86,8 @@ def _raft(model, device, now, after):
     return flow[0, :, :h, :w].permute(1, 2, 0).cpu().numpy()  # 2 h w -> h w 2
 
 # %% ../nbs/10_consistency.ipynb #c70d82ac
+def _squared(x): return np.einsum("...c,...c->...", x, x)  # numpy's own sum over so short an axis takes five times as long
+
 def _grid(flow): return np.meshgrid(np.arange(flow.shape[1], dtype=np.float32), np.arange(flow.shape[0], dtype=np.float32))
 
 def warp(
@@ -102,16 +105,15 @@ def visible(
     boundaries=False,  # also drop the edges of the flow, as Lai et al. do?
 ):  # bool [H, W]
     "Pixels of now that are still seen after: |w' + w|^2 <= 0.01 (|w'|^2 + |w|^2) + 0.5, where w' is the way back (Lai et al. 2018, after Ruder et al. 2016)."
-    squared = lambda flow: (flow**2).sum(-1)
     back, (xs, ys) = warp(backward, forward), _grid(forward)
     x, y = xs + forward[..., 0], ys + forward[..., 1]
-    seen = squared(back + forward) <= 0.01*(squared(back) + squared(forward)) + 0.5
+    seen = _squared(back + forward) <= 0.01*(_squared(back) + _squared(forward)) + 0.5
     seen &= (x >= 0) & (y >= 0) & (x <= xs[0, -1]) & (y <= ys[-1, 0])
     if boundaries:
         slope = np.zeros_like(xs)
-        slope[:, :-1] += squared(np.diff(forward, axis=1))
-        slope[:-1] += squared(np.diff(forward, axis=0))
-        seen &= slope <= 0.01*squared(forward) + 0.002
+        slope[:, :-1] += _squared(np.diff(forward, axis=1))
+        slope[:-1] += _squared(np.diff(forward, axis=0))
+        seen &= slope <= 0.01*_squared(forward) + 0.002
     return seen
 
 # %% ../nbs/10_consistency.ipynb #dfa1912e
@@ -122,19 +124,20 @@ def warping_error(
     mask=True,  # bool [H, W]: the pixels that count; all of them unless given
 ):  # float; colours are in 0..1
     "Mean squared length of the change of colour along the flow: sum M |x_t - warp(x_t+1)|^2 / sum M (Lai et al. 2018); nan where M is empty."
-    change = ((np.asarray(now, np.float32) - warp(after, flow))**2).sum(-1)/255**2  # h w c -> h w
+    change = _squared(np.asarray(now, np.float32) - warp(after, flow))/255**2  # h w c -> h w
     mask = np.broadcast_to(mask, change.shape)
     return float(change[mask].mean(dtype=np.float64)) if mask.any() else math.nan
 
 # %% ../nbs/10_consistency.ipynb #872d8685
 def motion(flow):  # float, share of the diagonal
     "Mean length of the flow."
-    return float(np.sqrt((flow.astype(np.float64)**2).sum(-1)).mean()/math.hypot(*flow.shape[:2]))
+    return float(np.sqrt(_squared(flow)).mean(dtype=np.float64)/math.hypot(*flow.shape[:2]))
 
 def fastest(flow):  # float, in pixels
     "Mean length of the longest 5 % of the flow (VBench, dynamic degree)."
-    lengths = np.sort(np.sqrt((flow.astype(np.float64)**2).sum(-1)), None)
-    return float(lengths[-max(1, int(lengths.size*0.05)):].mean())
+    lengths = np.sqrt(_squared(flow)).ravel()
+    count = max(1, int(lengths.size*0.05))
+    return float(np.partition(lengths, -count)[-count:].mean(dtype=np.float64))
 
 def dynamic_degree(
     speeds,     # `fastest` of each pair, of frames taken about 8 times a second
@@ -188,7 +191,7 @@ def tof(
     "Mean length of OF(b_t-1, b_t) - OF(g_t-1, g_t), Farneback's flow (TecoGAN, Chu et al. 2020; without its crop at the border)."
     farneback = lambda a, b: _cv2().calcOpticalFlowFarneback(_grey(a), _grey(b), None, 0.5, 3, 15, 3, 5, 1.2, 0)
     difference = farneback(reference_now, reference_after) - farneback(now, after)
-    return float(np.sqrt((difference.astype(np.float64)**2).sum(-1)).mean())
+    return float(np.sqrt(_squared(difference)).mean(dtype=np.float64))
 
 # %% ../nbs/10_consistency.ipynb #451fc59d
 def follow(
@@ -222,16 +225,28 @@ def features(
 ):  # float32 [F, C], of length 1
     "What a network sees in each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where there is no such network."
     import torch
-    from transformers import AutoImageProcessor, AutoModel
-    try:
-        prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().to(device)
-    except (OSError, ValueError) as error: raise ConsistencyError(f"no DINO or CLIP in {folder}: {str(error).splitlines()[0]}") from None
+    with _no_bars():
+        from transformers import AutoImageProcessor, AutoModel
+        try:
+            prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().to(device)
+        except (OSError, ValueError) as error: raise ConsistencyError(f"no DINO or CLIP in {folder}: {str(error).splitlines()[0]}") from None
     seen = []
     for start in range(0, len(frames), batch):
         pixels = prepare(images=list(frames[start:start + batch]), return_tensors="pt").pixel_values.to(device)
         with torch.no_grad(): seen.append(_embedded(model, pixels).float().cpu())
     return torch.nn.functional.normalize(torch.cat(seen), dim=-1).numpy()
+
+@contextmanager
+def _no_bars():
+    "transformers loads without a word; afterwards it is as loud as before."
+    from transformers.utils import logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar(), logging.set_verbosity_error()
+    try: yield
+    finally:
+        logging.set_verbosity(level)
+        if bars: logging.enable_progress_bar()
 
 def _embedded(model, pixels):
     if hasattr(model, "get_image_features"): return model.get_image_features(pixel_values=pixels).pooler_output
@@ -300,7 +315,11 @@ class Scores:
                            "video": {name: plain(value) for name, value in self.video.items()}, "worst": self.worst, "boxes": self.boxes})
 
 # %% ../nbs/10_consistency.ipynb #7afee9d3
-def _shrink(frames, side):
+def shrink(
+    frames,  # uint8 [F, H, W, 3]
+    side,    # of at most so many pixels; None: as they are
+):  # uint8 [F, h, w, 3]
+    "Smaller pictures of the same shape; small ones stay as they are."
     height, width = frames.shape[1:3]
     if not side or max(height, width) <= side: return frames
     size = round(width*side/max(height, width)), round(height*side/max(height, width))
@@ -376,7 +395,7 @@ def measure(
     frames, reference = check_frames(frames), None if reference is None else check_frames(reference)
     if reference is not None and reference.shape != frames.shape:
         raise ConsistencyError(f"the reference has the shape {list(reference.shape)}, the film {list(frames.shape)}")
-    frames, reference = _shrink(frames, side), None if reference is None else _shrink(reference, side)
+    frames, reference = shrink(frames, side), None if reference is None else shrink(reference, side)
     rows, boxes = _rows(frames, flow, reference, region)
     seen, more = _seen(frames, dino, clip, device)
     pairs = {name: np.array([row[name] for row in rows]) for name in rows[0]} | {"held": held(frames)} | seen
@@ -411,7 +430,7 @@ def controls(
 ):  # dict of uint8 [F, H, W, 3]: static, shuffled, flickering
     "The film broken in three ways, to read its scores against."
     frames, rng = check_frames(frames), np.random.default_rng(seed)
-    sign = np.where(np.arange(len(frames)) % 2, 8, -8)[:, None, None, None]
+    sign = np.where(np.arange(len(frames)) % 2, 8, -8).astype(np.int16)[:, None, None, None]
     return {"static": np.repeat(frames[len(frames)//2:][:1], len(frames), 0), "shuffled": rng.permutation(frames),
             "flickering": np.clip(frames.astype(np.int16) + sign, 0, 255).astype(np.uint8)}
 
@@ -420,7 +439,7 @@ def plot_scores(
     scores,  # dict of name: Scores, or one Scores
     names=("warping_error", "visible", "motion", "flickering"),  # what to draw over time, from `METRICS`, per frame or per pair
 ):  # array of axes, one a name and one more
-    "Curves over time, one colour a film, and the warping error against the motion: further right is livelier, lower is steadier. Still films are drawn dotted and hollow."
+    "Curves over time, one colour a film, and the warping error against the motion: further right is livelier, lower is steadier. Squared colours get a logarithmic axis that has a zero; still films are drawn dotted and hollow."
     from matplotlib import pyplot as plt
     scores = {"": scores} if isinstance(scores, Scores) else scores
     axes = plt.subplots(1, len(names) + 1, figsize=(2.2*(len(names) + 1), 2.2), layout="constrained", dpi=80)[1]
@@ -430,6 +449,9 @@ def plot_scores(
         axes[-1].plot(found.video["motion"], found.video["warping_error"], "o", color=colour, mfc="none" if still else colour, label=film)
     axes[-1].set_title("warping_error, motion", fontsize=8)
     axes[-1].set_xlabel(METRICS["motion"][1], fontsize=7)
+    for ax, name in zip(axes, [*names, "warping_error"]):
+        if METRICS[name][1].startswith("squared"): ax.set_yscale("symlog", linthresh=1e-4)
+    axes[-1].set_ylim(bottom=0)
     for ax in axes: ax.tick_params(labelsize=6)
     if any(scores): axes[-1].legend(fontsize=6)
     return axes

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_function', 'bound_names', 'needed_names', 'early_names', 'imported_names', 'TestCells', 'merge_imports', 'prune',
-           'rebase_links', 'readme', 'render_readme', 'one_thread']
+           'rebase_links', 'readme', 'render_readme', 'drop_widgets', 'one_thread']
 
 # %% ../nbs/90_nbtests.ipynb #fb23121f
 import ast
@@ -16,7 +16,7 @@ import symtable
 from pathlib import Path
 
 from fastcore.basics import patch
-from fastcore.nbio import nb2str
+from fastcore.nbio import nb2str, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.process import NBProcessor, Processor
 
@@ -207,6 +207,17 @@ def render_readme(folder="."):
     config = get_config(folder)
     text = readme(config.nbs_path / config.readme_nb)
     (config.config_path / "README.md").write_text(text, encoding="utf-8", newline="\n")
+
+# %% ../nbs/90_nbtests.ipynb #2e91e5b9
+def drop_widgets(folder="."):
+    "Take widgets and their state out of the chapters of the project that `folder` is in; the pictures beside them stay."
+    for path in get_config(folder).nbs_path.glob("*.ipynb"):
+        notebook = read_nb(path)
+        outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+        found = [data.pop("application/vnd.jupyter.widget-view+json", None) for data in outputs]
+        if any(found) or "widgets" in notebook.metadata:
+            notebook.metadata.pop("widgets", None)
+            write_nb(notebook, path)
 
 # %% ../nbs/90_nbtests.ipynb #49381c54
 def one_thread(cells):

@@ -104,7 +104,7 @@ def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
 
 # %% ../nbs/13_cli.ipynb #c589eb52
 def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_line():
-    for words in ((), ("gernerate",), ("generate",), ("generate", " "), ("prepare",), ("prepare", "films"), ("info",), ("info", "/no/such/file.mp4"), ("info", sys.executable)):
+    for words in ((), ("gernerate",), ("generate",), ("generate", " "), ("prepare",), ("prepare", "films"), ("score",), ("score", "/no/such/film.mp4"), ("info",), ("info", "/no/such/file.mp4"), ("info", sys.executable)):
         code, said, err = tav(*words)
         assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, err)
 
@@ -121,7 +121,7 @@ for words in json.loads(sys.argv[1]):
     if slow or code != (0 if "--help" in words or "--version" in words else 2): sys.exit(f"{words} ended with {code} and loaded {slow}")
 """
     commands = [["generate", "a girl walks", *words] for words in MISTAKES.values()]
-    commands += [["--help"], ["--version"], ["generate", "--help"], ["prepare", "--help"], ["info", "--help"], [], ["generate"], ["generate", " "], ["prepare"], ["info", "/no/such/file.mp4"]]
+    commands += [["--help"], ["--version"], ["generate", "--help"], ["prepare", "--help"], ["score", "--help"], ["score", "/no/such/film.mp4"], ["info", "--help"], [], ["generate"], ["generate", " "], ["prepare"], ["info", "/no/such/file.mp4"]]
     run = subprocess.run([sys.executable, "-c", program, json.dumps(commands)], stderr=subprocess.PIPE, text=True)
     assert run.returncode == 0, run.stderr
 
@@ -343,3 +343,34 @@ def test_ctrl_c_in_the_middle_of_prepare_keeps_what_is_done_and_the_same_command
             assert subprocess.run([*line[:5], out, *line[6:]], cwd=folder, capture_output=True).returncode == 0
         states = [{path.name: path.read_bytes() for path in Path(folder, name, "clips").iterdir()} for name in ("cache", "straight")]
         assert states[0] == states[1] and len(states[0]) == 6
+
+# %% ../nbs/13_cli.ipynb #03242a45
+def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
+    with tempfile.TemporaryDirectory() as folder:
+        a, b = (write_video(render(random_scene(seed), 6, 48, 64).frames, Path(folder)/f"{seed}.webp") for seed in (3, 4))
+        wanted = [word for form in ("json", "csv", "html") for word in (f"--{form}", f"{folder}/out.{form}")]
+        code, said, err = tav("score", a, b, "--controls", "--reference", b, "--seams", 3, "--region", "0.2,0.2,0.5,0.5", *wanted)
+        assert code == 0 and err == "" and "warping_error" in said and "3.webp: shuffled" in said and said.endswith(f"{folder}/out.html\n"), (said, err)
+        told = json.loads(Path(folder, "out.json").read_text())
+        assert len(told["films"]) == 12 and told["films"]["3.webp"]["video"]["tof"] > 0 and told["settings"]["seams"] == [3] and told["made_by"].startswith("tav_nb")
+        assert Path(folder, "out.csv").read_text().startswith("film,metric,per,frame,value\n3.webp,") and "</html>" in Path(folder, "out.html").read_text()
+        assert json.loads(tav("score", a, "--json", "-")[1])["films"].keys() == {"3.webp"} and tav("score", a, "--csv", "-")[1].startswith("film,")
+        assert not [path for path in Path(folder).iterdir() if path.name.startswith(".")]
+
+# %% ../nbs/13_cli.ipynb #2367951a
+def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
+    with tempfile.TemporaryDirectory() as folder:
+        film = write_video(render(random_scene(3), 4, 48, 64).frames, Path(folder)/"film.webp")
+        still, text, other = write_video(render(random_scene(3), 1, 48, 64).frames, Path(folder)/"still.webp"), Path(folder)/"text.mp4", write_video(render(random_scene(3), 5, 48, 64).frames, Path(folder)/"longer.webp")
+        text.write_text("no film")
+        before = sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir())
+        for said, *words in (
+            ("single picture", still), ("text.mp4", text), ("no/such.mp4", "no/such.mp4"), ("no/such.mp4", film, "--reference", "no/such.mp4"), ("5 frames", film, "--reference", other),
+            ("no/such", film, "--dino", "no/such"), ("no DINO or CLIP", film, "--clip", folder), ("--json", film, "--json", f"{folder}/no/such.json"), ("is a folder", film, "--html", folder),
+            ("would replace", film, "--csv", film), ("same file", film, "--csv", f"{folder}/x", "--json", f"{folder}/x"), ("terminal", film, "--html", "-"), ("terminal", film, "--json", "-", "--csv", "-"),
+            ("region", film, "--region", "0,0,2,2"), ("4 numbers", film, "--region", "1,2"), ("'a,b'", film, "--seams", "a,b"), ("at least 64", film, "--side", "1"), ("film.webp2", film, f"{film}2"),
+        ):
+            code, printed, err = tav("score", *words, *([] if "--html" in words else ["--html", f"{folder}/page.html"]))
+            assert code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and said in err, (words, code, printed, err)
+        with patch("tav_nb.score.measure", side_effect=KeyboardInterrupt): assert tav("score", film, "--html", f"{folder}/page.html")[::2] == (130, "tav: interrupted; nothing was written\n")
+        assert before == sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir())

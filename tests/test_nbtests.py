@@ -4,7 +4,7 @@ from fastcore.nbio import mk_cell, new_nb, read_nb, write_nb
 from itertools import permutations
 from nbdev.process import NBProcessor
 from pathlib import Path
-from tav_nb.nbtests import TestCells, as_function, early_names, merge_imports, needed_names, rebase_links, render_readme
+from tav_nb.nbtests import TestCells, as_function, drop_widgets, early_names, merge_imports, needed_names, rebase_links, render_readme
 import tempfile
 
 # %% ../nbs/90_nbtests.ipynb #ac6aff26
@@ -127,3 +127,17 @@ def test_the_readme_shows_what_the_index_shows():
         text = (Path(folder) / "README.md").read_text()
     assert "shown()" in text and "words" in text and "see [one](nbs/01_one.ipynb)" in text
     assert not [word for word in ["secret", "#|", "default_exp", "Figure", "![png]"] if word in text], text
+
+# %% ../nbs/90_nbtests.ipynb #ca29b033
+def test_widgets_leave_a_notebook_and_their_pictures_stay():
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_lesson(Path(folder), ["shown()"], "01_one")
+        notebook = read_nb(path)
+        notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+        data = {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "model_id": "1"}, "image/jpeg": "AAAA", "text/plain": "a widget"}
+        notebook.cells[-1].outputs = [dict(output_type="display_data", metadata={}, data=data)]
+        write_nb(notebook, path)
+        drop_widgets(folder)
+        text = path.read_text()
+        drop_widgets(folder)
+        assert "widget-" not in text and "AAAA" in text and text == path.read_text()
