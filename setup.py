@@ -21,12 +21,13 @@ setup(
     license=settings["license"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: [f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")]},
+    package_data={name: [*(f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")), "presets/*.toml"]},
     install_requires=settings["requirements"].split(),
     extras_require={
         "prepare": settings["prepare_requirements"].split(),
         "score": settings["score_requirements"].split(),
-        "dev": settings["prepare_requirements"].split() + settings["score_requirements"].split() + settings["dev_requirements"].split(),
+        "train": settings["train_requirements"].split(),
+        "dev": [line for extra in ("prepare", "score", "train", "dev") for line in settings[f"{extra}_requirements"].split()],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )
