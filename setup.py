@@ -27,6 +27,7 @@ setup(
         "prepare": settings["prepare_requirements"].split(),
         "score": settings["score_requirements"].split(),
         "train": settings["train_requirements"].split(),
+        "adam8bit": settings["adam8bit_requirements"].split(),
         "dev": [line for extra in ("prepare", "score", "train", "dev") for line in settings[f"{extra}_requirements"].split()],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},

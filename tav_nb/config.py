@@ -59,12 +59,12 @@ class TrainConfig:
     warmup_steps: int = option(100, "updates in which the learning rate rises; Adam's second moments need about as many")
     schedule: str = option("cosine", "of the learning rate: down to a twentieth at the end, or constant", ("cosine", "constant"))
     max_norm: float = option(1.0, "gradients are clipped to this norm", lowest=1e-6)
-    adam8bit: bool = option(False, "keep Adam's moments in 8 bits: 2.3 GiB less on SDXL; needs torchao, pip install 'tav_nb[train]'")
+    adam8bit: bool = option(False, "keep Adam's moments in 8 bits: 2.3 GiB less on SDXL; needs torchao: pip install 'tav_nb[adam8bit]'")
     ema_decay: float = option(0.999, "of the running average of the weights, an update; it is what is saved as the adapter; 0 for none", below=1)
     ema_every: int = option(1, "updates between two updates of the average, which lives in the computer's memory; 10 cost nothing on a card", lowest=1)
     max_overflows: int = option(20, "updates in a row that may be lost to overflow before the run stops", lowest=1)
 
-    checkpointing: bool = option(True, "compute activations twice instead of keeping them: 66 GiB less on SDXL for a quarter more time")
+    checkpointing: str = option("blocks", "compute activations twice instead of keeping them; offload: and what is kept waits in the computer's memory", ("blocks", "offload", "none"))
     compile: bool = option(False, "torch.compile of the transformer blocks; each clip length compiles once")
     memory_limit: float = option(0.0, "GiB of the card that may be used; 0 is all that is free")
 
@@ -76,11 +76,11 @@ class TrainConfig:
     preview_frames: int = option(16, "length of the previews in frames", lowest=2)
     preview_steps: int = option(20, "denoising steps of the previews", lowest=1)
     log_every: int = option(10, "updates between lines in log.jsonl and TensorBoard", lowest=1)
-    tensorboard: bool = option(False, "also write for TensorBoard; pip install 'tav_nb[train]'")
+    tensorboard: bool = option(False, "also write for TensorBoard: pip install 'tav_nb[train]'")
     seed: int = option(0, "of everything random", below=2**31)
 
 # %% ../nbs/23_config.ipynb #c163a0c6
-FREE = ("steps", "workers", "memory_limit", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
+FREE = ("steps", "workers", "memory_limit", "checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
         "preview_steps", "log_every", "tensorboard", "max_overflows", "bad_clips")
 
 # %% ../nbs/23_config.ipynb #858c26c1
