@@ -7,7 +7,6 @@ __all__ = ['CheckpointError', 'sync', 'checksum', 'seal', 'save_checkpoint', 'ch
            'claim', 'optimizer_tensors', 'fill_optimizer', 'eight_bit', 'Average']
 
 # %% ../nbs/25_checkpoint.ipynb #41ac8970
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+try: import fcntl
+except ImportError: fcntl = None  # Windows has no such locks
+
 # %% ../nbs/25_checkpoint.ipynb #384da26d
 class CheckpointError(ValueError):
     "A checkpoint cannot be written, or not used; the message is one line"
@@ -27,7 +29,8 @@ class CheckpointError(ValueError):
 
 def sync(path):
     "Wait until a file or folder is on the disk"
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir(): return  # Windows cannot, and need not
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
@@ -115,7 +118,7 @@ def claim(run, resume=False):
         lock = open(run / ".lock", "w")
     except OSError as error: raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
     with lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try: fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise CheckpointError(f"{run}: a run is going on in there right now") from None
         yield run
 

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -336,7 +336,7 @@ def check_memory(config, clips, device, dtype, say):
     if config.adapter: structure = {name: value for name, value in read_metadata(config.adapter).items() if name in STRUCTURE}
     need = measure(config, *size, dtype, structure)
     say(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
-    if need.total <= room: return
+    if need.total <= room: return need
     help = remedies(config, *size, room, dtype, structure)
     raise TrainError(f"{config.batch_size} clips of {size[0]} frames of {size[2]} x {size[1]} need {need.total / 2**30:.1f} GiB, but there are {room / 2**30:.1f}: " + ("; ".join(help) if help else "no setting makes it fit; a smaller --resolution in `tav prepare`, or shorter --lengths, would need less"))
 
@@ -426,8 +426,8 @@ def gates(unet): return torch.stack([layer.gate.detach().abs().mean() for layer 
 
 
 def memory_now(device):
-    "The most GiB that were ever in use, on a GPU or by this process"
-    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30
+    "GiB: the most that was ever in use on a GPU; on a CPU, what this process has now"
+    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss) / 2**30
 
 # %% ../nbs/24_trainer.ipynb #4dddc7a5
 class Run:
@@ -535,14 +535,14 @@ def settled(run, config, resume):
     return check_whole(config)
 
 
-def write_run(run, config, loader, world):
+def write_run(run, config, loader, world, need):
     "run.json and config.toml, what a run is; or, if they are there, a check that it still is the same. Raises `TrainError`"
     path, ours = Path(run) / "run.json", dict(clips=loader.plan.identity, micro_steps=config.accumulation * world)
     if path.exists():
         began = json.loads(path.read_text())
         if began["clips"] != ours["clips"]: raise TrainError(f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it began with")
         if began["micro_steps"] != ours["micro_steps"]: raise TrainError(f"{run}: had {began['micro_steps']} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or use as many processes as before")
-    path.with_suffix(".part").write_text(json.dumps(dict(config=asdict(config), **ours, version=tav_nb.__version__), indent=1))
+    path.with_suffix(".part").write_text(json.dumps(dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1))
     os.replace(path.with_suffix(".part"), path)
     (Path(run) / "config.toml").write_text(write_toml(config))
 
@@ -573,11 +573,11 @@ def train(
             dtype = DTYPES.get(config.dtype) or (torch.float16 if where.type == "cuda" else torch.float32)
             if config.memory_limit and where.type == "cuda": torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory), where)
             loader, held_out = open_clips(config, cache)
-            check_memory(config, loader.clips, where, dtype, say)
+            need = check_memory(config, loader.clips, where, dtype, say)
             core, pipe = build(config, loader, cache, where, dtype, rank, world)
             for line in introduce(core, loader, held_out, cache, world): say(line)
             if dry_run: return core
-            if accelerator.is_main_process: write_run(run, config, loader, world)
+            if accelerator.is_main_process: write_run(run, config, loader, world, need)
         except BaseException:
             if fresh and accelerator.is_main_process: leave(run)
             raise
