@@ -101,13 +101,13 @@ def gradients(config, **kwargs):
     return kept, said
 
 # %% ../nbs/24_trainer.ipynb #aa205bce
-HERE, PARTS = sys.modules[train.__module__], {}
+HERE, LOAD, PARTS = sys.modules[train.__module__], load_pipeline, {}
 
 
 def quick_pipeline(model, device="cpu", dtype=torch.float32):
     "`load_pipeline`, which loads encoders and VAE only once"
-    if dtype not in PARTS: PARTS[dtype] = {name: part for name, part in load_pipeline(model, device, dtype).components.items() if name not in ("unet", "scheduler") and part is not None}
-    return load_pipeline(model, device, dtype, **PARTS[dtype])
+    if dtype not in PARTS: PARTS[dtype] = {name: part for name, part in LOAD(model, device, dtype).components.items() if name not in ("unet", "scheduler") and part is not None}
+    return LOAD(model, device, dtype, **PARTS[dtype])
 
 
 def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
