@@ -1,6 +1,6 @@
 """Does it learn? The preset `toon-gpu` from several seeds; loss, held-out loss, and what the reader of the cartoon world says of sampled videos.
 
-    python benchmarks/learning.py [--seeds 0 1 2] [--seconds 130] [--clips 4000] [--out benchmarks/results/learning.json]
+    python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500] [--out benchmarks/results/learning.json]
     python benchmarks/learning.py --toy       three updates from one seed, on the CPU
 """
 import argparse
@@ -28,7 +28,8 @@ from tav_nb.trainer import build, train
 def plain(value):
     "A score as JSON can hold it"
     if isinstance(value, dict): return {str(name): plain(one) for name, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, (tuple, list)) else round(float(value), 5)
+    if isinstance(value, (tuple, list)): return [plain(one) for one in value]
+    return None if value != value else round(float(value), 5)
 
 
 class Scores:
@@ -62,9 +63,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/learning.json'))
     parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1, 2])
-    parser.add_argument('--seconds', type=float, default=130, help='of training, for each seed')
-    parser.add_argument('--clips', type=int, default=4000)
-    parser.add_argument('--videos', type=int, default=128, help='scored each time')
+    parser.add_argument('--seconds', type=float, default=100, help='of training, for each seed')
+    parser.add_argument('--clips', type=int, default=2500)
+    parser.add_argument('--videos', type=int, default=64, help='scored each time')
     parser.add_argument('--eval-every', type=int, default=500, help='updates')
     parser.add_argument('--toy', action='store_true')
     args = parser.parse_args()

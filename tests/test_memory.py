@@ -7,6 +7,7 @@ from tav_nb.memory import UNet2DConditionModel, inputs, measure, remedies, room_
 from tav_nb.models import EMBEDDED
 from tav_nb.unet import add_temporal, train_only_temporal
 from unittest.mock import patch
+import pytest
 import torch
 
 # %% ../nbs/12_a100.ipynb #ea322901
@@ -65,6 +66,7 @@ def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out
         assert abs((need.total - need.moments) / real - 1) < 0.07, (kind, need.total - need.moments, real)
 
 # %% ../nbs/12_a100.ipynb #4d3d88cc
+@pytest.mark.slow
 def test_what_needs_less_is_known_to_need_less():
     usual = TrainConfig(batch_size=2, accumulation=8)
     of = lambda frames=8, side=128, **changes: measure(replace(usual, **changes), frames, side, side, torch.float16)
@@ -76,6 +78,7 @@ def test_what_needs_less_is_known_to_need_less():
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
 
 # %% ../nbs/12_a100.ipynb #c7e9cd40
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_told_what_would():
     with as_if(MICRO):
         needs = {kind: measure(TrainConfig(checkpointing=kind), 8, 128, 128).total for kind in ("none", "blocks")}
