@@ -15,7 +15,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 import tav_nb
-from .config import ConfigError, TrainConfig, check, check_whole, merge, parse, presets, read_config
+from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from .video import SUFFIXES, check_output, read_metadata, write_video
@@ -259,7 +259,7 @@ def tell(args, rows):
 def setting(name):
     "A type for argparse: a word as a value for a setting."
     def read(text):
-        try: return check(name, parse(name, text))
+        try: return check_setting(name, parse_setting(name, text))
         except ConfigError as error: raise argparse.ArgumentTypeError(str(error)) from None
     return read
 
