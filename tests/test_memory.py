@@ -60,7 +60,7 @@ def test_offloading_and_checkpointing_change_no_gradient():
 
 # %% ../nbs/12_a100.ipynb #007d5de7
 def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out():
-    for kind, num_frames in (("blocks", 8), ("none", 4)):
+    for kind, num_frames in (("blocks", 4), ("none", 2)):
         config = TrainConfig(batch_size=1, accumulation=1, checkpointing=kind)
         need, real = measure(config, num_frames, 64, 64, torch.float32), really(config, num_frames, 64)
         assert abs((need.total - need.moments) / real - 1) < 0.07, (kind, need.total - need.moments, real)

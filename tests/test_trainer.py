@@ -216,6 +216,7 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_count
     assert update(core, micro_batches(Numbered(1), 6, 8))["lost"] == 0 and core.average.updates == 1
 
 # %% ../nbs/24_trainer.ipynb #b576569f
+@pytest.mark.slow
 def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
     core, clips = small_core(), [dict(height=64, width=64)]
     with tempfile.TemporaryDirectory() as folder:
