@@ -21,11 +21,11 @@ setup(
     license=settings["license"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: [f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")]},
+    package_data={name: [*(f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")), "presets/*.toml"]},
     install_requires=settings["requirements"].split(),
     extras_require={
-        **{extra: settings[f"{extra}_requirements"].split() for extra in ("prepare", "score", "widgets", "browser")},
-        "dev": [name for extra in ("prepare", "score", "widgets", "dev") for name in settings[f"{extra}_requirements"].split()],
+        **{extra: settings[f"{extra}_requirements"].split() for extra in ("prepare", "score", "widgets", "browser", "train", "adam8bit")},
+        "dev": [name for extra in ("prepare", "score", "widgets", "train", "dev") for name in settings[f"{extra}_requirements"].split()],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )

@@ -6,13 +6,16 @@
 __all__ = ['NOISES', 'COMMANDS', 'UsageError', 'Parser', 'at_least', 'side', 'add_device', 'add_generate', 'free_name',
            'check_names', 'choose_adapter', 'load', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
            'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
-           'add_score', 'numbers', 'check_score', 'score_command', 'networks_on', 'write_whole', 'add_info',
-           'info_command', 'make_parser', 'say', 'main']
+           'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'numbers', 'check_score',
+           'score_command', 'networks_on', 'write_whole', 'add_info', 'info_command', 'make_parser', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, json, math, os, re, shutil, sys, time, warnings
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 import tav_nb
+from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from .video import SUFFIXES, check_output, read_metadata, write_video
@@ -254,6 +257,48 @@ def tell(args, rows):
     print(f"{args.out}: {summary(rows)}\n{page} shows every clip{'; nothing was encoded' if args.dry_run else ''}")
     if not any(row["kept"] for row in rows): raise UsageError(f"no clip was kept; {page} shows why")
 
+# %% ../nbs/13_cli.ipynb #b354ae4c
+def setting(name):
+    "A type for argparse: a word as a value for a setting."
+    def read(text):
+        try: return check_setting(name, parse_setting(name, text))
+        except ConfigError as error: raise argparse.ArgumentTypeError(str(error)) from None
+    return read
+
+def add_train(parser):
+    add = parser.add_argument
+    add("cache", metavar="CACHE", help="folder of clips that tav prepare made")
+    add("out", metavar="OUT", help="folder for the adapter, checkpoints, previews and the log")
+    add("--config", metavar="NAME", help=f"settings to begin with: a .toml file, or one of {', '.join(presets())}")
+    add("--resume", action="store_true", help="go on with the run in OUT from its last checkpoint")
+    add("--dry-run", action="store_true", help="say what would be trained and whether it fits, and stop there")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto: a GPU if there is one)")
+    for f in fields(TrainConfig):
+        value = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else "none" if f.default in (None, "") else str(f.default).lower() if isinstance(f.default, bool) else f.default
+        add(f"--{f.name.replace('_', '-')}", type=setting(f.name), default=argparse.SUPPRESS, metavar="|".join(f.metadata["choices"] or ()) or "X", help=f"{f.metadata['help']} ({value})".replace("%", "%%"))
+
+# %% ../nbs/13_cli.ipynb #0386fab8
+def train_settings(args):
+    "The `TrainConfig` that `args` ask for; with `--resume`, on top of what the run began with."
+    given = {name: value for name, value in vars(args).items() if name in TrainConfig.__dataclass_fields__}
+    if not args.resume: return check_whole(merge(read_config(args.config) if args.config else TrainConfig(), given))
+    path = Path(args.out)/"run.json"
+    if args.config: return merge(read_config(args.config), given)
+    try: return merge(TrainConfig(), {**json.loads(path.read_text())["config"], **given})
+    except FileNotFoundError: raise UsageError(f"{args.out}: holds no run to go on with; leave out --resume to begin one") from None
+    except (OSError, KeyError, TypeError, json.JSONDecodeError): raise UsageError(f"{path}: cannot be read; a new run needs another folder") from None
+
+def train_command(args):
+    "Train as `args` ask for; Ctrl-C and SIGTERM save and end it well."
+    config = train_settings(args)
+    if not (Path(args.cache)/"manifest.parquet").is_file(): raise UsageError(f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    major, minor = map(int, version("torch").split(".")[:2])
+    os.environ.setdefault("PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or clips of many lengths leave holes
+    with warnings.catch_warnings(action="ignore"):
+        from tav_nb.trainer import train
+        train(config, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
+
 # %% ../nbs/13_cli.ipynb #17a5a549
 def add_score(parser):
     add = parser.add_argument
@@ -347,6 +392,7 @@ COMMANDS = {
     "generate": ("make a video of a sentence", add_generate, generate_command),
     "prepare": ("turn videos into a cache of clips to train on", add_prepare, prepare_command),
     "score": ("measure whether the frames of films hold together", add_score, score_command),
+    "train": ("teach an adapter to move, with the clips of a cache", add_train, train_command),
     "info": ("print the settings inside a video or an adapter", add_info, info_command),
 }
 
