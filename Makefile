@@ -34,8 +34,8 @@ demo: $(VENV)/user
 	@echo "The video lies in $(CURDIR)/demo.mp4"
 
 test: $(VENV)/dev
-	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-browser: $(VENV)/browser
 	$(BIN)/pytest -m browser -rs
