@@ -1,9 +1,11 @@
 """Does it learn? The preset `toon-gpu` from several seeds; loss, held-out loss, and what the reader of the cartoon world says of sampled videos.
 
     python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500] [--out benchmarks/results/learning.json]
+    for seed in 0 1 2; do python benchmarks/learning.py --seeds $seed & done; wait        side by side, into the same file
     python benchmarks/learning.py --toy       three updates from one seed, on the CPU
 """
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -59,6 +61,19 @@ class Scores:
         if now - self.start - self.spent > self.seconds: os.kill(os.getpid(), signal.SIGTERM)
 
 
+def add(path, result):
+    "Write the result; seeds that are there already and were trained in the same way stay beside the new ones"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a+') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # several processes, a seed each
+        file.seek(0)
+        text, same = file.read(), ('torch', 'device', 'preset', 'clips', 'videos', 'seconds')
+        old = json.loads(text) if text else {}
+        if all(old.get(name) == result[name] for name in same): result['runs'] = dict(sorted((old['runs'] | {str(seed): run for seed, run in result['runs'].items()}).items()))
+        file.truncate(0)
+        file.write(json.dumps(result) + '\n')
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/learning.json'))
@@ -67,10 +82,11 @@ def main():
     parser.add_argument('--clips', type=int, default=2500)
     parser.add_argument('--videos', type=int, default=64, help='scored each time')
     parser.add_argument('--eval-every', type=int, default=500, help='updates')
+    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes that draw and read')
     parser.add_argument('--toy', action='store_true')
     args = parser.parse_args()
     device, workers, config = ('cpu', 1, replace(read_config('toon-gpu'), steps=3, eval_every=2, batch_size=1, lengths=(4,), held_out=1, workers=0, dtype='float32', preview_every=0)) if args.toy else (
-        'cuda', os.cpu_count(), replace(read_config('toon-gpu'), eval_every=args.eval_every, preview_every=0, checkpoint_every=10**6))
+        'cuda', args.workers, replace(read_config('toon-gpu'), eval_every=args.eval_every, preview_every=0, checkpoint_every=10**6))
     if args.toy: args.clips, args.videos, args.seeds = 3, 2, [0]
     pipe, runs = load_pipeline(device=device, dtype=torch.float32), {}
     with tempfile.TemporaryDirectory() as home:
@@ -81,9 +97,8 @@ def main():
             scores = Scores(pipe, config, args.seconds, args.videos, workers, 2 if args.toy else 20)
             with patch.object(tav_nb.trainer, 'build', scores.build): core = train(replace(config, seed=seed), cache, f'{home}/run{seed}', device=device, on_event=scores, bar=False)
             runs[seed] = dict(updates=core.step, losses=scores.losses, held_out=scores.held_out, scores=scores.scores)
-    result = dict(command='python ' + ' '.join(sys.argv), torch=torch.__version__, device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu', preset='toon-gpu', clips=args.clips, videos=args.videos, runs=runs)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result) + '\n')
+    result = dict(command='python ' + ' '.join(sys.argv), torch=torch.__version__, device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu', preset='toon-gpu', clips=args.clips, videos=args.videos, seconds=args.seconds, runs=runs)
+    add(args.out, result)
 
 
 if __name__ == '__main__': main()

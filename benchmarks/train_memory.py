@@ -1,15 +1,21 @@
 """What training SDXL needs: the full-size UNet in random weights, through `tav train`, its allocator capped; estimate and measurement side by side.
 
-    python benchmarks/train_memory.py [--limit 18.5] [--only ROW ...] [--out benchmarks/results/train_memory.json]
-    python benchmarks/train_memory.py --toy       the same with a UNet of a few thousand weights, on the CPU, in a minute
+    python benchmarks/train_memory.py [--limit 18.5] [--only ROW ...] [--gpus 0] [--out benchmarks/results/train_memory.json]
+    python benchmarks/train_memory.py --toy       the same with a UNet of a few thousand weights, on the CPU, in some minutes
+
+Rows take turns on a GPU; while one computes, the next one loads. With --gpus 0 1 there are two queues, and at the end one training on both with `accelerate launch`.
 """
 import argparse
+import fcntl
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +26,7 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 
+from tav_nb.attention import Linear, TemporalSelfAttention, attend
 from tav_nb.config import TrainConfig, merge
 from tav_nb.encode import fingerprint
 from tav_nb.memory import inputs, measure, unet_on_meta
@@ -33,18 +40,85 @@ SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=[
 TOY = dict(SDXL, sample_size=8, block_out_channels=[16, 16], layers_per_block=1, cross_attention_dim=128, down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D'],
            up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D'], transformer_layers_per_block=1, attention_head_dim=[2, 2], addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 64, norm_num_groups=8, mid_block_type=None)
 
-# name: (side in pixels, settings); seed is 2 clips of 8 frames
+# name: (side in pixels, settings, a variant that is no setting); seed is 2 clips of 8 frames
 ROWS = {
-    'seed': (768, {}),
-    'offload': (768, dict(checkpointing='offload')),
-    '8-bit Adam': (768, dict(adam8bit=True)),
-    'compiled': (768, dict(compile=True)),
-    '1 x 24 frames': (768, dict(batch_size=1, lengths=(24,))),
-    '1024 px, offload': (1024, dict(checkpointing='offload')),
-    '1024 px, 1 x 8': (1024, dict(batch_size=1)),
-    'bfloat16': (768, dict(dtype='bfloat16')),
+    'seed': (768, {}, ''),
+    'offload': (768, dict(checkpointing='offload'), ''),
+    'compiled': (768, dict(compile=True), ''),
+    'bfloat16': (768, dict(dtype='bfloat16'), ''),
+    '1024 px, offload': (1024, dict(checkpointing='offload'), ''),
+    '8-bit Adam': (768, dict(adam8bit=True), ''),
+    '1 x 24 frames': (768, dict(batch_size=1, lengths=(24,)), ''),
+    'profile': (768, {}, 'profile'),
+    'autocast': (768, {}, 'autocast'),
+    '8-bit Adam, offload': (768, dict(adam8bit=True, checkpointing='offload'), ''),
+    'residual blocks kept, 1 x 8': (768, dict(batch_size=1), 'resnets'),
+    'all recomputed, 1 x 8': (768, dict(batch_size=1), ''),
+    'adapter of half the width': (768, {}, 'narrow'),
+    '1024 px, 1 x 8': (1024, dict(batch_size=1), ''),
 }
 ESTIMATED = {'without checkpointing': (768, dict(checkpointing='none')), '1024 px': (1024, {})}  # do not fit: `tav train` refuses them
+
+
+def vary(variant, gpu):
+    "In the process of a row: wait for the GPU before anything is put on it, and change what is no setting"
+    import tav_nb.attention
+    import tav_nb.memory
+    import tav_nb.trainer as trainer
+    import tav_nb.unet
+    build, step, update = trainer.build, trainer.micro_step, trainer.update
+
+    def in_turn(*args):
+        if os.environ.get('WORLD_SIZE', '1') == '1': fcntl.flock(vary.lock, fcntl.LOCK_EX)  # until this process ends
+        return build(*args)
+
+    vary.lock = open(f'{tempfile.gettempdir()}/train_memory_{gpu}.lock', 'w')
+    trainer.build = in_turn
+    if variant == 'autocast': # what accelerate would do with mixed_precision='fp16'
+        def micro_step(*args):
+            with torch.autocast(args[0].device.type, torch.float16 if args[0].device.type == 'cuda' else torch.bfloat16): return step(*args)
+        trainer.micro_step = micro_step
+    if variant == 'resnets':  # only transformers are computed twice
+        switch = tav_nb.memory.set_checkpointing
+        def some(unet, kind):
+            switch(unet, kind)
+            for module in unet.modules():
+                if hasattr(module, 'gradient_checkpointing') and type(module).__name__ != 'Transformer2DModel': module.gradient_checkpointing = False
+        tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
+    if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow
+    if variant == 'profile': trainer.update = lambda core, *args: profiled(update, core, *args) if core.step == 2 else update(core, *args)
+
+
+class Narrow(TemporalSelfAttention):
+    "Half as many channels inside: queries, keys and values of dim / 2"
+
+    def __init__(self, dim, *args, **kwargs):
+        super().__init__(dim, *args, **kwargs)
+        self.to_qkv, self.proj = Linear(dim, 3 * dim // 2), Linear(dim // 2, dim)
+        torch.nn.init.zeros_(self.proj.weight), torch.nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x, num_frames):
+        (_, s, c), f, h = x.shape, num_frames, self.num_heads
+        tokens = self.norm(x).reshape(-1, f, s, c) + self.pos_emb[:f, None].to(x.dtype)  # (b f) s c -> b f s c
+        q, k, v = (t.view(-1, f, s * h, c // 2 // h).transpose(1, 2) for t in self.to_qkv(tokens, parts=3))  # b f s (h d) -> b (s h) f d
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape[0], s, c // 2), gate=self.gate)
+
+
+def profiled(update, core, *args):
+    "An update, and in profile.json the share of its time in which the GPU had nothing to do"
+    from torch.profiler import ProfilerActivity, profile
+    sync = torch.cuda.synchronize if core.device.type == 'cuda' else lambda: None
+    sync()
+    with profile(activities=[ProfilerActivity.CUDA if core.device.type == 'cuda' else ProfilerActivity.CPU]) as found:
+        out = update(core, *args)
+        sync()
+    spans = sorted((event.time_range.start, event.time_range.end) for event in found.events() if core.device.type == 'cpu' or event.device_type == torch.autograd.DeviceType.CUDA)
+    busy, until = 0.0, spans[0][0]
+    for start, end in spans: busy, until = busy + max(0, end - max(start, until)), max(until, end)
+    path = Path(os.environ['PROFILE'])
+    path.with_suffix('.part').write_text(json.dumps(dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, pieces=len(spans))))
+    path.with_suffix('.part').replace(path)
+    return out
 
 
 def make_model(folder, config, device):
@@ -82,24 +156,32 @@ def settings(model, changes, args):
     return merge(TrainConfig(), usual | changes)
 
 
-def run_row(config, cache, out, args):
+def run_row(config, cache, out, args, variant='', gpus=(0,)):
     "One run of the command, ended after the last update, before its checkpoint; what it said and what it needed"
     words = []
     for name in TrainConfig.__dataclass_fields__:
         value = getattr(config, name)
         if value != getattr(TrainConfig(), name): words += [f"--{name.replace('_', '-')}", ','.join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)]
-    command = [sys.executable, '-c', 'from tav_nb.cli import main; raise SystemExit(main())', 'train', str(cache), str(out), *words, '--device', 'cpu' if args.toy else 'cuda']
+    words = ['train', str(cache), str(out), *words, '--device', 'cpu' if args.toy else 'cuda']
+    main = Path(out.parent, f'main-{out.name}.py')
+    main.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r})\nif __name__ == '__main__':\n    import tav_nb.cli, train_memory; train_memory.vary({variant!r}, {gpus[0]}); raise SystemExit(tav_nb.cli.main({words!r}))\n")
+    command = [sys.executable, str(main)] if len(gpus) == 1 else [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', str(len(gpus)), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', str(main)]
+    profile = out.parent / f'{out.name}.json'
+    environment = os.environ | dict(PROFILE=str(profile)) | ({} if args.toy else dict(CUDA_VISIBLE_DEVICES=','.join(map(str, gpus)), PYTORCH_ALLOC_CONF='expandable_segments:True'))
     start, log = time.perf_counter(), out / 'log.jsonl'
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
     lines = lambda: [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}')] if log.exists() else []
-    while process.poll() is None and (len(lines()) < config.steps) and time.perf_counter() - start < args.patience: time.sleep(0.1)
-    process.kill()
+    while process.poll() is None and (len(lines()) < config.steps) and time.perf_counter() - start < args.patience: time.sleep(0.05)
+    try: os.killpg(process.pid, 9)
+    except ProcessLookupError: pass
     said, found = process.communicate()[0], lines()
-    if len(found) < config.steps: return dict(failed=' '.join(said.split())[-600:])
+    if len(found) < config.steps: return dict(failed=' '.join(said.replace(f'{out.parent}/', '').split())[-600:])
     seconds = min(line['seconds'] for line in found[1:])
     estimate = json.loads((out / 'run.json').read_text())['estimated_gib']
-    return dict(estimated_gib=round(estimate, 2), peak_allocated_gib=round(found[-1]['gib'], 2), estimate_over_measured=round(estimate / found[-1]['gib'], 3),
-                milliseconds_a_micro_step=round(1e3 * seconds / config.accumulation, 1), wall_s=round(time.perf_counter() - start, 1))
+    row = dict(peak_allocated_gib=round(found[-1]['gib'], 2), milliseconds_a_micro_step=round(1e3 * seconds / config.accumulation, 1), seconds_an_update=round(seconds, 3), wall_s=round(time.perf_counter() - start, 1))
+    if variant not in ('autocast', 'profile'): row |= dict(estimated_gib=round(estimate, 2), estimate_over_measured=round(estimate / found[-1]['gib'], 3))  # the estimate knows no autocast
+    if variant == 'profile': row = json.loads(profile.read_text())
+    return row
 
 
 def flops(config, frames, side):
@@ -127,39 +209,68 @@ def matrix_rate(size=8192):
     return 30 * 2 * size**3 / (start.elapsed_time(end) / 1e3)
 
 
+def in_queues(names, caches, model, home, args, write):
+    "Rows from one list, two processes a GPU at a time: one computes, one loads"
+    todo = queue.Queue()
+    for name in names: todo.put(name)
+
+    def work(gpu):
+        while True:
+            try: name = todo.get_nowait()
+            except queue.Empty: return
+            side, changes, variant = ROWS[name]
+            if changes.get('adam8bit') and not find_spec('torchao'): found = dict(failed='torchao is not installed')
+            elif args.toy and (changes.get('compile') or changes.get('dtype') or changes.get('adam8bit')): continue
+            else: found = run_row(settings(model, changes, args), caches[side], home / f"run-{''.join(filter(str.isalnum, name))}", args, variant, (gpu,))
+            write(name, found)
+
+    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus for _ in range(1 if args.toy else 2)]
+    for worker in workers: worker.start()
+    return workers
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/train_memory.json'))
     parser.add_argument('--limit', type=float, default=18.5, help='GiB that the allocator may give out')
     parser.add_argument('--steps', type=int, default=3)
     parser.add_argument('--accumulation', type=int, default=4)
-    parser.add_argument('--patience', type=float, default=120, help='seconds for one row')
+    parser.add_argument('--patience', type=float, default=400, help='seconds for one row, waiting for its turn included')
     parser.add_argument('--only', nargs='*', help='rows')
+    parser.add_argument('--gpus', type=int, nargs='*', default=[0], help='which (default: 0)')
     parser.add_argument('--toy', action='store_true')
     args = parser.parse_args()
-    unet, scale, rows = TOY if args.toy else SDXL, 12 if args.toy else 1, {}
+    unet, scale, rows, start = TOY if args.toy else SDXL, 12 if args.toy else 1, {}, time.time()
+    result = dict(command='python ' + ' '.join(sys.argv).split(' --out')[0], torch=torch.__version__, limit_gib=args.limit, rows=rows)
+
+    def write(name=None, found=None):
+        if name: rows[name] = found; print(f'[{time.time() - start:.0f}]', name, found, flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        part = args.out.with_suffix('.part')
+        part.write_text(json.dumps(result, indent=1) + '\n')
+        part.replace(args.out)
+
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)
+        if not args.toy: result |= dict(device=torch.cuda.get_device_name(), matrix_flops_a_second=matrix_rate())
         model = make_model(home / 'model', unet, 'cpu' if args.toy else 'cuda')
         made_with = fingerprint(load_pipeline(EMBEDDED, unet=None))
         caches = {side: make_cache(home / f'cache{side}', side // scale // 8 * 8, unet, made_with) for side in (768, 1024)}
         if not args.toy: torch.cuda.empty_cache()
-        for i, (name, (side, changes)) in enumerate(ROWS.items()):
-            if args.only and name not in args.only: continue
-            if changes.get('adam8bit') and not find_spec('torchao'): rows[name] = dict(failed='torchao is not installed')
-            elif args.toy and (changes.get('compile') or changes.get('dtype')): continue
-            else: rows[name] = run_row(settings(model, changes, args), caches[side], home / f'run{i}', args)
-            print(name, rows[name], flush=True)
-        for name, (side, changes) in ESTIMATED.items():
-            rows[name] = dict(estimated_gib=round(measure(settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8).total / 2**30, 2))
-            print(name, rows[name], flush=True)
-        result = dict(command='python ' + ' '.join(sys.argv), torch=torch.__version__, limit_gib=args.limit, rows=rows)
+        print(f'[{time.time() - start:.0f}] model and caches are there', flush=True)
+        workers = in_queues([name for name in ROWS if not args.only or name in args.only], caches, model, home, args, write)
         if not args.toy:
-            work, rate = flops(settings(model, {}, args), 8, 768), matrix_rate()
-            result |= dict(device=torch.cuda.get_device_name(), flops_a_micro_step=work, matrix_flops_a_second=rate, floor_ms=round(1e3 * work / rate, 1))
-            if 'milliseconds_a_micro_step' in rows.get('seed', {}): result['times_the_floor'] = round(rows['seed']['milliseconds_a_micro_step'] / result['floor_ms'], 2)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + '\n')
+            work = flops(settings(model, {}, args), 8, 768)
+            result |= dict(flops_a_micro_step=work, floor_ms=round(1e3 * work / result['matrix_flops_a_second'], 1))
+        for worker in workers: worker.join()
+        if len(args.gpus) > 1:
+            half = replace(settings(model, {}, args), accumulation=args.accumulation // len(args.gpus))
+            write('two GPUs', run_row(half, caches[768], home / 'run-two', args, gpus=args.gpus))
+            if 'seconds_an_update' in rows['two GPUs'] and 'seconds_an_update' in rows.get('seed', {}): rows['two GPUs'] |= dict(times_as_fast=round(rows['seed']['seconds_an_update'] / rows['two GPUs']['seconds_an_update'], 3))
+        for name, (side, changes) in ESTIMATED.items() if not args.only else ():
+            write(name, dict(estimated_gib=round(measure(settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8).total / 2**30, 2)))
+        if 'floor_ms' in result and 'milliseconds_a_micro_step' in rows.get('seed', {}): result['times_the_floor'] = round(rows['seed']['milliseconds_a_micro_step'] / result['floor_ms'], 2)
+    write()
 
 
 if __name__ == '__main__': main()

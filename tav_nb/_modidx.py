@@ -263,6 +263,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tav_nb.memory.Need': ('a100.html#need', 'tav_nb/memory.py'),
                                'tav_nb.memory.Need.__str__': ('a100.html#need.__str__', 'tav_nb/memory.py'),
                                'tav_nb.memory.fetch': ('a100.html#fetch', 'tav_nb/memory.py'),
+                               'tav_nb.memory.fillable': ('a100.html#fillable', 'tav_nb/memory.py'),
                                'tav_nb.memory.flash': ('a100.html#flash', 'tav_nb/memory.py'),
                                'tav_nb.memory.inputs': ('a100.html#inputs', 'tav_nb/memory.py'),
                                'tav_nb.memory.measure': ('a100.html#measure', 'tav_nb/memory.py'),

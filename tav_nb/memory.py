@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Live', 'flash', 'send', 'fetch', 'offloaded', 'set_checkpointing', 'Need', 'moments_bytes', 'unet_on_meta', 'inputs',
-           'measure', 'remedies', 'room_on']
+           'measure', 'remedies', 'fillable', 'room_on']
 
 # %% ../nbs/12_a100.ipynb #1f2f5f3b
 import weakref
@@ -166,11 +166,14 @@ def remedies(config, num_frames, height, width, room, dtype=torch.float16, struc
     return lines
 
 
+def fillable(free, limit=0.0):
+    "Bytes of a GPU's `free` ones that tensors can fill: kernels want 0.25 GiB for themselves, and 3 per cent fall between the tensors"
+    return 0.97 * min(free, limit * 2**30 or free) - 2**28
+
+
 def room_on(device, limit=0.0):
-    "Bytes that may be used on a device, at most `limit` GiB of them if that is given"
-    if torch.device(device).type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    else:
-        import psutil
-        free = psutil.virtual_memory().available
+    "Bytes that tensors may fill on a device, at most `limit` GiB if that is given"
+    if torch.device(device).type == "cuda": return fillable(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device), limit)
+    import psutil
+    free = psutil.virtual_memory().available
     return min(free, limit * 2**30) if limit else free

@@ -571,7 +571,7 @@ def train(
             config = settled(run, config, resume)
             check_extras(config)
             dtype = DTYPES.get(config.dtype) or (torch.float16 if where.type == "cuda" else torch.float32)
-            if config.memory_limit and where.type == "cuda": torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory), where)
+            if config.memory_limit and where.type == "cuda": torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory), where.index or 0)
             loader, held_out = open_clips(config, cache)
             need = check_memory(config, loader.clips, where, dtype, say)
             core, pipe = build(config, loader, cache, where, dtype, rank, world)

@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from dataclasses import replace
 from tav_nb.config import TrainConfig
-from tav_nb.memory import UNet2DConditionModel, inputs, measure, remedies, room_on, set_checkpointing
+from tav_nb.memory import UNet2DConditionModel, fillable, inputs, measure, remedies, room_on, set_checkpointing
 from tav_nb.models import EMBEDDED
 from tav_nb.unet import add_temporal, train_only_temporal
 from unittest.mock import patch
@@ -87,3 +87,4 @@ def test_a_step_that_does_not_fit_is_told_what_would():
         assert lines[0].startswith("--checkpointing blocks needs") and any(line.startswith("--batch-size 1 --accumulation 16 needs") for line in halved), (lines, halved)
         assert remedies(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
     assert room_on("cpu", 1e-3) == 2**30 * 1e-3 < room_on("cpu")
+    assert 17.5 < fillable(20 * 2**30, 18.5) / 2**30 < 17.8 and fillable(18.5 * 2**30) == fillable(20 * 2**30, 18.5)
