@@ -49,6 +49,9 @@ ROWS = {
     '1024 px, offload': (1024, dict(checkpointing='offload'), ''),
     '8-bit Adam': (768, dict(adam8bit=True), ''),
     '1 x 24 frames': (768, dict(batch_size=1, lengths=(24,)), ''),
+    'offload, copied ahead': (768, dict(checkpointing='offload'), 'ahead'),
+    'cuDNN chooses': (768, {}, 'benchmark'),
+    'channels last': (768, {}, 'channels'),
     'profile': (768, {}, 'profile'),
     'autocast': (768, {}, 'autocast'),
     '8-bit Adam, offload': (768, dict(adam8bit=True, checkpointing='offload'), ''),
@@ -85,8 +88,45 @@ def vary(variant, gpu):
             for module in unet.modules():
                 if hasattr(module, 'gradient_checkpointing') and type(module).__name__ != 'Transformer2DModel': module.gradient_checkpointing = False
         tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
+    if variant == 'ahead':
+        ahead = Ahead()
+        tav_nb.memory.send, tav_nb.memory.fetch = ahead.send, ahead.fetch
+    if variant == 'benchmark': torch.backends.cudnn.benchmark = True
+    if variant == 'channels': trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(unet.to(memory_format=torch.channels_last), kind)
     if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow
     if variant == 'profile': trainer.update = lambda core, *args: profiled(update, core, *args) if core.step == 2 else update(core, *args)
+
+
+class Ahead:
+    "What `offload` could be: copies on a stream of their own, and on the way back always one more than is needed now"
+
+    def __init__(self): self.sent, self.stream = [], None
+
+    def send(self, tensor):
+        if tensor.device.type != 'cuda' or tensor.numel() < 2**20 or not tensor.requires_grad: return tensor if tensor.device.type != 'meta' or tensor.numel() < 2**20 or not tensor.requires_grad else (tensor.shape, tensor.dtype)
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream): host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        tensor.record_stream(self.stream)
+        self.sent.append([host, None, tensor.device])
+        return len(self.sent) - 1
+
+    def begin(self, number):
+        host, there, device = entry = self.sent[number]
+        if there is None:
+            with torch.cuda.stream(self.stream): entry[1] = host.to(device, non_blocking=True)
+
+    def fetch(self, sent):
+        if isinstance(sent, torch.Tensor): return sent
+        if isinstance(sent, tuple): return torch.empty(sent[0], dtype=sent[1], device='meta')
+        self.begin(sent)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        tensor = self.sent[sent][1]
+        tensor.record_stream(torch.cuda.current_stream())
+        self.sent[sent][:2] = None, None
+        if sent and self.sent[sent - 1][0] is not None: self.begin(sent - 1)
+        if sent == 0: self.sent.clear()
+        return tensor
 
 
 class Narrow(TemporalSelfAttention):
@@ -112,11 +152,14 @@ def profiled(update, core, *args):
     with profile(activities=[ProfilerActivity.CUDA if core.device.type == 'cuda' else ProfilerActivity.CPU]) as found:
         out = update(core, *args)
         sync()
-    spans = sorted((event.time_range.start, event.time_range.end) for event in found.events() if core.device.type == 'cpu' or event.device_type == torch.autograd.DeviceType.CUDA)
+    kernels = [event for event in found.events() if core.device.type == 'cpu' or event.device_type == torch.autograd.DeviceType.CUDA]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
     busy, until = 0.0, spans[0][0]
     for start, end in spans: busy, until = busy + max(0, end - max(start, until)), max(until, end)
+    names = {}
+    for event in kernels: names[event.name[:60]] = names.get(event.name[:60], 0) + event.time_range.elapsed_us() / 1e3
     path = Path(os.environ['PROFILE'])
-    path.with_suffix('.part').write_text(json.dumps(dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, pieces=len(spans))))
+    path.with_suffix('.part').write_text(json.dumps(dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, pieces=len(spans), milliseconds={name: round(ms, 1) for name, ms in sorted(names.items(), key=lambda item: -item[1])[:25]})))
     path.with_suffix('.part').replace(path)
     return out
 

@@ -57,8 +57,8 @@ def flash(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, e
 
 # %% ../nbs/12_a100.ipynb #1d9e3ee5
 def send(tensor):
-    "Large tensors of a GPU to the computer's memory, in the order of the GPU's own work"
-    if tensor.device.type not in ("cuda", "meta") or tensor.numel() < 2**20: return tensor
+    "Large inputs of blocks to the computer's memory, in the order of the GPU's own work; what needs no gradient, such as the text, all blocks share"
+    if tensor.device.type not in ("cuda", "meta") or tensor.numel() < 2**20 or not tensor.requires_grad: return tensor
     if tensor.device.type == "meta": return tensor.shape, tensor.dtype
     return tensor.device, torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
