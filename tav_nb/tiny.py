@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .files import write_whole
 from .inference import noise_for
 from .models import quiet
 from .noise import correlated_noise, seed_noise
@@ -572,9 +573,7 @@ def record(path, **what):
     "Write a result as JSON, whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(what, indent=1) + '\n')
-    part.replace(path)
+    write_whole(path, json.dumps(what, indent=1) + '\n')
 
 
 STAGES = dict(text=train_text, vae=train_vae, base=train_base, adapter=train_temporal)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from diffusers import AutoencoderKL
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.dataset import DatasetError, npz_bytes, prepare, read_ahead, read_clip, sweep, write_whole
+from tav_nb.dataset import DatasetError, npz_bytes, prepare, read_ahead, read_clip, write_whole
 from tav_nb.encode import EncodeOptions, Encoder, PARTS, ROW, encode_file, encode_text, fingerprint
 from tav_nb.models import load_pipeline, quiet
 from tav_nb.shots import ShotOptions
@@ -19,7 +19,6 @@ import io
 import json
 import numpy as np
 import os
-import platform
 import pyarrow.parquet as pq
 import pytest
 import random
@@ -109,16 +108,6 @@ def test_a_file_is_written_whole_or_not_at_all_and_the_disk_being_full_is_one_li
         finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "File too large" in message and "\n" not in message, message
         assert path_.read_bytes() == b"old" and len(list(Path(tmp).iterdir())) == 1
-
-# %% ../nbs/18_dataset.ipynb #f2c26f89
-def test_what_a_dead_process_left_is_swept_away_and_what_a_living_one_writes_is_not():
-    with tempfile.TemporaryDirectory() as tmp:
-        child = subprocess.Popen(["sleep", "0"])
-        child.wait()
-        names = [f".x.npz.{pid}@{host}.tmp" for pid, host in ((child.pid, platform.node()), (os.getpid(), platform.node()), (child.pid, "elsewhere"))] + ["x.npz", ".hidden"]
-        for name in names: Path(tmp, name).write_text("half")
-        sweep(tmp)
-        assert set(os.listdir(tmp)) == set(names[1:])
 
 # %% ../nbs/18_dataset.ipynb #b6be2eef
 def test_equal_arrays_are_equal_files_whenever_they_are_written():
