@@ -90,6 +90,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tav_nb.config.check_whole': ('config.html#check_whole', 'tav_nb/config.py'),
                                'tav_nb.config.differences': ('config.html#differences', 'tav_nb/config.py'),
                                'tav_nb.config.merge': ('config.html#merge', 'tav_nb/config.py'),
+                               'tav_nb.config.nearest': ('config.html#nearest', 'tav_nb/config.py'),
                                'tav_nb.config.option': ('config.html#option', 'tav_nb/config.py'),
                                'tav_nb.config.parse': ('config.html#parse', 'tav_nb/config.py'),
                                'tav_nb.config.presets': ('config.html#presets', 'tav_nb/config.py'),
