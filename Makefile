@@ -50,7 +50,7 @@ readme: $(VENV)/dev
 	$(BIN)/python -c 'from tav_nb.nbtests import render_readme; render_readme()'
 
 clean-notebooks: $(VENV)/dev
-	$(BIN)/python -c 'from tav_nb.nbtests import drop_widgets; drop_widgets()'
+	$(BIN)/python -c 'from tav_nb.nbtests import drop_widgets, shrink_pictures; drop_widgets(); shrink_pictures()'
 	$(BIN)/nbdev-clean
 
 $(BIN)/pip:

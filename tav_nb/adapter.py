@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTURE', 'base_fingerprint', 'describe_base',
-           'AdapterError', 'adapter_path', 'current_umask', 'write_whole', 'save_adapter', 'parse_header',
+           'AdapterError', 'adapter_path', 'current_umask', 'write_adapter', 'save_adapter', 'parse_header',
            'open_adapter', 'find_adapter', 'read_metadata', 'expected_shapes', 'check_fit', 'load_adapter',
            'save_beside']
 
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import tav_nb
 from .attention import TemporalSelfAttention
+from .files import whole
 from .unet import AFTER_SAVE, add_temporal, temporal_blocks, temporal_modules, temporal_state_dict
 
 # %% ../nbs/03_adapter.ipynb #f8a6687e
@@ -68,19 +69,15 @@ def current_umask():
     return mask
 
 
-def write_whole(tensors, path, header):
+def write_adapter(tensors, path, header):
     "All of the file or nothing"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata=header)
-        part.chmod(0o666 & ~current_umask())  # safetensors keeps it to its owner
-        os.replace(part, path)
+        with whole(path) as part:
+            save_file(tensors, part, metadata=header)
+            part.chmod(0o666 & ~current_umask())  # safetensors keeps it to its owner
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path}: cannot be written ({error})") from None
-    finally:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 # %% ../nbs/03_adapter.ipynb #636a93a8
 def save_adapter(unet, path, dtype=None, **metadata):
@@ -98,7 +95,7 @@ def save_adapter(unet, path, dtype=None, **metadata):
     fixed = dict(format=FORMAT, format_version=FORMAT_VERSION, base=base_fingerprint(unet), base_blocks=describe_base(unet))
     header = {key: json.dumps(value) for key, value in {**unet.temporal_config, **fixed}.items()}
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in temporal_state_dict(unet).items()}
-    write_whole(tensors, path, header)
+    write_adapter(tensors, path, header)
     return path
 
 # %% ../nbs/03_adapter.ipynb #4f3745aa

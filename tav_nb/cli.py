@@ -7,7 +7,7 @@ __all__ = ['NOISES', 'COMMANDS', 'UsageError', 'Parser', 'at_least', 'side', 'ad
            'check_names', 'choose_adapter', 'load', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
            'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
            'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'numbers', 'check_score',
-           'score_command', 'networks_on', 'write_whole', 'add_info', 'info_command', 'make_parser', 'say', 'main']
+           'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, json, math, os, re, shutil, sys, time, warnings
@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 import tav_nb
 from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
+from .files import write_whole
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from .video import SUFFIXES, check_output, read_metadata, write_video
@@ -364,15 +365,6 @@ def networks_on(args):
     if args.device != "auto" or not (args.flow or args.dino or args.clip): return args.device.replace("auto", "cpu")
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-def write_whole(path, text):
-    "Write a file whole or not at all."
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally: unfinished.unlink(missing_ok=True)
 
 # %% ../nbs/13_cli.ipynb #6d2fc7ee
 def add_info(parser):

@@ -12,13 +12,13 @@ import html
 import io
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from .files import write_whole
 from .loader import read_manifest
 
 # %% ../nbs/20_report.ipynb #906cf138
@@ -244,11 +244,7 @@ def write_page(
     "Write the page of a cache, kept and dropped clips alike; returns where it is"
     path, about = Path(path or Path(folder) / "report.html"), Path(folder) / "cache.json"
     text = make_page(read_manifest(folder) if rows is None else rows, Path(folder).resolve().name, json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally: unfinished.unlink(missing_ok=True)
+    write_whole(path, text)
     return path
 
 # %% ../nbs/20_report.ipynb #04a4ebea

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .files import write_whole
 from .inference import noise_for
 from .models import quiet
 from .noise import correlated_noise, seed_noise
@@ -219,7 +220,7 @@ def spoken(seed):
     return scene, ' '.join(words)
 
 
-def train_text(pipe, captions=120_000, seconds=25, steps=None, device='cuda', seed=0, workers=os.cpu_count()):
+def train_text(pipe, captions=120_000, seconds=25, steps=None, batch=512, device='cuda', seed=0, workers=os.cpu_count()):
     "Train both text encoders to say, in the layer that the UNet listens to, what a caption is about; the heads that ask are thrown away"
     torch.manual_seed(seed)
     with pool(workers) as p: said = p.map(spoken, range(captions), chunksize=256)
@@ -227,10 +228,10 @@ def train_text(pipe, captions=120_000, seconds=25, steps=None, device='cuda', se
     ids = [t([c for _, c in said], padding='max_length', truncation=True, return_tensors='pt').input_ids.to(device) for t in (pipe.tokenizer, pipe.tokenizer_2)]
     encoders = [pipe.text_encoder.to(device), pipe.text_encoder_2.to(device)]
     heads = nn.ModuleList([nn.Linear(WIDTH_TEXT, sum(map(len, ATTRIBUTES.values()))) for _ in range(3)]).to(device)
-    sizes, rows = [len(v) for v in ATTRIBUTES.values()], torch.arange(512, device=device)
+    sizes, rows = [len(v) for v in ATTRIBUTES.values()], torch.arange(batch, device=device)
 
     def loss_of():
-        i = torch.randint(captions, (512,), device=device)
+        i = torch.randint(captions, (batch,), device=device)
         with autocast(device):
             out = [e(x[i], output_hidden_states=True) for e, x in zip(encoders, ids)]
             ends = [(x[i] == pipe.tokenizer.eos_token_id).int().argmax(1) for x in ids]
@@ -572,9 +573,7 @@ def record(path, **what):
     "Write a result as JSON, whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(what, indent=1) + '\n')
-    part.replace(path)
+    write_whole(path, json.dumps(what, indent=1) + '\n')
 
 
 STAGES = dict(text=train_text, vae=train_vae, base=train_base, adapter=train_temporal)

@@ -39,6 +39,7 @@ from .adapter import FILE_NAME, STRUCTURE, find_adapter, load_adapter, read_meta
 from .attention import sinusoidal_positions
 from .checkpoint import Average, CheckpointError, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
 from .config import FREE, ConfigError, TrainConfig, check_whole, differences, merge, write_toml
+from .files import sweep, whole, write_whole
 from .inference import conditions, decode_frames, denoise_step, start_latents
 from .loader import CacheError, ClipLoader, Plan, Steps, check_cache_model
 from .memory import measure, remedies, room_on, set_checkpointing
@@ -239,13 +240,12 @@ def save(core, run, clips):
         save_file(optimizer_tensors(core.optimizer, core.names), folder / "optimizer.safetensors")
     state = dict(scaler=core.scaler.state_dict(), lost=core.lost, averaged=core.average.updates)
     path = save_checkpoint(run, core.step, write, state, core.config.keep_checkpoints)
-    part = Path(run) / f".{FILE_NAME}.part"
-    part.unlink(missing_ok=True)
-    try: os.link(path / FILE_NAME, part)
-    except OSError:
-        try: shutil.copyfile(path / FILE_NAME, part)
-        except OSError as error: raise CheckpointError(f"{run}/{FILE_NAME}: cannot be written ({error.strerror})") from None
-    os.replace(part, Path(run) / FILE_NAME)
+    sweep(run)
+    try:
+        with whole(Path(run) / FILE_NAME) as part:
+            try: os.link(path / FILE_NAME, part)
+            except OSError: shutil.copyfile(path / FILE_NAME, part)
+    except OSError as error: raise CheckpointError(f"{run}/{FILE_NAME}: cannot be written ({error.strerror})") from None
 
 
 def restore(core, run, say=print):
@@ -401,7 +401,7 @@ class Log:
         self.path, self.on_event = Path(run) / "log.jsonl", on_event or (lambda event: None)
         old = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        write_whole(self.path, "".join(line + "\n" for line in kept))
         self.bar = tqdm(total=config.steps, initial=step, desc="training", unit="update", leave=False, dynamic_ncols=True, disable=True if quiet else None)
         self.writer = None
         if config.tensorboard:
@@ -542,9 +542,8 @@ def write_run(run, config, loader, world, need):
         began = json.loads(path.read_text())
         if began["clips"] != ours["clips"]: raise TrainError(f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it began with")
         if began["micro_steps"] != ours["micro_steps"]: raise TrainError(f"{run}: had {began['micro_steps']} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or use as many processes as before")
-    path.with_suffix(".part").write_text(json.dumps(dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1))
-    os.replace(path.with_suffix(".part"), path)
-    (Path(run) / "config.toml").write_text(write_toml(config))
+    write_whole(path, json.dumps(dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1))
+    write_whole(Path(run) / "config.toml", write_toml(config))
 
 # %% ../nbs/24_trainer.ipynb #c5c68bbe
 def train(
@@ -586,7 +585,7 @@ def train(
 
 def leave(run):
     "A run that never began leaves nothing behind"
-    for name in (".lock", "run.part"): (Path(run) / name).unlink(missing_ok=True)
+    (Path(run) / ".lock").unlink(missing_ok=True)
     with suppress(OSError): Path(run).rmdir()
 
 

@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'MAX_FPS', 'EXACT', 'BT709', 'FULL', 'UNKNOWN', 'WRITERS'
            'write_video', 'iter_video', 'read_video', 'read_metadata']
 
 # %% ../nbs/06_video.ipynb #5505b781
-import io, json, math, os, shutil, struct
+import io, json, math, os, struct
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 from PIL import Image, ImageSequence, PngImagePlugin
+from .files import whole
 
 # %% ../nbs/06_video.ipynb #70b966c6
 class VideoError(ValueError):
@@ -63,18 +64,11 @@ def check_output(
 # %% ../nbs/06_video.ipynb #ee0b8aee
 @contextmanager
 def _finished(path):
-    "A temporary name beside `path` that becomes `path` when all went well, and goes away when not."
-    temporary, old = (path.with_name(f".{path.stem}-{os.getpid()}{end}{path.suffix}") for end in ("", "-old"))
+    "A hidden name beside `path` that becomes `path` when all went well, and goes away when not."
     try:
-        yield temporary
-        if path.is_dir(): os.replace(path, old)
-        os.replace(temporary, path)
+        with whole(path) as unfinished: yield unfinished
     except (OSError, ValueError, av.FFmpegError) as error:
         raise VideoError(f"{path}: cannot be written: {_reason(error)}") from None
-    finally:
-        for left in (temporary, old):
-            if left.is_dir(): shutil.rmtree(left)
-            else: left.unlink(missing_ok=True)
 
 # %% ../nbs/06_video.ipynb #3c837568
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP

@@ -3,6 +3,7 @@
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from tav_nb.checkpoint import Average, CheckpointError, checkpoints, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
+from tav_nb.files import beside
 import importlib.util
 import pytest
 import resource
@@ -84,6 +85,17 @@ def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
             assert find_checkpoint(folder)[1]["step"] == 30 and len(checkpoints(folder)) == 3
         save_checkpoint(folder, 40, write, {})
         assert find_checkpoint(folder)[1]["step"] == 40 and all(not path.name.startswith(".") for path in (Path(folder) / "checkpoints").iterdir())
+
+# %% ../nbs/25_checkpoint.ipynb #64d2c123
+def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
+    with tempfile.TemporaryDirectory() as folder:
+        write, home = three(folder), Path(folder) / "checkpoints"
+        left = beside(home / "step-00000040", pid=2**31 - 1)
+        left.mkdir()
+        write(left)
+        assert len(checkpoints(folder)) == 3
+        save_checkpoint(folder, 40, write, {})
+        assert find_checkpoint(folder)[1] == dict(step=40) and not left.exists()
 
 # %% ../nbs/25_checkpoint.ipynb #5aab14e2
 def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_locked():

@@ -389,7 +389,7 @@ def test_ctrl_c_in_the_middle_of_prepare_keeps_what_is_done_and_the_same_command
         program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tav_nb.cli import main; sys.exit(main())"
         line = [sys.executable, "-c", program, "prepare", "films", "cache", "--resolution", "192"]
         run = subprocess.Popen(line, cwd=folder, stderr=subprocess.PIPE, text=True)
-        while run.poll() is None and len(list(Path(folder).glob("cache/clips/*.npz"))) < 2: time.sleep(0.02)
+        while run.poll() is None and len(list(Path(folder).glob("cache/clips/[!.]*.npz"))) < 2: time.sleep(0.02)
         run.send_signal(signal.SIGINT)
         err = run.communicate()[1]
         assert run.returncode == 130 and err.startswith("tav: interrupted; the clips of ") and err.endswith(" of 6 files are in cache, and the same command goes on from there\n"), err

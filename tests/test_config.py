@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from tav_nb.config import FREE, TYPES, TrainConfig, check, check_whole, differences, merge, parse, presets, read_config, write_toml
+from tav_nb.config import FREE, TYPES, TrainConfig, check, check_whole, differences, merge, nearest, parse, presets, read_config, write_toml
+import re
 import tempfile
 
 # %% ../nbs/23_config.ipynb #7c0a11a6
@@ -24,9 +25,22 @@ def read_text(text):
 
 # %% ../nbs/23_config.ipynb #e6c9c204
 def test_a_typo_is_refused_and_the_nearest_name_is_said():
-    for typo, meant in (("batchsize", "batch_size"), ("acumulation", "accumulation"), ("snr_gamma", "gamma"), ("learning_rate", "warmup_steps"), ("EMA_decay", "ema_decay")):
-        said = refusal(lambda: read_text(f"{typo} = 1"))
-        assert "mine.toml" in said and repr(typo) in said and (meant in said or typo == "learning_rate"), said
+    for typo, meant in (("batchsize", "batch_size"), ("acumulation", "accumulation"), ("EMA_decay", "ema_decay"), ("checkpoint-evry", "checkpoint_every"), ("", "")):
+        said = refusal(lambda: read_text(f'"{typo}" = 1'))
+        assert "mine.toml" in said and repr(typo) in said and (said.endswith(f"the nearest is {meant!r}") or not typo), said
+
+# %% ../nbs/23_config.ipynb #d27b721e
+def test_the_names_that_other_trainers_use_lead_to_ours_even_when_mistyped():
+    for other, ours in (("learning_rate", "lr"), ("learning_rte", "lr"), ("snr_gamma", "gamma"), ("gradient_accumulation_steps", "accumulation"), ("grad_acum", "accumulation"), ("batch", "batch_size"), ("per_device_train_batch_size", "batch_size"),
+                        ("image_size", "resolution"), ("epochs", "steps"), ("max_train_steps", "steps"), ("mixed_precision", "dtype"), ("MIXED-PRECISION", "dtype"), ("gradient_checkpointing", "checkpointing"), ("checkpointing_steps", "checkpoint_every"),
+                        ("lr_schedular", "schedule"), ("lr_warmup_steps", "warmup_steps"), ("num_frames", "lengths"), ("report_to", "tensorboard"), ("pretrained_model_name_or_path", "model")):
+        assert refusal(lambda: merge(TrainConfig(), {other: 1})).endswith(f"the nearest is {ours!r}"), (other, nearest(other))
+
+# %% ../nbs/23_config.ipynb #e07987bd
+def test_no_two_settings_answer_to_one_name():
+    words = [word for f in fields(TrainConfig) for word in (f.name, *f.metadata["also"])]
+    assert len(words) == len(set(words)) and all(nearest(word) == f.name for f in fields(TrainConfig) for word in f.metadata["also"])
+    assert [word for word in words if not re.fullmatch("[a-z][a-z0-9_]*", word)] == []
 
 # %% ../nbs/23_config.ipynb #8b0fb565
 def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_would_be_right():

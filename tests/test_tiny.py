@@ -79,11 +79,11 @@ def test_many_films_at_once_are_the_films_that_generate_makes():
 
 # %% ../nbs/16_tiny.ipynb #05063c1e
 @pytest.mark.notest
-def test_sixteen_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
+def test_eight_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
     pipe = load_video_pipeline()
-    row = score_table(pipe, 16, rows=['adapter on'], steps=12, num_frames=8, workers=1, log=None)['adapter on']
-    assert row['found'] == 1 and row['drift'] < .02
-    assert row['hair'][0] >= .93 and row['outfit'][0] >= .93 and row['background'][0] >= .8
+    row = score_table(pipe, 8, rows=['adapter on'], steps=8, num_frames=8, workers=1, log=None)['adapter on']
+    assert row['found'] == 1 and row['drift'] < .15
+    assert row['hair'][0] >= .87 and row['outfit'][0] >= .87 and row['background'][0] >= .75
     assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter they are .34 and .13'
 
 # %% ../nbs/16_tiny.ipynb #cfc8da7a
@@ -97,7 +97,7 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
     import io
     with TemporaryDirectory() as folder:
         base, adapter, records = Path(folder, 'tiny-sdxl'), Path(folder, 'tiny-adapter'), Path(folder, 'results')
-        small = dict(text=dict(captions=600), vae=dict(clips=2, batch=2), base=dict(scenes=3, batch=3), adapter=dict(clips=2, frames_a_step=48))
+        small = dict(text=dict(captions=60, batch=16), vae=dict(clips=2, batch=2), base=dict(scenes=3, batch=3), adapter=dict(clips=2, lengths=((8, 1.),), frames_a_step=16))
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for stage, options in small.items(): run_stage(stage, base, adapter, records, 'cpu', steps=1, workers=1, **options)
         assert all(json.loads((records / f'tiny_{stage}.json').read_text())['seed'] == 0 for stage in small)
