@@ -122,9 +122,9 @@ def noise_given(noise,        # f c h w, as drawn
                 ):            # f c h w
     "Noise with the law of `noise` in which some frames are given"
     import torch
-    correlation = correlation.to(noise)
-    carried = torch.linalg.lstsq(correlation[where][:, where], correlation[where]).solution.T  # f k, also where frames have all in common
-    return noise + torch.einsum('fk,kchw->fchw', carried, given - noise[where])
+    correlation = correlation.double()
+    carried = correlation[:, where] @ torch.linalg.pinv(correlation[where][:, where])  # f k, also where frames have all in common
+    return noise + torch.einsum('fk,kchw->fchw', carried.to(noise), given - noise[where])
 
 # %% ../nbs/32_directing.ipynb #b680962f
 @contextmanager
@@ -213,19 +213,23 @@ def seeds_of(direction, seed):
 def encode_picture(pipe, picture):
     "The clean latents `c h w` of a picture, uint8 `[H, W, 3]`, in float32"
     import torch
-    from tav_nb.encode import safe_vae
-    with torch.no_grad(), safe_vae(pipe.vae) as vae:
+    vae, dtype = pipe.vae, pipe.vae.dtype
+    if vae.config.force_upcast: torch.nn.Module.to(vae, torch.float32)  # it overflows in 16 bits; past diffusers' own `to`, which would warn
+    with torch.no_grad():
         pixels = torch.from_numpy(np.array(picture)).to(pipe._execution_device, vae.dtype).permute(2, 0, 1)[None] / 127.5 - 1  # h w c -> 1 c h w
-        return vae.encode(pixels).latent_dist.mode()[0].float() * vae.config.scaling_factor
+        latents = vae.encode(pixels).latent_dist.mode()[0].float() * vae.config.scaling_factor
+    torch.nn.Module.to(vae, dtype)
+    return latents
 
 # %% ../nbs/32_directing.ipynb #947e3e6c
-def know_frames(pipe, pictures, latents, unet_kwargs, correlation, steps):
-    "The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them"
+def know_frames(pipe, pictures, behind, latents, unet_kwargs, correlation, steps):
+    "The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them; the first `behind` keep their own"
     import torch
     if not pictures: return KnownFrames([], None, None, pipe.scheduler), latents
-    where, sigma = list(pictures), pipe.scheduler.init_noise_sigma
+    where, noise = list(pictures), latents / pipe.scheduler.init_noise_sigma
     clean = torch.stack([encode_picture(pipe, picture) for picture in pictures.values()])  # k c h w
-    of = lambda x: x[-len(latents):][where]  # of the half with the prompt, (g f) ... -> k ...
-    text = dict(encoder_hidden_states=of(unet_kwargs['encoder_hidden_states']), added_cond_kwargs={name: of(x) for name, x in unet_kwargs['added_cond_kwargs'].items()})
-    noise = invert(pipe, clean, text, steps)
-    return KnownFrames(where, clean, noise, pipe.scheduler), noise_given(latents / sigma, where, noise, correlation) * sigma
+    if given := where[behind:]:
+        of = lambda x: x[-len(latents):][given]  # of the half with the prompt, (g f) ... -> k ...
+        text = dict(encoder_hidden_states=of(unet_kwargs['encoder_hidden_states']), added_cond_kwargs={name: of(x) for name, x in unet_kwargs['added_cond_kwargs'].items()})
+        noise = noise_given(noise, where, torch.cat([noise[where[:behind]], invert(pipe, clean[behind:], text, steps)]), correlation)
+    return KnownFrames(where, clean, noise[where], pipe.scheduler), noise * pipe.scheduler.init_noise_sigma

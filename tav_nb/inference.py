@@ -129,7 +129,8 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     made_for = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = height or made_for, width or made_for
     direction, prompts = direction or Direction(), by_frame(prompt)
-    check_request(pipe, direction.behind + num_frames, height, width, steps, images)
+    try: check_request(pipe, direction.behind + num_frames, height, width, steps, images)
+    except ValueError as error: raise ValueError(f'{error}{f", and {direction.behind} of them are the end of the film before" * bool(direction.behind)}') from None
     check_direction(direction, prompts, num_frames, height, width)
     for text in prompts.values(): check_prompt(pipe, text)
     pictures = pictures_of(direction, num_frames, height, width)
@@ -141,7 +142,7 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
     latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed, direction)
-    known, latents = know_frames(pipe, pictures, latents, unet_kwargs, noise_correlation(num_frames, noise, noise_strength), steps)
+    known, latents = know_frames(pipe, pictures, direction.behind, latents, unet_kwargs, noise_correlation(num_frames, noise, noise_strength), steps)
     with motion_strength(pipe.unet, direction.motion):
         for step, t in enumerate(pipe.scheduler.timesteps):
             latents = denoise_step(pipe, known.put(latents, t), t, guidance_scale, unet_kwargs)

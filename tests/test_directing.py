@@ -6,6 +6,7 @@ from pathlib import Path
 from tav_nb.consistency import controls, measure
 from tav_nb.directing import Direction, DirectionError, KnownFrames, by_frame, check_picture, directed_noise, encode_picture, invert, joined, motion_strength, noise_given, pictures_of, read_picture, travel
 from tav_nb.inference import conditions, decode_frames, embedded_pipeline, generate, start_latents
+from tav_nb.models import load_pipeline
 from tav_nb.noise import NOISES, correlated_noise, noise_correlation
 from tav_nb.toon import Scene, read, render
 from tav_nb.unet import temporal_modules
@@ -126,6 +127,16 @@ def test_a_film_starts_and_ends_on_its_pictures_as_the_vae_sees_them():
     free = generate('a girl', pipe, **SMALL)
     only = generate('a girl', pipe, **SMALL, direction=Direction(last_frame=last))
     assert psnr(only[3], seen[1]) > 50 > 30 > psnr(only[0], seen[0]) and psnr(only[0], free[0]) < 40, 'the others know of it'
+
+# %% ../nbs/32_directing.ipynb #8f89fd8b
+def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
+    pipe, seen = load_pipeline(dtype=torch.float16, unet=None), []
+    pipe.vae.encoder.register_forward_pre_hook(lambda encoder, args: seen.append(args[0].dtype))
+    for force_upcast in (True, False):
+        pipe.vae.register_to_config(force_upcast=force_upcast)
+        latents = encode_picture(pipe, render(Scene(), 1, 32, 32).frames[0])
+        assert latents.dtype == torch.float32 and pipe.vae.dtype == torch.float16
+    assert seen == [torch.float32, torch.float16]
 
 # %% ../nbs/32_directing.ipynb #c097bba2
 def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_trace():
