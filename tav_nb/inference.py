@@ -38,7 +38,7 @@ def load_video_pipeline(model=None,    # None for the embedded SDXL, a folder in
 # %% ../nbs/09_inference.ipynb #245a29d8
 def conditions(pipe, prompt, num_frames, height, width, guidance_scale=4.0, negative_prompt=None):
     "What the UNet is told besides the latents, for a batch `(g f)`: g = 2 halves, without and with the prompt, or 1 if the scale is at most 1"
-    device, guided, prompts = pipe._execution_device, guidance_scale > 1, by_frame(prompt)
+    device, guided, prompts = pipe._execution_device, guidance_scale > 1, prompt if isinstance(prompt, dict) else {0: prompt}
     tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt([*prompts.values()], device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt)
     tokens, pooled = (travel(x, [*prompts], num_frames) for x in (tokens, pooled))  # k ... -> f ..., one prompt is the same for all
     if guided: tokens, pooled = (torch.cat([no[:1].expand_as(x), x]) for no, x in ((no_tokens, tokens), (no_pooled, pooled)))  # (g f) n c, (g f) c
