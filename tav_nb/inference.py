@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 import torch
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
+from .directing import Direction, by_frame, check_direction, directed_noise, know_frames, motion_strength, pictures_of, seeds_of, travel
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline
-from .noise import correlated_noise, neighbour_correlation
+from .noise import neighbour_correlation, noise_correlation
 from .unet import temporal_modules
 
 # %% ../nbs/09_inference.ipynb #18201640
@@ -37,13 +38,12 @@ def load_video_pipeline(model=None,    # None for the embedded SDXL, a folder in
 # %% ../nbs/09_inference.ipynb #245a29d8
 def conditions(pipe, prompt, num_frames, height, width, guidance_scale=4.0, negative_prompt=None):
     "What the UNet is told besides the latents, for a batch `(g f)`: g = 2 halves, without and with the prompt, or 1 if the scale is at most 1"
-    device, guided = pipe._execution_device, guidance_scale > 1
-    tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt(prompt, device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt)
-    if guided: tokens, pooled = torch.cat([no_tokens, tokens]), torch.cat([no_pooled, pooled])  # g n c, g c
+    device, guided, prompts = pipe._execution_device, guidance_scale > 1, prompt if isinstance(prompt, dict) else {0: prompt}
+    tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt([*prompts.values()], device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt)
+    tokens, pooled = (travel(x, [*prompts], num_frames) for x in (tokens, pooled))  # k ... -> f ..., one prompt is the same for all
+    if guided: tokens, pooled = (torch.cat([no[:1].expand_as(x), x]) for no, x in ((no_tokens, tokens), (no_pooled, pooled)))  # (g f) n c, (g f) c
     size = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)  # float16 would round large sizes
-    over_frames = lambda x: x.repeat_interleave(num_frames, dim=0)  # g ... -> (g f) ...
-    return dict(encoder_hidden_states=over_frames(tokens),
-                added_cond_kwargs=dict(text_embeds=over_frames(pooled), time_ids=over_frames(size.expand(len(tokens), -1))))
+    return dict(encoder_hidden_states=tokens, added_cond_kwargs=dict(text_embeds=pooled, time_ids=size.expand(len(tokens), -1)))
 
 # %% ../nbs/09_inference.ipynb #c1318549
 def denoise_step(pipe, latents, t, guidance_scale, unet_kwargs):
@@ -94,10 +94,11 @@ def noise_for(pipe, noise=None, noise_strength=None):
     return kind, noise_strength
 
 # %% ../nbs/09_inference.ipynb #1c77a0d4
-def start_latents(pipe, num_frames, height, width, noise, noise_strength=None, seed=0):
+def start_latents(pipe, num_frames, height, width, noise, noise_strength=None, seed=0, direction=Direction()):
     "Latents `f c h w` to start from, as strong as the scheduler wants them, once it has its timesteps"
-    shape = 1, num_frames, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
-    latents = correlated_noise(shape, noise, noise_strength, torch.Generator().manual_seed(seed))[0]  # b f c h w -> f c h w
+    seeds, gone = seeds_of(direction, seed)  # frames of a film that goes on, but are too far back
+    shape = 1, gone + num_frames, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    latents = directed_noise(shape, noise, noise_strength, seeds)[0, gone:]  # b f c h w -> f c h w
     return latents.to(pipe._execution_device) * pipe.scheduler.init_noise_sigma
 
 # %% ../nbs/09_inference.ipynb #73348f36
@@ -108,7 +109,7 @@ def embedded_pipeline():
 
 # %% ../nbs/09_inference.ipynb #e899bf86
 @torch.no_grad()
-def generate(prompt,                # what shall be seen
+def generate(prompt,                # what shall be seen; by frame: '0: a girl stands 24: a girl walks', or a dict
              pipe=None,             # a pipeline from `load_video_pipeline`; None for the embedded one
              num_frames=16,         # length of the film
              height=None,           # in pixels, a multiple of 8; None for what the base was made for
@@ -121,21 +122,30 @@ def generate(prompt,                # what shall be seen
              noise_strength=None,   # its alpha; None for what the adapter was trained with
              images=False,          # leave the adapter out: unrelated images
              callback=None,         # called after each step with (step, timestep, latents `f c h w`)
+             direction=None,        # pictures, motion, seeds by frame, a film to go on from: a `Direction` (chapter 32)
              ):
     "A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if the tiny model knows no word)"
     pipe = pipe or embedded_pipeline()
     made_for = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = height or made_for, width or made_for
-    check_request(pipe, num_frames, height, width, steps, images)
-    check_prompt(pipe, prompt)
+    direction, prompts = direction or Direction(), by_frame(prompt)
+    try: check_request(pipe, direction.behind + num_frames, height, width, steps, images)
+    except ValueError as error: raise ValueError(f'{error}{f", and {direction.behind} of them are the end of the film before" * bool(direction.behind)}') from None
+    check_direction(direction, prompts, num_frames, height, width)
+    for text in prompts.values(): check_prompt(pipe, text)
+    pictures = pictures_of(direction, num_frames, height, width)
+    num_frames += direction.behind  # the end of the film before is made again, to be seen by what follows
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
-    unet_kwargs = conditions(pipe, prompt, num_frames, height, width, guidance_scale, negative_prompt)
-    if not images: unet_kwargs['num_frames'] = num_frames
+    prompts = {frame + direction.behind: text for frame, text in prompts.items()}
+    unet_kwargs = conditions(pipe, prompts, num_frames, height, width, guidance_scale, negative_prompt)
+    if not images and direction.motion: unet_kwargs['num_frames'] = num_frames
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
-    latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed)
-    for step, t in enumerate(pipe.scheduler.timesteps):
-        latents = denoise_step(pipe, latents, t, guidance_scale, unet_kwargs)
-        if callback: callback(step, t, latents)
+    latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed, direction)
+    known, latents = know_frames(pipe, pictures, direction.behind, latents, unet_kwargs, noise_correlation(num_frames, noise, noise_strength), steps)
+    with motion_strength(pipe.unet, direction.motion):
+        for step, t in enumerate(pipe.scheduler.timesteps):
+            latents = denoise_step(pipe, known.put(latents, t), t, guidance_scale, unet_kwargs)
+            if callback: callback(step, t, latents)
     pipe.maybe_free_model_hooks()
-    return decode_frames(pipe, latents)
+    return decode_frames(pipe, known.put(latents)[direction.behind:])
