@@ -4,24 +4,28 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'OF_ONE_STRETCH', 'OWN_MODEL', 'OWN_ADAPTER', 'COMMANDS', 'UsageError', 'Parser', 'at_least', 'side',
-           'add_device', 'add_generate', 'add_direction', 'read_direction', 'settings_of', 'going_on', 'free_name',
-           'check_names', 'choose_adapter', 'load', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
-           'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
-           'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'numbers', 'check_score',
+           'add_device', 'add_generate', 'weighted', 'share', 'add_sources', 'check_sources', 'add_direction',
+           'read_direction', 'settings_of', 'going_on', 'free_name', 'check_names', 'choose_adapter', 'load',
+           'read_sources', 'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare',
+           'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command',
+           'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'numbers', 'check_score',
            'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, json, math, os, re, shutil, sys, time, warnings
 from dataclasses import fields
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
+import numpy as np
 import tav_nb
 from . import directing
 from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
 from .files import write_whole
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
-from .video import SUFFIXES, check_output, read_metadata, read_video, write_video
+from .video import SUFFIXES, check_output, iter_video, read_metadata, read_video, write_video
+
 
 # %% ../nbs/13_cli.ipynb #036ec4f2
 class UsageError(ValueError):
@@ -66,14 +70,60 @@ def add_generate(parser):
     add("--guidance-scale", type=at_least(0, float), default=4.0, metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time (4)")
     add("--negative-prompt", metavar="TEXT", help="what shall not be seen")
     add("--seed", type=at_least(0, below=2**63), default=0, metavar="N", help="the same seed gives the same video (0)")
-    add("--model", metavar="BASE", help="a folder in diffusers' layout or a Hub id (the tiny SDXL inside this package)")
+    add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
+    add("--config", metavar="BASE", help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)")
     either = parser.add_mutually_exclusive_group().add_argument
     either("--adapter", metavar="FILE", help="a temporal adapter: file, folder or Hub id (the one beside the model)")
     either("--images", action="store_true", help="go on without an adapter: frames that have nothing to do with each other")
     add("--noise", choices=NOISES, help="how the noise of neighbouring frames is related (as the adapter was trained)")
     add("--noise-strength", type=at_least(0, float), metavar="X", help="how closely (as the adapter was trained)")
     add_direction(parser)
+    add_sources(parser)
     add_device(parser)
+
+# %% ../nbs/13_cli.ipynb #21483fc5
+def weighted(text):
+    "A type for argparse: a file, or a file and a weight with a colon between them."
+    path, colon, weight = text.rpartition(":")
+    try: return (path, float(weight)) if colon and math.isfinite(float(weight)) else (text, 1.0)
+    except ValueError: return text, 1.0
+
+def share(text):
+    "A type for argparse: a number above 0, and at most 1."
+    if not 0 < (value := at_least(0, float)(text)) <= 1: raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return value
+
+def add_sources(parser):
+    add = parser.add_argument_group("made of more than a sentence").add_argument
+    add("--lora", action="append", default=[], type=weighted, metavar="FILE[:WEIGHT]", help="a LoRA of diffusers or kohya, and how much of it (1); may be repeated")
+    add("--textual-inversion", action="append", default=[], metavar="FILE", help="a new word, to be written as the file is called; may be repeated")
+    add("--video", metavar="VIDEO", help="begin with this video or folder of PNGs instead of noise")
+    add("--strength", type=share, metavar="X", help="how much of the way the video goes back to noise, at most 1 (0.6)")
+    add("--mask", metavar="FILE", help="a picture, video or folder: draw anew only what is white in it")
+    add("--controlnet", metavar="FOLDER", help="a ControlNet: a folder or Hub id")
+    add("--control", metavar="VIDEO", help="what it looks at: a video or folder of PNGs, one picture a frame")
+    add("--control-scale", type=at_least(0, float), metavar="X", help="how strictly that is followed (1)")
+    add("--ip-adapter", metavar="FILE", help="an IP-Adapter, with its CLIP in the folder image_encoder beside it")
+    add("--ip-image", metavar="FILE", help="the picture that it looks at")
+    add("--ip-encoder", metavar="FOLDER", help="the CLIP, if it is elsewhere")
+    add("--ip-scale", type=at_least(0, float), metavar="X", help="how much the picture counts (1)")
+
+def check_sources(args):
+    "Refuse half a pair and missing files, without loading anything."
+    for option, other in (("strength", "video"), ("mask", "video"), ("control", "controlnet"), ("controlnet", "control"), ("control_scale", "control"),
+                          ("ip_image", "ip_adapter"), ("ip_adapter", "ip_image"), ("ip_encoder", "ip_adapter"), ("ip_scale", "ip_adapter"), ("config", "model")):
+        if (value := getattr(args, option)) is not None and getattr(args, other) is None:
+            raise UsageError(f"--{option.replace('_', '-')} {value}: goes with --{other.replace('_', '-')}, which is missing")
+    if args.video or args.control or args.ip_image:
+        for option in ("first_frame", "last_frame", "seeds", "extend"):
+            if value := getattr(args, option): raise UsageError(f"--{option.replace('_', '-')} {value}: does not go with --video, --control and --ip-image")
+        if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1: raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
+    named = [(option, getattr(args, option)) for option in ("video", "mask", "control", "ip_adapter", "ip_image", "ip_encoder")]
+    named += [("lora", path) for path, _ in args.lora] + [("textual_inversion", path) for path in args.textual_inversion]
+    for option, name in named:
+        if name and not Path(name).exists(): raise UsageError(f"--{option.replace('_', '-')} {name}: there is no such file or folder")
+    if args.strength is not None and args.steps*args.strength < 1:
+        raise UsageError(f"--strength {args.strength:g}: of {args.steps} steps none would be left; {1/args.steps:.2g} is the least")
 
 # %% ../nbs/13_cli.ipynb #40f6cd05
 def add_direction(parser):
@@ -94,7 +144,7 @@ def read_direction(args):
     return direction
 
 # %% ../nbs/13_cli.ipynb #0b6c4e07
-OF_ONE_STRETCH = "prompt", "output", "device", "dtype", "extend", "first_frame", "last_frame", "seeds", "num_frames", "height", "width"
+OF_ONE_STRETCH = "video", "strength", "mask", "control", "controlnet", "control_scale", "ip_adapter", "ip_image", "ip_encoder", "ip_scale", "prompt", "output", "device", "dtype", "extend", "first_frame", "last_frame", "seeds", "num_frames", "height", "width"
 
 def settings_of(path, options):
     "The settings inside a video as words of a command, those that are `options`; and its last prompt, or None."
@@ -106,7 +156,7 @@ def settings_of(path, options):
     words = [f"--height={frames.shape[1]}", f"--width={frames.shape[2]}"]
     for name, value in found.items():
         if name in OF_ONE_STRETCH: continue
-        words += [f"--{name.replace('_', '-')}" + ("" if one is True else f"={one}") for one in (value if isinstance(value, list) else [value])]
+        words += [f"--{name.replace('_', '-')}" + ("" if one is True else f"={':'.join(map(str, one)) if isinstance(one, (list, tuple)) else one}") for one in (value if isinstance(value, list) else [value])]
     return words, list(directing.by_frame(found["prompt"]).values())[-1] if found.get("prompt") else None
 
 # %% ../nbs/13_cli.ipynb #83a88921
@@ -136,7 +186,7 @@ def free_name(
 # %% ../nbs/13_cli.ipynb #9bd724d8
 def check_names(args):
     "Refuse a model or an adapter that cannot be, without loading anything."
-    for option in ("model", "adapter"):
+    for option in ("model", "config", "adapter", "controlnet"):
         name = getattr(args, option, None)
         if name and not Path(name).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             raise UsageError(f"--{option} {name}: there is no such file or folder")
@@ -145,11 +195,12 @@ def check_names(args):
 def choose_adapter(args):
     "The file of the adapter that `args` mean; None with `--images`."
     from tav_nb.adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter
-    from tav_nb.models import EMBEDDED, find_model
+    from tav_nb.models import EMBEDDED, find_config, find_model
+    find_config(args.model, args.config)  # what a one-file checkpoint lacks comes first
     if args.images: return None
     if args.adapter: return find_adapter(args.adapter)
     model = find_model(args.model)
-    try: return find_adapter(EMBEDDED_ADAPTER if model == EMBEDDED else model)
+    try: return find_adapter(EMBEDDED_ADAPTER if model == EMBEDDED else model.parent if Path(model).is_file() else model)
     except AdapterError as error: raise UsageError(f"without an adapter frames do not cohere: --adapter names one, --images goes on all the same ({error})") from None
 
 # %% ../nbs/13_cli.ipynb #a1a4422e
@@ -160,9 +211,43 @@ def load(args, adapter=None, **parts):
     from tav_nb.models import load_pipeline
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if device == "cuda" and "LOCAL_RANK" in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU for each process of torchrun
-    pipe = load_pipeline(args.model, device, args.dtype and getattr(torch, args.dtype), **parts)
+    pipe = load_pipeline(args.model, device, args.dtype and getattr(torch, args.dtype), config=args.config, **parts)
     if adapter: load_adapter(pipe.unet, adapter)
     return pipe
+
+# %% ../nbs/13_cli.ipynb #d3a12b0c
+def read_sources(args):
+    "The videos and the picture that `args` name, as `stock_for` takes them; the film's size goes into `args` if it was not given."
+    from PIL import Image
+    from tav_nb.pipelines import fit_frames, size_like
+    if args.video and args.strength is None: args.strength = 0.6
+    films = {name: np.stack([frame for frame, _ in islice(iter_video(path), args.num_frames)]) for name in ("video", "mask", "control") if (path := getattr(args, name))}
+    if films.get("mask") is not None and len(films["mask"]) == 1: films["mask"] = films["mask"].repeat(args.num_frames, 0)
+    side = made_for(args.model, args.config)
+    if films and not (args.height or args.width): args.height, args.width = size_like(next(iter(films.values())), side)
+    found = {name: fit_frames(frames, args.num_frames, args.height or side, args.width or side, getattr(args, name)) for name, frames in films.items()}
+    if "mask" in found: found["mask"] = found["mask"].mean(-1) > 127
+    if args.ip_image:
+        try: found["picture"] = Image.open(args.ip_image).convert("RGB")
+        except OSError: raise UsageError(f"--ip-image {args.ip_image}: no picture that can be read") from None
+    return found
+
+def load_visitors(args, pipe):
+    "Put LoRAs, new words and an IP-Adapter into a pipeline."
+    from tav_nb.pipelines import load_ip_adapter, load_loras, load_word
+    if args.lora: load_loras(pipe, args.lora)
+    for path in args.textual_inversion: load_word(pipe, path)
+    if args.ip_adapter: load_ip_adapter(pipe, args.ip_adapter, args.ip_encoder, 1.0 if args.ip_scale is None else args.ip_scale)
+
+def make_of_sources(args, pipe, found, bar):
+    "A film from the stock pipeline that goes with what was found."
+    from tav_nb.pipelines import film, load_control, stock_for
+    if args.control: found = {**found, "controlnet": load_control(pipe, args.controlnet), "control_scale": 1.0 if args.control_scale is None else args.control_scale}
+    if args.video: found = {**found, "strength": args.strength}
+    stock, call = stock_for(pipe, **found)
+    if args.video: bar.reset(int(args.steps*call["strength"]))
+    return film(stock, args.prompt, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt, args.seed,
+                args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), **call)
 
 # %% ../nbs/13_cli.ipynb #719cdf1d
 def make_frames(args, direction=None):
@@ -174,10 +259,12 @@ def make_frames(args, direction=None):
         from tav_nb.models import quiet
         with quiet():
             adapter = choose_adapter(args)
+            found = read_sources(args) if args.video or args.control or args.ip_image else {}
             pipe = load(args, adapter)
+            load_visitors(args, pipe)
             bar.set_description("drawing")
             bar.reset()  # its clock starts here
-            frames = generate(args.prompt, pipe, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt,
+            frames = make_of_sources(args, pipe, found, bar) if found else generate(args.prompt, pipe, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt,
                               args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), direction=direction)
     noise, strength = noise_for(pipe, args.noise, args.noise_strength)
     given = {name: value for name, value in vars(args).items() if name not in ("command", "output")}
@@ -191,6 +278,7 @@ def generate_command(args):
     direction = read_direction(args)
     path, start = check_output(args.output or free_name(args.prompt, args.seed), args.fps), time.monotonic()
     check_names(args)
+    check_sources(args)
     frames, settings = make_frames(args, direction)
     frames = directing.joined(direction, frames)
     write_video(frames, path, args.fps, settings)
@@ -222,7 +310,8 @@ def add_choice(parser, default):
     add("--max-still", type=at_least(0, float), default=default.max_still, metavar="X", help=f"drop what holds a larger share of its frames ({default.max_still:g})")
     add("--resolution", type=at_least(64), metavar="PIXELS", help="clips get about as many pixels as a square with this side (what the model was made for)")
     add("--flip", action="store_true", help="also keep a mirrored copy where the caption says neither left nor right")
-    add("--model", metavar="BASE", help="a folder in diffusers' layout or a Hub id (the tiny SDXL inside this package)")
+    add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
+    add("--config", metavar="BASE", help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)")
     add("--limit", type=at_least(1), metavar="N", help="only the first N files, to try things out")
     add("--dry-run", action="store_true", help="decide, and show the decisions, but load no model and encode nothing")
     add("--page", metavar="FILE", help="the page that shows every clip (report.html in OUT)")
@@ -262,7 +351,7 @@ def encode_items(args, items, progress):
     if cut := too_long(pipe, dict.fromkeys(item.caption for item in items)):
         print(f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first {cut[0][:40]!r}...", file=sys.stderr)
     progress.start("preparing")
-    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model), flip=args.flip), workers=args.workers, progress=progress)
+    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), workers=args.workers, progress=progress)
     return read_manifest(args.out) if done.complete else None
 
 def plan_items(args, items, progress):
@@ -271,15 +360,18 @@ def plan_items(args, items, progress):
     from tav_nb.encode import EncodeOptions, plan_file
     needed()
     progress.start("looking")
-    options, rows = EncodeOptions(args.resolution or made_for(args.model), flip=args.flip), []
+    options, rows = EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), []
     for group in by_file(items):
         found = [clip.row for clip in plan_file(group, shot_options(args), options)[1]]
         progress(group, found)
         rows += found
     return rows
 
-def made_for(model):
+def made_for(model, config=None):
     "Side in pixels of the squares that a model was made for; SDXL's own for one that is not on this disk."
+    if model and Path(model).is_file():
+        from tav_nb.models import find_config
+        model = find_config(model, config)
     try: return 8*json.loads((Path(model or Path(tav_nb.__file__).parent/"weights/tiny-sdxl")/"unet/config.json").read_text())["sample_size"]
     except (OSError, ValueError, KeyError): return 1024
 

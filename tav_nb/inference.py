@@ -19,18 +19,19 @@ from .unet import temporal_modules
 # %% ../nbs/09_inference.ipynb #18201640
 def adapter_of(model):
     "The adapter file that belongs to a model, or None"
-    if find_model(model) == EMBEDDED: return EMBEDDED_ADAPTER
-    try: return find_adapter(model)
+    if (where := find_model(model)) == EMBEDDED: return EMBEDDED_ADAPTER
+    try: return find_adapter(where.parent if Path(where).is_file() else where)  # beside a one-file checkpoint
     except AdapterError: return None
 
 # %% ../nbs/09_inference.ipynb #5215b3fe
-def load_video_pipeline(model=None,    # None for the embedded SDXL, a folder in diffusers' layout, or a Hub id
+def load_video_pipeline(model=None,    # None for the embedded SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
                         adapter=None,  # an adapter's file, folder or Hub id; None takes the one that belongs to the model, if there is one
                         device='cpu',  # where to compute
                         dtype=None,    # torch.dtype of the base; None is float16 on a GPU and float32 on the CPU
+                        config=None,   # for a one-file checkpoint, as in `load_pipeline`
                         ):
     "A stock SDXL pipeline whose UNet has the temporal adapter in it; raises `ModelError` or `AdapterError`, one line"
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, config)
     adapter = adapter or adapter_of(model)
     if adapter: load_adapter(pipe.unet, adapter)
     return pipe

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .models import find_model, quiet
+from .models import find_config, quiet
 from .unet import add_temporal, temporal_modules, train_only_temporal
 
 # %% ../nbs/12_a100.ipynb #72628fb4
@@ -101,7 +101,7 @@ def moments_bytes(parameters, adam8bit=False):
 
 def unet_on_meta(model, config, dtype, structure):
     "The UNet of a model with temporal layers, ready to train, all of it without content"
-    with quiet(): about = UNet2DConditionModel.load_config(find_model(model or None), subfolder="unet")
+    with quiet(): about = UNet2DConditionModel.load_config(find_config(model or None), subfolder="unet")
     with torch.device("meta"): unet = UNet2DConditionModel.from_config(about)
     with torch.device("meta"): add_temporal(torch.nn.Module.to(unet, dtype), **structure)  # past diffusers' own `to`, which would warn
     for layer in temporal_modules(unet).values(): layer.float()

@@ -4,6 +4,8 @@ from PIL import Image
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tav_nb import noise
 from tav_nb.adapter import EMBEDDED_ADAPTER
 from tav_nb.cli import COMMANDS, NOISES, at_least, free_name, load, made_for, main, make_parser, shot_options, side, train_settings
@@ -59,6 +61,13 @@ MISTAKES = {
     "an unknown suffix": ("--output", "clip.avi"),
     "no such folder": ("--output", "/no/such/folder/clip.mp4"),
     "a gif too fast": ("--output", "clip.gif", "--fps", "60"),
+    "a mask without a video": ("--mask", "mask.png"),
+    "a control without a ControlNet": ("--control", "pose.mp4"),
+    "a picture for no IP-Adapter": ("--ip-image", "face.png"),
+    "more than all of the way": ("--strength", "1.5"),
+    "no such LoRA": ("--lora", "/no/such/lora.safetensors"),
+    "no such word": ("--textual-inversion", "/no/such/word.safetensors"),
+    "no such config": ("--config", "/no/such/folder"),
 }
 
 # %% ../nbs/13_cli.ipynb #71540f7d
@@ -234,6 +243,37 @@ def test_a_base_without_an_adapter_makes_images_when_asked_to():
         os.symlink(EMBEDDED, f"{folder}/bare")
         code, said, err = tav("generate", GIRL, "--model", f"{folder}/bare", "--images", "-o", f"{folder}/images/", *QUICK)
         assert (code, err) == (0, "") and read_metadata(f"{folder}/images")["adapter"] is None
+
+# %% ../nbs/13_cli.ipynb #fe3dc058
+def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
+    with tempfile.TemporaryDirectory() as folder:
+        video, mask, lora, out = (f"{folder}/{name}" for name in ("given.webp", "mask.png", "thin.safetensors", "out.webp"))
+        write_video(render(random_scene(3), num_frames=3, height=48, width=96).frames, video, 8)
+        Image.fromarray(np.uint8([[255, 0]]*48).repeat(48, 1)).save(mask)
+        layer, layout = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+        with safe_open(EMBEDDED/"unet/diffusion_pytorch_model.safetensors", "pt") as file: width = file.get_slice(f"{layer}.weight").get_shape()[0]
+        save_file({f"{layout}.lora_down.weight": torch.ones(1, width), f"{layout}.lora_up.weight": torch.ones(width, 1)}, lora)
+        words = "generate", GIRL, "-o", out, "--num-frames", 2, "--steps", 2, "--video", video
+        assert tav(*words, "--strength", 1, "--mask", mask)[::2] == (0, "")
+        plain, settings = read_video(out)[0], read_metadata(out)
+        assert settings.items() >= dict(video=video, mask=mask, strength=1, num_frames=2, height=plain.shape[1], width=plain.shape[2]).items() and abs(plain.shape[2]/plain.shape[1] - 2) < 0.2, "the shape of the video"
+        assert tav(*words, "--strength", 1, "--mask", mask, "--lora", f"{lora}:0.5")[::2] == (0, "") and read_metadata(out)["lora"] == [[lora, .5]]
+        assert not np.array_equal(read_video(out)[0], plain), "the LoRA does nothing"
+        save_file({layout.replace("attn1_to_q", "attn2_to_k") + ".lora_down.weight": torch.ones(1, 768)}, lora)
+        for said, *more in (("3 frames, 2 fewer than the 5 of the film", "--num-frames", 5), ("another shape than 64 x 64", "--height", 64, "--width", 64), ("of 2 steps none would be left", "--strength", .3), ("Stable Diffusion 1", "--lora", lora)):
+            code, printed, err = tav(*words, *more)
+            assert code == 2 and err.count("\n") == 1 and said in err, (said, err)
+
+# %% ../nbs/13_cli.ipynb #5a53309b
+def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_line():
+    with tempfile.TemporaryDirectory() as folder:
+        with safe_open(EMBEDDED/"unet/diffusion_pytorch_model.safetensors", "pt") as file: bias = file.get_tensor("conv_in.bias")
+        save_file({"model.diffusion_model.label_emb.0.0.weight": bias}, f"{folder}/anime.safetensors")
+        for said, *words in (("--config", "--model", f"{folder}/anime.safetensors"), ("cannot be loaded", "--model", f"{folder}/anime.safetensors", "--config", EMBEDDED, "--adapter", EMBEDDED_ADAPTER),
+                             ("a LoRA, but only whole SDXL", "--model", f"{folder}/lora.safetensors", "--config", EMBEDDED)):
+            save_file({"lora_unet_x.lora_down.weight": bias}, f"{folder}/lora.safetensors")
+            code, printed, err = tav("generate", GIRL, *QUICK, *words)
+            assert code == 2 and err.count("\n") == 1 and said in err, err
 
 # %% ../nbs/13_cli.ipynb #30b7a9c0
 def test_info_prints_what_an_adapter_says_about_itself():

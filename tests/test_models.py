@@ -3,15 +3,74 @@
 from contextlib import chdir
 from diffusers.utils import logging as diffusers_logging
 from pathlib import Path
+from safetensors.torch import save_file
 from tav_nb.models import EMBEDDED, ModelError, StableDiffusionXLPipeline, check_prompt, find_model, known_words, load_pipeline, quiet
 from tav_nb.scheduler import SDXLAnime_BestHQScheduler
 from types import SimpleNamespace
 from unittest.mock import patch
 import json
 import logging
+import numpy as np
+import re
 import shutil
+import socket
 import tempfile
 import torch
+
+# %% ../nbs/14_models.ipynb #41fd14e4
+RESNET = {'norm1.': 'in_layers.0.', 'conv1.': 'in_layers.2.', 'norm2.': 'out_layers.0.', 'conv2.': 'out_layers.3.', 'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
+OUTSIDE = {'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2', 'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2',
+           'conv_in.': 'input_blocks.0.0.', 'conv_norm_out.': 'out.0.', 'conv_out.': 'out.2.'}
+VAE = {'conv_norm_out': 'norm_out', 'conv_shortcut': 'nin_shortcut', 'mid_block.attentions.0': 'mid.attn_1', 'mid_block.resnets.0': 'mid.block_1', 'mid_block.resnets.1': 'mid.block_2',
+       'group_norm': 'norm', 'to_out.0': 'proj_out', 'to_': ''}
+CLIP = {'text_model.encoder.layers': 'transformer.resblocks', 'layer_norm': 'ln_', 'fc1': 'c_fc', 'fc2': 'c_proj', 'self_attn': 'attn', 'text_model.final_ln_': 'ln_final',
+        'text_model.embeddings.token': 'token', 'text_model.embeddings.position_embedding.weight': 'positional_embedding', 'text_projection.weight': 'text_projection'}
+
+# %% ../nbs/14_models.ipynb #dfde0481
+def renamed(key, names):
+    for old, new in names.items(): key = key.replace(old, new)
+    return key
+
+# %% ../nbs/14_models.ipynb #216dad61
+def old_unet_key(key, per_block):
+    "`down_blocks.1.resnets.0` is `input_blocks.3.0`: levels, layers and changes of size are counted through"
+    if 'resnets' in key: key = renamed(key, RESNET)
+    if not (found := re.match(r'(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(?:conv\.)?(.*)', key)): return renamed(key, OUTSIDE)
+    way, level, kind, layer, rest = found.groups(default=0)
+    attention, change, layer = int(kind == 'attentions'), kind.endswith('samplers'), int(layer)
+    if way == 'mid': return f'middle_block.{2 * layer + attention}.{rest}'
+    if way == 'down': return f'input_blocks.{int(level) * per_block + (per_block if change else 1 + layer)}.{attention}.{"op." * change}{rest}'
+    return f'output_blocks.{int(level) * per_block + (per_block - 1 if change else layer)}.{2 if change else attention}.{"conv." * change}{rest}'
+
+# %% ../nbs/14_models.ipynb #7b1e7bb7
+def old_vae_key(key, levels):
+    key = renamed(key, VAE)
+    key = re.sub(r'down_blocks\.(\d)\.(?:resnets\.(\d)|downsamplers\.0)', lambda m: f'down.{m[1]}.' + (f'block.{m[2]}' if m[2] else 'downsample'), key)
+    return re.sub(r'up_blocks\.(\d)\.(?:resnets\.(\d)|upsamplers\.0)', lambda m: f'up.{levels - 1 - int(m[1])}.' + (f'block.{m[2]}' if m[2] else 'upsample'), key)
+
+# %% ../nbs/14_models.ipynb #92656ef9
+def old_clip(state):
+    "OpenCLIP keeps query, key and value in one tensor"
+    old = {renamed(key, CLIP): value.T if key == 'text_projection.weight' else value for key, value in state.items()}
+    for key in [key for key in old if 'q_proj' in key]:
+        q_k_v = [old.pop(key.replace('q_proj', f'{name}_proj')) for name in 'qkv']
+        old[key.replace('q_proj.', 'in_proj_')] = torch.cat(q_k_v)
+    return old
+
+# %% ../nbs/14_models.ipynb #9ec9fc20
+def one_file(pipe):
+    "All weights of a pipeline under the names that they have in a one-file checkpoint"
+    parts = {'model.diffusion_model': {old_unet_key(key, pipe.unet.config.layers_per_block + 1): value for key, value in pipe.unet.state_dict().items()},
+             'first_stage_model': {old_vae_key(key, len(pipe.vae.config.block_out_channels)): value for key, value in pipe.vae.state_dict().items()},
+             'conditioner.embedders.0.transformer.text_model': {key.removeprefix('text_model.'): value for key, value in pipe.text_encoder.state_dict().items()},
+             'conditioner.embedders.1.model': old_clip(pipe.text_encoder_2.state_dict())}
+    return {f'{part}.{key}': value.clone().contiguous() for part, state in parts.items() for key, value in state.items()}
+
+# %% ../nbs/14_models.ipynb #b0085f94
+def no_network(*args, **kwargs): raise AssertionError('the network was asked')
+
+offline = patch.multiple(socket, socket=no_network, create_connection=no_network, getaddrinfo=no_network)
+def same_weights(one, other): return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
 # %% ../nbs/14_models.ipynb #f16ea6bb
 def test_libraries_are_silent_inside_quiet_and_as_loud_as_before_outside():
@@ -81,15 +140,15 @@ def test_what_cannot_be_loaded_is_said_in_one_line():
         (folder / 'broken' / 'model_index.json').write_text('{')
         (folder / 'other' / 'model_index.json').write_text('{"_class_name": "StableDiffusionPipeline"}')
         shutil.copy(EMBEDDED / 'model_index.json', folder / 'weightless')
-        for model, words in {'no-slash': 'owner/name', folder / 'gone': 'no such folder', str(folder / 'gone'): 'no such folder', './gone': 'no such folder',
+        for model, words in {'no-slash': 'owner/name', folder / 'gone': 'no such file or folder', str(folder / 'gone'): 'no such file or folder', './gone': 'no such file',
                              folder / 'empty': 'model_index.json', folder / 'broken': 'model_index.json', folder / 'other': 'only SDXL',
-                             folder / 'one.safetensors': 'single file', folder / 'weightless': 'cannot be loaded'}.items():
+                             folder / 'one.safetensors': 'not a whole safetensors file', folder / 'weightless': 'cannot be loaded'}.items():
             try: load_pipeline(model)
             except ModelError as error: assert words in str(error) and '\n' not in str(error) and Path(model).name in str(error), error
             else: assert False, f'{model} was loaded'
         with chdir(folder):
             try: find_model('empty/gone')
-            except ModelError as error: assert 'no such folder' in str(error), 'beside an existing folder it is a misspelt path, not a Hub id'
+            except ModelError as error: assert 'no such file or folder' in str(error), 'beside an existing folder it is a misspelt path, not a Hub id'
             else: assert False, 'taken for a Hub id'
 
 # %% ../nbs/14_models.ipynb #538716bf
@@ -117,6 +176,72 @@ def test_a_device_that_is_not_there_is_said_in_one_line():
         try: load_pipeline(device=device)
         except ModelError as error: assert device in str(error) and 'cpu' in str(error) and '\n' not in str(error), error
         else: assert False, f'{device} is there'
+
+# %% ../nbs/14_models.ipynb #bcfb8cab
+def test_one_file_and_a_config_are_the_same_model_without_a_look_at_the_network():
+    pipe, parts = load_pipeline(), ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+    with tempfile.TemporaryDirectory() as folder, offline:
+        shutil.copytree(EMBEDDED, Path(folder, 'config'), ignore=shutil.ignore_patterns('*.safetensors'))
+        path = Path(folder, 'anime.safetensors')
+        save_file(one_file(pipe), path)
+        again = load_pipeline(path, config=Path(folder, 'config'))
+        assert all(same_weights(getattr(again, part), getattr(pipe, part)) for part in parts)
+        assert type(again.scheduler) is SDXLAnime_BestHQScheduler and again.scheduler.config.prediction_type == pipe.scheduler.config.prediction_type
+        lean = load_pipeline(path.rename(Path(folder, 'config', path.name)), dtype=torch.float16, unet=None)
+        assert lean.unet is None and lean.vae.dtype == lean.text_encoder_2.dtype == torch.float16, 'the folder in which the file lies is its config'
+
+# %% ../nbs/14_models.ipynb #a46c93a5
+def test_what_a_file_lacks_comes_from_the_config():
+    pipe = load_pipeline()
+    changed = {key: value + 1 for key, value in one_file(pipe).items() if key.startswith('model.diffusion_model.')}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'only-a-unet.safetensors')
+        save_file(changed, path)
+        again = load_pipeline(path, config=EMBEDDED)
+        assert same_weights(again.vae, pipe.vae) and not same_weights(again.unet, pipe.unet)
+        torch.testing.assert_close(again.unet.conv_in.bias, pipe.unet.conv_in.bias + 1)
+
+# %% ../nbs/14_models.ipynb #76f5a5b1
+def test_a_file_that_predicts_v_says_so_or_its_config_does():
+    weights = one_file(load_pipeline())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'v.safetensors')
+        for extra, about, expected in (({}, {'modelspec.prediction_type': 'v'}, ('v_prediction', False)), ({}, {'modelspec.prediction_type': 'epsilon'}, ('epsilon', False)),
+                                       ({'v_pred': torch.empty(0), 'ztsnr': torch.empty(0)}, None, ('v_prediction', True))):
+            save_file({**weights, **extra}, path, about)
+            pipe = load_pipeline(path, config=EMBEDDED)
+            assert (pipe.scheduler.config.prediction_type, pipe.scheduler.config.rescale_betas_zero_snr) == expected
+        assert np.isfinite(pipe('a girl', num_inference_steps=2, height=64, width=64, output_type='np').images).all()
+        settings = Path(shutil.copytree(EMBEDDED, Path(folder, 'config')), 'scheduler', 'scheduler_config.json')
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), 'prediction_type': 'v_prediction'}))
+        save_file(weights, path)
+        assert load_pipeline(path, config=settings.parent.parent).scheduler.config.prediction_type == 'v_prediction'
+
+# %% ../nbs/14_models.ipynb #ec5bba37
+def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
+    weights, none = one_file(load_pipeline()), torch.zeros(1)
+    bias = weights['model.diffusion_model.conv_in.bias'.replace('conv_in', 'input_blocks.0.0')]
+    wrong = {'sd1': ({'cond_stage_model.transformer.text_model.x': none}, 'Stable Diffusion 1'), 'sd2': ({'cond_stage_model.model.x': none}, 'Stable Diffusion 2'),
+             'refiner': ({'conditioner.embedders.0.model.x': none}, 'refiner'), 'lora': ({'lora_unet_x.lora_down.weight': none}, 'LoRA'), 'vae': ({'encoder.conv_in.bias': none}, 'no SDXL'),
+             'short': ({key: value for key, value in weights.items() if 'out.2' not in key}, 'unet lacks'),
+             'shorter': ({key: value for key, value in weights.items() if 'ln_final' not in key}, 'text_encoder_2 lacks'), 'wide': ({**weights, 'model.diffusion_model.input_blocks.0.0.bias': bias.repeat(2)}, 'conv_in')}
+    with tempfile.TemporaryDirectory() as folder, offline:
+        path = Path(folder, 'model.safetensors')
+        def refusal(**options):
+            try: load_pipeline(path, **options)
+            except ModelError as error: return str(error)
+            assert False, f'loaded with {options}'
+        for name, (tensors, word) in wrong.items():
+            save_file(tensors, path)
+            said = refusal(config=EMBEDDED)
+            assert word in said and path.name in said and '\n' not in said, said
+        torch.save(weights, path)
+        assert 'not a whole safetensors file' in refusal(config=EMBEDDED), 'a pickle under the name of a safetensors file'
+        save_file(weights, path)
+        assert '--config' in refusal() and 'no such' in refusal(config=Path(folder, 'gone')) and 'a file' in refusal(config=path)
+    try: load_pipeline(config=EMBEDDED)
+    except ModelError as error: assert 'one-file' in str(error)
+    else: assert False, 'a config for a folder'
 
 # %% ../nbs/14_models.ipynb #ea31149b
 def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
