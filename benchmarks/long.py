@@ -39,7 +39,6 @@ ROWS = {  # name: (Context, is the noise shuffled?)
     'attention, overlap 12, loop': (Context(overlap=12, loop=True), False),
     'predictions, overlap 6': (Context('predictions', overlap=6), False),
     'predictions, overlap 12': (Context('predictions', overlap=12), False),
-    'predictions, overlap 18': (Context('predictions', overlap=18), False),
     'plain extrapolation': (Context('none'), False),
     "FreeNoise's shuffled noise": (Context(overlap=12), True),
 }
@@ -85,9 +84,10 @@ def jitter(x):
     return float(np.nanstd(second[~(np.abs(second) > .3)])) if np.isfinite(second).any() else np.nan
 
 
-def figures(scene, context, longest, frames):
+def figures(job):
     "What is kept of one film"
     import cv2
+    scene, context, longest, frames = job
     cv2.setNumThreads(1)
     found = measure(frames, fps=8, windows=borders(len(frames), context, longest)).video
     thirds = [read(part) for part in np.array_split(frames, 3)]
@@ -141,19 +141,21 @@ def main():
     longest, table = pipe.unet.temporal_config['max_frames'], {}
     texts = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
 
-    def add(name, films, context, **costs):
-        with tiny.pool(args.workers) as p: found = p.starmap(figures, [(s, context, longest, f) for s, f in zip(scenes, films)]) if args.workers > 1 else [figures(s, context, longest, f) for s, f in zip(scenes, films)]
-        table[name] = row(found) | costs
-        print(brief(name, table[name]), flush=True)
+    out = args.out or (None if args.toy else Path('benchmarks/results/long.json'))
 
-    add('real clips', [render(s, args.frames, tiny.SIZE, tiny.SIZE).frames for s in scenes], ROWS['attention, overlap 12'][0])
-    if args.device == 'cuda': film(pipe, texts[0], 0, *ROWS[args.rows[0]], args)  # kernels are chosen, memory is laid out
-    for name in args.rows:
-        films, seconds, peaks = zip(*(film(pipe, text, i, *ROWS[name], args) for i, text in enumerate(texts)))
-        add(name, films, ROWS[name][0], seconds=float(np.mean(seconds)), peak_mib=max(peaks) if args.device == 'cuda' else None)
-    about = dict(command=f'python {" ".join(sys.argv)}', scenes=args.scenes, frames=args.frames, steps=args.steps, guidance_scale=args.guidance_scale, longest=longest, noise=inference.noise_for(pipe),
-                 seconds=round(time.time() - start, 1), peak_resident_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), **tiny.about(args.device), intervals='95 %', table=table)
-    if args.out or not args.toy: tiny.record(args.out or Path('benchmarks/results/long.json'), **about)
+    def add(name, films, context, **costs):
+        table[name] = row(pool.map(figures, [(scene, context, longest, frames) for scene, frames in zip(scenes, films)])) | costs
+        print(brief(name, table[name]), flush=True)
+        about = dict(command=f'python {" ".join(sys.argv)}', scenes=args.scenes, frames=args.frames, steps=args.steps, guidance_scale=args.guidance_scale, longest=longest, noise=inference.noise_for(pipe),
+                     seconds=round(time.time() - start, 1), peak_resident_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), **tiny.about(args.device), intervals='95 %', table=table)
+        if out: tiny.record(out, **about)  # after each row: what is interrupted is not lost
+
+    with tiny.pool(args.workers) as pool:
+        add('real clips', [render(scene, args.frames, tiny.SIZE, tiny.SIZE).frames for scene in scenes], ROWS['attention, overlap 12'][0])
+        if args.device == 'cuda': film(pipe, texts[0], 0, *ROWS[args.rows[0]], args)  # kernels are chosen, memory is laid out
+        for name in args.rows:
+            films, seconds, peaks = zip(*(film(pipe, text, i, *ROWS[name], args) for i, text in enumerate(texts)))
+            add(name, films, ROWS[name][0], seconds=float(np.mean(seconds)), peak_mib=max(peaks) if args.device == 'cuda' else None)
 
 
 if __name__ == '__main__': main()
