@@ -9,7 +9,8 @@ in on the other, so even they do not score 1 everywhere. What is read, with 95 %
 - adjacent: 1 - mean difference of neighbouring frames; warping: chapter 10's error along the flow; motion: the length of that flow. A frozen film has the best of all: read them beside motion
 - identity: does the last third show the same hair, style, outfit and place as the first? asked for: are they the caption's, in the last third?
 - direction: does each third in which anybody is seen go the way that the caption says? one third: the same of single thirds, so that chance does not count three times
-- seam: residual at the borders of windows (where one begins or ends) against elsewhere, chapter 10's score; rows without windows are asked at the borders of `attention, overlap 12`
+- seam: residual at the borders of windows (where one begins or ends) against elsewhere, chapter 10's score; middle: the same half-way between borders; border: the one minus the other in
+  the same film, which is 0 where borders cannot be told from the middle. Rows without windows are asked at the borders of `attention, overlap 12`
 - jitter: standard deviation of the second difference of the place, without those who are meant to jerk
 - loop: residual from the last frame to the first against elsewhere
 """
@@ -18,7 +19,7 @@ import os
 import resource
 import sys
 import time
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -72,6 +73,11 @@ def borders(num_frames, context, longest):
     return sorted(at - {0})
 
 
+def halfway(at, num_frames):
+    "Frames in the middle between two borders"
+    return [(a + b) // 2 for a, b in pairwise([0, *at, num_frames]) if b - a > 1]
+
+
 def speed(reading):
     "Over the ground, without the step from one side of the picture to the other; nan where there is nobody"
     steps = np.diff(reading.position[:, 0])
@@ -89,12 +95,16 @@ def figures(job):
     import cv2
     scene, context, longest, frames = job
     cv2.setNumThreads(1)
-    found = measure(frames, fps=8, windows=borders(len(frames), context, longest)).video
+    at = borders(len(frames), context, longest)
+    scores = measure(frames, fps=8, windows=at)
+    found, residual, usual = scores.video, scores.per_pair['residual'], ~scores.per_pair['held'].astype(bool)
+    usual[np.array(at, int) - 1] = False  # pair t is frames t and t + 1
+    middle = residual[np.array(halfway(at, len(frames))) - 1].mean() / np.median(residual[usual]) if usual.any() else np.nan
     thirds = [read(part) for part in np.array_split(frames, 3)]
     first, last, whole = thirds[0], thirds[-1], read(frames)
     looks = lambda r: (r.hair, r.style, r.outfit, r.background)
     ways = [speed(r) * np.sign(scene.speed) > .008 for r in thirds if np.isfinite(speed(r))] if scene.speed else []
-    return dict(adjacent=found['flickering'], warping=found['warping_error'], motion=found['motion'], seam=found['seam'], loop=found['loop_closure'],
+    return dict(adjacent=found['flickering'], warping=found['warping_error'], motion=found['motion'], seam=found['seam'], middle=float(middle), border=float(found['seam'] - middle), loop=found['loop_closure'],
                 jitter=jitter(whole.position[:, 0]) if scene.hold == 1 and scene.action != 'dance' else np.nan, drift=whole.drift,
                 identity=[looks(first) == looks(last)] if min(first.found, last.found) >= .5 else [],
                 asked=[looks(last) == looks(scene)] if last.found >= .5 else [], direction=[all(ways)] if ways else [], third=ways)
@@ -120,7 +130,7 @@ def row(found):
 
 def brief(name, found):
     say = lambda key: f'{key} -' if not found.get(key) else f'{key} {found[key][0]:.4f} ({found[key][1]:.4f} to {found[key][2]:.4f})'
-    return f'{name:32} ' + ', '.join(map(say, ('adjacent', 'warping', 'motion', 'seam', 'identity', 'asked', 'direction', 'third', 'jitter', 'loop'))) + f", {found.get('seconds', 0):.1f} s"
+    return f'{name:32} ' + ', '.join(map(say, ('adjacent', 'warping', 'motion', 'seam', 'border', 'identity', 'asked', 'direction', 'third', 'jitter', 'loop'))) + f", {found.get('seconds', 0):.1f} s"
 
 
 def main():

@@ -55,8 +55,9 @@ def part_of(said, windows, start):
 
 def over_predictions(pipe, num_frames, context):
     "The `Windows` that the sampling loop goes through, None if the temporal layers do; raises a `ValueError` if such a film cannot be made"
-    if context.kind != 'predictions': windows_for(pipe.unet, num_frames, context)
-    elif windows := plan_windows(num_frames, context, pipe.unet.temporal_config['max_frames']): return windows.on(pipe._execution_device)
+    if context.kind != 'predictions': return windows_for(pipe.unet, num_frames, context) and None
+    windows = plan_windows(num_frames, context, pipe.unet.temporal_config['max_frames'])
+    return windows and windows.on(pipe._execution_device)
 
 # %% ../nbs/09_inference.ipynb #c1318549
 def predict(pipe, x, t, unet_kwargs):
