@@ -137,7 +137,7 @@ def generate(prompt,                # what shall be seen
              noise_strength=None,   # its alpha; None for what the adapter was trained with
              images=False,          # leave the adapter out: unrelated images
              callback=None,         # called after each step with (step, timestep, latents `f c h w`)
-             context=None,          # a `Context`, or a dict of its settings: how a film longer than the adapter's is made, or a loop; None for what is best
+             context=None,          # a `Context`, or a dict of its settings: how a film longer than the adapter's is made, or a loop; None for windows inside the attention
              ):
     "A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if the tiny model knows no word)"
     pipe = pipe or embedded_pipeline()
