@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .windows import fuse, take
+
 # %% ../nbs/01_attention.ipynb #6b0effc2
 MAX_ROWS = 65_535  # CUDA's attention kernels take no more sequences in one launch
 
@@ -95,17 +97,34 @@ class TemporalSelfAttention(nn.Module):
         else:
             self.register_buffer("pos_emb", sinusoidal_positions(max_frames, dim))
 
-    def forward(self, x, num_frames):
-        "What time has to add to the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape"
-        (batch, s, c), f, h = x.shape, num_frames, self.num_heads
-        check_frames(batch, f, self.max_frames)
-        tokens = self.norm(x).reshape(-1, f, s, c)  # (b f) s c -> b f s c
-        tokens = tokens + self.pos_emb[:f, None].to(tokens.dtype)  # f 1 c
-        qkv = self.to_qkv(tokens, parts=3)
-        q, k, v = (t.view(-1, f, s * h, c // h).transpose(1, 2) for t in qkv)  # b f s (h d) -> b (s h) f d
-        out = attend(q, k, v).transpose(1, 2).reshape(x.shape)  # b (s h) f d -> (b f) s (h d)
-        return self.proj(out, gate=self.gate)
+    def positions(self, num_frames):
+        "Positions `f c`; past the end of a sinusoidal table they go on as its formula does"
+        if num_frames <= self.max_frames:
+            return self.pos_emb[:num_frames]
+        return sinusoidal_positions(num_frames, self.pos_emb.shape[1]).to(self.pos_emb)
 
-    def seam(self, x, num_frames):
-        "The tokens with what time adds to them; what a transformer block calls (chapter 02)"
-        return x + self(x, num_frames)
+    def hear(self, tokens):
+        "What each frame of the normed `tokens` `[b, f, s, c]` hears from all of them, of the same shape"
+        (b, f, s, c), h = tokens.shape, self.num_heads
+        tokens = tokens + self.positions(f)[:, None].to(tokens.dtype)  # f 1 c
+        qkv = self.to_qkv(tokens, parts=3)
+        q, k, v = (t.view(b, f, s * h, c // h).transpose(1, 2) for t in qkv)  # b f s (h d) -> b (s h) f d
+        return attend(q, k, v).transpose(1, 2).reshape(b, f, s, c)  # b (s h) f d -> b f s (h d)
+
+    def forward(self, x, num_frames, windows=None):
+        """What time has to add to the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape
+
+        With `windows` (chapter 29) frames hear only those of the windows they are in, and a clip may be of any length.
+        """
+        (batch, s, c), longest = x.shape, num_frames if windows else self.max_frames
+        check_frames(batch, num_frames, longest)
+        tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
+        if windows is None:
+            heard = self.hear(tokens)
+        else:
+            heard = fuse(lambda start: self.hear(take(tokens, start, windows.length, dim=1)), windows, dim=1)
+        return self.proj(heard.view(x.shape), gate=self.gate)  # b f s c -> (b f) s c
+
+    def seam(self, x, clip):
+        "The tokens with what time adds to them; a transformer block (chapter 02) calls it with `num_frames` or `(num_frames, windows)`"
+        return x + (self(x, *clip) if isinstance(clip, tuple) else self(x, clip))

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'OF_ONE_STRETCH', 'OWN_MODEL', 'OWN_ADAPTER', 'COMMANDS', 'UsageError', 'Parser', 'at_least', 'side',
-           'add_device', 'add_generate', 'weighted', 'share', 'add_sources', 'check_sources', 'add_direction',
-           'read_direction', 'settings_of', 'going_on', 'free_name', 'check_names', 'choose_adapter', 'load',
-           'read_sources', 'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare',
-           'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command',
-           'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'numbers', 'check_score',
-           'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'main']
+           'add_device', 'add_generate', 'add_context', 'context_of', 'check_context', 'weighted', 'share',
+           'add_sources', 'check_sources', 'add_direction', 'read_direction', 'settings_of', 'going_on', 'free_name',
+           'check_names', 'choose_adapter', 'load', 'read_sources', 'load_visitors', 'make_of_sources', 'make_frames',
+           'generate_command', 'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items',
+           'plan_items', 'made_for', 'prepare_command', 'tell', 'setting', 'add_train', 'train_settings',
+           'train_command', 'add_score', 'numbers', 'check_score', 'score_command', 'networks_on', 'add_info',
+           'info_command', 'make_parser', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, json, math, os, re, shutil, sys, time, warnings
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from .files import write_whole
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from .video import SUFFIXES, check_output, iter_video, read_metadata, read_video, write_video
+from .windows import KINDS, Context, plan_windows
 
 
 # %% ../nbs/13_cli.ipynb #036ec4f2
@@ -79,7 +81,33 @@ def add_generate(parser):
     add("--noise-strength", type=at_least(0, float), metavar="X", help="how closely (as the adapter was trained)")
     add_direction(parser)
     add_sources(parser)
+    add_context(parser)
     add_device(parser)
+
+# %% ../nbs/13_cli.ipynb #a990be58
+def add_context(parser):
+    add = parser.add_argument
+    add("--context", choices=KINDS, help="where a video longer than the adapter's clips is put together: in windows inside its attention, over the UNet's predictions (slower, memory of one window), "
+        f"or none, all frames at once ({Context.kind})")
+    add("--context-length", type=at_least(2), metavar="N", help="frames of a window (the longest clip that the adapter has positions for)")
+    add("--context-overlap", type=at_least(0), metavar="N", help="frames that neighbouring windows share (half a window)")
+    add("--loop", action="store_true", help="let the end of the video flow into its beginning")
+
+def context_of(args):
+    "The `Context` that `args` ask for; raises `UsageError` for what cannot be together."
+    if args.images and (args.loop or args.context or args.context_length or args.context_overlap is not None): raise UsageError("--images are not related to each other: no --loop or --context with them")
+    try: return Context(args.context or Context.kind, args.context_length, args.context_overlap, loop=args.loop)
+    except ValueError as error: raise UsageError(f"--context: {error}") from None
+
+def check_context(args, adapter):
+    "What will be done about windows, as `generate` takes it and a video's metadata keeps it; refuses windows that the adapter cannot have before anything is loaded."
+    if args.images: return None
+    from tav_nb.adapter import read_metadata
+    context, longest = context_of(args), read_metadata(adapter)["max_frames"]
+    try: windows = plan_windows(args.num_frames, context, longest)
+    except ValueError as error: raise UsageError(f"--context: {error}") from None
+    if windows is None: return None
+    return asdict(context if context.kind == "none" else replace(context, **dict(zip(("length", "overlap"), context.numbers(longest)))))
 
 # %% ../nbs/13_cli.ipynb #21483fc5
 def weighted(text):
@@ -117,6 +145,7 @@ def check_sources(args):
     if args.video or args.control or args.ip_image:
         for option in ("first_frame", "last_frame", "seeds", "extend"):
             if value := getattr(args, option): raise UsageError(f"--{option.replace('_', '-')} {value}: does not go with --video, --control and --ip-image")
+        if args.context == "predictions": raise UsageError("--context predictions does not go with --video, --control and --ip-image; attention does")
         if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1: raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
     named = [(option, getattr(args, option)) for option in ("video", "mask", "control", "ip_adapter", "ip_image", "ip_encoder")]
     named += [("lora", path) for path, _ in args.lora] + [("textual_inversion", path) for path in args.textual_inversion]
@@ -153,6 +182,7 @@ def settings_of(path, options):
     found |= {name: value for name, value in read_metadata(path).items() if name in options and value not in (None, False)}
     if found.get("model") == OWN_MODEL: del found["model"]
     if found.get("adapter") == OWN_ADAPTER: del found["adapter"]
+    if isinstance(context := found.pop("context", None), dict): found |= {option: value for option, value in dict(context=context["kind"], context_length=context["length"], context_overlap=context["overlap"]).items() if value is not None}
     words = [f"--height={frames.shape[1]}", f"--width={frames.shape[2]}"]
     for name, value in found.items():
         if name in OF_ONE_STRETCH: continue
@@ -257,18 +287,21 @@ def make_frames(args, direction=None):
     with tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar, warnings.catch_warnings(action="ignore"):
         from tav_nb.inference import generate, noise_for
         from tav_nb.models import quiet
+        from tav_nb.unet import set_context
         with quiet():
             adapter = choose_adapter(args)
+            context = check_context(args, adapter)
             found = read_sources(args) if args.video or args.control or args.ip_image else {}
             pipe = load(args, adapter)
             load_visitors(args, pipe)
             bar.set_description("drawing")
             bar.reset()  # its clock starts here
+            if found and context: set_context(pipe.unet, Context(**context))
             frames = make_of_sources(args, pipe, found, bar) if found else generate(args.prompt, pipe, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt,
-                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), direction=direction)
+                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction)
     noise, strength = noise_for(pipe, args.noise, args.noise_strength)
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "output")}
-    return frames, {**given, "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength,
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "output", "context_length", "context_overlap", "loop")}
+    return frames, {**given, "context": context, "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength,
                     "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe.device),
                     "dtype": str(pipe.dtype).removeprefix("torch."), "made_by": f"tav_nb {tav_nb.__version__}"}
 
@@ -279,6 +312,7 @@ def generate_command(args):
     path, start = check_output(args.output or free_name(args.prompt, args.seed), args.fps), time.monotonic()
     check_names(args)
     check_sources(args)
+    context_of(args)
     frames, settings = make_frames(args, direction)
     frames = directing.joined(direction, frames)
     write_video(frames, path, args.fps, settings)

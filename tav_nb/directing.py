@@ -141,6 +141,7 @@ def motion_strength(unet, strength):
 def directed_noise(shape,          # (b, f, c, h, w)
                    kind, strength, # as in `correlated_noise`
                    seeds,          # {frame: seed}; the first also draws what all frames share
+                   loop=False,     # does the film begin again after its last frame?
                    ):              # b f c h w
     "Correlated noise in which each stretch of frames has its own seed"
     import torch
@@ -151,7 +152,7 @@ def directed_noise(shape,          # (b, f, c, h, w)
     (_, first), *others = sorted(seeds.items())
     shared, own = draw(first)
     for frame, seed in others: own[:, frame:] = draw(seed)[1][:, frame:]
-    return relate_frames(shared, own, kind, strength)
+    return relate_frames(shared, own, kind, strength, loop)
 
 # %% ../nbs/32_directing.ipynb #7b0e4a09
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from .inference import embedded_pipeline, generate
 from .noise import noise_correlation
 from .show import to_image, xt_slice
 from .unet import temporal_modules
+from .windows import take
 
 # %% ../nbs/28_views.ipynb #c8c3e903
 def coarse_flow(
@@ -96,13 +97,21 @@ def attention_weights(
     layer,       # TemporalSelfAttention
     x,           # its input: tokens [(b f), s, c]
     num_frames,  # f
+    windows=None,  # through which a long film goes (chapter 29)
 ):  # float32 [b, s, h, f, f]: for each place and head, how much each frame takes from each
-    "softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1)."
+    "softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several windows the weighted sum."
     (_, s, c), f, h = x.shape, num_frames, layer.num_heads
-    tokens = layer.norm(x).reshape(-1, f, s, c) + layer.pos_emb[:f, None].to(x.dtype)  # b f s c
-    q, k, _ = layer.to_qkv(tokens, parts=3)
-    q, k = (t.float().unflatten(-1, (h, c//h)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
-    return (q@k.mT*(c//h)**-0.5).softmax(-1)
+    tokens = layer.norm(x).reshape(-1, f, s, c)  # b f s c
+    def weights(part):
+        q, k, _ = layer.to_qkv(part + layer.positions(part.shape[1])[:, None].to(x.dtype), parts=3)
+        q, k = (t.float().unflatten(-1, (h, c//h)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
+        return (q@k.mT*(c//h)**-0.5).softmax(-1)
+    if windows is None: return weights(tokens)
+    seen = x.new_zeros(len(tokens), s, h, f, f, dtype=torch.float32)
+    for start, share in zip(windows.starts, windows.shares):
+        at = (torch.arange(windows.length, device=x.device) + start) % f
+        seen[..., at[:, None], at] += share[:, None]*weights(take(tokens, start, windows.length, dim=1))
+    return seen
 
 # %% ../nbs/28_views.ipynb #0435d913
 @contextmanager

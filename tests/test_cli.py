@@ -68,6 +68,15 @@ MISTAKES = {
     "no such LoRA": ("--lora", "/no/such/lora.safetensors"),
     "no such word": ("--textual-inversion", "/no/such/word.safetensors"),
     "no such config": ("--config", "/no/such/folder"),
+    "unknown windows": ("--context", "latents"),
+    "a window of one frame": ("--context-length", "1"),
+    "a window below 0": ("--context-length", "-24"),
+    "an overlap below 0": ("--context-overlap", "-1"),
+    "an overlap as long as the window": ("--context-overlap", "8", "--context-length", "8"),
+    "a loop without overlap": ("--context-overlap", "0", "--loop"),
+    "a loop without windows": ("--context", "none", "--loop"),
+    "windows that are none": ("--context", "none", "--context-length", "8"),
+    "unrelated images in a loop": ("--images", "--loop"),
 }
 
 # %% ../nbs/13_cli.ipynb #71540f7d
@@ -169,7 +178,8 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
         for said, *words in (
             ("knows no word", "xyzzy plugh"),
             ("hair", "xyzzy plugh"),
-            ("24 frames", GIRL, "--num-frames", 25),
+            ("24 at most", GIRL, "--context-length", 25),
+            ("23 at most", GIRL, "--num-frames", 25, "--context-overlap", 24),
             ("broken.safetensors", GIRL, "--adapter", f"{folder}/broken.safetensors"),
             ("no temporal_adapter.safetensors", GIRL, "--adapter", folder),
             ("--images goes on", GIRL, "--model", f"{folder}/bare"),
@@ -195,6 +205,19 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
         again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
         assert np.array_equal(again, frames)
         assert json.loads(tav("info", first)[1]) == settings
+
+# %% ../nbs/13_cli.ipynb #4ea3c012
+def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_they_were_made():
+    small = "--steps", 1, "--height", 16, "--width", 16, "--guidance-scale", 1
+    with tempfile.TemporaryDirectory() as folder:
+        for words, expected in ((("--num-frames", 26), dict(kind="attention", loop=False)), (("--num-frames", 4, "--loop"), dict(kind="attention", loop=True)),
+                                (("--num-frames", 26, "--context", "predictions", "--context-length", 16, "--context-overlap", 4), dict(kind="predictions", length=16, overlap=4)), (("--num-frames", 4), None)):
+            code, said, err = tav("generate", GIRL, "-o", f"{folder}/film.webp", *small, *words)
+            assert (code, err) == (0, ""), err
+            settings, frames = read_metadata(f"{folder}/film.webp"), read_video(f"{folder}/film.webp")[0]
+            assert settings["context"] is expected is None or settings["context"].items() >= expected.items(), settings
+            again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
+            assert np.array_equal(again, frames), words
 
 # %% ../nbs/13_cli.ipynb #bb697ea5
 def test_a_film_begins_and_ends_on_pictures_and_goes_on_with_its_own_settings():

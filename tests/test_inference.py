@@ -4,11 +4,12 @@ from PIL import Image
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from pathlib import Path
 from tav_nb.adapter import EMBEDDED_ADAPTER, save_adapter
-from tav_nb.inference import adapter_of, decode_frames, generate, load_video_pipeline, noise_for
+from tav_nb.inference import adapter_of, conditions, decode_frames, denoise_step, generate, load_video_pipeline, noise_for, over_predictions
 from tav_nb.models import EMBEDDED, load_pipeline, quiet
 from tav_nb.noise import NOISES, correlated_noise
 from tav_nb.unet import add_temporal, remove_temporal, temporal_modules
 from tav_nb.video import read_video, write_video
+from tav_nb.windows import Context
 import numpy as np
 import tempfile
 import torch
@@ -89,6 +90,55 @@ def test_every_temporal_layer_speaks_once_a_step_and_none_in_image_mode():
     remove_temporal(pipe.unet)
     assert (generate('a girl', pipe, **SMALL, images=True) == pictures).all(), 'a base without an adapter makes the same images'
 
+# %% ../nbs/09_inference.ipynb #53cf6a23
+def test_a_film_of_24_frames_is_the_same_film_whatever_is_said_about_windows():
+    pipe = random_film_pipeline()
+    tiny = dict(num_frames=24, height=16, width=16, steps=2, guidance_scale=1.)
+    film = generate('a girl', pipe, **tiny)
+    for kind in ('attention', 'predictions', 'none'): assert (generate('a girl', pipe, **tiny, context=Context(kind)) == film).all(), kind
+
+# %% ../nbs/09_inference.ipynb #2b74b5fa
+def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_film_of_them():
+    pipe, lengths = random_film_pipeline(), []
+    pipe.unet.register_forward_pre_hook(lambda unet, args: lengths.append(len(args[0])))
+    contexts = [None, Context('predictions'), Context('none'), Context(loop=True), Context('predictions', loop=True)]
+    films = [generate('a girl', pipe, 72, 16, 16, steps=1, guidance_scale=1., context=context) for context in contexts]
+    assert all(film.shape == (72, 16, 16, 3) for film in films) and all((a != b).any() for i, a in enumerate(films) for b in films[:i])
+    assert lengths == [72, *[24] * 5, 72, 72, *[24] * 6], 'over predictions only one window is in the UNet at a time'
+
+# %% ../nbs/09_inference.ipynb #0c47bcd6
+def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
+    pipe, steps = random_film_pipeline(), []
+    pipe.scheduler.set_timesteps(4)
+    said = conditions(pipe, 'a girl', 7, 32, 32) | dict(num_frames=7, context=Context())
+    said['encoder_hidden_states'] = said['encoder_hidden_states'] + torch.randn(14, 1, 1, generator=torch.Generator().manual_seed(1))  # every frame its own words
+    latents, t = torch.randn(7, 4, 4, 4, generator=torch.Generator().manual_seed(0)), pipe.scheduler.timesteps[0]
+    pipe.scheduler.hook_before_step = lambda pred, timestep, sample: steps.append(pred[:, 0])
+    with torch.no_grad():
+        expected = torch.zeros(2, 7, 4, 4, 4)  # g f c h w
+        windows = over_predictions(pipe, 7, Context('predictions', length=4, overlap=1))
+        assert windows.starts == (0, 3)
+        for first, weights in ((0, (1, 1, 1, .5)), (3, (.5, 1, 1, 1))):
+            rows = [*range(first, first + 4), *range(7 + first, 7 + first + 4)]
+            part = dict(encoder_hidden_states=said['encoder_hidden_states'][rows], added_cond_kwargs={k: v[rows] for k, v in said['added_cond_kwargs'].items()})
+            out = pipe.unet(torch.cat([latents[first:first + 4]] * 2), t, **part, num_frames=4).sample.unflatten(0, (2, 4))
+            expected[:, first:first + 4] += out * torch.tensor(weights).view(4, 1, 1, 1)
+        denoise_step(pipe, latents, t, 3., said, windows)
+    assert len(steps) == 1
+    torch.testing.assert_close(steps[0], expected[0] + 3 * (expected[1] - expected[0]), atol=1e-4, rtol=1e-4)
+
+# %% ../nbs/09_inference.ipynb #928a3e51
+def test_a_loop_over_predictions_does_not_care_where_it_begins():
+    pipe = random_film_pipeline()
+    said, x = conditions(pipe, 'a girl', 12, 32, 32) | dict(num_frames=12, context=Context()), torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    windows = over_predictions(pipe, 12, Context('predictions', length=8, loop=True))
+    with torch.no_grad():
+        answers = []
+        for shift in (0, 4):
+            pipe.scheduler.set_timesteps(4)
+            answers.append(denoise_step(pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], 3., said, windows).roll(-shift, 0))
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
+
 # %% ../nbs/09_inference.ipynb #630845d0
 def test_stock_pipelines_make_films_with_the_patched_unet():
     pipe = random_film_pipeline()
@@ -141,7 +191,7 @@ def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
 def test_what_cannot_be_done_is_said_in_one_line():
     pipe, bare, asked = random_film_pipeline(), load_pipeline(), []
     for module in (pipe.text_encoder, bare.text_encoder): module.register_forward_pre_hook(lambda module, args: asked.append(args))
-    for wish, words in [(dict(num_frames=0), 'at least 1'), (dict(num_frames=25), 'up to 24'), (dict(height=100), 'multiple of 8'), (dict(width=4), 'multiple of 8'),
+    for wish, words in [(dict(num_frames=0), 'at least 1'), (dict(context=Context(length=25)), '24 at most'), (dict(context=Context('predictions', overlap=24)), '23 at most'), (dict(height=100), 'multiple of 8'), (dict(width=4), 'multiple of 8'),
                         (dict(width=-8), 'multiple of 8'), (dict(steps=0), 'at least 1 step'), (dict(noise='pink'), 'progressive'), (dict(noise_strength=-1), '0 or more'),
                         (dict(prompt='a xylophone'), 'girl'), (dict(pipe=bare), 'images=True')]:
         try: generate(**dict(prompt='a girl', pipe=pipe) | SMALL | wish)

@@ -7,7 +7,8 @@ from pathlib import Path
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tav_nb.attention import TemporalSelfAttention
-from tav_nb.unet import add_temporal, load_lora, remove_temporal, temporal_blocks, temporal_modules, temporal_state_dict, train_only_temporal, without_temporal
+from tav_nb.unet import add_temporal, load_lora, remove_temporal, set_context, temporal_blocks, temporal_modules, temporal_state_dict, train_only_temporal, without_temporal
+from tav_nb.windows import Context
 from torch import nn
 import copy
 import pickle
@@ -389,3 +390,73 @@ def test_lora_targets_that_sound_like_ours_do_not_reach_the_adapter():
         patched.add_adapter(LoraConfig(target_modules="all-linear", init_lora_weights=False))
     assert torch.equal(adapter_voice(patched), voice)
     assert not any("lora" in key for key in temporal_state_dict(patched))
+
+# %% ../nbs/02_unet.ipynb #37fb1860
+def test_a_long_film_goes_through_windows_and_a_short_one_does_not_notice():
+    with torch.no_grad():
+        patched = loud(add_temporal(tiny_unet(), max_frames=4))
+        short, long = call_inputs(), call_inputs(num_frames=10, num_clips=1)
+        plain, windowed = patched(**short, num_frames=4).sample, patched(**long, num_frames=10).sample
+        for context in (Context(), Context(overlap=3, weights="flat"), Context("none"), Context("predictions")):
+            assert torch.equal(patched(**short, num_frames=4, context=context).sample, plain)
+        assert torch.equal(patched(**long, cross_attention_kwargs={"num_frames": 10, "context": Context()}).sample, windowed)
+        others = [patched(**long, num_frames=10, context=context).sample for context in (Context(overlap=1), Context(loop=True), Context("none"))]
+        assert all((one - other).abs().max() > 1e-4 for one, other in zip([windowed, *others], [*others, windowed]))
+
+# %% ../nbs/02_unet.ipynb #bd4585f8
+def test_what_set_context_says_holds_for_every_call_and_every_copy_until_a_call_says_otherwise():
+    with torch.no_grad():
+        patched, long = loud(add_temporal(tiny_unet(), max_frames=4)), call_inputs(num_frames=10, num_clips=1)
+        default, looped = (patched(**long, num_frames=10, context=context).sample for context in (None, Context(loop=True)))
+        set_context(patched, Context(loop=True))
+        for unet_ in (patched, copy.deepcopy(patched), pickle.loads(pickle.dumps(patched))):
+            assert torch.equal(unet_(**long, num_frames=10).sample, looped)
+            assert torch.equal(unet_(**long, num_frames=10, context=Context()).sample, default)
+        assert torch.equal(set_context(patched)(**long, num_frames=10).sample, default)
+
+# %% ../nbs/02_unet.ipynb #58824eba
+def test_windows_that_this_adapter_cannot_have_are_one_line():
+    learned, short = add_temporal(tiny_unet(), max_frames=4, positions="learned"), add_temporal(tiny_unet(), max_frames=4)
+    for unet_, context, words in ((short, Context(length=5), "4 at most"), (short, Context("predictions"), "kind='attention'"), (learned, Context("none"), "learned")):
+        try:
+            unet_(**call_inputs(num_frames=10, num_clips=1), num_frames=10, context=context)
+            raise AssertionError(f"{context} went through")
+        except ValueError as error:
+            assert words in str(error) and "\n" not in str(error), error
+    try:
+        set_context(short, Context(length=5))
+        raise AssertionError("too long")
+    except ValueError as error:
+        assert "4 at most" in str(error) and short.temporal_context == Context()
+
+# %% ../nbs/02_unet.ipynb #cec44fbc
+def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_bit():
+    plain, saving = (loud(add_temporal(tiny_unet(), max_frames=3)) for _ in range(2))
+    saving.load_state_dict(plain.state_dict())
+    saving.enable_gradient_checkpointing()
+    for patched in (plain, saving):
+        train_only_temporal(patched)
+        patched.train()
+    expected, found = gradients(plain, context=Context(loop=True)), gradients(saving, context=Context(loop=True))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+# %% ../nbs/02_unet.ipynb #5f69e25b
+@pytest.mark.slow
+def test_windows_compiled_by_torch_say_the_same():
+    with torch.no_grad():
+        patched, long = loud(add_temporal(tiny_unet(), max_frames=4)), call_inputs(num_frames=6, num_clips=1)
+        once, looped = (dict(**long, num_frames=6, context=context) for context in (Context(), Context(loop=True)))
+        expected, wanted = patched(**once).sample, patched(**looped).sample
+        whole = torch.compile(patched, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(whole(**once).sample, expected)
+        patched.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(patched(**looped).sample, wanted)
+
+# %% ../nbs/02_unet.ipynb #cd7fafce
+def test_a_stock_pipeline_makes_72_frames():
+    pipe = tiny_pipeline()
+    film, looped = (
+        make_video(pipe, 72, video=False, num_inference_steps=1, guidance_scale=1.0, cross_attention_kwargs={"num_frames": 72, **said})
+        for said in ({}, {"context": Context(loop=True)})
+    )
+    assert film.shape == (72, 4, 8, 8) and film.isfinite().all() and (looped - film).abs().max() > 1e-3

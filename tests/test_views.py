@@ -8,6 +8,7 @@ from tav_nb.inference import embedded_pipeline, generate
 from tav_nb.noise import correlated_noise, noise_correlation
 from tav_nb.unet import temporal_modules
 from tav_nb.views import attention_weights, coarse_flow, noise_image, plot_attention, plot_compare, plot_consistency, plot_noise, short_name, temporal_attention, wiped
+from tav_nb.windows import Context, plan_windows
 import numpy as np
 import torch
 
@@ -47,6 +48,17 @@ def test_the_weights_times_the_values_are_what_the_layer_gives():
     values = layer.to_qkv(tokens, parts=3)[2].unflatten(-1, (4, 6)).permute(0, 2, 3, 1, 4)  # b s h f d
     out = (weights@values).permute(0, 3, 1, 2, 4).reshape(10, 3, 24)
     torch.testing.assert_close(layer.proj(out, gate=layer.gate), layer(x, 5), atol=1e-5, rtol=1e-4)
+
+# %% ../nbs/28_views.ipynb #8ba42c31
+def test_a_long_film_looks_no_further_than_its_windows():
+    torch.manual_seed(0)
+    layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2*10, 3, 24)
+    windows = plan_windows(10, Context(length=4), 24).on("cpu")
+    weights = attention_weights(layer, x, 10, windows)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 10))
+    apart = (torch.arange(10)[:, None] - torch.arange(10)).abs() > 3
+    assert (weights[..., apart] == 0).all() and (weights[..., 5, 3:8] > 0).all()
+    torch.testing.assert_close(weights[..., :2, :4], attention_weights(layer, x.unflatten(0, (2, 10))[:, :4].flatten(0, 1), 4)[..., :2, :])
 
 # %% ../nbs/28_views.ipynb #31e95b58
 def test_attention_is_read_out_of_every_layer_of_a_real_generation_and_changes_nothing():
