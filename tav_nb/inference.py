@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 import torch
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
+from .fitting import Memory, ask, decode_slice, offload_parts, slice_size
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline
 from .noise import correlated_noise, neighbour_correlation
 from .unet import temporal_modules
@@ -46,28 +47,23 @@ def conditions(pipe, prompt, num_frames, height, width, guidance_scale=4.0, nega
                 added_cond_kwargs=dict(text_embeds=over_frames(pooled), time_ids=over_frames(size.expand(len(tokens), -1))))
 
 # %% ../nbs/09_inference.ipynb #c1318549
-def denoise_step(pipe, latents, t, guidance_scale, unet_kwargs):
+def denoise_step(pipe, latents, t, guidance_scale, unet_kwargs, memory=Memory()):
     "Latents `f c h w` one step less noisy, guided if `unet_kwargs` are for two halves"
     x = pipe.scheduler.scale_model_input(latents, t).to(pipe.unet.dtype)
-    halves = len(unet_kwargs['encoder_hidden_states']) // len(x)
-    pred = pipe.unet(torch.cat([x] * halves), t, **unet_kwargs).sample.float()  # (g f) c h w
-    if halves == 2:
-        without, with_prompt = pred.chunk(2)
-        pred = without + guidance_scale * (with_prompt - without)
+    without, *with_prompt = ask(pipe.unet, x, t, unet_kwargs, memory)  # g f c h w
+    pred = without + guidance_scale * (with_prompt[0] - without) if with_prompt else without
     return pipe.scheduler.step(pred, t, latents).prev_sample
 
 # %% ../nbs/09_inference.ipynb #8746d121
 @torch.no_grad()
-def decode_frames(pipe, latents):
+def decode_frames(pipe, latents, memory=Memory()):
     "Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the VAE asks for it"
     vae, dtype = pipe.vae, pipe.vae.dtype
     if vae.config.force_upcast: torch.nn.Module.to(vae, torch.float32)  # past diffusers' own `to`, which would warn
-    at_once = max(1, 2**10 // latents[0, 0].numel())  # four frames of 128 x 128, one from 256 x 256 on: small enough for a CPU's cache
-    decoded = []
-    for some in (latents.to(vae.dtype) / vae.config.scaling_factor).split(at_once):
-        pixels = vae.decode(some, return_dict=False)[0].float() / 2 + .5  # f 3 h w
-        decoded.append((pixels.clamp(0, 1) * 255).round().to('cpu', torch.uint8))
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor
+    decoded = [decode_slice(vae, some, memory.tile).to('cpu') for some in latents.split(slice_size(latents))]
     torch.nn.Module.to(vae, dtype)
+    pipe.maybe_free_model_hooks()
     return torch.cat(decoded).permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
 
 # %% ../nbs/09_inference.ipynb #f8146873
@@ -121,6 +117,7 @@ def generate(prompt,                # what shall be seen
              noise_strength=None,   # its alpha; None for what the adapter was trained with
              images=False,          # leave the adapter out: unrelated images
              callback=None,         # called after each step with (step, timestep, latents `f c h w`)
+             memory=None,           # a `Memory` of chapter 30, for films that would not fit otherwise; None has everything in memory at once
              ):
     "A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if the tiny model knows no word)"
     pipe = pipe or embedded_pipeline()
@@ -129,13 +126,16 @@ def generate(prompt,                # what shall be seen
     check_request(pipe, num_frames, height, width, steps, images)
     check_prompt(pipe, prompt)
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
+    memory = memory or Memory()
+    offload_parts(pipe, memory)
     unet_kwargs = conditions(pipe, prompt, num_frames, height, width, guidance_scale, negative_prompt)
     if not images: unet_kwargs['num_frames'] = num_frames
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
     latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed)
+    pipe.maybe_free_model_hooks()  # text encoders leave the GPU, if parts are there in turn
     for step, t in enumerate(pipe.scheduler.timesteps):
-        latents = denoise_step(pipe, latents, t, guidance_scale, unet_kwargs)
+        latents = denoise_step(pipe, latents, t, guidance_scale, unet_kwargs, memory)
         if callback: callback(step, t, latents)
     pipe.maybe_free_model_hooks()
-    return decode_frames(pipe, latents)
+    return decode_frames(pipe, latents, memory)

@@ -8,6 +8,7 @@ from tav_nb.adapter import EMBEDDED_ADAPTER
 from tav_nb.cli import COMMANDS, NOISES, at_least, free_name, load, made_for, main, make_parser, shot_options, side, train_settings
 from tav_nb.config import TrainConfig, read_config
 from tav_nb.encode import EncodeOptions
+from tav_nb.fitting import LADDER
 from tav_nb.inference import generate
 from tav_nb.loader import ClipLoader, read_manifest
 from tav_nb.models import EMBEDDED
@@ -50,6 +51,9 @@ MISTAKES = {
     "unknown numbers": ("--dtype", "float8"),
     "unknown noise": ("--noise", "pink"),
     "noise below 0": ("--noise-strength", "-1"),
+    "an unknown way with memory": ("--memory", "lots"),
+    "no frame at once": ("--frames-at-once", "0"),
+    "no memory": ("--memory-limit", "0"),
     "an unknown option": ("--colour", "red"),
     "a shortened option": ("--num", "3"),
     "no such model": ("--model", "/no/such/folder"),
@@ -159,6 +163,7 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
             ("knows no word", "xyzzy plugh"),
             ("hair", "xyzzy plugh"),
             ("24 frames", GIRL, "--num-frames", 25),
+            ("weights alone", GIRL, "--memory-limit", 0.01),
             ("broken.safetensors", GIRL, "--adapter", f"{folder}/broken.safetensors"),
             ("no temporal_adapter.safetensors", GIRL, "--adapter", folder),
             ("--images goes on", GIRL, "--model", f"{folder}/bare"),
@@ -184,6 +189,16 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
         again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
         assert np.array_equal(again, frames)
         assert json.loads(tav("info", first)[1]) == settings
+
+# %% ../nbs/13_cli.ipynb #b0052dfa
+def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():
+    with tempfile.TemporaryDirectory() as folder:
+        code, said, err = tav("generate", GIRL, "-o", f"{folder}/low.webp", *QUICK, "--memory", "low", "--memory-limit", 4)
+        assert code == 0 and err.startswith("tav: needs ") and "4.0 GiB are there: one side" in err and err.count("\n") == 1, err
+        made, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
+        assert settings["fitted"] == asdict(LADDER[-1]) | dict(offload=False) and settings["fitting"] == "low"
+        usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
+        assert np.abs(made.astype(int) - usual).max() <= 1 and usual.std() > 10
 
 # %% ../nbs/13_cli.ipynb #535c3b87
 def test_a_base_without_an_adapter_makes_images_when_asked_to():
