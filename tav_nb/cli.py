@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'OF_ONE_STRETCH', 'OWN_MODEL', 'OWN_ADAPTER', 'COMMANDS', 'UsageError', 'Parser', 'at_least', 'side',
-           'add_device', 'add_generate', 'add_context', 'context_of', 'check_context', 'weighted', 'share',
-           'add_sources', 'check_sources', 'add_direction', 'read_direction', 'settings_of', 'going_on', 'free_name',
-           'check_names', 'choose_adapter', 'load', 'read_sources', 'load_visitors', 'make_of_sources', 'make_frames',
-           'generate_command', 'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items',
-           'plan_items', 'made_for', 'prepare_command', 'tell', 'setting', 'add_train', 'train_settings',
-           'train_command', 'add_score', 'numbers', 'check_score', 'score_command', 'networks_on', 'add_info',
-           'info_command', 'make_parser', 'say', 'main']
+           'add_device', 'add_generate', 'add_memory', 'add_context', 'context_of', 'check_context', 'weighted',
+           'share', 'add_sources', 'check_sources', 'add_direction', 'read_direction', 'settings_of', 'going_on',
+           'free_name', 'check_names', 'choose_adapter', 'load', 'compute_on', 'fit_film', 'cap', 'let_segments_grow',
+           'read_sources', 'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare',
+           'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command',
+           'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'numbers', 'check_score',
+           'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, json, math, os, re, shutil, sys, time, warnings
@@ -27,7 +27,6 @@ from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from .video import SUFFIXES, check_output, iter_video, read_metadata, read_video, write_video
 from .windows import KINDS, Context, plan_windows
-
 
 # %% ../nbs/13_cli.ipynb #036ec4f2
 class UsageError(ValueError):
@@ -82,7 +81,15 @@ def add_generate(parser):
     add_direction(parser)
     add_sources(parser)
     add_context(parser)
+    add_memory(parser)
     add_device(parser)
+
+# %% ../nbs/13_cli.ipynb #9d71527a
+def add_memory(parser):
+    add = parser.add_argument
+    add("--memory", dest="fitting", choices=("auto", "fast", "low"), default="auto", help="auto: the fastest way that fits, fast: everything at once, low: as little at once as can be (auto)")
+    add("--frames-at-once", type=at_least(1), metavar="N", help="frames that go together through the layers that do not know of time (as --memory finds)")
+    add("--memory-limit", type=at_least(0.01, float), metavar="GIB", help="use at most this much (all that is free)")
 
 # %% ../nbs/13_cli.ipynb #a990be58
 def add_context(parser):
@@ -145,6 +152,7 @@ def check_sources(args):
     if args.video or args.control or args.ip_image:
         for option in ("first_frame", "last_frame", "seeds", "extend"):
             if value := getattr(args, option): raise UsageError(f"--{option.replace('_', '-')} {value}: does not go with --video, --control and --ip-image")
+        if args.fitting != "auto" or args.frames_at_once or args.memory_limit: raise UsageError("--memory, --frames-at-once and --memory-limit do not go with --video, --control and --ip-image")
         if args.context == "predictions": raise UsageError("--context predictions does not go with --video, --control and --ip-image; attention does")
         if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1: raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
     named = [(option, getattr(args, option)) for option in ("video", "mask", "control", "ip_adapter", "ip_image", "ip_encoder")]
@@ -173,7 +181,7 @@ def read_direction(args):
     return direction
 
 # %% ../nbs/13_cli.ipynb #0b6c4e07
-OF_ONE_STRETCH = "video", "strength", "mask", "control", "controlnet", "control_scale", "ip_adapter", "ip_image", "ip_encoder", "ip_scale", "prompt", "output", "device", "dtype", "extend", "first_frame", "last_frame", "seeds", "num_frames", "height", "width"
+OF_ONE_STRETCH = "fitting", "frames_at_once", "memory_limit", "video", "strength", "mask", "control", "controlnet", "control_scale", "ip_adapter", "ip_image", "ip_encoder", "ip_scale", "prompt", "output", "device", "dtype", "extend", "first_frame", "last_frame", "seeds", "num_frames", "height", "width"
 
 def settings_of(path, options):
     "The settings inside a video as words of a command, those that are `options`; and its last prompt, or None."
@@ -234,16 +242,55 @@ def choose_adapter(args):
     except AdapterError as error: raise UsageError(f"without an adapter frames do not cohere: --adapter names one, --images goes on all the same ({error})") from None
 
 # %% ../nbs/13_cli.ipynb #a1a4422e
-def load(args, adapter=None, **parts):
-    "The pipeline that `args` ask for; `parts` as in `load_pipeline`."
-    import torch
+def load(args, adapter=None, offload=False, **parts):
+    "The pipeline that `args` ask for, with its parts on the GPU only while they work if they are to `offload`; `parts` as in `load_pipeline`."
     from tav_nb.adapter import load_adapter
     from tav_nb.models import load_pipeline
+    device, dtype = compute_on(args)
+    pipe = load_pipeline(args.model, "cpu" if offload else device, dtype, config=args.config, **parts)
+    if adapter: load_adapter(pipe.unet, adapter)
+    if offload: pipe.enable_model_cpu_offload(device=device)
+    return pipe
+
+def compute_on(args):
+    "The device, by name, and the dtype that `args` mean."
+    import torch
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if device == "cuda" and "LOCAL_RANK" in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU for each process of torchrun
-    pipe = load_pipeline(args.model, device, args.dtype and getattr(torch, args.dtype), config=args.config, **parts)
-    if adapter: load_adapter(pipe.unet, adapter)
-    return pipe
+    return device, getattr(torch, args.dtype or ("float32" if device == "cpu" else "float16"))
+
+# %% ../nbs/13_cli.ipynb #84e7a5e3
+def fit_film(args, adapter, context, bar):
+    "The `Memory` to make the film with, after saying what it needs; raises `TooLarge`."
+    from tav_nb import fitting
+    from tav_nb.inference import check_request
+    from tav_nb.memory import room_on
+    from tav_nb.models import EMBEDDED, check_device, find_model
+    side = made_for(args.model, args.config)
+    film, asked = (args.num_frames, args.height or side, args.width or side), (args.fitting, args.frames_at_once)
+    if find_model(args.model) == EMBEDDED and (*asked, args.memory_limit) == ("auto", None, None) and math.prod(film) <= 2**20: return fitting.Memory()
+    device, dtype = compute_on(args)
+    check_device(device)
+    model = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype)
+    context = Context(**context) if context else None
+    check_request(model, *film, args.steps, args.images, context)
+    if context and context.kind == "predictions": film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
+    room = room_on(device, args.memory_limit)
+    memory, peaks = fitting.choose(model, *film, room, *asked, guided=args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
+    bar.clear()
+    say(f"needs {peaks}, {fitting.gib_of(room)} are there: {memory}")
+    if args.memory_limit: cap(device, args.memory_limit)
+    return memory
+
+def cap(device, limit):
+    "Let PyTorch take no more than `limit` GiB of a GPU."
+    import torch
+    if "cuda" in device: torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory), torch.device(device).index or 0)
+
+def let_segments_grow():
+    "Tell PyTorch, before it is loaded, to let its pieces of a GPU's memory grow; tensors of many sizes would leave holes."
+    major, minor = map(int, version("torch").split(".")[:2])
+    os.environ.setdefault("PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 # %% ../nbs/13_cli.ipynb #d3a12b0c
 def read_sources(args):
@@ -283,6 +330,7 @@ def make_of_sources(args, pipe, found, bar):
 def make_frames(args, direction=None):
     "The frames that `args` ask for, uint8 [F, H, W, 3], and all that one needs to make them again."
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when huggingface_hub is imported
+    let_segments_grow()
     from tqdm import tqdm
     with tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar, warnings.catch_warnings(action="ignore"):
         from tav_nb.inference import generate, noise_for
@@ -292,17 +340,18 @@ def make_frames(args, direction=None):
             adapter = choose_adapter(args)
             context = check_context(args, adapter)
             found = read_sources(args) if args.video or args.control or args.ip_image else {}
-            pipe = load(args, adapter)
+            memory = None if found else fit_film(args, adapter, context, bar)
+            pipe = load(args, adapter, bool(memory) and memory.offload)
             load_visitors(args, pipe)
             bar.set_description("drawing")
             bar.reset()  # its clock starts here
             if found and context: set_context(pipe.unet, Context(**context))
             frames = make_of_sources(args, pipe, found, bar) if found else generate(args.prompt, pipe, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt,
-                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction)
+                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction, memory=memory)
     noise, strength = noise_for(pipe, args.noise, args.noise_strength)
     given = {name: value for name, value in vars(args).items() if name not in ("command", "output", "context_length", "context_overlap", "loop")}
-    return frames, {**given, "context": context, "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength,
-                    "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe.device),
+    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength,
+                    "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe._execution_device),
                     "dtype": str(pipe.dtype).removeprefix("torch."), "made_by": f"tav_nb {tav_nb.__version__}"}
 
 # %% ../nbs/13_cli.ipynb #9d36e045
@@ -469,8 +518,7 @@ def train_command(args):
     config = train_settings(args)
     if not (Path(args.cache)/"manifest.parquet").is_file(): raise UsageError(f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    major, minor = map(int, version("torch").split(".")[:2])
-    os.environ.setdefault("PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or clips of many lengths leave holes
+    let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
         from tav_nb.trainer import train
         train(config, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)

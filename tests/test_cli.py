@@ -12,6 +12,7 @@ from tav_nb.cli import COMMANDS, NOISES, at_least, free_name, load, made_for, ma
 from tav_nb.config import TrainConfig, read_config
 from tav_nb.directing import Direction
 from tav_nb.encode import EncodeOptions
+from tav_nb.fitting import LADDER
 from tav_nb.inference import generate
 from tav_nb.loader import ClipLoader, read_manifest
 from tav_nb.models import EMBEDDED
@@ -54,6 +55,9 @@ MISTAKES = {
     "unknown numbers": ("--dtype", "float8"),
     "unknown noise": ("--noise", "pink"),
     "noise below 0": ("--noise-strength", "-1"),
+    "an unknown way with memory": ("--memory", "lots"),
+    "no frame at once": ("--frames-at-once", "0"),
+    "no memory": ("--memory-limit", "0"),
     "an unknown option": ("--colour", "red"),
     "a shortened option": ("--num", "3"),
     "no such model": ("--model", "/no/such/folder"),
@@ -180,6 +184,7 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
             ("hair", "xyzzy plugh"),
             ("24 at most", GIRL, "--context-length", 25),
             ("23 at most", GIRL, "--num-frames", 25, "--context-overlap", 24),
+            ("weights alone", GIRL, "--memory-limit", 0.01),
             ("broken.safetensors", GIRL, "--adapter", f"{folder}/broken.safetensors"),
             ("no temporal_adapter.safetensors", GIRL, "--adapter", folder),
             ("--images goes on", GIRL, "--model", f"{folder}/bare"),
@@ -205,6 +210,16 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
         again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
         assert np.array_equal(again, frames)
         assert json.loads(tav("info", first)[1]) == settings
+
+# %% ../nbs/13_cli.ipynb #b0052dfa
+def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():
+    with tempfile.TemporaryDirectory() as folder:
+        code, said, err = tav("generate", GIRL, "-o", f"{folder}/low.webp", *QUICK, "--memory", "low", "--memory-limit", 4)
+        assert code == 0 and err.startswith("tav: needs ") and "4.0 GiB are there: one side" in err and err.count("\n") == 1, err
+        made, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
+        assert settings["fitted"] == asdict(LADDER[-1]) | dict(offload=False) and settings["fitting"] == "low"
+        usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
+        assert np.abs(made.astype(int) - usual).max() <= 1 and usual.std() > 10
 
 # %% ../nbs/13_cli.ipynb #4ea3c012
 def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_they_were_made():
@@ -265,7 +280,7 @@ def test_a_base_without_an_adapter_makes_images_when_asked_to():
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(EMBEDDED, f"{folder}/bare")
         code, said, err = tav("generate", GIRL, "--model", f"{folder}/bare", "--images", "-o", f"{folder}/images/", *QUICK)
-        assert (code, err) == (0, "") and read_metadata(f"{folder}/images")["adapter"] is None
+        assert code == 0 and err.startswith("tav: needs ") and err.count("\n") == 1 and read_metadata(f"{folder}/images")["adapter"] is None
 
 # %% ../nbs/13_cli.ipynb #fe3dc058
 def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
@@ -296,7 +311,8 @@ def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_
                              ("a LoRA, but only whole SDXL", "--model", f"{folder}/lora.safetensors", "--config", EMBEDDED)):
             save_file({"lora_unet_x.lora_down.weight": bias}, f"{folder}/lora.safetensors")
             code, printed, err = tav("generate", GIRL, *QUICK, *words)
-            assert code == 2 and err.count("\n") == 1 and said in err, err
+            *before, last = err.splitlines()
+            assert code == 2 and last.startswith("tav: error: ") and said in last and all(line.startswith("tav: needs ") for line in before), err
 
 # %% ../nbs/13_cli.ipynb #30b7a9c0
 def test_info_prints_what_an_adapter_says_about_itself():

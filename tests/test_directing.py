@@ -196,7 +196,7 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
         for wish, told, said in [({}, dict(motion=-1), '0 or more'), ({}, dict(motion=float('nan')), '0 or more'), ({}, dict(seeds='0: x'), 'not a seed'), ({}, dict(seeds={4: 1}), 'seed for frame 4'), ({}, dict(before=film, overlap=0), 'overlap'),
                                  (dict(prompt='0: a girl 4: a boy'), {}, '0 to 3'), (dict(prompt='8: a girl 0: a boy'), {}, 'in order'), (dict(prompt='0: a girl 2: xyzzy'), {}, 'knows no word'), (dict(height=72), dict(first_frame=picture), '64 x 72'),
                                  (dict(width=72), dict(last_frame=picture), 'last frame is'), (dict(width=72), dict(before=film), 'film before is'), ({}, dict(before=film, first_frame=picture), 'either'),
-                                 (dict(num_frames=1), dict(first_frame=picture, last_frame=picture), 'film of 1 frame'), (dict(num_frames=2, prompt='0: a girl 3: a boy'), dict(before=film), 'the new film has 2 frames'), (dict(num_frames=22), dict(before=film), 'frames')]:
+                                 (dict(num_frames=1), dict(first_frame=picture, last_frame=picture), 'film of 1 frame'), (dict(num_frames=2, prompt='0: a girl 3: a boy'), dict(before=film), 'the new film has 2 frames'), (dict(context=dict(loop=True)), dict(before=film), 'cannot be a loop')]:
             try: generate(**dict(prompt='a girl', pipe=pipe) | SMALL | wish, direction=Direction(**told))
             except ValueError as error: assert said in str(error) and '\n' not in str(error), (said, error)
             else: assert False, (wish, told)
