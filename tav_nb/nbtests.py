@@ -244,11 +244,11 @@ def palette_png(data):
 
 # %% ../nbs/90_nbtests.ipynb #4386d834
 def shrink_pictures(folder="."):
-    "Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a large page out that has a picture beside it; says how much that saves."
+    "Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a page in a frame out that has a picture beside it; says how much that saves."
     for path in sorted(get_config(folder).nbs_path.glob("*.ipynb")):
         notebook, saved = read_nb(path), 0
         for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
-            if {"image/png", "image/jpeg"} & set(data) and len(page := "".join(data.get("text/html", ""))) > 40_000:
+            if {"image/png", "image/jpeg"} & set(data) and "<iframe" in (page := "".join(data.get("text/html", ""))):
                 del data["text/html"]
                 saved += len(page)
             if "image/png" not in data: continue
