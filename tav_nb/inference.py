@@ -80,7 +80,6 @@ def decode_frames(pipe, latents, memory=Memory()):
     latents = latents.to(vae.dtype) / vae.config.scaling_factor
     decoded = [decode_slice(vae, some, memory.tile).to('cpu') for some in latents.split(slice_size(latents))]
     torch.nn.Module.to(vae, dtype)
-    pipe.maybe_free_model_hooks()
     return torch.cat(decoded).permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
 
 # %% ../nbs/09_inference.ipynb #f8146873
@@ -171,5 +170,7 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
             latents = denoise_step(pipe, known.put(latents, t), t, guidance_scale, unet_kwargs, windows, memory)
             if callback: callback(step, t, latents)
     pipe.maybe_free_model_hooks()
-    return decode_frames(pipe, known.put(latents)[direction.behind:], memory)
+    frames = decode_frames(pipe, known.put(latents)[direction.behind:], memory)
+    pipe.maybe_free_model_hooks()
+    return frames
 

@@ -120,8 +120,8 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
 # %% ../nbs/03_adapter.ipynb #d80c7c27
 def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
     with tempfile.TemporaryDirectory() as place:
-        whole, half = (save_adapter(trained_unet(), Path(place) / name, dtype) for name, dtype in (("w", None), ("h", torch.float16)))
-        assert half.stat().st_size < 0.6 * whole.stat().st_size
+        entire, half = (save_adapter(trained_unet(), Path(place) / name, dtype) for name, dtype in (("w", None), ("h", torch.float16)))
+        assert half.stat().st_size < 0.6 * entire.stat().st_size
         load_adapter(loaded := tiny_unet(), half)
         assert {value.dtype for value in temporal_state_dict(loaded).values()} == {torch.float16}
         load_adapter(loaded, half, dtype=torch.float32)

@@ -37,8 +37,8 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
         three(folder)
         newest, said = checkpoints(folder)[0], []
         for file in sorted(newest.iterdir()):
-            whole = file.read_bytes()
-            for damaged in (whole[:-1], whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 4]) + whole[len(whole) // 2 + 1:], b"", b"{}", b"[]"):
+            entire = file.read_bytes()
+            for damaged in (entire[:-1], entire[:len(entire) // 2] + bytes([entire[len(entire) // 2] ^ 4]) + entire[len(entire) // 2 + 1:], b"", b"{}", b"[]"):
                 file.write_bytes(damaged)
                 said.clear()
                 path, state = find_checkpoint(folder, said.append)
@@ -46,7 +46,7 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
                 assert len(said) == 1 and file.name in said[0] and "step 20" in said[0] and "\n" not in said[0], said
             file.unlink()
             assert find_checkpoint(folder, said.append)[1]["step"] == 20
-            file.write_bytes(whole)
+            file.write_bytes(entire)
         said.clear()
         assert find_checkpoint(folder, said.append)[1]["step"] == 30 and not said
         for path in checkpoints(folder): (path / "weights.safetensors").unlink()
@@ -119,15 +119,15 @@ def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_l
 # %% ../nbs/25_checkpoint.ipynb #a26a4590
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
     make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True)
-    whole = small_training(make, range(8))
+    entire = small_training(make, range(8))
     with tempfile.TemporaryDirectory() as folder:
         for name, tensors in zip(("weights", "optimizer"), small_training(make, range(4))): save_file(tensors, f"{folder}/{name}")
         half = [load_file(f"{folder}/{name}") for name in ("weights", "optimizer")]
     resumed = small_training(make, range(4, 8), half)
-    for before, after in zip(whole, resumed):
+    for before, after in zip(entire, resumed):
         assert before.keys() == after.keys() and len(before) >= 4
         for name in before: assert torch.equal(before[name], after[name]), name
-    assert not torch.equal(small_training(make, range(4, 8), (half[0], {}))[0]["0.weight"], whole[0]["0.weight"]), "without its memory it goes elsewhere"
+    assert not torch.equal(small_training(make, range(4, 8), (half[0], {}))[0]["0.weight"], entire[0]["0.weight"]), "without its memory it goes elsewhere"
 
 # %% ../nbs/25_checkpoint.ipynb #d2771e1f
 @pytest.mark.slow
@@ -136,10 +136,10 @@ def test_an_optimiser_in_8_bits_goes_on_from_its_tensors_bit_for_bit():
     else:
         from torchao.optim import AdamW8bit
         make = lambda parameters: AdamW8bit(parameters, lr=1e-2)
-        whole, half = small_training(make, range(4)), small_training(make, range(2))
+        entire, half = small_training(make, range(4)), small_training(make, range(2))
         assert half[1]["0.weight|exp_avg|codes"].dtype == torch.uint8
         resumed = small_training(make, range(2, 4), half)
-        for before, after in zip(whole, resumed):
+        for before, after in zip(entire, resumed):
             assert before.keys() == after.keys()
             for name in before: assert torch.equal(before[name], after[name]), name
 

@@ -216,10 +216,10 @@ def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_mad
     with tempfile.TemporaryDirectory() as folder:
         code, said, err = tav("generate", GIRL, "-o", f"{folder}/low.webp", *QUICK, "--memory", "low", "--memory-limit", 4)
         assert code == 0 and err.startswith("tav: needs ") and "4.0 GiB are there: one side" in err and err.count("\n") == 1, err
-        made, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
+        drawn, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
         assert settings["fitted"] == asdict(LADDER[-1]) | dict(offload=False) and settings["fitting"] == "low"
         usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
-        assert np.abs(made.astype(int) - usual).max() <= 1 and usual.std() > 10
+        assert np.abs(drawn.astype(int) - usual).max() <= 1 and usual.std() > 10
 
 # %% ../nbs/13_cli.ipynb #4ea3c012
 def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_they_were_made():

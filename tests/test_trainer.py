@@ -249,9 +249,9 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
         assert find_checkpoint(f"{place}/dead")[1]["step"] == 4
         core, lines = run_small(f"{place}/dead", None, resume=True)
         assert "goes on from step 4" in lines and core.step == 8
-        whole, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
-        assert whole[0].keys() == dead[0].keys() and whole[1] == dead[1] and {name for name, _ in whole[0]} == {"weights.safetensors", "optimizer.safetensors", FILE_NAME}
-        for key in whole[0]: assert torch.equal(whole[0][key], dead[0][key]), key
+        entire, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
+        assert entire[0].keys() == dead[0].keys() and entire[1] == dead[1] and {name for name, _ in entire[0]} == {"weights.safetensors", "optimizer.safetensors", FILE_NAME}
+        for key in entire[0]: assert torch.equal(entire[0][key], dead[0][key]), key
         logs = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "gib")} for line in Path(place, run, "log.jsonl").read_text().splitlines()] for run in ("whole", "dead")]
         assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, 9))
 
@@ -269,9 +269,9 @@ def test_forty_updates_equal_twenty_and_kill_nine_and_twenty_more():
         assert process.wait() == -9 and find_checkpoint(f"{place}/dead")[1]["step"] == 20
         again = subprocess.run([*python, "train", CACHE, f"{place}/dead", "--resume", "--device", "cpu"], capture_output=True, text=True)
         assert again.returncode == 0 and "goes on from step 20" in again.stdout, again
-        whole, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
-        assert whole[0].keys() == dead[0].keys() and whole[1] == dead[1] and whole[1]["step"] == 40
-        for key in whole[0]: assert torch.equal(whole[0][key], dead[0][key]), key
+        entire, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
+        assert entire[0].keys() == dead[0].keys() and entire[1] == dead[1] and entire[1]["step"] == 40
+        for key in entire[0]: assert torch.equal(entire[0][key], dead[0][key]), key
 
 # %% ../nbs/24_trainer.ipynb #278ad324
 @pytest.mark.slow

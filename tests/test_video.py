@@ -291,9 +291,9 @@ def test_what_is_no_video_says_so_in_one_line():
     import wave
     with tempfile.TemporaryDirectory() as folder:
         root, clip = Path(folder), np.random.default_rng(0).integers(0, 256, (25, 32, 32, 3), dtype=np.uint8)
-        whole = write_video(clip, root/"whole.mp4").read_bytes()
-        (root/"cut.mp4").write_bytes(whole[:len(whole)*6//10])
-        (root/"no_index.mp4").write_bytes(whole[:200] + whole[3000:])
+        entire = write_video(clip, root/"whole.mp4").read_bytes()
+        (root/"cut.mp4").write_bytes(entire[:len(entire)*6//10])
+        (root/"no_index.mp4").write_bytes(entire[:200] + entire[3000:])
         (root/"text.webm").write_text("no video")
         (root/"empty.gif").write_bytes(b"")
         (root/"no_frames").mkdir()
@@ -325,10 +325,10 @@ def test_damage_never_shows_as_anything_but_a_video_error():
         random = np.random.default_rng(0)
         for name in NAMES[:4]:
             path = write_video(drawn(3, 32, 32, hold=1), f"{folder}/{name}", 8, {"seed": 1})
-            whole = np.frombuffer(path.read_bytes(), np.uint8)
+            entire = np.frombuffer(path.read_bytes(), np.uint8)
             for trial in range(25):
-                damaged = whole[:random.integers(1, len(whole))] if trial % 2 else whole.copy()
-                if not trial % 2: damaged[random.integers(0, len(whole), 6)] = random.integers(0, 256, 6)
+                damaged = entire[:random.integers(1, len(entire))] if trial % 2 else entire.copy()
+                if not trial % 2: damaged[random.integers(0, len(entire), 6)] = random.integers(0, 256, 6)
                 path.write_bytes(damaged.tobytes())
                 for read in (read_video, read_metadata):
                     try: read(path)
