@@ -157,9 +157,9 @@ def profiled(update, core, *args):
     busy, until = 0.0, spans[0][0]
     for start, end in spans: busy, until = busy + max(0, end - max(start, until)), max(until, end)
     names = {}
-    for event in kernels: names[event.name[:60]] = names.get(event.name[:60], 0) + event.time_range.elapsed_us() / 1e3
+    for event in kernels: names[event.name[:110]] = names.get(event.name[:110], 0) + event.time_range.elapsed_us() / 1e3
     path = Path(os.environ['PROFILE'])
-    path.with_suffix('.part').write_text(json.dumps(dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, pieces=len(spans), milliseconds={name: round(ms, 1) for name, ms in sorted(names.items(), key=lambda item: -item[1])[:25]})))
+    path.with_suffix('.part').write_text(json.dumps(dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, pieces=len(spans), milliseconds={name: round(ms, 1) for name, ms in sorted(names.items(), key=lambda item: -item[1])[:60]})))
     path.with_suffix('.part').replace(path)
     return out
 
@@ -195,7 +195,7 @@ def make_cache(folder, side, config, made_with):
 def settings(model, changes, args):
     "The seed's settings, a few updates long"
     usual = dict(model=str(model), lengths=(8,), batch_size=2, accumulation=args.accumulation, steps=args.steps, dtype='float32' if args.toy else 'float16', held_out=0, eval_every=0, preview_every=0, log_every=1,
-                 workers=0 if args.toy else 2, memory_limit=0.0 if args.toy else args.limit)
+                 workers=0 if args.toy else 2, ema_every=10, memory_limit=0.0 if args.toy else args.limit)
     return merge(TrainConfig(), usual | changes)
 
 
@@ -267,7 +267,7 @@ def in_queues(names, caches, model, home, args, write):
             else: found = run_row(settings(model, changes, args), caches[side], home / f"run-{''.join(filter(str.isalnum, name))}", args, variant, (gpu,))
             write(name, found)
 
-    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus for _ in range(1 if args.toy else 2)]
+    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus for _ in range(1 if args.toy or args.alone else 2)]
     for worker in workers: worker.start()
     return workers
 
@@ -281,6 +281,7 @@ def main():
     parser.add_argument('--patience', type=float, default=400, help='seconds for one row, waiting for its turn included')
     parser.add_argument('--only', nargs='*', help='rows')
     parser.add_argument('--gpus', type=int, nargs='*', default=[0], help='which (default: 0)')
+    parser.add_argument('--alone', action='store_true', help='nothing loads while something computes')
     parser.add_argument('--toy', action='store_true')
     args = parser.parse_args()
     unet, scale, rows, start = TOY if args.toy else SDXL, 12 if args.toy else 1, {}, time.time()

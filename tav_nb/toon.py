@@ -223,7 +223,7 @@ def _arms(p, dress, root):
         arm = _turn(root, (k * .045, -.322), -k * a)
         sleeve = np.array([(-.017, -.332), (.017, -.332), (.023, -.215), (-.023, -.215)]) + (k * .045, 0)
         yield Part('outfit', dress if k < 0 else shade(dress, .86), sleeve, arm)
-        yield Part('hands', SKIN, _ellipse(k * .045, -.195, .0215, .0215, 16), arm)
+        yield Part('hands', SKIN, _ellipse(k * .045, -.193, .027, .027, 16), arm)
 
 # %% ../nbs/00_toon.ipynb #61292d63
 GROUND = .9                        # height of the feet, in frame heights
