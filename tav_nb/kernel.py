@@ -53,12 +53,12 @@ def forward_kernel(q, k, v, out, rows, scale, frames: tl.constexpr, dim: tl.cons
 def backward_kernel(q, k, v, dout, dq, dk, dv, rows, scale, frames: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, precision: tl.constexpr):
     row, at, there, inside = seats(rows, frames, dim, wide, block)
     q, k, v, dout = tl.load(q + at, inside, 0.0), tl.load(k + at, inside, 0.0), tl.load(v + at, inside, 0.0), tl.load(dout + at, inside, 0.0)
-    shares, kind = attention(q, k, row, there, scale, precision), dq.dtype.element_ty
+    shares = attention(q, k, row, there, scale, precision)
     dshares = tl.dot(dout, tl.trans(v), input_precision=precision)
     dscores = (shares * (dshares - tl.sum(shares * dshares, 1)[:, None]) * scale).to(q.dtype)
-    tl.store(dv + at, tl.dot(tl.trans(shares.to(dout.dtype)), dout, input_precision=precision).to(kind), inside)
-    tl.store(dq + at, tl.dot(dscores, k, input_precision=precision).to(kind), inside)
-    tl.store(dk + at, tl.dot(tl.trans(dscores), q, input_precision=precision).to(kind), inside)
+    tl.store(dv + at, tl.dot(tl.trans(shares.to(dout.dtype)), dout, input_precision=precision).to(dq.dtype.element_ty), inside)
+    tl.store(dq + at, tl.dot(dscores, k, input_precision=precision).to(dq.dtype.element_ty), inside)
+    tl.store(dk + at, tl.dot(tl.trans(dscores), q, input_precision=precision).to(dq.dtype.element_ty), inside)
 
 # %% ../nbs/34_kernel.ipynb #ddb589c6
 def launch(kernel, *tensors):
