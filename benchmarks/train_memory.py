@@ -26,9 +26,10 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 
-from tav_nb.attention import Linear, TemporalSelfAttention, attend
+from tav_nb.attention import Linear, TemporalSelfAttention
 from tav_nb.config import TrainConfig, merge
 from tav_nb.encode import fingerprint
+from tav_nb.kernel import attend
 from tav_nb.memory import inputs, measure, unet_on_meta
 from tav_nb.models import EMBEDDED, load_pipeline
 
@@ -42,30 +43,29 @@ TOY = dict(SDXL, sample_size=8, block_out_channels=[16, 16], layers_per_block=1,
 
 # name: (side in pixels, settings, a variant that is no setting); seed is 2 clips of 8 frames
 ROWS = {
-    'seed': (768, {}, ''),
-    'offload': (768, dict(checkpointing='offload'), ''),
-    'compiled': (768, dict(compile=True), ''),
-    'bfloat16': (768, dict(dtype='bfloat16'), ''),
-    '1024 px, offload': (1024, dict(checkpointing='offload'), ''),
+    'seed': (768, dict(adam_offload=True), ''),
+    'seed, moments on the card': (768, {}, ''),
+    'seed, compiled': (768, dict(adam_offload=True, compile=True), ''),
+    'checkpoints outside': (768, dict(adam_offload=True, checkpointing='offload'), ''),
+    '1024 px': (1024, dict(adam_offload=True), ''),
+    '1 x 24 frames': (768, dict(adam_offload=True, batch_size=1, lengths=(24,)), ''),
+    'profile': (768, dict(adam_offload=True), 'profile'),
+    'bfloat16': (768, dict(adam_offload=True, dtype='bfloat16'), ''),
     '8-bit Adam': (768, dict(adam8bit=True), ''),
-    '1 x 24 frames': (768, dict(batch_size=1, lengths=(24,)), ''),
-    'offload, copied ahead': (768, dict(checkpointing='offload'), 'ahead'),
-    'cuDNN chooses': (768, {}, 'benchmark'),
-    'channels last': (768, {}, 'channels'),
-    'profile': (768, {}, 'profile'),
     'autocast': (768, {}, 'autocast'),
-    '8-bit Adam, offload': (768, dict(adam8bit=True, checkpointing='offload'), ''),
-    'residual blocks kept, 1 x 8': (768, dict(batch_size=1), 'resnets'),
-    'all recomputed, 1 x 8': (768, dict(batch_size=1), ''),
-    'adapter of half the width': (768, {}, 'narrow'),
-    '1024 px, 1 x 8': (1024, dict(batch_size=1), ''),
+    "the library's attention": (768, dict(adam_offload=True), 'library'),
+    'cuDNN chooses': (768, dict(adam_offload=True), 'benchmark'),
+    'channels last': (768, dict(adam_offload=True), 'channels'),
+    'residual blocks kept, 1 x 8': (768, dict(adam_offload=True, batch_size=1), 'resnets'),
+    'all recomputed, 1 x 8': (768, dict(adam_offload=True, batch_size=1), ''),
+    'adapter of half the width': (768, dict(adam_offload=True), 'narrow'),
 }
-ESTIMATED = {'without checkpointing': (768, dict(checkpointing='none')), '1024 px': (1024, {})}  # do not fit: `tav train` refuses them
+ESTIMATED = {'without checkpointing': (768, dict(checkpointing='none')), '1024 px, moments on the card': (1024, {})}  # do not fit: `tav train` refuses them
 
 
 def vary(variant, gpu):
     "In the process of a row: wait for the GPU before anything is put on it, and change what is no setting"
-    import tav_nb.attention
+    import tav_nb.kernel
     import tav_nb.memory
     import tav_nb.trainer as trainer
     import tav_nb.unet
@@ -88,45 +88,11 @@ def vary(variant, gpu):
             for module in unet.modules():
                 if hasattr(module, 'gradient_checkpointing') and type(module).__name__ != 'Transformer2DModel': module.gradient_checkpointing = False
         tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
-    if variant == 'ahead':
-        ahead = Ahead()
-        tav_nb.memory.send, tav_nb.memory.fetch = ahead.send, ahead.fetch
+    if variant == 'library': tav_nb.kernel.triton = None  # as before chapter 34
     if variant == 'benchmark': torch.backends.cudnn.benchmark = True
     if variant == 'channels': trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(unet.to(memory_format=torch.channels_last), kind)
     if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow
     if variant == 'profile': trainer.update = lambda core, *args: profiled(update, core, *args) if core.step == 2 else update(core, *args)
-
-
-class Ahead:
-    "What `offload` could be: copies on a stream of their own, and on the way back always one more than is needed now"
-
-    def __init__(self): self.sent, self.stream = [], None
-
-    def send(self, tensor):
-        if tensor.device.type != 'cuda' or tensor.numel() < 2**20 or not tensor.requires_grad: return tensor if tensor.device.type != 'meta' or tensor.numel() < 2**20 or not tensor.requires_grad else (tensor.shape, tensor.dtype)
-        self.stream = self.stream or torch.cuda.Stream()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream): host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        tensor.record_stream(self.stream)
-        self.sent.append([host, None, tensor.device])
-        return len(self.sent) - 1
-
-    def begin(self, number):
-        host, there, device = entry = self.sent[number]
-        if there is None:
-            with torch.cuda.stream(self.stream): entry[1] = host.to(device, non_blocking=True)
-
-    def fetch(self, sent):
-        if isinstance(sent, torch.Tensor): return sent
-        if isinstance(sent, tuple): return torch.empty(sent[0], dtype=sent[1], device='meta')
-        self.begin(sent)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        tensor = self.sent[sent][1]
-        tensor.record_stream(torch.cuda.current_stream())
-        self.sent[sent][:2] = None, None
-        if sent and self.sent[sent - 1][0] is not None: self.begin(sent - 1)
-        if sent == 0: self.sent.clear()
-        return tensor
 
 
 class Narrow(TemporalSelfAttention):
@@ -140,8 +106,8 @@ class Narrow(TemporalSelfAttention):
     def forward(self, x, num_frames):
         (_, s, c), f, h = x.shape, num_frames, self.num_heads
         tokens = self.norm(x).reshape(-1, f, s, c) + self.pos_emb[:f, None].to(x.dtype)  # (b f) s c -> b f s c
-        q, k, v = (t.view(-1, f, s * h, c // 2 // h).transpose(1, 2) for t in self.to_qkv(tokens, parts=3))  # b f s (h d) -> b (s h) f d
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape[0], s, c // 2), gate=self.gate)
+        q, k, v = (t.view(-1, f, s * h, c // 2 // h) for t in self.to_qkv(tokens, parts=3))  # b f s (h d) -> b f (s h) d
+        return self.proj(attend(q, k, v).reshape(x.shape[0], s, c // 2), gate=self.gate)
 
 
 def profiled(update, core, *args):
@@ -277,7 +243,7 @@ def main():
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/train_memory.json'))
     parser.add_argument('--limit', type=float, default=18.5, help='GiB that the allocator may give out')
     parser.add_argument('--steps', type=int, default=3)
-    parser.add_argument('--accumulation', type=int, default=4)
+    parser.add_argument('--accumulation', type=int, default=8, help="micro-steps an update, the seed's 8")
     parser.add_argument('--patience', type=float, default=400, help='seconds for one row, waiting for its turn included')
     parser.add_argument('--only', nargs='*', help='rows')
     parser.add_argument('--gpus', type=int, nargs='*', default=[0], help='which (default: 0)')
@@ -308,7 +274,7 @@ def main():
             result |= dict(flops_a_micro_step=work, floor_ms=round(1e3 * work / result['matrix_flops_a_second'], 1))
         for worker in workers: worker.join()
         if len(args.gpus) > 1:
-            half = replace(settings(model, {}, args), accumulation=args.accumulation // len(args.gpus))
+            half = replace(settings(model, dict(adam_offload=True), args), accumulation=args.accumulation // len(args.gpus))
             write('two GPUs', run_row(half, caches[768], home / 'run-two', args, gpus=args.gpus))
             if 'seconds_an_update' in rows['two GPUs'] and 'seconds_an_update' in rows.get('seed', {}): rows['two GPUs'] |= dict(times_as_fast=round(rows['seed']['seconds_an_update'] / rows['two GPUs']['seconds_an_update'], 3))
         for name, (side, changes) in ESTIMATED.items() if not args.only else ():

@@ -116,6 +116,7 @@ def claim(run, resume=False):
 def optimizer_tensors(optimizer, names):
     "An optimiser's state as `{name|key: tensor}`, on the CPU; `names` are those of its parameters, in order"
     parameters, found = [p for group in optimizer.param_groups for p in group["params"]], {}
+    if hasattr(optimizer, "settle"): optimizer.settle()
     for name, parameter in zip(names, parameters, strict=True):
         for key, value in optimizer.state[parameter].items():
             parts = {"": value} if type(value) is torch.Tensor else {f"|{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
@@ -131,6 +132,7 @@ def fill_optimizer(optimizer, names, tensors):
         for key in sorted({full.split("|")[1] for full in tensors if full.split("|")[0] == name}):
             parts = {full.split("|")[2]: tensors[full].to(device) for full in tensors if full.startswith(f"{name}|{key}|")}
             if parts: state[key] = eight_bit(parts, signed=key == "exp_avg", shape=parameter.shape)
+            elif key != "step" and hasattr(optimizer, "wait"): state[key] = optimizer.wait(tensors[f"{name}|{key}"])
             else: state[key] = tensors[f"{name}|{key}"].to(device if key != "step" or fused else "cpu", copy=True)
         optimizer.state[parameter] = state
 

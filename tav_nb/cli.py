@@ -68,7 +68,7 @@ def add_generate(parser):
     add("--height", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--width", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--steps", type=at_least(1), default=20, metavar="N", help="denoising steps (20)")
-    add("--guidance-scale", type=at_least(0, float), default=4.0, metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time (4)")
+    add("--guidance-scale", type=at_least(0, float), metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time (what the adapter recommends, 2.5 for the embedded one; else 5)")
     add("--negative-prompt", metavar="TEXT", help="what shall not be seen")
     add("--seed", type=at_least(0, below=2**63), default=0, metavar="N", help="the same seed gives the same video (0)")
     add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
@@ -276,7 +276,7 @@ def fit_film(args, adapter, context, bar):
     check_request(model, *film, args.steps, args.images, context)
     if context and context.kind == "predictions": film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
     room = room_on(device, args.memory_limit)
-    memory, peaks = fitting.choose(model, *film, room, *asked, guided=args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
+    memory, peaks = fitting.choose(model, *film, room, *asked, guided=args.guidance_scale is None or args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
     bar.clear()
     say(f"needs {peaks}, {fitting.gib_of(room)} are there: {memory}")
     if args.memory_limit: cap(device, args.memory_limit)
@@ -333,7 +333,7 @@ def make_frames(args, direction=None):
     let_segments_grow()
     from tqdm import tqdm
     with tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar, warnings.catch_warnings(action="ignore"):
-        from tav_nb.inference import generate, noise_for
+        from tav_nb.inference import generate, guidance_for, noise_for
         from tav_nb.models import quiet
         from tav_nb.unet import set_context
         with quiet():
@@ -350,7 +350,7 @@ def make_frames(args, direction=None):
                               args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction, memory=memory)
     noise, strength = noise_for(pipe, args.noise, args.noise_strength)
     given = {name: value for name, value in vars(args).items() if name not in ("command", "output", "context_length", "context_overlap", "loop")}
-    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength,
+    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength, "guidance_scale": guidance_for(pipe.unet, args.guidance_scale),
                     "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe._execution_device),
                     "dtype": str(pipe.dtype).removeprefix("torch."), "made_by": f"tav_nb {tav_nb.__version__}"}
 

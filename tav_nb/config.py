@@ -49,6 +49,7 @@ class TrainConfig:
     noise: str = option("mixed", "how the noise of the frames is related; goes into the adapter, for sampling has to use the same", ("mixed", "progressive", "independent"), also="noise_type")
     noise_strength: float | None = option(None, "alpha of the noise; none is the paper's: 1 for mixed, 2 for progressive", also="alpha noise_alpha")
     weighting: str = option("min-snr", "of timesteps in the loss: Min-SNR; picture, which counts heavy noise as a v loss does (chapter 16); none", ("min-snr", "picture", "none"), also="loss_weighting min_snr")
+    neighbours: float = option(1.0, "weight of a second loss, of what the error does from frame to frame: flicker shows, a common error does not (chapter 08)", also="temporal_loss flicker temporal_consistency")
     gamma: float = option(5.0, "roof of the signal-to-noise ratio in the weighting; the paper's 5", lowest=0.01, also="snr_gamma min_snr_gamma")
     timesteps: str = option("even", "drawn evenly, or half of them by their noise level, where a clip's motion is decided", ("even", "noisy"), also="timestep_sampling timestep_bias_strategy")
     position_offsets: bool = option(True, "let clips begin at a random position, so that all positions learn; only sinusoidal ones can", also="random_positions")
@@ -60,6 +61,7 @@ class TrainConfig:
     schedule: str = option("cosine", "of the learning rate: down to a twentieth at the end, or constant", ("cosine", "constant"), also="scheduler lr_scheduler lr_schedule")
     max_norm: float = option(1.0, "gradients are clipped to this norm", lowest=1e-6, also="max_grad_norm grad_clip clip_grad_norm gradient_clipping")
     adam8bit: bool = option(False, "keep Adam's moments in 8 bits: 2.3 GiB less on SDXL; needs torchao: pip install 'tav_nb[adam8bit]'", also="use_8bit_adam optimizer optim")
+    adam_offload: bool = option(False, "Adam's moments wait in the computer's memory and visit the card for an update: 3.1 GiB less on SDXL, the same numbers bit for bit (chapter 35)", also="offload_optimizer optimizer_cpu_offload cpu_offload")
     ema_decay: float = option(0.999, "of the running average of the weights, an update; it is what is saved as the adapter; 0 for none", below=1, also="ema use_ema")
     ema_every: int = option(1, "updates between two updates of the average, which lives in the computer's memory; 10 cost nothing on a card", lowest=1, also="ema_interval")
     max_overflows: int = option(20, "updates in a row that may be lost to overflow before the run stops", lowest=1)
@@ -80,7 +82,7 @@ class TrainConfig:
     seed: int = option(0, "of everything random", below=2**31, also="random_seed manual_seed")
 
 # %% ../nbs/23_config.ipynb #c163a0c6
-FREE = ("steps", "workers", "memory_limit", "checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
+FREE = ("steps", "workers", "memory_limit", "checkpointing", "adam_offload", "compile", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
         "preview_steps", "log_every", "tensorboard", "max_overflows", "bad_clips")
 
 # %% ../nbs/23_config.ipynb #858c26c1
@@ -134,6 +136,7 @@ def check_whole(config):
     "Raises `ConfigError` if settings are missing or do not go together; returns the config"
     for name, value in asdict(config).items():
         if value == "?": raise ConfigError(f"{name} has to be given: --{name.replace('_', '-')} ({next(f.metadata['help'] for f in fields(config) if f.name == name)})")
+    if config.adam8bit and config.adam_offload: raise ConfigError("adam8bit and adam_offload are two ways to the same end; the second changes no number: --adam8bit false")
     if config.zeros + config.empty > 1: raise ConfigError(f"zeros {config.zeros:g} and empty {config.empty:g} are shares of all captions, together at most 1")
     if not config.adapter and max(config.lengths) > config.max_frames: raise ConfigError(f"lengths go up to {max(config.lengths)} frames, but max_frames is {config.max_frames}")
     return config

@@ -162,7 +162,7 @@ def fingerprint(
     found = {"vae": _weights(pipe.vae, public)}
     for end in ("", "_2"):
         encoder, tokenizer = (getattr(pipe, part + end) for part in ("text_encoder", "tokenizer"))
-        words = tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length
+        words = json.loads(tokenizer.backend_tokenizer.to_str()) | dict(padding=None, truncation=None), tokenizer.model_max_length  # these two are as it was last used
         found["text_encoder" + end] = _weights(encoder, words, encoder.config.hidden_act)
     return found
 

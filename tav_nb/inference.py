@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adapter_of', 'load_video_pipeline', 'conditions', 'part_of', 'over_predictions', 'denoise_step', 'decode_frames',
-           'check_request', 'noise_for', 'start_latents', 'embedded_pipeline', 'generate']
+           'check_request', 'noise_for', 'guidance_for', 'start_latents', 'embedded_pipeline', 'generate']
 
 # %% ../nbs/09_inference.ipynb #c0fd54c6
 from functools import cache
@@ -39,7 +39,7 @@ def load_video_pipeline(model=None,    # None for the embedded SDXL, a folder in
     return pipe
 
 # %% ../nbs/09_inference.ipynb #245a29d8
-def conditions(pipe, prompt, num_frames, height, width, guidance_scale=4.0, negative_prompt=None):
+def conditions(pipe, prompt, num_frames, height, width, guidance_scale=5.0, negative_prompt=None):
     "What the UNet is told besides the latents, for a batch `(g f)`: g = 2 halves, without and with the prompt, or 1 if the scale is at most 1"
     device, guided, prompts = pipe._execution_device, guidance_scale > 1, prompt if isinstance(prompt, dict) else {0: prompt}
     tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt([*prompts.values()], device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt)
@@ -104,6 +104,10 @@ def noise_for(pipe, noise=None, noise_strength=None):
     neighbour_correlation(kind, noise_strength)  # raises a ValueError if there is no such noise
     return kind, noise_strength
 
+def guidance_for(unet, guidance_scale=None):
+    "The scale of the guidance: what is given, else what the adapter's file recommends, else 5, as in diffusers' SDXL pipelines"
+    return getattr(unet, 'temporal_config', {}).get('guidance_scale', 5.0) if guidance_scale is None else guidance_scale
+
 # %% ../nbs/09_inference.ipynb #1c77a0d4
 def start_latents(pipe, num_frames, height, width, noise, noise_strength=None, seed=0, direction=Direction(), loop=False):
     "Latents `f c h w` to start from, as strong as the scheduler wants them, once it has its timesteps"
@@ -126,7 +130,7 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
              height=None,           # in pixels, a multiple of 8; None for what the base was made for
              width=None,
              steps=20,              # questions to the model; the embedded one is measured with 20
-             guidance_scale=4.0,    # how literally the prompt is taken; 1 or less is without guidance, which takes half the time
+             guidance_scale=None,   # how literally the prompt is taken; 1 or less is without guidance, which takes half the time; None for what the adapter recommends, else 5
              negative_prompt=None,  # what shall not be seen; only with guidance
              seed=0,                # the same seed gives the same film, on any device
              noise=None,            # 'mixed', 'progressive' or 'independent'; None for what the adapter was trained with
@@ -150,7 +154,7 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     for text in prompts.values(): check_prompt(pipe, text)
     pictures = pictures_of(direction, num_frames, height, width)
     num_frames += direction.behind  # the end of the film before is made again, to be seen by what follows
-    noise, noise_strength = noise_for(pipe, noise, noise_strength)
+    noise, noise_strength, guidance_scale = *noise_for(pipe, noise, noise_strength), guidance_for(pipe.unet, guidance_scale)
     prompts = {frame + direction.behind: text for frame, text in prompts.items()}
     memory = memory or Memory()
     offload_parts(pipe, memory)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 from .encode import encode_frames, safe_vae
-from .inference import check_request, decode_frames, noise_for
+from .inference import check_request, decode_frames, guidance_for, noise_for
 from .models import check_prompt, quiet
 from .noise import correlated_noise
 from .unet import load_lora, without_temporal
@@ -48,7 +48,7 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
          height=None,           # in pixels; None for what the base was made for
          width=None,
          steps=20,
-         guidance_scale=4.0,
+         guidance_scale=None,   # as in `generate`
          negative_prompt=None,
          seed=0,
          noise=None,            # as in `generate`
@@ -62,6 +62,7 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
     height, width = height or made_for, width or made_for
     check_request(pipe, num_frames, height, width, steps, images)
     check_prompt(pipe, prompt)
+    guidance_scale = guidance_for(pipe.unet, guidance_scale)
     call = frames_of(pipe, prompt, num_frames, guidance_scale, negative_prompt)
     start = film_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call['prompt_embeds'])
     takes = signature(pipe.__call__).parameters
@@ -77,7 +78,7 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
     return decode_frames(pipe, latents)
 
 # %% ../nbs/31_pipelines.ipynb #e670e557
-def frames_of(pipe, prompt, num_frames, guidance_scale=4.0, negative_prompt=None):
+def frames_of(pipe, prompt, num_frames, guidance_scale=5.0, negative_prompt=None):
     "The prompt for a stock pipeline, as many times as there are frames"
     names = 'prompt_embeds', 'negative_prompt_embeds', 'pooled_prompt_embeds', 'negative_pooled_prompt_embeds'
     return dict(zip(names, pipe.encode_prompt(prompt, device=pipe._execution_device, num_images_per_prompt=num_frames,

@@ -40,12 +40,13 @@ from .attention import sinusoidal_positions
 from .checkpoint import Average, CheckpointError, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
 from .config import FREE, ConfigError, TrainConfig, check_whole, differences, merge, write_toml
 from .files import sweep, whole, write_whole
-from .inference import conditions, decode_frames, denoise_step, start_latents
+from .inference import conditions, decode_frames, denoise_step, guidance_for, start_latents
 from .loader import CacheError, ClipLoader, Plan, Steps, check_cache_model
 from .memory import measure, remedies, room_on, set_checkpointing
 from .models import check_device, load_pipeline, quiet
+from .moments import VisitingAdamW
 from .noise import correlated_noise
-from .training import lr_factor, min_snr_weight, noisy_and_target, parameter_groups, predict
+from .training import clip_errors, lr_factor, min_snr_weight, noisy_and_target, parameter_groups, predict
 from .unet import add_temporal, temporal_modules, train_only_temporal
 from .video import write_video
 
@@ -80,7 +81,7 @@ def clip_losses(unet, scheduler, clips, numbers, config, tables):
     alphas, kind = scheduler.alphas_cumprod.to(latents.device), scheduler.config.prediction_type
     noisy, target = noisy_and_target(latents, noise, alphas, timesteps, kind)
     error = predict(unet, noisy, timesteps, clips) - target
-    return error.square().mean(dim=(1, 2, 3, 4)) * weights[timesteps]  # b f c h w -> b
+    return clip_errors(error, config.neighbours) * weights[timesteps]  # b f c h w -> b
 
 # %% ../nbs/24_trainer.ipynb #c79b4e96
 def movable(unet): return unet.temporal_config["positions"] == "sinusoidal"
@@ -142,6 +143,7 @@ def held_out_split(loader, count, seed):
 def make_optimizer(unet, config):
     "AdamW (0.9, 0.999) on the groups of chapter 08"
     groups = parameter_groups(unet, config.lr, config.weight_decay)
+    if config.adam_offload: return VisitingAdamW(groups, betas=(0.9, 0.999))
     if not config.adam8bit: return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
     from torchao.optim import AdamW8bit
     return AdamW8bit(groups, betas=(0.9, 0.999))
@@ -299,7 +301,7 @@ def preview(core, stage):
     scheduler.num_frames = config.preview_frames
     scheduler.set_timesteps(config.preview_steps, device=core.device)
     latents = start_latents(stage, config.preview_frames, stage.height, stage.width, config.noise, config.noise_strength, config.seed)
-    for t in scheduler.timesteps: latents = denoise_step(stage, latents, t, 4.0, stage.given)
+    for t in scheduler.timesteps: latents = denoise_step(stage, latents, t, guidance_for(core.unet), stage.given)
     torch.nn.Module.to(stage.vae, core.device)
     try: return decode_frames(stage, latents)
     finally: torch.nn.Module.to(stage.vae, "cpu")
@@ -602,7 +604,8 @@ def go(core, pipe, loader, held_out, run, resume, say, on_event, accelerator, ba
         part.checkpoint(last=True)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error) and "can't allocate memory" not in str(error): raise
-        raise TrainError(f"step {core.step}: out of memory; --resume --checkpointing offload goes on from step {part.saved} and needs less; so does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation), --adam8bit true or shorter --lengths") from None
+        less = " --adam-offload true" * (not config.adam8bit) + " --checkpointing offload"
+        raise TrainError(f"step {core.step}: out of memory; --resume{less} goes on from step {part.saved} and needs less; so does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter --lengths") from None
     finally: log.close()
     accelerator.wait_for_everyone()
     say(f"{'stopped' if stopped else 'done'} at step {core.step} of {config.steps}; {run}/{FILE_NAME} is the adapter" + ("; --resume goes on" if stopped else ""))

@@ -442,7 +442,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
     read = lambda *words: train_settings(make_parser().parse_args(["train", "cache", "out", *words]))
     assert read() == TrainConfig() and read("--config", "toon-cpu") == read_config("toon-cpu")
     changed = read("--config", "toon-cpu", "--lr", "2e-3", "--lengths", "8,4", "--adam8bit", "true", "--noise-strength", "none", "--adapter", "run")
-    assert changed == replace(read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), adam8bit=True, adapter="run")
+    assert changed == replace(read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), adam8bit=True, noise_strength=None, adapter="run")
     with tempfile.TemporaryDirectory() as folder:
         Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed))))
         again = train_settings(make_parser().parse_args(["train", "cache", folder, "--resume", "--steps", "7"]))

@@ -46,7 +46,7 @@ def test_no_two_settings_answer_to_one_name():
 def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_would_be_right():
     for text, expected in (("lr = '1e-4'", "lr must be a number"), ("lr = 1", "below 1"), ("steps = 1.5", "steps must be a whole number"), ("steps = 0", "at least 1"), ("compile = 1", "true or false"),
                            ("gamma = true", "gamma must be a number"), ("lengths = 8", "a list of whole numbers"), ("lengths = []", "a list"), ("lengths = [1, 8]", "at least 2"), ("noise = 'pink'", "mixed or progressive"),
-                           ("gamma = nan", "gamma must be"), ("lr = 1 2", "no TOML"), ("zeros = 0.6\nempty = 0.6", "together"), ("lengths = [32]", "max_frames is 24"), ("model = 3", "a text"), ("adapter = '?'", "--adapter")):
+                           ("gamma = nan", "gamma must be"), ("lr = 1 2", "no TOML"), ("zeros = 0.6\nempty = 0.6", "together"), ("adam8bit = true\nadam_offload = true", "--adam8bit false"), ("lengths = [32]", "max_frames is 24"), ("model = 3", "a text"), ("adapter = '?'", "--adapter")):
         assert expected in refusal(lambda: read_text(text)), (text, refusal(lambda: read_text(text)))
     assert "did you mean toon-cpu?" in refusal(lambda: read_config("toon_cpu")) and "there are" in refusal(lambda: read_config("xyz"))
 

@@ -121,7 +121,7 @@ def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_an
     truth, estimate = (np.array([f(x) for x in xs]) for f, xs in ((true_errors, clips), (estimated_errors, [c.frames for c in clips])))
     assert np.corrcoef(truth.ravel(), estimate.ravel())[0, 1] > 0.6 and truth.mean() < estimate.mean()
     added = np.concatenate([both_errors([unsteady(clip, amount) for clip in clips[:5]]) - both_errors(clips[:5]) for amount in (8, 16)], 1)
-    assert np.corrcoef(added)[0, 1] > 0.9 and 0.6 < (added[1]/added[0]).mean() < 1.5, added
+    assert np.corrcoef(added)[0, 1] > 0.85 and 0.6 < (added[1]/added[0]).mean() < 1.5, added
 
 # %% ../nbs/10_consistency.ipynb #3ca7be11
 def test_motion_and_dynamic_degree_are_what_their_definitions_say():

@@ -136,6 +136,13 @@ def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
         except EncodeError as error: assert f"no {part}," in str(error)
         else: raise AssertionError(f"{part} is missing")
 
+# %% ../nbs/22_encode.ipynb #8041964c
+def test_a_fingerprint_does_not_depend_on_how_the_tokenizer_was_used_last():
+    before = fingerprint(tiny())
+    for padding in ("max_length", "longest", False):
+        tiny().tokenizer(["a girl", "a girl waves"], padding=padding, truncation=bool(padding), max_length=77 if padding else None)
+        assert fingerprint(tiny()) == before, padding
+
 # %% ../nbs/22_encode.ipynb #8980c764
 def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route():
     with tempfile.TemporaryDirectory() as tmp:

@@ -35,8 +35,8 @@ def test_the_same_seed_gives_the_same_film_and_another_one_another():
 # %% ../nbs/09_inference.ipynb #0cfc8214
 def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
     pipe = random_film_pipeline()
-    film = generate('a girl', pipe, **SMALL, negative_prompt='night', noise='progressive')
-    noise = correlated_noise((1, 4, 4, 8, 8), 'progressive', None, torch.Generator().manual_seed(0))[0]
+    film = generate('a girl', pipe, **SMALL, guidance_scale=4., negative_prompt='night', noise='progressive')
+    noise = correlated_noise((1, 4, 4, 8, 8), *noise_for(pipe, 'progressive'), torch.Generator().manual_seed(0))[0]
     stock = pipe('a girl', num_images_per_prompt=4, num_inference_steps=2, guidance_scale=4., negative_prompt='night', latents=noise, height=64, width=64,
                  cross_attention_kwargs=dict(num_frames=4), output_type='np').images
     assert np.abs(stock * 255 - film).max() <= 1

@@ -74,6 +74,7 @@ def test_what_needs_less_is_known_to_need_less():
         most = of()
         assert of(checkpointing="none").activations > 1.5 * most.activations and of(batch_size=1).activations < most.activations
         assert of(accumulation=1).total < most.total and of(frames=4).activations < 0.7 * most.activations and of(side=64).activations < 0.5 * most.activations
+        assert of(adam_offload=True).total < most.total - 0.9 * most.moments and of(adam_offload=True).activations == most.activations
         assert of(adam8bit=True).moments < 0.6 * most.moments and of(adam8bit=True).activations == most.activations
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
 

@@ -62,6 +62,8 @@ def test_each_of_its_matrices_moves_evenly_however_the_weight_is_stored():
             lengths = torch.linalg.svdvals(move) / (0.2 * max(move.shape) ** 0.5)
             assert lengths.max() < 1.3 and lengths.median() > 0.6
     torch.testing.assert_close(before[1] - weights[1], before[3] - weights[3], atol=0.02, rtol=0)
+    for move, gradient in zip((before[0] - weights[0].detach()).chunk(3), weights[0].grad.chunk(3)):
+        torch.testing.assert_close(move, orthogonal(gradient[None])[0] * 0.2 * 32**0.5, atol=1e-3, rtol=1e-3)  # queries, keys and values each by itself
 
 # %% ../nbs/36_muon.ipynb #cfeb890e
 def test_a_small_network_learns_faster_with_it():

@@ -98,7 +98,7 @@ def test_dissolves_are_found_and_where_they_start_and_end():
         seen = looked_at(dissolve(shot(0, 24 + count, 2, 0, "beach"), shot(1, 24 + count, 2, 0, "night"), count))
         assert perfect(seen, [(24, 24 + count)]), (count, seen.shots)
         (start, stop), = boundaries(seen)
-        assert abs(start - 24) <= 4 and abs(stop - 24 - count) <= 4, (count, start, stop)
+        assert -6 <= start - 24 <= 4 and abs(stop - 24 - count) <= 4, (count, start, stop)  # the longest dissolve changes 4 per cent a frame
         assert "dissolve" in {s.kind for s in seen.shots}
 
 # %% ../nbs/21_shots.ipynb #667f0f92

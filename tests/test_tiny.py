@@ -4,8 +4,9 @@ from pathlib import Path
 from tav_nb.adapter import read_metadata
 from tav_nb.inference import generate, load_video_pipeline, noise_for
 from tav_nb.models import EMBEDDED, quiet
-from tav_nb.tiny import AutoencoderKL, StableDiffusionXLPipeline, alphas, center, decode, density, encode, importance, load, make_pipeline, make_tokenizer, make_vae, run_stage, sample, score_table, sealed, start_noise
-from tav_nb.toon import random_scene, render, vocabulary
+from tav_nb.tiny import AutoencoderKL, Films, InTurn, SIZE, StableDiffusionXLPipeline, WEIGHTS, alphas, bank, decode, density, embed, encode, importance, load, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample, score_table, sealed, split, start_noise, to_pixels, whiten
+from tav_nb.toon import caption, random_scene, render, vocabulary
+from tav_nb.unet import add_temporal
 from tempfile import TemporaryDirectory
 import json
 import numpy as np
@@ -23,15 +24,46 @@ def test_every_word_of_the_world_is_one_token_and_any_printable_sign_can_be_spel
     assert all(''.join(t.removesuffix('</w>') for t in tokenizer.tokenize(sign)) == sign.lower() for sign in signs), 'a sign is lost'
     assert tokenizer.unk_token_id not in tokenizer('zebra 42 %', add_special_tokens=False).input_ids
 
+# %% ../nbs/16_tiny.ipynb #a2503535
+def test_muon_gets_the_matrices_and_adam_all_the_rest():
+    unet = add_temporal(make_unet())
+    named = dict(unet.named_parameters())
+    ours, rest = split(named.items())
+    names = {id(p): name for name, p in named.items()}
+    assert len(ours) + len(rest) == len(named) and {id(p) for p in ours}.isdisjoint(map(id, rest))
+    assert sum(names[id(p)].endswith(('temporal_attn.to_qkv.weight', 'temporal_attn.proj.weight')) for p in ours) == 42
+    assert all(p.ndim in (2, 4) for p in ours) and {'conv_in.weight', 'conv_out.weight'} <= {names[id(p)] for p in rest}
+    assert sum(p.numel() for p in rest) < .02 * sum(p.numel() for p in ours)
+
+# %% ../nbs/16_tiny.ipynb #74bc1b79
+def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
+    pipe = load(EMBEDDED)
+    tokens, pooled = bank(pipe, [read_captions(2, 'train', seed) for seed in (3, 4)])
+    said = [caption(random_scene(seed, 'train'), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
+    for ours, theirs in zip((tokens, pooled), embed(pipe, said)): torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=.01, rtol=.01)
+
+# %% ../nbs/16_tiny.ipynb #dfba24a9
+def test_films_are_drawn_into_one_file_frame_by_frame_as_they_would_be_drawn_alone():
+    films = Films(InTurn(), [5, 9], (0, 5, 6, 11)).wait()
+    assert films.shape == (2, 4, SIZE, SIZE, 3)
+    assert all(np.array_equal(films[1, i], render(random_scene(9, 'train'), 1, SIZE, SIZE, start=t).frames[0]) for i, t in enumerate((0, 5, 6, 11)))
+    weighted = Films(InTurn(), [5], (5,), weights=True).wait()
+    assert np.array_equal(weighted[0, ..., :3], films[0, 1:2]) and set(np.unique(weighted[..., 3])) <= set(WEIGHTS.tolist())
+
 # %% ../nbs/16_tiny.ipynb #b8efeddd
-def test_centering_moves_the_latents_to_zero_and_leaves_the_pictures_alone():
+def test_whitening_makes_latents_even_and_leaves_the_pictures_alone():
     torch.manual_seed(0)
     vae = make_vae().requires_grad_(False)
-    frames = torch.from_numpy(render(random_scene(1), 2).frames)
-    before, seen = encode(vae, frames, scale=1), decode(vae, encode(vae, frames))
-    center(vae, before)
-    assert encode(vae, frames, scale=1).mean((0, 2, 3)).abs().max() < 1e-5 < before.mean((0, 2, 3)).abs().max()
+    frames = torch.from_numpy(render(random_scene(1), 4).frames)
+    seen, before = decode(vae, encode(vae, frames)), vae.encode(to_pixels(frames)).latent_dist
+    whiten(vae, frames)
+    latents = encode(vae, frames).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(latents), torch.eye(4), atol=1e-3, rtol=0)
+    assert latents.mean(1).abs().max() < 1e-3
     assert (decode(vae, encode(vae, frames)).int() - seen.int()).abs().max() <= 1
+    after, flat = vae.encode(to_pixels(frames)).latent_dist, lambda x: x.transpose(0, 1).flatten(1).double()
+    turn = torch.linalg.lstsq(flat(before.mean - before.mean.mean((0, 2, 3), keepdim=True)).T, flat(after.mean).T).solution.T      # what whitening did to the means
+    torch.testing.assert_close(after.var.mean((0, 2, 3)).double(), turn**2 @ before.var.mean((0, 2, 3)).double(), rtol=1e-2, atol=0)
 
 # %% ../nbs/16_tiny.ipynb #9c16db70
 def test_the_trained_vae_keeps_pictures_above_27_db():
@@ -42,18 +74,11 @@ def test_the_trained_vae_keeps_pictures_above_27_db():
 
 # %% ../nbs/16_tiny.ipynb #31c93db5
 def test_importance_is_the_v_loss_under_the_roof_of_min_snr():
-    from tav_nb.training import min_snr_weight
-    a, noisy_x, epsilon, off = alphas('cpu').double(), .7, .3, .01
-
-
-    def v_of(epsilon):                                        # of an answer epsilon, by way of the picture that it stands for
-        return a.sqrt() * epsilon - (1 - a).sqrt() * (noisy_x - (1 - a).sqrt() * epsilon) / a.sqrt()
-
-
-    weights, snr = importance('cpu').double(), a / (1 - a)
-    noisy, clear = snr < 4, snr > 5
-    torch.testing.assert_close((weights * off**2)[noisy], (v_of(epsilon + off) - v_of(epsilon))[noisy]**2, rtol=1e-4, atol=0)
-    torch.testing.assert_close(weights[clear], min_snr_weight(a, torch.arange(1000))[clear].double(), rtol=1e-4, atol=0)
+    a = alphas('cpu').double()
+    snr, weights = a / (1 - a), importance('cpu').double()
+    picture = weights * (snr + 1)                                          # what it makes of an error in the picture
+    torch.testing.assert_close(picture, (snr + 1).clamp(max=5), rtol=1e-4, atol=0)
+    assert (weights[snr < 4] > .9999).all() and weights[0] < .01
 
 # %% ../nbs/16_tiny.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
@@ -106,7 +131,7 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
     import io
     with TemporaryDirectory() as folder:
         base, adapter, records = Path(folder, 'tiny-sdxl'), Path(folder, 'tiny-adapter'), Path(folder, 'results')
-        small = dict(text=dict(captions=60, batch=16), vae=dict(clips=2, batch=2), base=dict(scenes=3, batch=3), adapter=dict(clips=2, lengths=((8, 1.),), frames_a_step=16))
+        small = dict(text=dict(captions=60, batch=16), vae=dict(clips=2, batch=2), base=dict(scenes=3, batch=3), adapter=dict(clips=2, long_clips=1, lengths=((8, .5), (10, .5)), frames_a_step=20))
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for stage, options in small.items(): run_stage(stage, base, adapter, records, 'cpu', steps=1, workers=1, **options)
         assert all(json.loads((records / f'tiny_{stage}.json').read_text())['seed'] == 0 for stage in small)

@@ -12,7 +12,7 @@ from tav_nb.encode import fingerprint
 from tav_nb.loader import ClipLoader
 from tav_nb.memory import Need
 from tav_nb.models import EMBEDDED, load_pipeline
-from tav_nb.trainer import Core, build, micro_batches, positions_from, restore, save, timestep_tables, train, update
+from tav_nb.trainer import Core, build, clip_losses, micro_batches, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -155,6 +155,13 @@ def test_the_weights_equal_the_closed_form_at_every_timestep():
             for weighting, value in expected.items(): assert math.isclose(tables[weighting][t], value, rel_tol=1e-4), (kind, weighting, t)
         for how in ("even", "noisy"): assert math.isclose(timestep_tables(scheduler, TrainConfig(timesteps=how))[1].sum().item(), 1, rel_tol=1e-5)
 
+# %% ../nbs/24_trainer.ipynb #8ce490ad
+def test_the_second_loss_counts_as_often_as_asked():
+    core, clips = small_core(), Numbered(2).batch(0)
+    with torch.no_grad(): none, once, thrice = (clip_losses(core.unet, core.scheduler, clips, range(2), replace(SMALL, neighbours=weight), core.tables) for weight in (0.0, 1.0, 3.0))
+    assert (once > 1.5 * none).all(), "noise that is not related doubles"
+    torch.testing.assert_close(thrice - none, 3 * (once - none))
+
 # %% ../nbs/24_trainer.ipynb #ee75f44d
 def test_positions_move_and_come_back_bit_for_bit():
     unet = add_temporal(load_pipeline(MICRO).unet, max_frames=8)
@@ -254,6 +261,22 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
         for key in entire[0]: assert torch.equal(entire[0][key], dead[0][key]), key
         logs = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "gib")} for line in Path(place, run, "log.jsonl").read_text().splitlines()] for run in ("whole", "dead")]
         assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, 9))
+
+# %% ../nbs/24_trainer.ipynb #2dd1024a
+def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_inside():
+    class Death(BaseException): pass
+    def die(event):
+        if event["step"] == 6: raise Death
+    with tempfile.TemporaryDirectory() as place:
+        run_small(f"{place}/inside")
+        for first, second in ((True, False), (False, True)):
+            run = f"{place}/{first}"
+            try: run_small(run, replace(SMALL, adam_offload=first), on_event=die)
+            except Death: pass
+            core, _ = run_small(run, replace(SMALL, adam_offload=second), resume=True)
+            assert hasattr(core.optimizer, "settle") == second
+            inside, mixed = state_of(f"{place}/inside")[0], state_of(run)[0]
+            assert inside.keys() == mixed.keys() and all(torch.equal(inside[key], mixed[key]) for key in inside), run
 
 # %% ../nbs/24_trainer.ipynb #d0f41867
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
-from tav_nb.training import Updates, adapter_loss, drop_captions, lr_factor, min_snr_weight, noisy_and_target, parameter_groups, train_adapter
+from tav_nb.training import Updates, adapter_loss, clip_errors, draw_timesteps, drop_captions, lr_factor, min_snr_weight, noisy_and_target, parameter_groups, train_adapter
 from tav_nb.unet import add_temporal, temporal_modules, temporal_state_dict
 from torch import nn
 from types import SimpleNamespace
@@ -96,6 +96,23 @@ def test_captions_are_dropped_in_both_parts_and_as_often_as_asked():
     assert torch.equal(gone, dropped["prompt_embeds"].sum(dim=(1, 2)) == 0) and dropped["other"] == 1
     assert 0.08 < gone.float().mean() < 0.12
     assert torch.equal(dropped["pooled"][~gone], clips["pooled"][~gone])
+
+# %% ../nbs/08_training.ipynb #538f21f3
+def test_each_part_of_the_density_gets_its_timestep_and_each_timestep_its_share():
+    density, generator = torch.linspace(1, 3, 1000), torch.Generator().manual_seed(0)
+    ends = density.cumsum(0) / density.sum()
+    drawn = torch.stack([draw_timesteps(4, density, generator) for _ in range(5000)])
+    for part in range(4): assert (ends[drawn[:, part]] >= part / 4 - 1e-6).all() and (ends[drawn[:, part]] <= (part + 1) / 4 + 2e-3).all()
+    share = torch.histc(drawn.float(), 10, 0, 1000) / drawn.numel()
+    torch.testing.assert_close(share, density.view(10, 100).sum(1) / density.sum(), atol=0.006, rtol=0)
+
+# %% ../nbs/08_training.ipynb #7313129d
+def test_an_error_that_all_frames_share_costs_nothing_more_and_one_of_each_frame_s_own_twice_as_much():
+    torch.manual_seed(0)
+    shared, own = torch.randn(3, 1, 4, 32, 32).expand(-1, 8, -1, -1, -1), torch.randn(3, 8, 4, 32, 32)
+    torch.testing.assert_close(clip_errors(shared, 5.0), clip_errors(shared))
+    torch.testing.assert_close(clip_errors(own, 1.0), 3 * clip_errors(own), rtol=0.05, atol=0)
+    torch.testing.assert_close(clip_errors(own[:, :1], 1.0), own[:, :1].square().mean(dim=(1, 2, 3, 4)))
 
 # %% ../nbs/08_training.ipynb #3cb3362b
 def test_every_frame_of_a_clip_has_the_timestep_and_the_caption_of_its_clip():
