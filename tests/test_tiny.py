@@ -35,13 +35,6 @@ def test_muon_gets_the_matrices_and_adam_all_the_rest():
     assert all(p.ndim in (2, 4) for p in ours) and {'conv_in.weight', 'conv_out.weight'} <= {names[id(p)] for p in rest}
     assert sum(p.numel() for p in rest) < .02 * sum(p.numel() for p in ours)
 
-# %% ../nbs/16_tiny.ipynb #74bc1b79
-def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
-    pipe = load(EMBEDDED)
-    tokens, pooled = bank(pipe, [read_captions(2, 'train', seed) for seed in (3, 4)])
-    said = [caption(random_scene(seed, 'train'), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
-    for ours, theirs in zip((tokens, pooled), embed(pipe, said)): torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=.01, rtol=.01)
-
 # %% ../nbs/16_tiny.ipynb #dfba24a9
 def test_films_are_drawn_into_one_file_frame_by_frame_as_they_would_be_drawn_alone():
     films = Films(InTurn(), [5, 9], (0, 5, 6, 11)).wait()
@@ -85,6 +78,13 @@ def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest(
     p = density('cpu')
     torch.testing.assert_close(p.sum(), torch.tensor(1.))
     assert p[900] > 3 * p[100] and p.min() >= .5 / 1000
+
+# %% ../nbs/16_tiny.ipynb #74bc1b79
+def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
+    pipe = load(EMBEDDED)
+    tokens, pooled = bank(pipe, [read_captions(2, 'train', seed) for seed in (3, 4)])
+    said = [caption(random_scene(seed, 'train'), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
+    for ours, theirs in zip((tokens, pooled), embed(pipe, said)): torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=.01, rtol=.01)
 
 # %% ../nbs/16_tiny.ipynb #d5a93e8b
 def test_sealed_scenes_are_never_trained_on_and_half_of_them_are_held_out():

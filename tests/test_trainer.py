@@ -155,13 +155,6 @@ def test_the_weights_equal_the_closed_form_at_every_timestep():
             for weighting, value in expected.items(): assert math.isclose(tables[weighting][t], value, rel_tol=1e-4), (kind, weighting, t)
         for how in ("even", "noisy"): assert math.isclose(timestep_tables(scheduler, TrainConfig(timesteps=how))[1].sum().item(), 1, rel_tol=1e-5)
 
-# %% ../nbs/24_trainer.ipynb #8ce490ad
-def test_the_second_loss_counts_as_often_as_asked():
-    core, clips = small_core(), Numbered(2).batch(0)
-    with torch.no_grad(): none, once, thrice = (clip_losses(core.unet, core.scheduler, clips, range(2), replace(SMALL, neighbours=weight), core.tables) for weight in (0.0, 1.0, 3.0))
-    assert (once > 1.5 * none).all(), "noise that is not related doubles"
-    torch.testing.assert_close(thrice - none, 3 * (once - none))
-
 # %% ../nbs/24_trainer.ipynb #ee75f44d
 def test_positions_move_and_come_back_bit_for_bit():
     unet = add_temporal(load_pipeline(MICRO).unet, max_frames=8)
@@ -191,6 +184,13 @@ def test_a_broken_clip_that_is_skipped_counts_nothing():
     three, _ = gradients(replace(same, batch_size=3))
     assert said["clips"] == 3 and all(g.isfinite().all() for g in with_bad)
     for a, b in zip(with_bad, three, strict=True): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
+
+# %% ../nbs/24_trainer.ipynb #8ce490ad
+def test_the_second_loss_counts_as_often_as_asked():
+    core, clips = small_core(), Numbered(2).batch(0)
+    with torch.no_grad(): none, once, thrice = (clip_losses(core.unet, core.scheduler, clips, range(2), replace(SMALL, neighbours=weight), core.tables) for weight in (0.0, 1.0, 3.0))
+    assert (once > 1.5 * none).all(), "noise that is not related doubles"
+    torch.testing.assert_close(thrice - none, 3 * (once - none))
 
 # %% ../nbs/24_trainer.ipynb #a31d272a
 def test_whichever_factor_starts_at_zero_has_moved_after_the_first_step_and_every_tensor_has_a_gradient_after_the_second():
