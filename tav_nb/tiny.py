@@ -597,7 +597,8 @@ def score_table(pipe, n=512, rows=None, noise=None, noise_strength=None, steps=2
 
     def add(name, frames):
         with pool(workers) as p: readings = p.map(read, list(frames), chunksize=4)
-        table[name] = score(scenes, readings) | dict(held_out=score(scenes[::2], readings[::2]))
+        still = [(s, r) for s, r in zip(scenes, readings) if not s.pan]
+        table[name] = score(scenes, readings) | dict(held_out=score(scenes[::2], readings[::2]), still_camera=score([s for s, _ in still], [r for _, r in still]))
         if keep is not None: keep[name] = frames[:16]
         if log: log(name, brief(table[name]), flush=True)
 
@@ -614,7 +615,7 @@ def score_table(pipe, n=512, rows=None, noise=None, noise_strength=None, steps=2
 def _clip_of(num_frames, scene): return render(scene, num_frames, SIZE, SIZE).frames
 
 
-def brief(s): return ' '.join(f'{k} {v[0] if isinstance(v, tuple) else v:.3f}' if not k.startswith(('jit', 'dri')) else f'{k} {v:.4f}' for k, v in s.items() if k != 'held_out')
+def brief(s): return ' '.join(f'{k} {v[0] if isinstance(v, tuple) else v:.3f}' if not k.startswith(('jit', 'dri')) else f'{k} {v:.4f}' for k, v in s.items() if not isinstance(v, dict))
 
 # %% ../nbs/16_tiny.ipynb #3170e2c9
 def save(pipe, folder):
