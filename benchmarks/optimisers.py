@@ -21,7 +21,7 @@ from tav_nb.unet import add_temporal, train_only_temporal
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64., 64, 0, 0, 64, 64])
 ROWS = {  # name: (what learns, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)
     'adapter, Adam 1e-3': ('adapter', None, 1e-3, 0.), 'adapter, Adam 2e-3': ('adapter', None, 2e-3, 0.), 'adapter, Adam 4e-3': ('adapter', None, 4e-3, 0.),
-    'adapter, Muon 6e-3': ('adapter', 6e-3, 1e-2, 0.),
+    'adapter, Adam 8e-3': ('adapter', None, 8e-3, 0.), 'adapter, Muon 6e-3': ('adapter', 6e-3, 1e-2, 0.),
     'adapter, Muon 6e-3, neighbours 1': ('adapter', 6e-3, 1e-2, 1.), 'adapter, Muon 6e-3, neighbours 3': ('adapter', 6e-3, 1e-2, 3.),
     'UNet, Adam 1e-3': ('unet', None, 1e-3, 0.), 'UNet, Adam 2e-3': ('unet', None, 2e-3, 0.), 'UNet, Adam 4e-3': ('unet', None, 4e-3, 0.), 'UNet, Muon 4e-3': ('unet', 4e-3, 2e-3, 0.),
 }

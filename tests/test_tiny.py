@@ -110,6 +110,7 @@ def test_eight_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
     assert row['found'] == 1 and row['drift'] < .15
     assert row['hair'][0] >= .87 and row['outfit'][0] >= .87 and row['background'][0] >= .75
     assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter they are .34 and .13'
+    assert row['still_camera']['hair'][3] == sum(s.camera == 'still' for s in sealed(8)) and row['held_out']['hair'][3] == 4
 
 # %% ../nbs/16_tiny.ipynb #69e00716
 @pytest.mark.slow
