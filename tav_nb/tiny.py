@@ -9,7 +9,7 @@ __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'ATTRIBUTES', 'WEIGHTS', 'GUIDANCE', 
            'Films', 'draw_into', 'to_pixels', 'to_frames', 'train_vae', 'whiten', 'encode', 'decode', 'embed',
            'tokenizers', 'read_captions', 'bank', 'Call', 'alphas', 'importance', 'drop', 'random_ids', 'train_base',
            'default_generator', 'Fast', 'Answer', 'density', 'train_temporal', 'freeze', 'sample', 'sealed',
-           'start_noise', 'score_table', 'brief', 'save', 'load', 'about', 'record', 'run_stage', 'main']
+           'start_noise', 'score_table', 'brief', 'save', 'load', 'about', 'record', 'begin_stage', 'run_stage', 'main']
 
 # %% ../nbs/16_tiny.ipynb #ce00ce9c
 import json
@@ -98,8 +98,8 @@ def make_unet():
 
 
 def make_scheduler():
-    "SDXL Base's own scheduler settings, but for v"
-    return EulerDiscreteScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type='v_prediction', interpolation_type='linear',
+    "SDXL Base's own scheduler settings, but for v, and with so much noise at the end that it hides a clip"
+    return EulerDiscreteScheduler(beta_start=.00085, beta_end=.020, beta_schedule='scaled_linear', prediction_type='v_prediction', interpolation_type='linear',
                                   timestep_spacing='leading', steps_offset=1)
 
 
@@ -448,25 +448,28 @@ def train_base(pipe, scenes=20_000, frames=(0, 5, 11), seconds=290, steps=None, 
     "Train the UNet on single frames"
     torch.manual_seed(seed)
     pipe.to(device)
-    with pool(workers) as p:
-        read, films = p.map_async(partial(read_captions, 2, 'train'), range(scenes), chunksize=64), Films(p, range(scenes), frames)
-        tokens, pooled = bank(pipe, read.get())
-        latents = encode(pipe.vae, torch.from_numpy(films.wait()).flatten(0, 1)).unflatten(0, (scenes, len(frames)))
-    empty = [e[0] for e in embed(pipe, [''])]
+    latents, empty, generator = torch.zeros(scenes, len(frames), 4, SIZE // 8, SIZE // 8, device=device), [e[0] for e in embed(pipe, [''])], default_generator(device)
     a, weights, call, every = alphas(device), importance(device), compiled(Call(pipe.unet), device), torch.ones(1000, device=device)
-    generator = default_generator(device)
 
-    def loss_of():
-        i, w = torch.randint(scenes, (batch,), device=device), torch.randint(tokens.shape[1], (batch,), device=device)
-        z, t = latents[i, torch.randint(len(frames), (batch,), device=device)], draw_timesteps(batch, every, generator)
-        noise = torch.randn_like(z) + .1 * torch.randn(*z.shape[:2], 1, 1, device=device)       # a little offset noise, as SDXL had: or nights come out as days
-        k = a[t].view(-1, 1, 1, 1)
-        e, p = drop(tokens[i, w].float(), pooled[i, w].float(), empty, device)
-        out = call(k.sqrt() * z + (1 - k).sqrt() * noise, t, e, p, random_ids(batch, device))
-        return (((out - k.sqrt() * noise + (1 - k).sqrt() * z)**2).mean((1, 2, 3)) * weights[t]).mean()
+    with pool(workers) as p:
+        read, films = p.map_async(partial(read_captions, 2, 'train'), range(scenes), chunksize=64), Films(p, range(scenes), frames)       # drawn while the step is compiled
+        tokens, pooled = bank(pipe, read.get())
 
-    matrices, rest = split(pipe.unet.named_parameters())
-    log = fit('base', [dict(params=rest, weight_decay=0.)], loss_of, lr, seconds, steps, weight_decay=1e-2, matrices=matrices, matrix_lr=matrix_lr)
+        def loss_of():
+            i, w = torch.randint(scenes, (batch,), device=device), torch.randint(tokens.shape[1], (batch,), device=device)
+            z, t = latents[i, torch.randint(len(frames), (batch,), device=device)], draw_timesteps(batch, every, generator)
+            noise = torch.randn_like(z) + .1 * torch.randn(*z.shape[:2], 1, 1, device=device)       # a little offset noise, as SDXL had: or nights come out as days
+            k = a[t].view(-1, 1, 1, 1)
+            e, p = drop(tokens[i, w].float(), pooled[i, w].float(), empty, device)
+            out = call(k.sqrt() * z + (1 - k).sqrt() * noise, t, e, p, random_ids(batch, device))
+            return (((out - k.sqrt() * noise + (1 - k).sqrt() * z)**2).mean((1, 2, 3)) * weights[t]).mean()
+
+        def begin():
+            for some, drawn in zip(latents.split(256), np.array_split(films.wait(), range(256, scenes, 256))):
+                some.copy_(encode(pipe.vae, torch.from_numpy(np.array(drawn)).flatten(0, 1)).unflatten(0, some.shape[:2]))
+
+        matrices, rest = split(pipe.unet.named_parameters())
+        log = fit('base', [dict(params=rest, weight_decay=0.)], loss_of, lr, seconds, steps, weight_decay=1e-2, matrices=matrices, matrix_lr=matrix_lr, begin=begin)
     pipe.unet.requires_grad_(False).eval()
     return log
 
@@ -501,7 +504,7 @@ def density(device):
 
 
 # %% ../nbs/16_tiny.ipynb #bc360c75
-def train_temporal(pipe, clips=12_000, long_clips=3000, seconds=360, steps=None, lengths=((16, .86), (24, .07), (8, .07)), frames_a_step=256, lr=1e-2, matrix_lr=6e-3, noise='progressive',
+def train_temporal(pipe, clips=12_000, long_clips=3000, seconds=320, steps=None, lengths=((16, .86), (24, .07), (8, .07)), frames_a_step=256, lr=1e-2, matrix_lr=6e-3, noise='progressive',
                    noise_strength=1., neighbours=2., device='cuda', seed=0, workers=os.cpu_count()):
     "Train the adapter on clips of mixed lengths, the base frozen: `clips` of the commonest length, `long_clips` of the longest, from which all others are cut"
     torch.manual_seed(seed)
@@ -656,13 +659,22 @@ def record(path, **what):
 STAGES = dict(text=train_text, vae=train_vae, base=train_base, adapter=train_temporal)
 
 
+def begin_stage(stage, folder, seed=0):
+    "What the stages before left in `folder`, and the stage's own part from nothing"
+    fresh = make_pipeline(seed)
+    if stage == 'text': return fresh
+    pipe = load(folder)
+    if stage == 'vae': pipe.register_modules(vae=fresh.vae)
+    if stage == 'base': pipe.register_modules(unet=fresh.unet, scheduler=fresh.scheduler)
+    return pipe
+
+
 def run_stage(stage, folder, adapter_folder, results, device='cuda', seed=0, **options):
     "Run one stage on what the stages before it left in `folder`, save what it made and record its loss curve"
     from tav_nb.adapter import save_adapter
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start = time.time()
-    torch.manual_seed(seed)
-    pipe = make_pipeline(seed) if stage == 'text' else load(folder)
+    pipe = begin_stage(stage, folder, seed)
     log = STAGES[stage](pipe, device=device, seed=seed, **options)
     if stage == 'adapter':
         save_adapter(pipe.unet, adapter_folder, dtype=torch.float16, noise=options.get('noise', 'progressive'), noise_strength=options.get('noise_strength', 1.),

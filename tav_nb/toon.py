@@ -71,7 +71,7 @@ def _stage(scene, rng):
     sign = {'left': -1, 'right': 1}.get(scene.action.split()[-1], 0)
     speed = sign * (rng.uniform(.016, .022) if scene.action.startswith('walk') else rng.uniform(.034, .042))
     way = rng.choice([0, 0, 1]) * (sign or rng.choice([-1, 1]))   # a third of all shots pan; they follow whoever moves
-    pan = way * rng.uniform(.008, .012)
+    pan = way * rng.uniform(.016, .024)
     path = 15 * (speed - pan)
     low, high = max(.16, .16 - path), min(.84, .84 - path)
     return replace(scene, camera=CAMERAS[{0: 0, -1: 1, 1: 2}[int(way)]], hold=int(rng.choice([1, 1, 1, 1, 2, 3])),
@@ -713,7 +713,7 @@ def _pan(frames, faces, gap=4):
     "Camera speed in frame widths a frame: the one shift that best explains how the ground moves where the character is not"
     n, h, w = frames.shape[:3]
     if n <= gap: return 0.
-    grey, cols, reach = frames[:, int(.45 * h):].mean(-1), np.arange(w), round(.08 * w)
+    grey, cols, reach = frames[:, int(.45 * h):].mean(-1), np.arange(w), round(.12 * w)
     shifts = np.arange(-reach, reach + 1)
     clear = np.ones((n, w), bool)
     for k, c in zip(clear, faces):
