@@ -301,6 +301,11 @@ class Films:
         self.done.get()
         return self.array
 
+    def encode(self, vae, out, chunk=64):
+        "Latents of all of them into `out` [N, F, 4, 16, 16]"
+        for some, films in zip(out.split(chunk), np.array_split(self.wait(), range(chunk, len(out), chunk))):
+            some.copy_(encode(vae, torch.from_numpy(np.array(films)).flatten(0, 1)).unflatten(0, some.shape[:2]))
+
 
 def draw_into(path, shape, frames, split, weights, item):
     row, seed = item
@@ -464,12 +469,8 @@ def train_base(pipe, scenes=20_000, frames=(0, 5, 11), seconds=290, steps=None, 
             out = call(k.sqrt() * z + (1 - k).sqrt() * noise, t, e, p, random_ids(batch, device))
             return (((out - k.sqrt() * noise + (1 - k).sqrt() * z)**2).mean((1, 2, 3)) * weights[t]).mean()
 
-        def begin():
-            for some, drawn in zip(latents.split(256), np.array_split(films.wait(), range(256, scenes, 256))):
-                some.copy_(encode(pipe.vae, torch.from_numpy(np.array(drawn)).flatten(0, 1)).unflatten(0, some.shape[:2]))
-
         matrices, rest = split(pipe.unet.named_parameters())
-        log = fit('base', [dict(params=rest, weight_decay=0.)], loss_of, lr, seconds, steps, weight_decay=1e-2, matrices=matrices, matrix_lr=matrix_lr, begin=begin)
+        log = fit('base', [dict(params=rest, weight_decay=0.)], loss_of, lr, seconds, steps, weight_decay=1e-2, matrices=matrices, matrix_lr=matrix_lr, begin=lambda: films.encode(pipe.vae, latents))
     pipe.unet.requires_grad_(False).eval()
     return log
 
@@ -531,9 +532,7 @@ def train_temporal(pipe, clips=12_000, long_clips=3000, seconds=320, steps=None,
             return adapter_loss(fast, scheduler, batch, generator, **options)
 
         def begin():
-            for out, film in zip(latents, films):
-                for some, frames in zip(out.split(64), np.array_split(film.wait(), range(64, len(out), 64))):
-                    some.copy_(encode(pipe.vae, torch.from_numpy(np.array(frames)).flatten(0, 1)).unflatten(0, some.shape[:2]))
+            for out, film in zip(latents, films): film.encode(pipe.vae, out)
 
         matrices, rest = split((name, p) for name, p in unet.named_parameters() if p.requires_grad)
         log = fit('adapter', [dict(params=rest, weight_decay=0.)], loss_of, lr, seconds, steps, matrices=matrices, matrix_lr=matrix_lr, kinds=[(f,) for f in sizes],

@@ -155,10 +155,9 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for stage, options in small.items(): run_stage(stage, base, adapter, records, 'cpu', steps=1, workers=1, **options)
             trained = load(base).unet.state_dict()
-            again = begin_stage('base', base)
+            again, fresh = begin_stage('base', base).unet.state_dict(), make_pipeline().unet.state_dict()
         assert all(json.loads((records / f'tiny_{stage}.json').read_text())['seed'] == 0 for stage in small)
-        assert all(torch.equal(v, make_pipeline().unet.state_dict()[k]) for k, v in again.unet.state_dict().items())          # a stage run twice begins from nothing twice
-        assert not all(torch.equal(v, trained[k]) for k, v in again.unet.state_dict().items())
+        assert all(torch.equal(v, fresh[k]) for k, v in again.items()) and not all(torch.equal(v, trained[k]) for k, v in again.items()), 'a stage run twice begins from nothing twice'
         assert load(base)('a girl', num_inference_steps=1).images[0].size == (128, 128)
         assert not [f for f in base.rglob('*.json') if folder in f.read_text()], 'a path of this machine was saved'
         assert read_metadata(adapter)['noise'] == 'progressive'
