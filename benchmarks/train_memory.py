@@ -54,6 +54,7 @@ ROWS = {
     '8-bit Adam': (768, dict(adam8bit=True), ''),
     'autocast': (768, {}, 'autocast'),
     "the library's attention": (768, dict(adam_offload=True), 'library'),
+    "the library's gates": (768, dict(adam_offload=True), 'gates'),
     'cuDNN chooses': (768, dict(adam_offload=True), 'benchmark'),
     'channels last': (768, dict(adam_offload=True), 'channels'),
     'residual blocks kept, 1 x 8': (768, dict(adam_offload=True, batch_size=1), 'resnets'),
@@ -89,6 +90,7 @@ def vary(variant, gpu):
                 if hasattr(module, 'gradient_checkpointing') and type(module).__name__ != 'Transformer2DModel': module.gradient_checkpointing = False
         tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
     if variant == 'library': tav_nb.kernel.triton = None  # as before chapter 34
+    if variant == 'gates': trainer.fuse_gates = lambda unet: unet  # as before chapter 37
     if variant == 'benchmark': torch.backends.cudnn.benchmark = True
     if variant == 'channels': trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(unet.to(memory_format=torch.channels_last), kind)
     if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow

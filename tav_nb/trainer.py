@@ -40,6 +40,7 @@ from .attention import sinusoidal_positions
 from .checkpoint import Average, CheckpointError, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
 from .config import FREE, ConfigError, TrainConfig, check_whole, differences, merge, write_toml
 from .files import sweep, whole, write_whole
+from .gates import fuse_gates
 from .inference import conditions, decode_frames, denoise_step, guidance_for, start_latents
 from .loader import CacheError, ClipLoader, Plan, Steps, check_cache_model
 from .memory import measure, remedies, room_on, set_checkpointing
@@ -366,6 +367,7 @@ def build(config, loader, cache, device, dtype, rank=0, world=1):
     pipe.unet.requires_grad_(False)
     set_checkpointing(pipe.unet, config.checkpointing)
     if config.compile: pipe.unet.compile_repeated_blocks()
+    else: fuse_gates(pipe.unet)
     return Core(pipe.unet, pipe.scheduler, config, rank, world), pipe
 
 

@@ -6,15 +6,16 @@ from tav_nb.adapter import read_metadata
 from tav_nb.inference import generate, load_video_pipeline, noise_for
 from tav_nb.models import EMBEDDED, quiet
 from tav_nb.noise import noise_correlation
-from tav_nb.tiny import AutoencoderKL, FRAMES, Films, InTurn, SIZE, StableDiffusionXLPipeline, WEIGHTS, alphas, bank, begin_stage, decode, density, embed, encode, importance, load, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample, score_table, sealed, split, start_noise, to_pixels, whiten
+from tav_nb.tiny import Asked, AutoencoderKL, FRAMES, Films, InTurn, SIZE, StableDiffusionXLPipeline, WEIGHTS, WIDTH_TEXT, alphas, bank, begin_stage, decode, density, embed, encode, importance, load, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample, score_table, sealed, split, start_noise, to_pixels, whiten
 from tav_nb.toon import Scene, caption, random_scene, render, vocabulary
-from tav_nb.unet import add_temporal
+from tav_nb.unet import add_temporal, temporal_modules
 from tempfile import TemporaryDirectory
 import json
 import numpy as np
 import pytest
 import re
 import torch
+import torch.nn.functional as F
 
 # %% ../nbs/16_tiny.ipynb #3e70077c
 def apart(vae):
@@ -76,6 +77,18 @@ def test_the_trained_vae_keeps_pictures_above_27_db():
     vae = AutoencoderKL.from_pretrained(EMBEDDED / 'vae')
     back = decode(vae, encode(vae, torch.from_numpy(truth))).numpy()
     assert 10 * np.log10(255**2 / np.mean((truth.astype(float) - back)**2)) > 27
+
+# %% ../nbs/16_tiny.ipynb #1d2783e7
+def test_heads_are_asked_about_what_temporal_layers_are_given():
+    torch.manual_seed(0)
+    unet, given = add_temporal(make_unet()), {}
+    for name, layer in temporal_modules(unet).items():
+        layer.register_forward_pre_hook(lambda layer, args, name=name: given.update({name.removesuffix('.temporal_attn'): F.layer_norm(args[0], args[0].shape[-1:]).mean(1)}))
+    asked = Asked(unet)
+    asked.kwargs = dict(num_frames=2)
+    answer, seen = asked(torch.randn(2, 4, 16, 16), torch.full((2,), 500), torch.randn(2, 77, 2 * WIDTH_TEXT), torch.randn(2, WIDTH_TEXT), torch.full((2, 6), 128.))
+    assert len(seen) == len(given) == 21 and answer.shape == (2, 4, 16, 16)
+    for name, x in zip(asked.names, seen, strict=True): torch.testing.assert_close(x, given[name], rtol=0, atol=0)
 
 # %% ../nbs/16_tiny.ipynb #8723023e
 def test_at_the_last_step_a_stumble_is_hidden_in_the_noise_and_sdxl_s_last_step_would_show_it():

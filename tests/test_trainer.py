@@ -405,6 +405,7 @@ def test_sixteen_bits_train_as_well_as_thirty_two():
             assert core.scaler.is_enabled() == (dtype == "float16") and all(p.dtype == torch.float32 for p in core.parameters)
             lines.append([json.loads(line)["loss"] for line in Path(place, dtype, "log.jsonl").read_text().splitlines()])
     for losses in lines[:2]: torch.testing.assert_close(torch.tensor(losses), torch.tensor(lines[2]), rtol=0.03, atol=0)
+    assert {type(module).__name__ for module in core.unet.modules() if "GEGLU" in type(module).__name__} == {"FusedGEGLU" if find_spec("triton") else "GEGLU"}  # chapter 37
 
 # %% ../nbs/24_trainer.ipynb #d31cbe53
 def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_the_adapter_of_the_first():
