@@ -85,7 +85,7 @@ def main():
     parser.add_argument('--scenes', type=int, default=64)
     parser.add_argument('--pool', type=int, default=512, help='real clips to find partners in (default: %(default)s)')
     parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--guidance-scale', type=float, default=4.)
+    parser.add_argument('--guidance-scale', type=float, default=tiny.GUIDANCE)
     parser.add_argument('--frames', type=int, default=tiny.FRAMES)
     parser.add_argument('--chunk', type=int, default=32, help='films at a time on the device (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=os.cpu_count())

@@ -299,3 +299,37 @@ def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
     assert sum(dark) < 200, dark
     shoot(page, "page-dark")
     page.emulate_media(color_scheme="light")
+
+
+def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_path):
+    pytest.importorskip("voila", reason="Voila is not installed: pip install voila")
+    shutil.copy(ROOT / "nbs/11_widgets.ipynb", tmp_path / "chapter.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    homes = {name: str(tmp_path / "home") for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+    command = [sys.executable, "-m", "voila", "chapter.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}"]
+    server = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **homes, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def up():
+        with socket.socket() as visitor: return visitor.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        until(up, 60)
+        page.goto(f"http://127.0.0.1:{port}/", timeout=300_000)  # Voila runs the chapter before it answers
+        one, noise = widget(page, "Frames"), widget(page, "Noise explorer")
+        noise.wait_for(timeout=120_000)
+        before, slider = picture(one), one.locator(".tav-frame")
+        slider.focus()
+        for _ in range(3): page.keyboard.press("ArrowRight")
+        assert shown(one) == 3 and picture(one) != before
+        drawn = picture(noise, 2)
+        noise.locator(".tav-strength").focus()
+        page.keyboard.press("Home")
+        until(lambda: "correlate by 0.00" in noise.locator("[aria-live]").inner_text(), 60)  # the kernel has drawn another film
+        until(lambda: picture(noise, 2) != drawn)
+        shoot(page, "voila")
+    finally:
+        server.terminate()
+        server.wait(20)
