@@ -40,6 +40,12 @@ def page(tmp_path_factory):
     assert not [error for error in errors if "tav" in error.lower() or "render" in error], errors
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Lab:
     "JupyterLab on a folder with the chapter, with nothing of the user's own settings"
 
@@ -51,9 +57,7 @@ class Lab:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(values))
         shutil.copy(ROOT / "nbs/11_widgets.ipynb", self.folder / "chapter.ipynb")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         homes = {name: str(self.home) for name in ("HOME", "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={self.folder}"]
@@ -304,9 +308,7 @@ def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
 def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_path):
     pytest.importorskip("voila", reason="Voila is not installed: pip install voila")
     shutil.copy(ROOT / "nbs/11_widgets.ipynb", tmp_path / "chapter.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     homes = {name: str(tmp_path / "home") for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
     command = [sys.executable, "-m", "voila", "chapter.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}"]

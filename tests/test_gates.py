@@ -2,7 +2,8 @@
 
 from diffusers.models.activations import GEGLU
 from importlib.util import find_spec
-from tav_nb.gates import ANSWERS, FusedGEGLU, GatedGELU, fuse_gates, open_kernel, slope_kernel, triton
+from tav_nb.gates import ANSWERS, FusedGEGLU, GatedGELU, fuse_gates, open_kernel, slope_kernel
+from tav_nb.kernel import triton
 import os
 import pytest
 import subprocess
