@@ -27,6 +27,9 @@ def as_if(unet):
     with patch.object(UNet2DConditionModel, "load_config", lambda *args, **kwargs: unet): yield
 
 # %% ../nbs/12_a100.ipynb #3bf90fa3
+import gc
+
+
 def really(config, num_frames, side):
     "Peak of the CPU's memory in a real micro-step of the tiny model, weights included, as the profiler counts it"
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"))
@@ -36,6 +39,7 @@ def really(config, num_frames, side):
     args, kwargs = inputs(unet, config.batch_size, num_frames, side, side)
     args, cond = [torch.zeros_like(x, device="cpu") for x in args], {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()}
     kwargs |= dict(encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"), added_cond_kwargs=cond)
+    gc.collect()  # what others left behind must not be given back while we count
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         unet(*args, **kwargs).sample.float().square().mean().backward()
     now = peak = 0
