@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tav_nb.adapter import save_adapter
+from tav_nb.files import write_whole
 from tav_nb.fitting import ask, configs_of, decode_slice, outline, told_on_meta
 from tav_nb.memory import flash
 from tav_nb.models import EMBEDDED
@@ -144,7 +145,9 @@ def rates(size=8192):
         return start.elapsed_time(end) / 1e3 / times
     a, b, c = torch.randn(size, size, dtype=torch.float16, device='cuda'), torch.randn(size, size, device='cuda'), torch.empty(2**30, dtype=torch.uint8, device='cuda')
     half = 2 * size**3 / seconds(lambda: a @ a)
-    with patch.object(torch.backends.cuda.matmul, 'allow_tf32', True): tf32 = 2 * size**3 / seconds(lambda: b @ b)
+    torch.set_float32_matmul_precision('high')
+    tf32 = 2 * size**3 / seconds(lambda: b @ b)
+    torch.set_float32_matmul_precision('highest')
     return half, tf32, 2 * 2**30 / seconds(lambda: c.clone())
 
 
@@ -177,19 +180,25 @@ def main():
     parser.add_argument('--only', nargs='*', help='rows')
     parser.add_argument('--toy', action='store_true')
     args = parser.parse_args()
+    rows = {}
+    result = dict(command='python ' + ' '.join(sys.argv).split(' --out')[0], **{name: version(name) for name in ('torch', 'diffusers', 'transformers')}, device='cpu' if args.toy else torch.cuda.get_device_name(), limit_gib=args.limit, steps=args.steps, rows=rows)
+
+    def write():
+        result['time_per_frame_72_over_24'] = flatness(rows)
+        write_whole(args.out, json.dumps(result, indent=1) + '\n')
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:
-        home, rows = Path(home), {}
+        home = Path(home)
         model = make_model(home / 'model', args.toy, 'cpu' if args.toy else 'cuda')
         if not args.toy: torch.cuda.empty_cache()
         for name, (frames, side, options) in ROWS.items():
             if name not in (args.only or (TOY_ROWS if args.toy else ROWS)): continue
             rows[name] = run_row(model, home, frames, side // 16 if args.toy else side, options, args)
             print(name, rows[name], flush=True)
-        result = dict(command='python ' + ' '.join(sys.argv), **{name: version(name) for name in ('torch', 'diffusers', 'transformers')}, device='cpu' if args.toy else torch.cuda.get_device_name(), limit_gib=args.limit, steps=args.steps, rows=rows)
+            write()
         if not args.toy: result |= add_floors(rows, model, args)
-        result['time_per_frame_72_over_24'] = flatness(rows)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + '\n')
+    write()
 
 
 if __name__ == '__main__': main()

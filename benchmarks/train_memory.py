@@ -235,7 +235,7 @@ def in_queues(names, caches, model, home, args, write):
             else: found = run_row(settings(model, changes, args), caches[side], home / f"run-{''.join(filter(str.isalnum, name))}", args, variant, (gpu,))
             write(name, found)
 
-    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus for _ in range(1 if args.toy or args.alone else 2)]
+    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus[:1 if args.alone else None] for _ in range(1 if args.toy or args.alone else 2)]
     for worker in workers: worker.start()
     return workers
 
@@ -249,7 +249,7 @@ def main():
     parser.add_argument('--patience', type=float, default=400, help='seconds for one row, waiting for its turn included')
     parser.add_argument('--only', nargs='*', help='rows')
     parser.add_argument('--gpus', type=int, nargs='*', default=[0], help='which (default: 0)')
-    parser.add_argument('--alone', action='store_true', help='nothing loads while something computes')
+    parser.add_argument('--alone', action='store_true', help='rows one after the other on the first GPU: nothing loads while something computes')
     parser.add_argument('--toy', action='store_true')
     args = parser.parse_args()
     unet, scale, rows, start = TOY if args.toy else SDXL, 12 if args.toy else 1, {}, time.time()

@@ -88,13 +88,25 @@ class TemporalSelfAttention(nn.Module):
             return self.pos_emb[:num_frames]
         return sinusoidal_positions(num_frames, self.pos_emb.shape[1]).to(self.pos_emb)
 
-    def hear(self, tokens):
-        "What each frame of the normed `tokens` `[b, f, s, c]` hears from all of them, of the same shape"
-        (b, f, s, c), h = tokens.shape, self.num_heads
-        tokens = tokens + self.positions(f)[:, None].to(tokens.dtype)  # f 1 c
-        qkv = self.to_qkv(tokens, parts=3)
+    def hear(self, *qkv):
+        "What each frame hears from all of them: queries, keys and values `[b, f, s, c]` in, the same shape out"
+        (b, f, s, c), h = qkv[0].shape, self.num_heads
         q, k, v = (t.view(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
         return attend(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
+
+    def hear_all(self, tokens):
+        "The same for normed `tokens` `[b, f, s, c]` of one clip"
+        placed = tokens + self.positions(tokens.shape[1])[:, None].to(tokens.dtype)  # f 1 c
+        return self.hear(*self.to_qkv(placed, parts=3))
+
+    def hear_in(self, windows, tokens):
+        "The same in overlapping windows: tokens are projected once, though a frame is in several windows, and positions, which each window counts anew, by themselves"
+        if len(windows.starts) == 1:
+            return fuse(lambda start: self.hear_all(take(tokens, start, windows.length, dim=1)), windows, dim=1)
+        said, positions = self.to_qkv(tokens, parts=3), self.positions(windows.length).to(tokens.dtype)
+        where = F.linear(positions, self.to_qkv.weight.to(tokens.dtype))[:, None].chunk(3, dim=-1)  # l c -> 3 times l 1 c
+        placed = lambda start: [take(t, start, windows.length, dim=1) + w for t, w in zip(said, where)]
+        return fuse(lambda start: self.hear(*placed(start)), windows, dim=1)
 
     def forward(self, x, num_frames, windows=None):
         """What time has to add to the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape
@@ -104,10 +116,7 @@ class TemporalSelfAttention(nn.Module):
         (batch, s, c), longest = x.shape, num_frames if windows else self.max_frames
         check_frames(batch, num_frames, longest)
         tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
-        if windows is None:
-            heard = self.hear(tokens)
-        else:
-            heard = fuse(lambda start: self.hear(take(tokens, start, windows.length, dim=1)), windows, dim=1)
+        heard = self.hear_all(tokens) if windows is None else self.hear_in(windows, tokens)
         return self.proj(heard.view(x.shape), gate=self.gate)  # b f s c -> (b f) s c
 
     def seam(self, x, clip):

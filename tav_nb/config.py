@@ -33,6 +33,7 @@ class TrainConfig:
     adapter: str = option("", "adapter to begin with: a file, a folder, the output of another run; empty begins anew", also="resume_from init_from motion_module")
     max_frames: int = option(24, "longest clip in frames that a new adapter has positions for; 24 at 12 a second are two seconds", lowest=2, also="max_length num_positions")
     positions: str = option("sinusoidal", "of a new adapter; unit-scale sines taught walking where a table from 0.02 did not (chapter 01)", ("sinusoidal", "learned"), also="pos_emb pos_embed position_encoding")
+    num_heads: int = option(0, "of each layer of a new adapter; 0 takes its block's own number, heads of 64 channels in SDXL; what moves is followed better with more (chapter 16)", also="heads attention_heads num_attention_heads")
     zero: str = option("proj", "what starts at zero in a new adapter; a closed gate learns in a crawl", ("proj", "gate"), also="init zero_init")
     dtype: str = option("auto", "numbers of the frozen base; auto is float16 on a GPU and float32 on a CPU; bfloat16 if float16 overflows", ("auto", "float32", "float16", "bfloat16"), also="mixed_precision precision fp16 bf16")
 

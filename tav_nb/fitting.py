@@ -248,7 +248,7 @@ def measure(
     return Peaks(weights, weights + denoising, weights - model.sizes["vae"] + vae + decoding)
 
 # %% ../nbs/30_fitting.ipynb #5e092d99
-LADDER = (Memory(), Memory(False), Memory(False, 8), Memory(False, 8, offload=True), Memory(False, 1, 1024, True))
+LADDER = (Memory(), Memory(False), Memory(False, 24), Memory(False, 8), Memory(False, 8, offload=True), Memory(False, 1, 1024, True))
 SPARE = 1.07
 
 

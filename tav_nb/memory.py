@@ -157,7 +157,7 @@ def measure(
     structure=None,  # arguments of `add_temporal`, if the adapter is another than the config's own
 ):
     "What one training step needs, as a `Need`: it is acted out on `meta`, which takes some seconds"
-    structure = structure or dict(max_frames=max(config.max_frames, num_frames), positions=config.positions, zero=config.zero)
+    structure = structure or dict(max_frames=max(config.max_frames, num_frames), positions=config.positions, num_heads=config.num_heads or None, zero=config.zero)
     unet = unet_on_meta(config.model, config, dtype, structure)
     parameters = train_only_temporal(unet)
     size = lambda tensors: sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)

@@ -348,7 +348,7 @@ def put_adapter(unet, config):
     "The adapter that `config` asks for into a UNet, in float32"
     if not config.adapter:
         torch.manual_seed(config.seed)
-        add_temporal(unet, config.max_frames, config.positions, zero=config.zero)
+        add_temporal(unet, config.max_frames, config.positions, config.num_heads or None, config.zero)
     else:
         about = load_adapter(unet, config.adapter, dtype=torch.float32)
         if about.get("noise", config.noise) != config.noise: raise TrainError(f"{config.adapter}: learned with {about['noise']} noise, but noise is {config.noise}; --noise {about['noise']} goes on with its own")

@@ -117,8 +117,8 @@ def fuse(
     for start, share in zip(windows.starts, windows.shares):
         said = answer(start)
         if fused is None: fused = said.new_zeros(*said.shape[:dim], windows.num_frames, *said.shape[dim + 1:])
-        said = said * share.view(-1, *[1]*(said.ndim - dim - 1))  # ... l ... times l 1, in 32 bits
-        there = min(windows.length, windows.num_frames - start)
-        fused.narrow(dim, start, there).add_(said.narrow(dim, 0, there))
-        if there < windows.length: fused.narrow(dim, 0, windows.length - there).add_(said.narrow(dim, there, windows.length - there))
+        share, there = share.view(-1, *[1]*(said.ndim - dim - 1)), min(windows.length, windows.num_frames - start)
+        parts = [(start, 0, there)] + [(0, there, windows.length - there)] * (there < windows.length)
+        for to, since, count in parts:  # one pass over the memory; the shares, in 32 bits, make the sum so until it is rounded
+            fused.narrow(dim, to, count).addcmul_(said.narrow(dim, since, count), share.narrow(0, since, count))
     return fused

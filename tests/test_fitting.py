@@ -162,7 +162,7 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
     shorter = int(line.split("--num-frames ")[1].split()[0])
     assert choose(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), "the longest that fits is named"
     assert "weights alone" in refused(*film, 1000)
-    assert len(ladder(on_cpu=True)) == 4 and len(ladder(guided=False)) == 4 and not ladder("low", on_cpu=True)[0].offload
+    assert len(ladder(on_cpu=True)) == 5 and len(ladder(guided=False)) == 5 and not ladder("low", on_cpu=True)[0].offload
 
 # %% ../nbs/30_fitting.ipynb #1a3d7aea
 def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_takes():

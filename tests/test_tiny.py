@@ -6,7 +6,7 @@ from tav_nb.adapter import read_metadata
 from tav_nb.inference import generate, load_video_pipeline, noise_for
 from tav_nb.models import EMBEDDED, quiet
 from tav_nb.noise import noise_correlation
-from tav_nb.tiny import Asked, AutoencoderKL, FRAMES, Films, InTurn, SIZE, StableDiffusionXLPipeline, WEIGHTS, WIDTH_TEXT, alphas, bank, begin_stage, decode, density, embed, encode, importance, load, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample, score_table, sealed, split, start_noise, to_pixels, whiten
+from tav_nb.tiny import Asked, AutoencoderKL, EXPECTED, FRAMES, Films, InTurn, SIZE, StableDiffusionXLPipeline, WEIGHTS, WIDTH_TEXT, alphas, bank, begin_stage, decode, density, embed, encode, evened, importance, load, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample, score_table, sealed, split, start_noise, to_pixels, whiten
 from tav_nb.toon import Scene, caption, random_scene, render, vocabulary
 from tav_nb.unet import add_temporal, temporal_modules
 from tempfile import TemporaryDirectory
@@ -104,6 +104,15 @@ def test_importance_is_the_v_loss_under_the_roof_of_min_snr():
     picture = weights * (snr + 1)                                          # what it makes of an error in the picture
     torch.testing.assert_close(picture, (snr + 1).clamp(max=5), rtol=1e-4, atol=0)
     assert (weights[snr < 4] > .9999).all() and weights[0] < .01
+
+# %% ../nbs/16_tiny.ipynb #02085928
+def test_evened_weights_make_levels_nearer_to_each_other_and_keep_the_mean():
+    a, often, before, after = alphas('cpu'), density('cpu'), importance('cpu'), evened('cpu')
+    torch.testing.assert_close((after * often).sum(), (before * often).sum())
+    sigma = ((1 - a) / a).sqrt()
+    at = [int((sigma - s).abs().argmin()) for s in EXPECTED]
+    share = lambda w: torch.tensor([w[t] * loss for t, loss in zip(at, EXPECTED.values())])        # of the loss, as it comes in
+    torch.testing.assert_close(share(after) / share(after)[4], (share(before) / share(before)[4] * (before[at] / before[at[4]])).sqrt(), rtol=.03, atol=0)
 
 # %% ../nbs/16_tiny.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
