@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DTYPES', 'TrainError', 'timestep_tables', 'dice', 'clip_losses', 'movable', 'position_table', 'move_positions',
            'positions_from', 'Checked', 'deaf', 'micro_batches', 'held_out_split', 'make_optimizer', 'Core',
-           'micro_step', 'sum_over_processes', 'update', 'apply_gradients', 'about_adapter', 'save', 'restore',
-           'held_out_loss', 'Stage', 'preview', 'check_extras', 'open_clips', 'largest_step', 'check_memory',
+           'micro_step', 'sum_over_processes', 'summed_early', 'update', 'apply_gradients', 'about_adapter', 'save',
+           'restore', 'held_out_loss', 'Stage', 'preview', 'check_extras', 'open_clips', 'largest_step', 'check_memory',
            'put_adapter', 'build', 'introduce', 'polite_stop', 'Log', 'gates', 'memory_now', 'Run', 'spell',
            'accelerator_for', 'began_with', 'settled', 'write_run', 'train', 'leave', 'go', 'first_caption']
 
@@ -192,18 +192,29 @@ def sum_over_processes(core, *tensors):
         for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]: work.wait()
 
 
+@contextmanager
+def summed_early(core, sums):
+    "Inside the `with`, each gradient is summed over the processes as soon as it is whole, while the backward pass goes on; `sums` gets `{parameter: work}`"
+    def start(p): sums[p] = torch.distributed.all_reduce(p.grad, async_op=True)
+    hooks = [p.register_post_accumulate_grad_hook(start) for p in core.parameters] if core.world > 1 else []
+    try: yield
+    finally:
+        for hook in hooks: hook.remove()
+
+
 def update(core, batches, found=lambda clip: None, stop=False):
     """One update from `accumulation` micro-steps; returns a dict of loss, grad_norm, scale, clips, lost and stop
 
     `found` is called with the number of each clip that is broken; `stop` is whether this process was asked to stop, and the result whether any was.
     """
-    config, stats = core.config, torch.zeros(3, device=core.device)
+    config, stats, sums = core.config, torch.zeros(3, device=core.device), {}
     for i in range(config.accumulation):
         number = (core.step * config.accumulation + i) * core.world + core.rank
-        stats[:2] += micro_step(core, next(batches), number, found)
+        with summed_early(core, sums) if i == config.accumulation - 1 else nullcontext(): stats[:2] += micro_step(core, next(batches), number, found)
     stats[2] = float(stop)
     for p in core.parameters: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    sum_over_processes(core, stats, *[p.grad for p in core.parameters])
+    sum_over_processes(core, stats, *[p.grad for p in core.parameters if p not in sums])
+    for work in sums.values(): work.wait()
     core.scaler.unscale_(core.optimizer)
     loss, clips, stop = stats.tolist()
     if 0 < clips < core.clips_a_step: torch._foreach_mul_([p.grad for p in core.parameters], core.clips_a_step / clips)  # a clip that was skipped counts nothing

@@ -347,7 +347,7 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
         for said, config, cache in (
             ("differs in vae", SMALL, foreign), ("made for 64 px, but resolution is 768", replace(SMALL, resolution=768), CACHE), ("no cache", SMALL, place),
             ("has 32 frames", replace(SMALL, lengths=(32,), max_frames=32), CACHE), ("leaves none to train on", replace(SMALL, held_out=10), CACHE), ("made for another base", replace(SMALL, adapter=str(EMBEDDED_ADAPTER)), CACHE),
-            ("no such file", replace(SMALL, adapter="/no/such"), CACHE), ("but there are 0.0: ", replace(SMALL, memory_limit=1e-3), CACHE), ("has to be given", replace(SMALL, adapter="?"), CACHE),
+            ("no such file", replace(SMALL, adapter="/no/such"), CACHE), ("but there are 0.0: ", replace(SMALL, memory_limit=1e-3), CACHE), ("has to be given", replace(SMALL, adapter="?"), CACHE), ("num_heads=7 does not divide dim=16", replace(SMALL, num_heads=7), CACHE),
             *([] if find_spec("torchao") else [("tav_nb[adam8bit]", replace(SMALL, adam8bit=True), CACHE)]),
         ):
             message = refusal(lambda: run_small(f"{place}/run", config, cache))
@@ -410,12 +410,13 @@ def test_sixteen_bits_train_as_well_as_thirty_two():
 # %% ../nbs/24_trainer.ipynb #d31cbe53
 def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_the_adapter_of_the_first():
     with tempfile.TemporaryDirectory() as place:
-        config, events = replace(SMALL, held_out=2, eval_every=2, preview_every=4, preview_frames=4, preview_steps=2, steps=4, accumulation=1), []
+        config, events = replace(SMALL, held_out=2, eval_every=2, preview_every=4, preview_frames=4, preview_steps=2, steps=4, accumulation=1, num_heads=4), []
         core, lines = run_small(f"{place}/first", config, on_event=events.append)
         assert [event["step"] for event in events if event["kind"] == "held_out"] == [2, 4] and len([event for event in events if event["kind"] == "preview"]) == 1
         shown = next(event for event in events if event["kind"] == "preview")
         assert shown["frames"].shape == (4, 64, 64, 3) and Path(shown["path"]).exists() and "2 clips held out" in lines[2]
         second, lines = run_small(f"{place}/second", replace(SMALL, adapter=f"{place}/first", steps=1, lr=1e-9))
+        assert small_core().unet.temporal_config["num_heads"] is None and second.unet.temporal_config["num_heads"] == read_metadata(f"{place}/first")["num_heads"] == 4
         assert f"from {place}/first" in lines[1] and not torch.equal(second.parameters[0], small_core().parameters[0])
         torch.testing.assert_close(second.parameters[0].cpu(), core.average.tensors[0], rtol=0, atol=1e-6)
         assert "--noise mixed" in refusal(lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", noise="progressive")))
