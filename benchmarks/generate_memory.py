@@ -59,13 +59,14 @@ WATCHED = '''
 import json, sys, time, torch
 from dataclasses import asdict
 import tav_nb.cli, tav_nb.fitting as fitting, tav_nb.inference as inference
-cuda, found = torch.cuda.is_available(), dict(denoising=[], decoding=[])
+cuda, found = torch.cuda.is_available(), dict(denoising=[], decoding=[], reserved=0.)
 def watched(function, kind):
     def run(*args, **kwargs):
         if cuda: torch.cuda.synchronize()
         start, result = time.perf_counter(), function(*args, **kwargs)
         if cuda: torch.cuda.synchronize()
         found[kind].append((time.perf_counter() - start, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.))
+        if cuda: found['reserved'] = max(found['reserved'], torch.cuda.max_memory_reserved() / 2**30)
         if cuda: torch.cuda.reset_peak_memory_stats()
         return result
     return run
@@ -78,7 +79,6 @@ fitting.choose = chosen
 inference.denoise_step = watched(inference.denoise_step, "denoising")
 inference.decode_frames = watched(inference.decode_frames, "decoding")
 code = tav_nb.cli.main(sys.argv[2:])
-found["reserved"] = torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.
 open(sys.argv[1], "w").write(json.dumps(found))
 raise SystemExit(code)
 '''

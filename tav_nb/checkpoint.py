@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCKS', 'CheckpointError', 'checksum', 'seal', 'save_checkpoint', 'checkpoints', 'check_checkpoint',
-           'find_checkpoint', 'claim', 'optimizer_tensors', 'fill_optimizer', 'eight_bit', 'Average']
+           'find_checkpoint', 'check_folder', 'claim', 'optimizer_tensors', 'fill_optimizer', 'eight_bit', 'Average']
 
 # %% ../nbs/25_checkpoint.ipynb #41ac8970
 import hashlib
@@ -99,22 +99,32 @@ LOCKS = set()  # open files of the locks that this process holds
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
 
 
+def check_folder(run, resume):
+    "Raises `CheckpointError` unless `run` can begin in there, or with `resume` go on"
+    try:
+        if run.exists() and not run.is_dir(): raise CheckpointError(f"{run}: is a file, but a run needs a folder")
+        there = (run / "run.json").exists()
+        others = not there and run.exists() and [path.name for path in run.iterdir() if path.name != ".lock"]
+    except OSError as error: raise CheckpointError(f"{run}: cannot be read ({error.strerror})") from None
+    if resume and not there: raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
+    if there and not resume: raise CheckpointError(f"{run}: holds a run already; --resume goes on with it, a new one needs another folder")
+    if others: raise CheckpointError(f"{run}: holds other files; a run needs a folder of its own")
+
+
 @contextmanager
 def claim(run, resume=False):
     "Inside the `with`, the folder `run` is ours. Raises `CheckpointError` if it holds another run, or with `resume` if it holds none, or if that is still going"
     run = Path(run)
-    if run.exists() and not run.is_dir(): raise CheckpointError(f"{run}: is a file, but a run needs a folder")
-    there = (run / "run.json").exists()
-    if resume and not there: raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
-    if there and not resume: raise CheckpointError(f"{run}: holds a run already; --resume goes on with it, a new one needs another folder")
-    if not there and run.exists() and [path.name for path in run.iterdir() if path.name != ".lock"]: raise CheckpointError(f"{run}: holds other files; a run needs a folder of its own")
+    check_folder(run, resume)
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = open(run / ".lock", "w")
     except OSError as error: raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
     with lock:
         try: fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise CheckpointError(f"{run}: a run is going on in there right now") from None
+        except BlockingIOError: raise CheckpointError(f"{run}: a run is going on in there right now") from None
+        except OSError: pass  # some file systems know no locks, as Windows does not
+        check_folder(run, resume)  # again, for a run may have come and gone
         LOCKS.add(lock)
         try: yield run
         finally: LOCKS.discard(lock)

@@ -527,11 +527,11 @@ def density(device):
     return .5 / len(a) + .5 * sigmas / sigmas.sum()
 
 
-EXPECTED = {.3: .113, .6: .067, 1: .071, 2: .105, 4: .203, 8: .491, 16: .68, 32: .714}       # the v loss of a base alone, at a sigma (`benchmarks/levels.py`)
+EXPECTED = {.3: .113, .6: .067, 1: .071, 2: .105, 4: .203, 8: .491, 16: .68, 32: .714}       # v loss of the base before this one, alone, at a sigma: the error of `benchmarks/levels.py` times 1 + 1 / sigma^2
 
 
 def evened(device):
-    "`importance` over the square root of the loss that is expected at each timestep: half way to a mean in which every level counts alike"
+    "`importance` over the square root of the loss that is expected at each timestep: levels that are easy count more than they do by themselves, and still less than the hard ones"
     a, often, weights = alphas('cpu'), density('cpu'), importance('cpu')
     expected = np.exp(np.interp(((1 - a) / a).sqrt().log(), np.log(list(EXPECTED)), np.log(list(EXPECTED.values()))))
     even = weights / torch.from_numpy(expected).float().sqrt()

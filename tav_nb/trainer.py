@@ -600,8 +600,9 @@ def train(
 
 def leave(run):
     "A run that never began leaves nothing behind"
-    (Path(run) / ".lock").unlink(missing_ok=True)
-    with suppress(OSError): Path(run).rmdir()
+    with suppress(OSError):
+        (Path(run) / ".lock").unlink(missing_ok=True)
+        Path(run).rmdir()
 
 
 def go(core, pipe, loader, held_out, run, resume, say, on_event, accelerator, bar):

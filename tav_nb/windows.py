@@ -104,8 +104,10 @@ def take(
     dim=0,
 ):  # tensor, a view where the window does not wrap
     "The frames of one window."
-    if start + length <= x.shape[dim]: return x.narrow(dim, start, length)
-    return x.roll(-start, dim).narrow(dim, 0, length)
+    before = x.shape[dim] - start
+    if length <= before: return x.narrow(dim, start, length)
+    import torch
+    return torch.cat([x.narrow(dim, start, before), x.narrow(dim, 0, length - before)], dim)
 
 def fuse(
     answer,   # function: start of a window -> tensor, its axis `dim` is the window's frames

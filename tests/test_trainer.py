@@ -12,7 +12,7 @@ from tav_nb.encode import fingerprint
 from tav_nb.loader import ClipLoader
 from tav_nb.memory import Need
 from tav_nb.models import EMBEDDED, load_pipeline
-from tav_nb.trainer import Core, build, clip_losses, micro_batches, positions_from, restore, save, timestep_tables, train, update
+from tav_nb.trainer import Core, build, clip_losses, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -176,6 +176,22 @@ def test_accumulating_four_times_one_clip_equals_a_batch_of_four():
         torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-7)
     other, _ = gradients(replace(same, batch_size=1, accumulation=3))
     assert not any(torch.allclose(a, b, rtol=1e-2) for a, b in zip(one, other) if a.any()), "three are not four"
+
+# %% ../nbs/24_trainer.ipynb #78d72c75
+def test_gradients_set_out_for_the_other_processes_while_the_backward_pass_goes_on_each_once_after_the_last_micro_step():
+    with tempfile.TemporaryDirectory() as place:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=0, world_size=1)
+        try:
+            for accumulation in (1, 3):
+                core, order, real, one = small_core(replace(SMALL, batch_size=1, accumulation=accumulation), world=2), [], torch.distributed.all_reduce, micro_step
+                def spy(tensor, **kwargs): order.append(tensor); return real(tensor, **kwargs)
+                def step(core, *args): order.append("begins"); out = one(core, *args); order.append("ends"); return out
+                with patch("torch.distributed.all_reduce", spy), patch.object(sys.modules[update.__module__], "micro_step", step): update(core, micro_batches(Numbered(1), 0, 2 * accumulation))
+                marks = [k for k, x in enumerate(order) if isinstance(x, str)]
+                assert marks[-2] == 2 * (accumulation - 1), "none before the last micro-step"
+                inside, after = order[marks[-2] + 1:marks[-1]], order[marks[-1] + 1:]
+                assert len(inside) == len(core.parameters) == len({id(x) for x in inside}) and len(after) == 1, "and only the counts after it"
+        finally: torch.distributed.destroy_process_group()
 
 # %% ../nbs/24_trainer.ipynb #861c5f86
 def test_a_broken_clip_that_is_skipped_counts_nothing():
