@@ -144,6 +144,8 @@ def test_the_cost_grows_as_the_number_of_frames():
     assert len(set(line)) == 1, "every further second costs the same"
     square = np.diff([operations(n, Context("none")) for n in range(48, 145, 24)])
     assert (np.diff(square) > 0).all(), "and without windows each costs more than the one before"
+    once, hearing = 2 * 4 * 16 * 16, 2 * 2 * 24 * 16  # operations for a token: projections in and out, and what it hears; 5 windows, whose 24 positions are projected too
+    assert operations(72, Context()) == 72 * 3 * once + 5 * 24 * 3 * hearing + 2 * 24 * 16 * 3 * 16, "projected once, heard in each window"
 
 # %% ../nbs/29_windows.ipynb #e0e0e8bc
 def test_gradients_go_through_windows():
