@@ -85,7 +85,6 @@ def main():
     parser.add_argument('--scenes', type=int, default=64)
     parser.add_argument('--pool', type=int, default=512, help='real clips to find partners in (default: %(default)s)')
     parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--guidance-scale', type=float, default=tiny.GUIDANCE)
     parser.add_argument('--frames', type=int, default=tiny.FRAMES)
     parser.add_argument('--chunk', type=int, default=32, help='films at a time on the device (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=os.cpu_count())
@@ -110,8 +109,8 @@ def main():
     trained = noise_for(pipe)
     for name, (noise, on) in ROWS.items():
         starts = tiny.start_noise(args.scenes, *((noise,) if noise else trained), num_frames=args.frames)
-        add(name, decode(tiny.sample(pipe, captions, starts, args.frames if on else None, args.steps, args.guidance_scale, args.chunk)))
-    tiny.record(args.out, command=f'python {" ".join(sys.argv)}', scenes=args.scenes, pool=args.pool, steps=args.steps, guidance_scale=args.guidance_scale, frames=args.frames, noise=trained,
+        add(name, decode(tiny.sample(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk)))
+    tiny.record(args.out, command=f'python {" ".join(sys.argv)}', scenes=args.scenes, pool=args.pool, steps=args.steps, guidance=vars(tiny.GUIDANCE), frames=args.frames, noise=trained,
                 seconds=round(time.time() - start, 1), **tiny.about(args.device), intervals='95 %, bootstrap over scenes', table=table)
 
 

@@ -1,6 +1,6 @@
 """What directing does to films of the embedded model: pictures at their ends, films that go on, and the strength of the motion.
 
-    python benchmarks/directing.py [--scenes 24] [--frames 16] [--steps 20] [--device auto] [--toy] [--out benchmarks/results/directing.json]
+    python benchmarks/directing.py [--scenes 24] [--frames 16] [--steps 20] [--device auto] [--processes 1] [--toy] [--out benchmarks/results/directing.json]
 
 Scenes of the cartoon world with a still camera, half of them walks and runs. Their first frame, or first and last, are given, once in the seed's noise and once in the pictures'
 (`invert`); whole films go on for half their length, in the noise of their own seed, of another, and in inverted noise; and films are made at five strengths of motion. `tear` is the
@@ -11,7 +11,10 @@ import json
 import platform
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
@@ -85,21 +88,25 @@ def go_on(scene, real, before, seed, how, wish):
     return new, dict(tear=tear(joined(told, new), len(before) - 1), goes_on=float(np.median(changes(new)) / np.median(changes(before))), **looks(new, scene))
 
 
-def measure(pipe, args):
-    rows = []
-    for number, scene in enumerate(scenes(args.scenes)):
-        real = toon.render(scene, args.frames, args.side, args.side).frames
-        wish = dict(prompt=toon.caption(scene, 0, complete=True), pipe=pipe, height=args.side, width=args.side, steps=args.steps, seed=number)
-        def row(name, film, figures): rows.append(dict(what=name, scene=number, action=scene.action, **figures))
-        for ends in ('first', 'both'):
-            for name, how in dict(drawn=drawn, inverted=know_frames).items(): row(f'{ends} {name}', *between_pictures(pipe, scene, real, ends == 'both', how, wish))
-        for strength in args.motions:
-            film = generate(direction=Direction(motion=strength), num_frames=args.frames, **wish)
-            row(f'motion {strength:g}', film, dict(moves=moves(film, real), **looks(film, scene)))
-            if strength == 1: before = film
-        for name, seed, how in (('own seed', number, know_frames), ('another seed', number + 1000, know_frames), ('inverted', number, inverted)): row(f'on {name}', *go_on(scene, real, before, seed, how, wish))
-        print(f'{number + 1} of {args.scenes} scenes', file=sys.stderr)
+def measure(args, number, scene):
+    "The rows of one scene"
+    torch.set_num_threads(args.threads)
+    rows, pipe, real = [], load(args.device), toon.render(scene, args.frames, args.side, args.side).frames
+    wish = dict(prompt=toon.caption(scene, 0, complete=True), pipe=pipe, height=args.side, width=args.side, steps=args.steps, seed=number)
+    def row(name, film, figures): rows.append(dict(what=name, scene=number, action=scene.action, **figures))
+    for ends in ('first', 'both'):
+        for name, how in dict(drawn=drawn, inverted=know_frames).items(): row(f'{ends} {name}', *between_pictures(pipe, scene, real, ends == 'both', how, wish))
+    for strength in args.motions:
+        film = generate(direction=Direction(motion=strength), num_frames=args.frames, **wish)
+        row(f'motion {strength:g}', film, dict(moves=moves(film, real), **looks(film, scene)))
+        if strength == 1: before = film
+    for name, seed, how in (('own seed', number, know_frames), ('another seed', number + 1000, know_frames), ('inverted', number, inverted)): row(f'on {name}', *go_on(scene, real, before, seed, how, wish))
+    print(f'scene {number + 1} of {args.scenes}', file=sys.stderr, flush=True)
     return rows
+
+
+@cache
+def load(device): return load_video_pipeline(device=device, dtype=torch.float32)
 
 
 def summary(rows):
@@ -114,17 +121,17 @@ def main():
     add = parser.add_argument
     add('--scenes', type=int, default=24); add('--frames', type=int, default=16); add('--side', type=int, default=128); add('--steps', type=int, default=20)
     add('--motions', type=float, nargs='+', default=[0, .5, .75, 1, 1.25, 1.5])
-    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu'); add('--toy', action='store_true'); add('--out', default='benchmarks/results/directing.json')
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu'); add('--processes', type=int, default=1, help='that make films side by side'); add('--toy', action='store_true'); add('--out', default='benchmarks/results/directing.json')
     args = parser.parse_args()
     if args.toy: args.scenes, args.frames, args.side, args.steps, args.motions = 1, 6, 64, 3, [.5, 1]
-    start, pipe = time.perf_counter(), load_video_pipeline(device=args.device, dtype=torch.float32)
-    rows = measure(pipe, args)
+    start, args.threads = time.perf_counter(), max(1, torch.get_num_threads() // args.processes)
+    with ProcessPoolExecutor(args.processes, get_context('spawn')) as pool: rows = sum(pool.map(partial(measure, args), range(args.scenes), scenes(args.scenes)), [])
     about = dict(command='python ' + ' '.join(sys.argv), device=torch.cuda.get_device_name() if args.device.startswith('cuda') else platform.processor() or 'CPU', seconds=round(time.perf_counter() - start, 1),
-                 versions={name: version(name) for name in ('torch', 'diffusers', 'transformers')}, settings={name: value for name, value in vars(args).items() if name not in ('out', 'toy')})
+                 versions={name: version(name) for name in ('torch', 'diffusers', 'transformers')}, settings={name: value for name, value in vars(args).items() if name not in ('out', 'toy', 'processes', 'threads')})
     found = summary(rows)
     for way, figures in found.items(): print(f'{way:16}', *(f'{name} {value:.3f}' for name, value in figures.items()))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(dict(about=about, means=found, scenes=rows), indent=1) + '\n')
+    Path(args.out).write_text(json.dumps(dict(about=about, means=found), indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

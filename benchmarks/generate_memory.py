@@ -105,7 +105,7 @@ def make_model(folder, toy, device):
 
 def run_row(model, home, frames, side, options, args):
     "One film through the command; what it said it would need, and what it took"
-    words = ['generate', 'a girl with pink hair walks to the left', '-o', str(home / 'film.mp4'), '--model', str(model), '--num-frames', str(frames), '--height', str(side), '--width', str(side), '--steps', str(args.steps),
+    words = ['generate', 'a girl with pink hair walks to the left', '-o', str(home / 'film'), '--model', str(model), '--num-frames', str(frames), '--height', str(side), '--width', str(side), '--steps', str(args.steps),
              '--memory-limit', str(args.limit), '--device', 'cpu' if args.toy else 'cuda', *options, *(['--context', args.context] if args.context and frames > 24 else [])]
     notes, start = home / 'watched.json', time.perf_counter()
     notes.unlink(missing_ok=True)

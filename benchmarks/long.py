@@ -1,7 +1,9 @@
 """Films three times as long as the adapter's: windows inside the attention, over the predictions, plain extrapolation and FreeNoise's shuffled noise, on the cartoon world.
 
-    python benchmarks/long.py [--scenes 32] [--device cuda] [--out benchmarks/results/long.json]
+    python benchmarks/long.py [--scenes 32] [--device cuda] [--rows ROW ...] [--out benchmarks/results/long.json]
     python benchmarks/long.py --toy        # one scene, few steps, three rows, on the CPU; writes nothing
+
+Rows of the same scenes and settings that are in the file already stay in it, so several processes can share the rows.
 
 Every row draws the same sealed scenes (never in training) from the same noise. Real clips stand beside them, drawn by the cartoon world itself: who walks out on one side comes
 in on the other, so even they do not score 1 everywhere. What is read, with 95 % intervals (Wilson for shares, 2000 bootstrap samples of scenes for means):
@@ -15,10 +17,13 @@ in on the other, so even they do not score 1 everywhere. What is read, with 95 %
 - loop: residual from the last frame to the first against elsewhere
 """
 import argparse
+import fcntl
+import json
 import os
-import resource
 import sys
+import tempfile
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -28,6 +33,7 @@ import torch
 
 from tav_nb import inference, tiny
 from tav_nb.consistency import measure
+from tav_nb.guidance import guidance_for
 from tav_nb.toon import caption, read, render, wilson
 from tav_nb.windows import Context, plan_windows
 
@@ -62,7 +68,7 @@ def film(pipe, text, seed, context, shuffle, args):
     if cuda: torch.cuda.reset_peak_memory_stats(), torch.cuda.synchronize()
     began = time.perf_counter()
     with patch.object(inference, 'start_latents', start):
-        frames = inference.generate(text, pipe, args.frames, steps=args.steps, guidance_scale=args.guidance_scale, seed=seed, context=context)
+        frames = inference.generate(text, pipe, args.frames, steps=args.steps, seed=seed, context=context)
     return frames, time.perf_counter() - began, torch.cuda.max_memory_allocated() / 2**20 if cuda else None
 
 
@@ -128,6 +134,16 @@ def row(found):
     return table
 
 
+def keep(path, about, name, found):
+    "Write a row beside those that were made alike"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(Path(tempfile.gettempdir(), 'long.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = json.loads(path.read_text()) if path.exists() else {}
+        rows = old.get('table', {}) if {**old, 'table': 0} == {**about, 'table': 0} else {}
+        tiny.record(path, **about, table={row: (rows | {name: found})[row] for row in ('real clips', *ROWS) if row in rows or row == name})
+
+
 def brief(name, found):
     say = lambda key: f'{key} -' if not found.get(key) else f'{key} {found[key][0]:.4f} ({found[key][1]:.4f} to {found[key][2]:.4f})'
     return f'{name:32} ' + ', '.join(map(say, ('adjacent', 'warping', 'motion', 'seam', 'border', 'identity', 'asked', 'direction', 'third', 'jitter', 'loop'))) + f", {found.get('seconds', 0):.1f} s"
@@ -138,7 +154,6 @@ def main():
     parser.add_argument('--scenes', type=int, default=32)
     parser.add_argument('--frames', type=int, default=72)
     parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--guidance-scale', type=float, default=4.)
     parser.add_argument('--rows', nargs='+', default=list(ROWS), choices=list(ROWS), metavar='ROW')
     parser.add_argument('--workers', type=int, default=os.cpu_count())
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -156,9 +171,9 @@ def main():
     def add(name, films, context, **costs):
         table[name] = row(pool.map(figures, [(scene, context, longest, frames) for scene, frames in zip(scenes, films)])) | costs
         print(brief(name, table[name]), flush=True)
-        about = dict(command=f'python {" ".join(sys.argv)}', scenes=args.scenes, frames=args.frames, steps=args.steps, guidance_scale=args.guidance_scale, longest=longest, noise=inference.noise_for(pipe),
-                     seconds=round(time.time() - start, 1), peak_resident_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), **tiny.about(args.device), intervals='95 %', table=table)
-        if out: tiny.record(out, **about)  # after each row: what is interrupted is not lost
+        about = dict(command=f'python {" ".join(sys.argv)}'.split(' --out')[0].split(' --rows')[0], scenes=args.scenes, frames=args.frames, steps=args.steps, guidance=asdict(guidance_for(pipe.unet)), longest=longest,
+                     noise=list(inference.noise_for(pipe)), **tiny.about(args.device), intervals='95 %')
+        if out: keep(out, about, name, table[name])  # after each row: what is interrupted is not lost
 
     with tiny.pool(args.workers) as pool:
         add('real clips', [render(scene, args.frames, tiny.SIZE, tiny.SIZE).frames for scene in scenes], ROWS['attention, overlap 12'][0])

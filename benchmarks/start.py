@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tav_nb.adapter import EMBEDDED_ADAPTER, load_adapter
+from tav_nb.inference import denoise_step
 from tav_nb.models import EMBEDDED
 from tav_nb.noise import correlated_noise
 from tav_nb.scheduler import SDXLAnime_BestHQScheduler
@@ -42,9 +43,8 @@ class Films:
             alpha = 1 / (1 + scheduler.sigmas[first]**2)
             z = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         if first: scheduler.set_begin_index(first)
-        for t in scheduler.timesteps[first:]:
-            empty, full = self.pipe.unet(torch.cat([z, z]), t, **cond).sample.chunk(2)
-            z = scheduler.step(empty + GUIDANCE * (full - empty), t, z).prev_sample
+        self.pipe.scheduler = scheduler
+        for t in scheduler.timesteps[first:]: z = denoise_step(self.pipe, z, t, GUIDANCE, cond)
         return z
 
 

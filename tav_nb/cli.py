@@ -69,6 +69,8 @@ def add_generate(parser):
     add("--width", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--steps", type=at_least(1), default=20, metavar="N", help="denoising steps (20)")
     add("--guidance-scale", type=at_least(0, float), metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time (what the adapter recommends, 2.5 for the embedded one; else 5)")
+    add("--guidance-min-sigma", type=at_least(0, float), metavar="X", help="noise below which nothing is guided (what the adapter recommends, 0.5 for the embedded one; else 0)")
+    add("--temporal-guidance", type=at_least(0, float), metavar="X", help="how far to go away from frames that do not know of each other (what the adapter recommends, 1.5 for the embedded one; else 0)")
     add("--negative-prompt", metavar="TEXT", help="what shall not be seen")
     add("--seed", type=at_least(0, below=2**63), default=0, metavar="N", help="the same seed gives the same video (0)")
     add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
@@ -97,7 +99,7 @@ def add_context(parser):
     add("--context", choices=KINDS, help="where a video longer than the adapter's clips is put together: in windows inside its attention, over the UNet's predictions (slower, memory of one window), "
         f"or none, all frames at once ({Context.kind})")
     add("--context-length", type=at_least(2), metavar="N", help="frames of a window (the longest clip that the adapter has positions for)")
-    add("--context-overlap", type=at_least(0), metavar="N", help="frames that neighbouring windows share (half a window)")
+    add("--context-overlap", type=at_least(0), metavar="N", help="frames that neighbouring windows share (a quarter of a window)")
     add("--loop", action="store_true", help="let the end of the video flow into its beginning")
 
 def context_of(args):
@@ -154,6 +156,8 @@ def check_sources(args):
             if value := getattr(args, option): raise UsageError(f"--{option.replace('_', '-')} {value}: does not go with --video, --control and --ip-image")
         if args.fitting != "auto" or args.frames_at_once or args.memory_limit: raise UsageError("--memory, --frames-at-once and --memory-limit do not go with --video, --control and --ip-image")
         if args.context == "predictions": raise UsageError("--context predictions does not go with --video, --control and --ip-image; attention does")
+        for option in ("guidance_min_sigma", "temporal_guidance"):
+            if (value := getattr(args, option)) is not None: raise UsageError(f"--{option.replace('_', '-')} {value:g}: does not go with --video, --control and --ip-image; --guidance-scale does")
         if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1: raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
     named = [(option, getattr(args, option)) for option in ("video", "mask", "control", "ip_adapter", "ip_image", "ip_encoder")]
     named += [("lora", path) for path, _ in args.lora] + [("textual_inversion", path) for path in args.textual_inversion]
@@ -333,7 +337,8 @@ def make_frames(args, direction=None):
     let_segments_grow()
     from tqdm import tqdm
     with tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar, warnings.catch_warnings(action="ignore"):
-        from tav_nb.inference import generate, guidance_for, noise_for
+        from tav_nb.guidance import Guidance, guidance_for
+        from tav_nb.inference import generate, noise_for
         from tav_nb.models import quiet
         from tav_nb.unet import set_context
         with quiet():
@@ -347,10 +352,13 @@ def make_frames(args, direction=None):
             bar.reset()  # its clock starts here
             if found and context: set_context(pipe.unet, Context(**context))
             frames = make_of_sources(args, pipe, found, bar) if found else generate(args.prompt, pipe, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt,
-                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction, memory=memory)
+                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction, memory=memory,
+                              guidance_min_sigma=args.guidance_min_sigma, temporal_guidance=args.temporal_guidance)
     noise, strength = noise_for(pipe, args.noise, args.noise_strength)
+    guidance = guidance_for(pipe.unet, args.guidance_scale, args.guidance_min_sigma, args.temporal_guidance)
+    if found: guidance = Guidance(guidance.scale)  # stock pipelines know of no other
     given = {name: value for name, value in vars(args).items() if name not in ("command", "output", "context_length", "context_overlap", "loop")}
-    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength, "guidance_scale": guidance_for(pipe.unet, args.guidance_scale),
+    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength, "guidance_scale": guidance.scale, "guidance_min_sigma": guidance.min_sigma, "temporal_guidance": guidance.temporal * (not args.images),
                     "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe._execution_device),
                     "dtype": str(pipe.dtype).removeprefix("torch."), "made_by": f"tav_nb {tav_nb.__version__}"}
 

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['adapter_of', 'load_video_pipeline', 'conditions', 'part_of', 'over_predictions', 'denoise_step', 'decode_frames',
-           'check_request', 'noise_for', 'guidance_for', 'start_latents', 'embedded_pipeline', 'generate']
+           'check_request', 'noise_for', 'start_latents', 'embedded_pipeline', 'generate']
 
 # %% ../nbs/09_inference.ipynb #c0fd54c6
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 import torch
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from .directing import Direction, by_frame, check_direction, directed_noise, know_frames, motion_strength, pictures_of, seeds_of, travel
-from .fitting import Memory, ask, decode_slice, offload_parts, slice_size
+from .fitting import Memory, ask, decode_slice, offload_parts, part_of as some_of, slice_size
+from .guidance import Guidance, guidance_for, guided, noise_level
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline
 from .noise import neighbour_correlation, noise_correlation
 from .unet import temporal_modules, windows_for
@@ -62,13 +64,16 @@ def over_predictions(pipe, num_frames, context):
     return windows and windows.on(pipe._execution_device)
 
 # %% ../nbs/09_inference.ipynb #c1318549
-def denoise_step(pipe, latents, t, guidance_scale, unet_kwargs, windows=None, memory=Memory()):
-    "Latents `f c h w` one step less noisy, guided if `unet_kwargs` are for two halves; `windows` go through the UNet one after another"
-    x = pipe.scheduler.scale_model_input(latents, t).to(pipe.unet.dtype)
-    if windows is None: pred = ask(pipe.unet, x, t, unet_kwargs, memory)  # g f c h w
-    else: pred = fuse(lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(unet_kwargs, windows, start), memory), windows, dim=1)
-    if len(pred) == 2: pred = pred[:1] + guidance_scale * (pred[1:] - pred[:1])
-    return pipe.scheduler.step(pred[0], t, latents).prev_sample
+def denoise_step(pipe, latents, t, guidance, unet_kwargs, windows=None, memory=Memory()):
+    "Latents `f c h w` one step less noisy; `unet_kwargs` are for two halves if `guidance` has a scale above 1. `windows` go through the UNet one after another"
+    x, said = pipe.scheduler.scale_model_input(latents, t).to(pipe.unet.dtype), len(unet_kwargs['encoder_hidden_states'])
+    def answers(told):  # g f c h w
+        if windows is None: return ask(pipe.unet, x, t, told, memory)
+        return fuse(lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(told, windows, start), memory), windows, dim=1)
+    told = some_of(unet_kwargs, lambda y: y[-len(x):], said)  # the half with the prompt
+    alone = {name: value for name, value in told.items() if name not in ('num_frames', 'context')}  # and without the adapter
+    answer = guided(guidance, noise_level(pipe.scheduler, t), lambda: answers(unet_kwargs), lambda: answers(told)[0], lambda: answers(alone)[0])
+    return pipe.scheduler.step(answer, t, latents).prev_sample
 
 
 # %% ../nbs/09_inference.ipynb #8746d121
@@ -104,9 +109,6 @@ def noise_for(pipe, noise=None, noise_strength=None):
     neighbour_correlation(kind, noise_strength)  # raises a ValueError if there is no such noise
     return kind, noise_strength
 
-def guidance_for(unet, guidance_scale=None):
-    "The scale of the guidance: what is given, else what the adapter's file recommends, else 5, as in diffusers' SDXL pipelines"
-    return getattr(unet, 'temporal_config', {}).get('guidance_scale', 5.0) if guidance_scale is None else guidance_scale
 
 # %% ../nbs/09_inference.ipynb #1c77a0d4
 def start_latents(pipe, num_frames, height, width, noise, noise_strength=None, seed=0, direction=Direction(), loop=False):
@@ -140,6 +142,8 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
              context=None,          # a `Context`, or a dict of its settings: how a film longer than the adapter's is made, or a loop; None for windows inside the attention
              memory=None,           # a `Memory` of chapter 30, for films that would not fit otherwise; None has everything in memory at once
              direction=None,        # pictures, motion, seeds by frame, a film to go on from: a `Direction` (chapter 32)
+             guidance_min_sigma=None,  # noise below which nothing is guided; None for what the adapter recommends, else 0
+             temporal_guidance=None,  # how far away from frames that do not know of each other (chapter 38); None for what the adapter recommends, else 0
              ):
     "A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if the tiny model knows no word)"
     pipe = pipe or embedded_pipeline()
@@ -154,16 +158,18 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     for text in prompts.values(): check_prompt(pipe, text)
     pictures = pictures_of(direction, num_frames, height, width)
     num_frames += direction.behind  # the end of the film before is made again, to be seen by what follows
-    noise, noise_strength, guidance_scale = *noise_for(pipe, noise, noise_strength), guidance_for(pipe.unet, guidance_scale)
+    noise, noise_strength = noise_for(pipe, noise, noise_strength)
+    guidance = guidance_for(pipe.unet, guidance_scale, guidance_min_sigma, temporal_guidance)
     prompts = {frame + direction.behind: text for frame, text in prompts.items()}
     memory = memory or Memory()
     offload_parts(pipe, memory)
-    unet_kwargs = conditions(pipe, prompts, num_frames, height, width, guidance_scale, negative_prompt)
+    unet_kwargs = conditions(pipe, prompts, num_frames, height, width, guidance.scale, negative_prompt)
     windows, loop = None, False
     if not images and direction.motion:
         context = context or pipe.unet.temporal_context
         windows, loop = over_predictions(pipe, num_frames, context), context.loop
         unet_kwargs |= dict(num_frames=num_frames, context=context if windows is None else Context())
+    else: guidance = replace(guidance, temporal=0.)  # without the adapter there is nothing to go away from
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
     latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed, direction, loop)
@@ -171,7 +177,7 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     pipe.maybe_free_model_hooks()  # text encoders leave the GPU, if parts are there in turn
     with motion_strength(pipe.unet, direction.motion):
         for step, t in enumerate(pipe.scheduler.timesteps):
-            latents = denoise_step(pipe, known.put(latents, t), t, guidance_scale, unet_kwargs, windows, memory)
+            latents = denoise_step(pipe, known.put(latents, t), t, guidance, unet_kwargs, windows, memory)
             if callback: callback(step, t, latents)
     pipe.maybe_free_model_hooks()
     frames = decode_frames(pipe, known.put(latents)[direction.behind:], memory)

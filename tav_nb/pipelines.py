@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 from .encode import encode_frames, safe_vae
-from .inference import check_request, decode_frames, guidance_for, noise_for
+from .guidance import guidance_for
+from .inference import check_request, decode_frames, noise_for
 from .models import check_prompt, quiet
 from .noise import correlated_noise
 from .unet import load_lora, without_temporal
@@ -62,7 +63,7 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
     height, width = height or made_for, width or made_for
     check_request(pipe, num_frames, height, width, steps, images)
     check_prompt(pipe, prompt)
-    guidance_scale = guidance_for(pipe.unet, guidance_scale)
+    guidance_scale = guidance_for(pipe.unet, guidance_scale).scale  # these pipelines know of no other guidance
     call = frames_of(pipe, prompt, num_frames, guidance_scale, negative_prompt)
     start = film_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call['prompt_embeds'])
     takes = signature(pipe.__call__).parameters

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .files import write_whole
+from .guidance import Guidance, guided, noise_level
 from .inference import noise_for
 from .models import quiet
 from .muon import Muon
@@ -590,11 +592,11 @@ def freeze(unet, device):
         if not p.requires_grad and p.is_cuda: p.data = p.data.bfloat16()
 
 # %% ../nbs/16_tiny.ipynb #edb146c8
-GUIDANCE = 2.5                     # with it the colours are cleanest; more of it paints dresses in two colours
+GUIDANCE = Guidance(2.5, .5, 1.5)  # colours are cleanest with a scale of 2.5, more of it paints dresses in two colours; the rest by `benchmarks/guidance.py`
 
 
 @torch.no_grad()
-def sample(pipe, captions, noise, num_frames=None, steps=20, guidance_scale=GUIDANCE, chunk=32):
+def sample(pipe, captions, noise, num_frames=None, steps=20, guidance=GUIDANCE, chunk=32):
     "Latents for many captions at once: `noise` [B, F, 4, h, w] in, latents of the same shape out. `num_frames=None` leaves the adapter out."
     from tav_nb.scheduler import SDXLAnime_BestHQScheduler
     device, out = pipe.unet.device, []
@@ -602,15 +604,19 @@ def sample(pipe, captions, noise, num_frames=None, steps=20, guidance_scale=GUID
         tokens, pooled = embed(pipe, captions[i:i + chunk])
         z = noise[i:i + chunk].to(device)
         b, f = z.shape[:2]
+        if not num_frames: guidance = replace(guidance, temporal=0.)
         scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(steps, device=device)
-        both = lambda x: torch.cat([torch.zeros_like(x), x]).repeat_interleave(f, 0)            # b ... -> (2 b f) ...
-        cond = dict(encoder_hidden_states=both(tokens), added_cond_kwargs=dict(text_embeds=both(pooled), time_ids=torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=device).expand(2 * b * f, 6)))
+        def ask(x, t, sides, **more):                                                           # sides (b f) c h w; the last is with the text
+            said = [torch.cat([torch.zeros_like(y), y])[-sides * b:].repeat_interleave(f, 0) for y in (tokens, pooled)]
+            ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=device).expand(sides * b * f, 6)
+            return pipe.unet(torch.cat([x] * sides), t, said[0], added_cond_kwargs=dict(text_embeds=said[1], time_ids=ids), **more).sample.unflatten(0, (sides, -1))
+        clip = dict(num_frames=num_frames) if num_frames else {}
         z = z.flatten(0, 1) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            x = scheduler.scale_model_input(torch.cat([z, z]), t)
-            empty, full = pipe.unet(x, t, **cond, **(dict(num_frames=num_frames) if num_frames else {})).sample.chunk(2)
-            z = scheduler.step(empty + guidance_scale * (full - empty), t, z).prev_sample
+            x = scheduler.scale_model_input(z, t)
+            answer = guided(guidance, noise_level(scheduler, t), lambda: ask(x, t, 2, **clip), lambda: ask(x, t, 1, **clip)[0], lambda: ask(x, t, 1)[0])
+            z = scheduler.step(answer, t, z).prev_sample
         out.append(z.unflatten(0, (b, f)))
     return torch.cat(out)
 
@@ -630,7 +636,7 @@ ROWS = {'adapter off, independent noise': ('independent', False), 'adapter off, 
         'adapter on': (None, True)}
 
 
-def score_table(pipe, n=512, rows=None, noise=None, noise_strength=None, steps=20, guidance_scale=GUIDANCE, num_frames=FRAMES, workers=os.cpu_count(), keep=None, log=print):
+def score_table(pipe, n=512, rows=None, noise=None, noise_strength=None, steps=20, guidance=GUIDANCE, num_frames=FRAMES, workers=os.cpu_count(), keep=None, log=print):
     "`{row: score}` on `n` sealed scenes, the last row with the adapter's noise unless another is named; `keep`, a dict, gets the first frames of each row"
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
     scenes = sealed(n)
@@ -650,7 +656,7 @@ def score_table(pipe, n=512, rows=None, noise=None, noise_strength=None, steps=2
         add('VAE round trip', decode(pipe.vae, encode(pipe.vae, torch.from_numpy(real).flatten(0, 1))).cpu().numpy().reshape(real.shape))
     for name, (kind, on) in ROWS.items():
         if rows is not None and name not in rows: continue
-        z = sample(pipe, captions, start_noise(n, *((noise, noise_strength) if kind is None else (kind,)), num_frames=num_frames), num_frames if on else None, steps, guidance_scale)
+        z = sample(pipe, captions, start_noise(n, *((noise, noise_strength) if kind is None else (kind,)), num_frames=num_frames), num_frames if on else None, steps, guidance)
         add(name, decode(pipe.vae, z.flatten(0, 1)).cpu().numpy().reshape(real.shape))
     return table
 
@@ -718,7 +724,7 @@ def run_stage(stage, folder, adapter_folder, results, device='cuda', seed=0, **o
     log = STAGES[stage](pipe, device=device, seed=seed, **options)
     if stage == 'adapter':
         save_adapter(pipe.unet, adapter_folder, dtype=torch.float16, noise=options.get('noise', 'progressive'), noise_strength=options.get('noise_strength', 1.),
-                     prediction_type=pipe.scheduler.config.prediction_type, resolution=[SIZE, SIZE], num_frames=FRAMES, fps=8, guidance_scale=GUIDANCE)
+                     prediction_type=pipe.scheduler.config.prediction_type, resolution=[SIZE, SIZE], num_frames=FRAMES, fps=8, guidance_scale=GUIDANCE.scale, guidance_min_sigma=GUIDANCE.min_sigma, temporal_guidance=GUIDANCE.temporal)
     else: save(pipe, folder)
     record(Path(results, f'tiny_{stage}.json'), command=f'python -m tav_nb.tiny {stage}', seconds=round(time.time() - start, 1), seed=seed, options={k: v for k, v in options.items() if k != 'workers'},
            **about(device), log=log)

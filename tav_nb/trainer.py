@@ -41,7 +41,8 @@ from .checkpoint import Average, CheckpointError, claim, fill_optimizer, find_ch
 from .config import FREE, ConfigError, TrainConfig, check_whole, differences, merge, write_toml
 from .files import sweep, whole, write_whole
 from .gates import fuse_gates
-from .inference import conditions, decode_frames, denoise_step, guidance_for, start_latents
+from .guidance import guidance_for
+from .inference import conditions, decode_frames, denoise_step, start_latents
 from .loader import CacheError, ClipLoader, Plan, Steps, check_cache_model
 from .memory import measure, remedies, room_on, set_checkpointing
 from .models import check_device, load_pipeline, quiet

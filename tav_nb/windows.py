@@ -47,7 +47,7 @@ class Context:
     "How a film longer than the adapter's is made. Raises `ValueError`, one line, for what makes no sense."
     kind: str = "attention"    # windows inside the temporal layers, over the UNet's predictions, or none: plain extrapolation
     length: int | None = None  # of a window in frames, at most the adapter's; None is the adapter's
-    overlap: int | None = None # frames that neighbouring windows share; None is half a window
+    overlap: int | None = None # frames that neighbouring windows share; None is a quarter of a window, with which films are no worse than with half (`benchmarks/long.py`)
     weights: str = "pyramid"   # one of `WEIGHTS`
     loop: bool = False         # does the film begin again after its last frame?
 
@@ -64,7 +64,7 @@ class Context:
     def numbers(self, longest):
         "Length and overlap of its windows, for an adapter of clips of up to `longest` frames."
         length = self.length or longest
-        overlap = length//2 if self.overlap is None else self.overlap
+        overlap = length//4 if self.overlap is None else self.overlap
         if length > longest: raise ValueError(f"windows of {length} frames are longer than this adapter's clips: {longest} at most")
         if overlap >= length: raise ValueError(f"windows of {length} frames can overlap by {length - 1} at most, not by {overlap}")
         return length, overlap

@@ -4,6 +4,7 @@ from PIL import Image
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from pathlib import Path
 from tav_nb.adapter import EMBEDDED_ADAPTER, save_adapter
+from tav_nb.guidance import Guidance
 from tav_nb.inference import adapter_of, conditions, decode_frames, denoise_step, generate, load_video_pipeline, noise_for, over_predictions
 from tav_nb.models import EMBEDDED, load_pipeline, quiet
 from tav_nb.noise import NOISES, correlated_noise
@@ -79,6 +80,25 @@ def test_the_text_is_read_once_and_the_unet_asked_once_a_step():
     generate('a girl', pipe, **SMALL, guidance_scale=1.)
     assert read == [1, 1] and asked == [8, 8, 4, 4], 'without guidance half the work'
 
+# %% ../nbs/09_inference.ipynb #9b1b61ca
+def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_and_little_noise_is_not_guided():
+    pipe, asked, answers = random_film_pipeline(), [], []
+    pipe.unet.register_forward_pre_hook(lambda module, args, told: asked.append((len(args[0]), told.get('num_frames'))), prepend=True, with_kwargs=True)
+    pipe.unet.register_forward_hook(lambda module, args, out: answers.append(out.sample))
+    pipe.scheduler.hook_before_step = lambda answer, timestep, sample: answers.append(answer[0])
+    generate('a girl', pipe, **SMALL, guidance_min_sigma=1., temporal_guidance=2.)
+    assert asked == [(8, 4), (4, None), (4, 4)], 'all three, and where there is little noise only one'
+    (without, told), alone, answer, last, unguided = answers[0].chunk(2), *answers[1:]
+    torch.testing.assert_close(answer, without + 5 * (told - without) + 2 * (told - alone))
+    assert torch.equal(last, unguided) and not torch.allclose(told, alone, atol=1e-3)
+    asked.clear()
+    generate('a girl', pipe, **SMALL, guidance_scale=1., temporal_guidance=2., context=Context('predictions', length=3, overlap=1))
+    assert asked == [(3, 3), (3, 3), (3, None), (3, None)] * 2, 'in windows over the predictions too'
+    asked.clear()
+    generate('a girl', pipe, **SMALL, temporal_guidance=2., images=True)
+    assert asked == [(8, None)] * 2, 'images have nothing to go away from'
+
+
 # %% ../nbs/09_inference.ipynb #6a522da6
 def test_every_temporal_layer_speaks_once_a_step_and_none_in_image_mode():
     pipe, calls = random_film_pipeline(), []
@@ -104,7 +124,7 @@ def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_film_of_
     contexts = [None, Context('predictions'), Context('none'), Context(loop=True), Context('predictions', loop=True)]
     films = [generate('a girl', pipe, 72, 16, 16, steps=1, guidance_scale=1., context=context) for context in contexts]
     assert all(film.shape == (72, 16, 16, 3) for film in films) and all((a != b).any() for i, a in enumerate(films) for b in films[:i])
-    assert lengths == [72, *[24] * 5, 72, 72, *[24] * 6], 'over predictions only one window is in the UNet at a time'
+    assert lengths == [72, *[24] * 4, 72, 72, *[24] * 4], 'over predictions only one window is in the UNet at a time'
 
 # %% ../nbs/09_inference.ipynb #0c47bcd6
 def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
@@ -123,7 +143,7 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
             part = dict(encoder_hidden_states=said['encoder_hidden_states'][rows], added_cond_kwargs={k: v[rows] for k, v in said['added_cond_kwargs'].items()})
             out = pipe.unet(torch.cat([latents[first:first + 4]] * 2), t, **part, num_frames=4).sample.unflatten(0, (2, 4))
             expected[:, first:first + 4] += out * torch.tensor(weights).view(4, 1, 1, 1)
-        denoise_step(pipe, latents, t, 3., said, windows)
+        denoise_step(pipe, latents, t, Guidance(3.), said, windows)
     assert len(steps) == 1
     torch.testing.assert_close(steps[0], expected[0] + 3 * (expected[1] - expected[0]), atol=1e-4, rtol=1e-4)
 
@@ -131,12 +151,12 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
 def test_a_loop_over_predictions_does_not_care_where_it_begins():
     pipe = random_film_pipeline()
     said, x = conditions(pipe, 'a girl', 12, 32, 32) | dict(num_frames=12, context=Context()), torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    windows = over_predictions(pipe, 12, Context('predictions', length=8, loop=True))
+    windows = over_predictions(pipe, 12, Context('predictions', length=8, overlap=4, loop=True))
     with torch.no_grad():
         answers = []
         for shift in (0, 4):
             pipe.scheduler.set_timesteps(4)
-            answers.append(denoise_step(pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], 3., said, windows).roll(-shift, 0))
+            answers.append(denoise_step(pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], Guidance(3.), said, windows).roll(-shift, 0))
     torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
 
 # %% ../nbs/09_inference.ipynb #630845d0

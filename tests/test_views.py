@@ -53,7 +53,7 @@ def test_the_weights_times_the_values_are_what_the_layer_gives():
 def test_a_long_film_looks_no_further_than_its_windows():
     torch.manual_seed(0)
     layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2*10, 3, 24)
-    windows = plan_windows(10, Context(length=4), 24).on("cpu")
+    windows = plan_windows(10, Context(length=4, overlap=2), 24).on("cpu")
     weights = attention_weights(layer, x, 10, windows)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 10))
     apart = (torch.arange(10)[:, None] - torch.arange(10)).abs() > 3
