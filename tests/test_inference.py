@@ -82,12 +82,15 @@ def test_the_text_is_read_once_and_the_unet_asked_once_a_step():
 
 # %% ../nbs/09_inference.ipynb #9b1b61ca
 def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_and_little_noise_is_not_guided():
-    pipe, asked, answers = random_film_pipeline(), [], []
+    pipe, asked, texts, answers = random_film_pipeline(), [], [], []
     pipe.unet.register_forward_pre_hook(lambda module, args, told: asked.append((len(args[0]), told.get('num_frames'))), prepend=True, with_kwargs=True)
+    pipe.unet.register_forward_pre_hook(lambda module, args, told: texts.append(told['encoder_hidden_states']), with_kwargs=True)
     pipe.unet.register_forward_hook(lambda module, args, out: answers.append(out.sample))
     pipe.scheduler.hook_before_step = lambda answer, timestep, sample: answers.append(answer[0])
     generate('a girl', pipe, **SMALL, guidance_min_sigma=1., temporal_guidance=2.)
     assert asked == [(8, 4), (4, None), (4, 4)], 'all three, and where there is little noise only one'
+    nothing, sentence = texts[0].chunk(2)
+    assert torch.equal(texts[1], sentence) and torch.equal(texts[2], sentence) and not torch.equal(nothing, sentence), 'both know the sentence'
     (without, told), alone, answer, last, unguided = answers[0].chunk(2), *answers[1:]
     torch.testing.assert_close(answer, without + 5 * (told - without) + 2 * (told - alone))
     assert torch.equal(last, unguided) and not torch.allclose(told, alone, atol=1e-3)
