@@ -2,8 +2,8 @@
 
     python benchmarks/directing.py [--scenes 24] [--frames 16] [--steps 20] [--device auto] [--processes 1] [--toy] [--out benchmarks/results/directing.json]
 
-Scenes of the cartoon world with a still camera, half of them walks and runs. Their first frame, or first and last, are given, once in the seed's noise and once in the pictures'
-(`invert`); whole films go on for half their length, in the noise of their own seed, of another, and in inverted noise; and films are made at five strengths of motion. `tear` is the
+Scenes of the cartoon world with a still camera, most of them walks and runs. Their first frame, or first and last, are given, once in the seed's noise and once in the pictures'
+(`invert`); whole films go on for half their length, in the noise of their own seed, of another, and in inverted noise; and films are made at six strengths of motion. `tear` is the
 change in grey levels from a known frame to the next, over the median change on both sides of it; a frozen film has `moves` 0, the real one 1. `--toy` is one scene of six small frames.
 """
 import argparse
@@ -24,6 +24,7 @@ import torch
 from tav_nb import inference, toon
 from tav_nb.consistency import dis_flow, motion
 from tav_nb.directing import Direction, KnownFrames, encode_picture, joined, know_frames
+from tav_nb.guidance import guidance_for
 from tav_nb.inference import decode_frames, generate, load_video_pipeline
 
 
@@ -127,7 +128,7 @@ def main():
     start, args.threads = time.perf_counter(), max(1, torch.get_num_threads() // args.processes)
     with ProcessPoolExecutor(args.processes, get_context('spawn')) as pool: rows = sum(pool.map(partial(measure, args), range(args.scenes), scenes(args.scenes)), [])
     about = dict(command='python ' + ' '.join(sys.argv), device=torch.cuda.get_device_name() if args.device.startswith('cuda') else platform.processor() or 'CPU', seconds=round(time.perf_counter() - start, 1),
-                 versions={name: version(name) for name in ('torch', 'diffusers', 'transformers')}, settings={name: value for name, value in vars(args).items() if name not in ('out', 'toy', 'processes', 'threads')})
+                 versions={name: version(name) for name in ('torch', 'diffusers', 'transformers')}, guidance=vars(guidance_for(load(args.device).unet)), settings={name: value for name, value in vars(args).items() if name not in ('out', 'toy', 'processes', 'threads')})
     found = summary(rows)
     for way, figures in found.items(): print(f'{way:16}', *(f'{name} {value:.3f}' for name, value in figures.items()))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)

@@ -140,8 +140,9 @@ def keep(path, about, name, found):
     with open(Path(tempfile.gettempdir(), 'long.lock'), 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         old = json.loads(path.read_text()) if path.exists() else {}
-        rows = old.get('table', {}) if {**old, 'table': 0} == {**about, 'table': 0} else {}
-        tiny.record(path, **about, table={row: (rows | {name: found})[row] for row in ('real clips', *ROWS) if row in rows or row == name})
+        alike = all(old.get(name) == about[name] for name in ('scenes', 'frames', 'steps', 'guidance', 'longest', 'noise'))
+        rows = old['table'] if alike else {}
+        tiny.record(path, **about, **(dict(note=old['note']) if alike and 'note' in old else {}), table={row: (rows | {name: found})[row] for row in ('real clips', *ROWS) if row in rows or row == name})
 
 
 def brief(name, found):

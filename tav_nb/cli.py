@@ -68,9 +68,9 @@ def add_generate(parser):
     add("--height", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--width", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--steps", type=at_least(1), default=20, metavar="N", help="denoising steps (20)")
-    add("--guidance-scale", type=at_least(0, float), metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time (what the adapter recommends, 2.5 for the embedded one; else 5)")
+    add("--guidance-scale", type=at_least(0, float), metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time or less (what the adapter recommends, 2.5 for the embedded one; else 5)")
     add("--guidance-min-sigma", type=at_least(0, float), metavar="X", help="noise below which nothing is guided (what the adapter recommends, 0.5 for the embedded one; else 0)")
-    add("--temporal-guidance", type=at_least(0, float), metavar="X", help="how far to go away from frames that do not know of each other (what the adapter recommends, 1.5 for the embedded one; else 0)")
+    add("--temporal-guidance", type=at_least(0, float), metavar="X", help="steadier films: how far to go beyond what the model says without the adapter, one question more in a step (what the adapter recommends, 1.5 for the embedded one; else 0)")
     add("--negative-prompt", metavar="TEXT", help="what shall not be seen")
     add("--seed", type=at_least(0, below=2**63), default=0, metavar="N", help="the same seed gives the same video (0)")
     add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
@@ -191,7 +191,7 @@ def settings_of(path, options):
     "The settings inside a video as words of a command, those that are `options`; and its last prompt, or None."
     frames, times = read_video(path)
     found = {"fps": round(1/times[1], 3)} if len(times) > 1 else {}
-    found |= {name: value for name, value in read_metadata(path).items() if name in options and value not in (None, False)}
+    found |= {name: value for name, value in read_metadata(path).items() if name in options and value is not None and value is not False}
     if found.get("model") == OWN_MODEL: del found["model"]
     if found.get("adapter") == OWN_ADAPTER: del found["adapter"]
     if isinstance(context := found.pop("context", None), dict): found |= {option: value for option, value in dict(context=context["kind"], context_length=context["length"], context_overlap=context["overlap"]).items() if value is not None}
@@ -358,7 +358,7 @@ def make_frames(args, direction=None):
     guidance = guidance_for(pipe.unet, args.guidance_scale, args.guidance_min_sigma, args.temporal_guidance)
     if found: guidance = Guidance(guidance.scale)  # stock pipelines know of no other
     given = {name: value for name, value in vars(args).items() if name not in ("command", "output", "context_length", "context_overlap", "loop")}
-    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength, "guidance_scale": guidance.scale, "guidance_min_sigma": guidance.min_sigma, "temporal_guidance": guidance.temporal * (not args.images),
+    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength, "guidance_scale": guidance.scale, "guidance_min_sigma": guidance.min_sigma, "temporal_guidance": guidance.temporal * (not args.images and args.motion > 0),
                     "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe._execution_device),
                     "dtype": str(pipe.dtype).removeprefix("torch."), "made_by": f"tav_nb {tav_nb.__version__}"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from .directing import Direction, by_frame, check_direction, directed_noise, know_frames, motion_strength, pictures_of, seeds_of, travel
-from .fitting import Memory, ask, decode_slice, offload_parts, part_of as some_of, slice_size
+from .fitting import Memory, ask, decode_slice, offload_parts, slice_size, some_of
 from .guidance import Guidance, guidance_for, guided, noise_level
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline
 from .noise import neighbour_correlation, noise_correlation
@@ -66,13 +66,14 @@ def over_predictions(pipe, num_frames, context):
 # %% ../nbs/09_inference.ipynb #c1318549
 def denoise_step(pipe, latents, t, guidance, unet_kwargs, windows=None, memory=Memory()):
     "Latents `f c h w` one step less noisy; `unet_kwargs` are for two halves if `guidance` has a scale above 1. `windows` go through the UNet one after another"
-    x, said = pipe.scheduler.scale_model_input(latents, t).to(pipe.unet.dtype), len(unet_kwargs['encoder_hidden_states'])
+    x = pipe.scheduler.scale_model_input(latents, t).to(pipe.unet.dtype)
     def answers(told):  # g f c h w
         if windows is None: return ask(pipe.unet, x, t, told, memory)
         return fuse(lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(told, windows, start), memory), windows, dim=1)
-    told = some_of(unet_kwargs, lambda y: y[-len(x):], said)  # the half with the prompt
+    told = some_of(unet_kwargs, lambda y: y[-len(x):], len(unet_kwargs['encoder_hidden_states']))  # the half with the prompt
     alone = {name: value for name, value in told.items() if name not in ('num_frames', 'context')}  # and without the adapter
-    answer = guided(guidance, noise_level(pipe.scheduler, t), lambda: answers(unet_kwargs), lambda: answers(told)[0], lambda: answers(alone)[0])
+    sigma = noise_level(pipe.scheduler, t) if guidance.min_sigma else float('inf')
+    answer = guided(guidance, sigma, lambda: answers(unet_kwargs), lambda: answers(told)[0], lambda: answers(alone)[0])
     return pipe.scheduler.step(answer, t, latents).prev_sample
 
 
@@ -131,8 +132,8 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
              num_frames=16,         # length of the film
              height=None,           # in pixels, a multiple of 8; None for what the base was made for
              width=None,
-             steps=20,              # questions to the model; the embedded one is measured with 20
-             guidance_scale=None,   # how literally the prompt is taken; 1 or less is without guidance, which takes half the time; None for what the adapter recommends, else 5
+             steps=20,              # of the sampler; the embedded model is measured with 20
+             guidance_scale=None,   # how literally the prompt is taken; 1 or less is without guidance, which takes half the time or less; None for what the adapter recommends, else 5
              negative_prompt=None,  # what shall not be seen; only with guidance
              seed=0,                # the same seed gives the same film, on any device
              noise=None,            # 'mixed', 'progressive' or 'independent'; None for what the adapter was trained with

@@ -49,7 +49,7 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
          height=None,           # in pixels; None for what the base was made for
          width=None,
          steps=20,
-         guidance_scale=None,   # as in `generate`
+         guidance_scale=None,   # as in `generate`; stock pipelines know of no other guidance
          negative_prompt=None,
          seed=0,
          noise=None,            # as in `generate`

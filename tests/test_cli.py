@@ -239,12 +239,12 @@ def test_a_film_begins_and_ends_on_pictures_and_goes_on_with_its_own_settings():
     with tempfile.TemporaryDirectory() as folder:
         pictures, first, longer = [f"{folder}/{name}.png" for name in ("begin", "end")], Path(folder)/"first.webp", Path(folder)/"longer.webp"
         for path, picture in zip(pictures, render(random_scene(3), 2, 64, 64).frames): Image.fromarray(picture).save(path)
-        code, said, err = tav("generate", f"0: {GIRL} 2: a girl waves", "--first-frame", pictures[0], "--last-frame", pictures[1], "--seeds", "1: 4", "-o", first, *QUICK, "--num-frames", 3, "--guidance-scale", 1, "--fps", 12)
+        code, said, err = tav("generate", f"0: {GIRL} 2: a girl waves", "--first-frame", pictures[0], "--last-frame", pictures[1], "--seeds", "1: 4", "-o", first, *QUICK, "--num-frames", 3, "--guidance-scale", 1, "--guidance-min-sigma", 0, "--fps", 12)
         assert (code, err) == (0, ""), err
         code, said, err = tav("generate", "--extend", first, "-o", longer, "--num-frames", 2, "--steps", 3)
         assert (code, err) == (0, "") and "5 frames of 64 x 64" in said, (said, err)
         frames, before, settings = read_video(longer)[0], read_video(first)[0], read_metadata(longer)
-        assert np.array_equal(frames[:3], before) and settings.items() >= dict(prompt="a girl waves", steps=3, guidance_scale=1, fps=12, seeds=None, num_frames=2, extend=str(first)).items()
+        assert np.array_equal(frames[:3], before) and settings.items() >= dict(prompt="a girl waves", steps=3, guidance_scale=1, guidance_min_sigma=0, temporal_guidance=0, fps=12, seeds=None, num_frames=2, extend=str(first)).items()
         assert np.array_equal(frames[3:], generate("a girl waves", num_frames=2, height=64, width=64, steps=3, guidance_scale=1., direction=Direction(before=before)))
         assert tav("generate", "--extend", longer, "a girl jumps", "-o", longer, "--num-frames", 1, "--images", "--seed", 5)[0] == 0
         assert len(read_video(longer)[0]) == 6 and read_metadata(longer).items() >= dict(prompt="a girl jumps", seed=5, images=True).items()

@@ -150,7 +150,7 @@ def test_eight_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
     row = score_table(pipe, 8, rows=['adapter on'], steps=8, num_frames=8, workers=1, log=None)['adapter on']
     assert row['found'] == 1 and row['drift'] < .15
     assert row['hair'][0] >= .87 and row['outfit'][0] >= .87 and row['background'][0] >= .75
-    assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter they are .34 and .13'
+    assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter, in the same noise, they are .14 and .15'
     assert row['still_camera']['hair'][3] == sum(s.camera == 'still' for s in sealed(8)) and row['held_out']['hair'][3] == 4
 
 # %% ../nbs/16_tiny.ipynb #69e00716
@@ -160,7 +160,7 @@ def test_sixteen_sealed_scenes_in_twelve_steps_keep_who_and_where_they_are():
     row = score_table(pipe, 16, rows=['adapter on'], steps=12, num_frames=8, workers=1, log=None)['adapter on']
     assert row['found'] == 1 and row['drift'] < .02
     assert row['hair'][0] >= .93 and row['outfit'][0] >= .93 and row['background'][0] >= .8
-    assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter they are .34 and .13'
+    assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter, in the same noise, they are .14 and .15'
 
 # %% ../nbs/16_tiny.ipynb #cfc8da7a
 def test_the_untrained_parts_have_the_shapes_that_ship():
