@@ -43,6 +43,7 @@ ROWS = {  # name: (Context, is the noise shuffled?)
     'attention, overlap 18': (Context(overlap=18), False),
     'attention, overlap 12, flat': (Context(overlap=12, weights='flat'), False),
     'attention, 16 frames, overlap 8': (Context(length=16, overlap=8), False),
+    'attention, overlap 6, loop': (Context(overlap=6, loop=True), False),
     'attention, overlap 12, loop': (Context(overlap=12, loop=True), False),
     'predictions, overlap 6': (Context('predictions', overlap=6), False),
     'predictions, overlap 12': (Context('predictions', overlap=12), False),

@@ -3,7 +3,7 @@
     python benchmarks/train_memory.py [--limit 18.5] [--only ROW ...] [--gpus 0] [--out benchmarks/results/train_memory.json]
     python benchmarks/train_memory.py --toy       the same with a UNet of a few thousand weights, on the CPU, in some minutes
 
-Rows take turns on a GPU; while one computes, the next one loads. With --gpus 0 1 there are two queues, and at the end one training on both with `accelerate launch`.
+Rows take turns on a GPU; while one computes, the next one loads. With --gpus 0 1 there are two queues, and at the end trainings on both with `accelerate launch` (--only seed two: nothing else but those).
 """
 import argparse
 import fcntl
@@ -45,14 +45,16 @@ TOY = dict(SDXL, sample_size=8, block_out_channels=[16, 16], layers_per_block=1,
 ROWS = {
     'seed': (768, dict(adam_offload=True), ''),
     'seed, moments on the card': (768, {}, ''),
+    'started one by one': (768, dict(adam_offload=True, cuda_graphs=False), ''),
     'seed, compiled': (768, dict(adam_offload=True, compile=True), ''),
     'checkpoints outside': (768, dict(adam_offload=True, checkpointing='offload'), ''),
     '1024 px': (1024, dict(adam_offload=True), ''),
     '1 x 24 frames': (768, dict(adam_offload=True, batch_size=1, lengths=(24,)), ''),
     'profile': (768, dict(adam_offload=True), 'profile'),
+    'profile, started one by one': (768, dict(adam_offload=True, cuda_graphs=False), 'profile'),
     'bfloat16': (768, dict(adam_offload=True, dtype='bfloat16'), ''),
     '8-bit Adam': (768, dict(adam8bit=True), ''),
-    'autocast': (768, {}, 'autocast'),
+    'autocast': (768, dict(cuda_graphs=False), 'autocast'),
     "the library's attention": (768, dict(adam_offload=True), 'library'),
     "the library's gates": (768, dict(adam_offload=True), 'gates'),
     'cuDNN chooses': (768, dict(adam_offload=True), 'benchmark'),
@@ -91,10 +93,11 @@ def vary(variant, gpu):
         tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
     if variant == 'library': tav_nb.kernel.triton = None  # as before chapter 34
     if variant == 'gates': trainer.fuse_gates = lambda unet: unet  # as before chapter 37
+    if variant == 'together': trainer.records = lambda config, device, world: device.type == 'cuda'  # recorded, though there are several processes
     if variant == 'benchmark': torch.backends.cudnn.benchmark = True
     if variant == 'channels': trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(unet.to(memory_format=torch.channels_last), kind)
     if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow
-    if variant == 'profile': trainer.update = lambda core, *args: profiled(update, core, *args) if core.step == 2 else update(core, *args)
+    trainer.update = lambda core, *args: watched(profiled if variant == 'profile' and core.step == 3 else (lambda update, *args: update(*args)), update, core, *args)
 
 
 class Narrow(TemporalSelfAttention):
@@ -112,6 +115,20 @@ class Narrow(TemporalSelfAttention):
         return self.proj(attend(q, k, v).reshape(x.shape[0], s, c // 2), gate=self.gate)
 
 
+def watched(how, update, core, *args):
+    "An update, and in reserved.json what the allocator holds at most, and what is taken of the card in all, in GiB"
+    out = how(update, core, *args)
+    if core.device.type == 'cuda':
+        free, total = torch.cuda.mem_get_info()
+        put(Path(os.environ['PROFILE']).with_suffix('.reserved'), dict(peak_reserved_gib=round(torch.cuda.max_memory_reserved() / 2**30, 2), card_gib=round((total - free) / 2**30, 2)))
+    return out
+
+
+def put(path, found):
+    path.with_suffix('.part').write_text(json.dumps(found))
+    path.with_suffix('.part').replace(path)
+
+
 def profiled(update, core, *args):
     "An update, and in profile.json the share of its time in which the GPU had nothing to do"
     from torch.profiler import ProfilerActivity, profile
@@ -126,9 +143,7 @@ def profiled(update, core, *args):
     for start, end in spans: busy, until = busy + max(0, end - max(start, until)), max(until, end)
     names = {}
     for event in kernels: names[event.name[:110]] = names.get(event.name[:110], 0) + event.time_range.elapsed_us() / 1e3
-    path = Path(os.environ['PROFILE'])
-    path.with_suffix('.part').write_text(json.dumps(dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, pieces=len(spans), milliseconds={name: round(ms, 1) for name, ms in sorted(names.items(), key=lambda item: -item[1])[:60]})))
-    path.with_suffix('.part').replace(path)
+    put(Path(os.environ['PROFILE']), dict(idle_share=1 - busy / (until - spans[0][0]), span_ms=(until - spans[0][0]) / 1e3, busy_ms_an_update=round(busy / 1e3, 1), pieces=len(spans), milliseconds={name: round(ms, 1) for name, ms in sorted(names.items(), key=lambda item: -item[1])[:24]}))
     return out
 
 
@@ -189,8 +204,11 @@ def run_row(config, cache, out, args, variant='', gpus=(0,)):
     if len(found) < config.steps: return dict(failed=' '.join(said.replace(f'{out.parent}/', '').split())[-600:])
     seconds = min(line['seconds'] for line in found[1:])
     estimate = json.loads((out / 'run.json').read_text())['estimated_gib']
+    taken = out.parent / f'{out.name}.reserved'
     row = dict(peak_allocated_gib=round(found[-1]['gib'], 2), milliseconds_a_micro_step=round(1e3 * seconds / config.accumulation, 1), seconds_an_update=round(seconds, 3), wall_s=round(time.perf_counter() - start, 1))
     if variant not in ('autocast', 'profile'): row |= dict(estimated_gib=round(estimate, 2), estimate_over_measured=round(estimate / found[-1]['gib'], 3))  # the estimate knows no autocast
+    if taken.exists(): row |= json.loads(taken.read_text())
+    if 'cannot be recorded' in said: row['not_recorded'] = said.split('cannot be recorded')[1].splitlines()[0][:200]
     if variant == 'profile': row = json.loads(profile.read_text())
     return row
 
@@ -244,7 +262,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/train_memory.json'))
     parser.add_argument('--limit', type=float, default=18.5, help='GiB that the allocator may give out')
-    parser.add_argument('--steps', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=4, help='updates; with two processes a micro-step is recorded in the second, and all of the third is played back')
     parser.add_argument('--accumulation', type=int, default=8, help="micro-steps an update, the seed's 8")
     parser.add_argument('--patience', type=float, default=400, help='seconds for one row, waiting for its turn included')
     parser.add_argument('--only', nargs='*', help='rows')
@@ -277,10 +295,15 @@ def main():
         for worker in workers: worker.join()
         if len(args.gpus) > 1:
             half = replace(settings(model, dict(adam_offload=True), args), accumulation=args.accumulation // len(args.gpus))
-            write('two GPUs', run_row(half, caches[768], home / 'run-two', args, gpus=args.gpus))
-            if 'seconds_an_update' in rows['two GPUs'] and 'seconds_an_update' in rows.get('seed', {}): rows['two GPUs'] |= dict(times_as_fast=round(rows['seed']['seconds_an_update'] / rows['two GPUs']['seconds_an_update'], 3))
+            for name, variant in (('two GPUs, started one by one', ''), ('two GPUs', 'together')):
+                if args.only and not {name, 'two'} & {*args.only}: continue
+                found = run_row(half, caches[768], home / f"run-{''.join(filter(str.isalnum, name))}", args, variant, args.gpus)
+                if 'seconds_an_update' in found and 'seconds_an_update' in rows.get('seed', {}): found |= dict(times_as_fast=round(rows['seed']['seconds_an_update'] / found['seconds_an_update'], 3))
+                write(name, found)
         for name, (side, changes) in ESTIMATED.items() if not args.only else ():
             write(name, dict(estimated_gib=round(measure(settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8).total / 2**30, 2)))
+        for name, usual in (('profile', 'seed'), ('profile, started one by one', 'started one by one')):
+            if 'busy_ms_an_update' in rows.get(name, {}) and 'seconds_an_update' in rows.get(usual, {}): rows[name]['idle_share_unwatched'] = round(1 - rows[name]['busy_ms_an_update'] / 1e3 / rows[usual]['seconds_an_update'], 4)
         if 'floor_ms' in result and 'milliseconds_a_micro_step' in rows.get('seed', {}): result['times_the_floor'] = round(rows['seed']['milliseconds_a_micro_step'] / result['floor_ms'], 2)
     write()
 

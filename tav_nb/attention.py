@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .kernel import attend
+from .sliding import slide, slides
 from .windows import fuse, take
 
 # %% ../nbs/01_attention.ipynb #44b67940
@@ -104,8 +105,9 @@ class TemporalSelfAttention(nn.Module):
         if len(windows.starts) == 1:
             return fuse(lambda start: self.hear_all(take(tokens, start, windows.length, dim=1)), windows, dim=1)
         said, positions = self.to_qkv(tokens, parts=3), self.positions(windows.length).to(tokens.dtype)
-        where = F.linear(positions, self.to_qkv.weight.to(tokens.dtype))[:, None].chunk(3, dim=-1)  # l c -> 3 times l 1 c
-        placed = lambda start: [take(t, start, windows.length, dim=1) + w for t, w in zip(said, where)]
+        where = F.linear(positions, self.to_qkv.weight.to(tokens.dtype)).chunk(3, dim=-1)  # l c -> 3 times l c
+        if slides(said[0], windows): return slide(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
+        placed = lambda start: [take(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
         return fuse(lambda start: self.hear(*placed(start)), windows, dim=1)
 
     def forward(self, x, num_frames, windows=None):

@@ -69,6 +69,7 @@ class TrainConfig:
 
     checkpointing: str = option("blocks", "compute activations twice instead of keeping them; offload: and what is kept waits in the computer's memory", ("blocks", "offload", "none"), also="gradient_checkpointing grad_checkpointing activation_checkpointing")
     compile: bool = option(False, "torch.compile of the transformer blocks; each clip length compiles once", also="torch_compile")
+    cuda_graphs: bool = option(True, "record a micro-step on a GPU once for each shape of batch and play it back, so that it never waits for Python (chapter 39); not with checkpointing offload", also="cuda_graph graphs cudagraphs")
     memory_limit: float = option(0.0, "GiB of the card that may be used; 0 is all that is free", also="vram max_memory")
 
     checkpoint_every: int = option(500, "updates between checkpoints; a kill -9 loses at most as many", lowest=1, also="save_every save_steps checkpointing_steps")
@@ -83,7 +84,7 @@ class TrainConfig:
     seed: int = option(0, "of everything random", below=2**31, also="random_seed manual_seed")
 
 # %% ../nbs/23_config.ipynb #c163a0c6
-FREE = ("steps", "workers", "memory_limit", "checkpointing", "adam_offload", "compile", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
+FREE = ("steps", "workers", "memory_limit", "checkpointing", "adam_offload", "compile", "cuda_graphs", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
         "preview_steps", "log_every", "tensorboard", "max_overflows", "bad_clips")
 
 # %% ../nbs/23_config.ipynb #858c26c1

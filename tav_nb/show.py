@@ -143,4 +143,4 @@ def small_figures(
     except ImportError: return
     if not getattr(get_ipython(), "kernel", None): return
     from matplotlib_inline.backend_inline import set_matplotlib_formats
-    set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=quality))
+    set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=quality, optimize=True, progressive=True))  # the same picture in a tenth less

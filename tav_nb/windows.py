@@ -76,11 +76,17 @@ class Windows(NamedTuple):
     length: int      # of a window
     starts: tuple    # of int
     shares: object   # [windows][length]: a list, or a tensor on the device where it is needed
+    places: object = None  # beside such a tensor: which frame it is, or, if a window before has that frame too, -1 minus it
 
     def on(self, device):
-        "The same with its shares as a tensor."
+        "The same with its shares and places as tensors."
         import torch
-        return self._replace(shares=torch.tensor(self.shares, dtype=torch.float32, device=device))
+        places, known = [], set()
+        for start in self.starts:
+            frames = [(start + i) % self.num_frames for i in range(self.length)]
+            places.append([-1 - frame if frame in known else frame for frame in frames])
+            known |= set(frames)
+        return self._replace(shares=torch.tensor(self.shares, dtype=torch.float32, device=device), places=torch.tensor(places, dtype=torch.int32, device=device))
 
 # %% ../nbs/29_windows.ipynb #77f357dc
 def plan_windows(

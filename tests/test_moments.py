@@ -6,15 +6,15 @@ import pytest
 import torch
 
 # %% ../nbs/35_moments.ipynb #2a895c85
-def trained(make, device="cpu", updates=10):
+def trained(make, device="cpu", updates=10, width=32):
     "Weights and moments of a small network after some updates with `make(groups)`"
     torch.manual_seed(0)
-    net = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(6))).to(device)
+    net = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(6))).to(device)
     weights, biases = [p for p in net.parameters() if p.ndim > 1], [p for p in net.parameters() if p.ndim == 1]
     optimizer = make([dict(params=weights, lr=1e-2, weight_decay=0.1), dict(params=biases, lr=1e-1, weight_decay=0.0)])
     for update in range(updates):
         optimizer.zero_grad()
-        net(torch.randn(8, 32, device=device)).square().mean().backward()
+        net(torch.randn(8, width, device=device)).square().mean().backward()
         if update % 3 == 1: weights[2].grad = None
         optimizer.step()
     if hasattr(optimizer, "settle"): optimizer.settle()
@@ -48,3 +48,9 @@ def test_on_a_gpu_moments_wait_outside_and_change_no_bit():
     found, optimizer = trained(lambda groups: VisitingAdamW(groups, piece=5000), "cuda")
     assert all(torch.equal(a, b) for a, b in zip(plain, found))
     assert all(state[name].is_pinned() for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
+    _, optimizer = trained(lambda groups: VisitingAdamW(groups, piece=2**21), "cuda", 2, 700)  # 12 MB, of which a piece is 2
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    optimizer.step()
+    assert torch.cuda.max_memory_allocated() - before < 3 * 2 * 2**21 + 2**20, "three pieces at most"

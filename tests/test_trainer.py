@@ -10,7 +10,7 @@ from tav_nb.checkpoint import CheckpointError, find_checkpoint, optimizer_tensor
 from tav_nb.config import TrainConfig
 from tav_nb.encode import fingerprint
 from tav_nb.loader import ClipLoader
-from tav_nb.memory import Need
+from tav_nb.memory import Need, set_checkpointing
 from tav_nb.models import EMBEDDED, load_pipeline
 from tav_nb.trainer import Core, build, clip_losses, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
@@ -74,11 +74,12 @@ SMALL = TrainConfig(model=MICRO, lengths=(4, 6, 8), batch_size=1, accumulation=2
                     eval_every=0, preview_every=0, log_every=1, checkpointing="none")
 
 # %% ../nbs/24_trainer.ipynb #252b6611
-def small_core(config=SMALL, rank=0, world=1):
+def small_core(config=SMALL, rank=0, world=1, device="cpu"):
     "A `Core` of the micro model, always from the same start"
     torch.manual_seed(0)
     pipe = load_pipeline(config.model)
     add_temporal(pipe.unet, config.max_frames, config.positions, zero=config.zero)
+    set_checkpointing(pipe.unet.to(device), config.checkpointing)
     return Core(pipe.unet, pipe.scheduler, config, rank, world)
 
 
@@ -178,20 +179,32 @@ def test_accumulating_four_times_one_clip_equals_a_batch_of_four():
     assert not any(torch.allclose(a, b, rtol=1e-2) for a, b in zip(one, other) if a.any()), "three are not four"
 
 # %% ../nbs/24_trainer.ipynb #78d72c75
-def test_gradients_set_out_for_the_other_processes_while_the_backward_pass_goes_on_each_once_after_the_last_micro_step():
+def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_piece_after_the_last_micro_step():
     with tempfile.TemporaryDirectory() as place:
         torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=0, world_size=1)
         try:
             for accumulation in (1, 3):
                 core, order, real, one = small_core(replace(SMALL, batch_size=1, accumulation=accumulation), world=2), [], torch.distributed.all_reduce, micro_step
-                def spy(tensor, **kwargs): order.append(tensor); return real(tensor, **kwargs)
-                def step(core, *args): order.append("begins"); out = one(core, *args); order.append("ends"); return out
+                def spy(tensor): order.append(tensor.numel()); return real(tensor)
+                def step(*args): order.append("micro-step"); return one(*args)
                 with patch("torch.distributed.all_reduce", spy), patch.object(sys.modules[update.__module__], "micro_step", step): update(core, micro_batches(Numbered(1), 0, 2 * accumulation))
-                marks = [k for k, x in enumerate(order) if isinstance(x, str)]
-                assert marks[-2] == 2 * (accumulation - 1), "none before the last micro-step"
-                inside, after = order[marks[-2] + 1:marks[-1]], order[marks[-1] + 1:]
-                assert len(inside) == len(core.parameters) == len({id(x) for x in inside}) and len(after) == 1, "and only the counts after it"
+                assert order == ["micro-step"] * accumulation + [core.gradients.numel(), 3]
+            first = core.gradients.data_ptr()
+            core.gradients.copy_(torch.arange(core.gradients.numel()))
+            for p in core.parameters: assert p.grad.data_ptr() % 512 == first % 512 and p.grad.shape == p.shape and p.grad.flatten()[-1] - p.grad.flatten()[0] == p.numel() - 1
+            assert len({p.grad.data_ptr() for p in core.parameters}) == len(core.parameters)
         finally: torch.distributed.destroy_process_group()
+
+# %% ../nbs/24_trainer.ipynb #9dc12da1
+@pytest.mark.cuda
+def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
+    found = []
+    for recorded in (True, False):
+        core = small_core(replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, checkpointing="blocks"), device="cuda")
+        said = [update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2)) for _ in range(5)]
+        assert len(core.learn.known) == recorded and not core.learn.failed
+        found.append([torch.tensor([one["loss"] for one in said]), *(p.detach() for p in core.parameters)])
+    for a, b in zip(*found, strict=True): torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
 # %% ../nbs/24_trainer.ipynb #861c5f86
 def test_a_broken_clip_that_is_skipped_counts_nothing():
