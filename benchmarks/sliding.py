@@ -35,12 +35,12 @@ def main():
                 Given.said = said
                 return layer.hear_in(windows, said[0])
 
+            with patch.object(tav_nb.attention, 'slides', lambda *_: False): exact = hear(tuple(x[:, :, :64].double() for x in said), layer.double())
+            layer.half()
             for kind, can in (('kernel', True), ('one by one', False)):
                 with patch.object(tav_nb.attention, 'slides', lambda *_: can):
                     found = hear(said, layer)
                     row[f'{kind}_ms'] = milliseconds(lambda: hear(said, layer))
-                with patch.object(tav_nb.attention, 'slides', lambda *_: False): exact = hear(tuple(x[:, :, :64].double() for x in said), layer.double())
-                layer.half()
                 row[f'{kind}_error'] = ((found[:, :, :64].double() - exact).norm() / exact.norm()).item()
             rows.append(row)
             print(row, flush=True)

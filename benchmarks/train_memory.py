@@ -97,7 +97,7 @@ def vary(variant, gpu):
     if variant == 'benchmark': torch.backends.cudnn.benchmark = True
     if variant == 'channels': trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(unet.to(memory_format=torch.channels_last), kind)
     if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow
-    trainer.update = lambda core, *args: watched(profiled if variant == 'profile' and core.step == 3 else (lambda update, *args: update(*args)), update, core, *args)
+    trainer.update = lambda core, *args: watched(profiled if variant == 'profile' and core.step == core.config.steps - 1 else (lambda update, *args: update(*args)), update, core, *args)
 
 
 class Narrow(TemporalSelfAttention):
@@ -116,11 +116,12 @@ class Narrow(TemporalSelfAttention):
 
 
 def watched(how, update, core, *args):
-    "An update, and in reserved.json what the allocator holds at most, and what is taken of the card in all, in GiB"
+    "An update, and in a file beside that of the profile what the allocator held at most at the end of one, and what was taken of the card in all, in GiB"
     out = how(update, core, *args)
-    if core.device.type == 'cuda':
+    if core.device.type == 'cuda' and core.rank == 0:
         free, total = torch.cuda.mem_get_info()
-        put(Path(os.environ['PROFILE']).with_suffix('.reserved'), dict(peak_reserved_gib=round(torch.cuda.max_memory_reserved() / 2**30, 2), card_gib=round((total - free) / 2**30, 2)))
+        watched.most = [max(old, new) for old, new in zip(getattr(watched, 'most', (0, 0)), (torch.cuda.memory_reserved(), total - free))]
+        put(Path(os.environ['PROFILE']).with_suffix('.reserved'), dict(zip(('reserved_gib', 'card_gib'), (round(size / 2**30, 2) for size in watched.most))))
     return out
 
 
@@ -262,7 +263,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/train_memory.json'))
     parser.add_argument('--limit', type=float, default=18.5, help='GiB that the allocator may give out')
-    parser.add_argument('--steps', type=int, default=4, help='updates; with two processes a micro-step is recorded in the second, and all of the third is played back')
+    parser.add_argument('--steps', type=int, default=4, help='updates; the first compiles and records')
     parser.add_argument('--accumulation', type=int, default=8, help="micro-steps an update, the seed's 8")
     parser.add_argument('--patience', type=float, default=400, help='seconds for one row, waiting for its turn included')
     parser.add_argument('--only', nargs='*', help='rows')

@@ -72,8 +72,11 @@ def denoise_step(pipe, latents, t, guidance, unet_kwargs, windows=None, memory=M
         return fuse(lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(told, windows, start), memory), windows, dim=1)
     told = some_of(unet_kwargs, lambda y: y[-len(x):], len(unet_kwargs['encoder_hidden_states']))  # the half with the prompt
     alone = {name: value for name, value in told.items() if name not in ('num_frames', 'context')}  # and without the adapter
+    def separately():  # frames that do not know of each other need no windows, only to be no more at once
+        size = windows.length if windows else len(x)
+        return torch.cat([ask(pipe.unet, x[i:i + size], t, some_of(alone, lambda y: y[i:i + size], len(x)), memory)[0] for i in range(0, len(x), size)])
     sigma = noise_level(pipe.scheduler, t) if guidance.min_sigma else float('inf')
-    answer = guided(guidance, sigma, lambda: answers(unet_kwargs), lambda: answers(told)[0], lambda: answers(alone)[0])
+    answer = guided(guidance, sigma, lambda: answers(unet_kwargs), lambda: answers(told)[0], separately)
     return pipe.scheduler.step(answer, t, latents).prev_sample
 
 

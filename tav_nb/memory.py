@@ -175,7 +175,7 @@ def measure(
         for tensor in [*unet.parameters(), *unet.buffers()]: live.sizes[tensor.untyped_storage()._cdata] = 0  # counted above
         for parameter in parameters: live.sizes[parameter.grad.untyped_storage()._cdata] = 0
         unet(*args, **kwargs).sample.float().square().mean().backward()
-    visit = min(moments, 3 * 2 * PIECE)  # of moments that wait outside
+    visit = min(moments, 3 * 2 * PIECE)  # of moments that wait outside: two pieces, and one for what falls between them
     recorded = config.cuda_graphs and config.checkpointing != "offload"  # then the room of activations is theirs for good (chapter 39)
     if not config.adam_offload or recorded: return Need(base, adapter, adapter, visit if config.adam_offload else moments, live.peak)
     return Need(base, adapter, adapter, 0, max(live.peak, visit))  # moments come when activations are gone

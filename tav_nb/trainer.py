@@ -7,9 +7,9 @@ __all__ = ['DTYPES', 'TrainError', 'timestep_tables', 'dice', 'question', 'quest
            'position_table', 'move_positions', 'positions_from', 'Checked', 'deaf', 'micro_batches', 'held_out_split',
            'side_by_side', 'make_optimizer', 'records', 'Core', 'micro_step', 'learn', 'update', 'apply_gradients',
            'about_adapter', 'save', 'restore', 'held_out_loss', 'Stage', 'preview', 'check_extras', 'open_clips',
-           'largest_step', 'check_memory', 'put_adapter', 'build', 'introduce', 'polite_stop', 'Log', 'gates',
-           'memory_now', 'Run', 'spell', 'accelerator_for', 'began_with', 'settled', 'write_run', 'train', 'leave',
-           'go', 'first_caption']
+           'batch_sizes', 'largest_step', 'check_memory', 'put_adapter', 'build', 'introduce', 'polite_stop', 'Log',
+           'gates', 'memory_now', 'Run', 'spell', 'accelerator_for', 'began_with', 'settled', 'write_run', 'train',
+           'leave', 'go', 'first_caption']
 
 # %% ../nbs/24_trainer.ipynb #6e036fbb
 import copy
@@ -20,6 +20,7 @@ import re
 import shutil
 import signal
 import time
+import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -42,7 +43,7 @@ from .checkpoint import Average, CheckpointError, claim, fill_optimizer, find_ch
 from .config import FREE, ConfigError, TrainConfig, check_whole, differences, merge, write_toml
 from .files import sweep, whole, write_whole
 from .gates import fuse_gates
-from .graphs import Graphs
+from .graphs import EACH, MOST, Graphs, Unrecordable
 from .guidance import guidance_for
 from .inference import conditions, decode_frames, denoise_step, start_latents
 from .loader import CacheError, ClipLoader, Plan, Steps, check_cache_model
@@ -154,7 +155,7 @@ def held_out_split(loader, count, seed):
 # %% ../nbs/24_trainer.ipynb #a5bc413e
 def side_by_side(parameters):
     "One piece of memory for the gradients of all parameters, zeros, and in it the place of each: its `grad`"
-    places = [-(-p.numel() // 128) * 128 for p in parameters]  # kernels like beginnings that divide by 512 bytes
+    places = [-(-p.numel() // 128) * 128 for p in parameters]  # kernels like tensors that begin at a multiple of 512 bytes
     whole = torch.zeros(sum(places), device=parameters[0].device)
     for p, part in zip(parameters, whole.split(places)): p.grad = part[:p.numel()].view_as(p)
     return whole
@@ -170,7 +171,7 @@ def make_optimizer(unet, config):
 
 
 def records(config, device, world):
-    "Are micro-steps recorded as CUDA graphs? Not yet in several processes, where that was not tried"
+    "Are micro-steps recorded as CUDA graphs? Not in several processes, where that has not been tried long enough"
     return config.cuda_graphs and device.type == "cuda" and config.checkpointing != "offload" and world == 1
 
 
@@ -190,7 +191,7 @@ class Core:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=unet.dtype == torch.float16)
         self.average = Average(self.parameters, config.ema_decay, config.ema_every)
         self.tables = timestep_tables(scheduler, config, self.device)
-        self.learn = Graphs(partial(learn, self), off=not records(config, self.device, world))
+        self.learn = Graphs(partial(learn, weakref.proxy(self)), off=not records(config, self.device, world))
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
 
     clips_a_step = property(lambda self: self.config.batch_size * self.config.accumulation * self.world)
@@ -353,16 +354,24 @@ def open_clips(config, cache):
     return loader, held_out_split(loader, config.held_out, config.seed)
 
 
+def batch_sizes(config, clips):
+    "All `(frames, height, width)` that a batch may have"
+    return {(n, row["height"], row["width"]) for row in clips for n in config.lengths if n <= row["frames"]}
+
+
 def largest_step(config, clips):
     "`(frames, height, width)` of the batch that needs most"
-    sizes = {(max(n for n in config.lengths if n <= row["frames"]), row["height"], row["width"]) for row in clips}
-    return max(sizes, key=lambda size: (math.prod(size), size))
+    return max(batch_sizes(config, clips), key=lambda size: (math.prod(size), size))
 
 
 def check_memory(config, clips, device, dtype, say, world=1):
     "Say what a step needs and what is there; raises `TrainError` if it cannot fit, with what would"
     size, room = largest_step(config, clips), room_on(device, config.memory_limit)
     config = replace(config, cuda_graphs=records(config, torch.device(device), world))
+    if config.cuda_graphs:
+        kinds = len(batch_sizes(config, clips))
+        room -= min(kinds, MOST) * EACH
+        if kinds > MOST: say(f"there are {kinds} kinds of batches, and {MOST} at a time are recorded (chapter 39); with fewer --lengths every micro-step would be a recorded one")
     structure = None
     if config.adapter: structure = {name: value for name, value in read_metadata(config.adapter).items() if name in STRUCTURE}
     need = measure(config, *size, dtype, structure)
@@ -510,8 +519,6 @@ class Run:
         "One update's line, and the bar"
         core, config = self.core, self.core.config
         self.times.append(seconds)
-        if core.learn.failed and not core.learn.off: self.say(f"micro-steps cannot be recorded and are started one by one: {core.learn.failed}")
-        core.learn.off = core.learn.off or bool(core.learn.failed)
         if len(self.times) == 3 and config.steps > core.step: self.say(f"{min(self.times):.2f} s an update: the other {config.steps - core.step} take about {spell(min(self.times) * (config.steps - core.step))}")
         if core.step % config.log_every and core.step != config.steps: return
         values = dict(loss=said["loss"], grad_norm=said["grad_norm"], gate=gates(core.unet), lr=core.optimizer.param_groups[0]["lr"], scale=said["scale"], seconds=seconds, gib=memory_now(core))
@@ -636,6 +643,7 @@ def go(core, pipe, loader, held_out, run, resume, say, on_event, accelerator, ba
     try:
         with polite_stop() as asked: stopped = part.loop(asked)
         part.checkpoint(last=True)
+    except Unrecordable as error: raise TrainError(f"step {core.step}: a micro-step cannot be recorded ({error}); --resume --cuda-graphs false goes on from step {part.saved} without") from None
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error) and "can't allocate memory" not in str(error): raise
         less = " --adam-offload true" * (not config.adam8bit) + " --checkpointing offload"

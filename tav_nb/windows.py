@@ -76,7 +76,7 @@ class Windows(NamedTuple):
     length: int      # of a window
     starts: tuple    # of int
     shares: object   # [windows][length]: a list, or a tensor on the device where it is needed
-    places: object = None  # beside such a tensor: which frame it is, or, if a window before has that frame too, -1 minus it
+    places: object = None  # beside such a tensor: the number of the frame, or -1 minus that if an earlier window has it too
 
     def on(self, device):
         "The same with its shares and places as tensors."

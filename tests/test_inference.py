@@ -96,7 +96,7 @@ def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_
     assert torch.equal(last, unguided) and not torch.allclose(told, alone, atol=1e-3)
     asked.clear()
     generate('a girl', pipe, **SMALL, guidance_scale=1., temporal_guidance=2., context=Context('predictions', length=3, overlap=1))
-    assert asked == [(3, 3), (3, 3), (3, None), (3, None)] * 2, 'in windows over the predictions too'
+    assert asked == [(3, 3), (3, 3), (3, None), (1, None)] * 2, 'windows over the predictions overlap, single frames do not'
     asked.clear()
     generate('a girl', pipe, **SMALL, temporal_guidance=2., images=True)
     assert asked == [(8, None)] * 2, 'images have nothing to go away from'

@@ -9,10 +9,11 @@ from tav_nb.adapter import EMBEDDED_ADAPTER, FILE_NAME, read_metadata
 from tav_nb.checkpoint import CheckpointError, find_checkpoint, optimizer_tensors, save_checkpoint
 from tav_nb.config import TrainConfig
 from tav_nb.encode import fingerprint
+from tav_nb.graphs import EACH, MOST, Unrecordable
 from tav_nb.loader import ClipLoader
 from tav_nb.memory import Need, set_checkpointing
 from tav_nb.models import EMBEDDED, load_pipeline
-from tav_nb.trainer import Core, build, clip_losses, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
+from tav_nb.trainer import Core, batch_sizes, build, check_memory, clip_losses, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -202,7 +203,7 @@ def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
     for recorded in (True, False):
         core = small_core(replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, checkpointing="blocks"), device="cuda")
         said = [update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2)) for _ in range(5)]
-        assert len(core.learn.known) == recorded and not core.learn.failed
+        assert len(core.learn.known) == recorded
         found.append([torch.tensor([one["loss"] for one in said]), *(p.detach() for p in core.parameters)])
     for a, b in zip(*found, strict=True): torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
@@ -414,6 +415,25 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", out_of_memory):
         message = refusal(lambda: run_small(f"{place}/run"))
         assert "step 0: out of memory" in message and "--checkpointing offload" in message and "--batch-size" in message, message
+
+# %% ../nbs/24_trainer.ipynb #e7fce58a
+def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on_without():
+    def cannot(*args): raise Unrecordable("CUDA error: operation not permitted when stream is capturing")
+    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", cannot):
+        message = refusal(lambda: run_small(f"{place}/run"))
+        assert "step 0: a micro-step cannot be recorded (CUDA error" in message and "--resume --cuda-graphs false" in message, message
+
+# %% ../nbs/24_trainer.ipynb #9209f9ed
+@pytest.mark.slow
+def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_for_those_that_are():
+    lines, clips = [], [dict(frames=frames, height=64, width=64) for frames in (4, 9)]
+    assert batch_sizes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_step(replace(SMALL, lengths=(4, 8)), clips) == (8, 64, 64)
+    wide = clips + [dict(frames=4, height=64, width=8 * n) for n in range(1, MOST + 4)]
+    for several, recorded in ((clips, True), (wide, True), (wide, False)):
+        with patch.object(HERE, "room_on", lambda *args: 2**40): check_memory(replace(SMALL, lengths=(4, 8), cuda_graphs=recorded), several, "cuda", torch.float32, lines.append)
+    kinds = len(batch_sizes(replace(SMALL, lengths=(4, 8)), wide))
+    assert kinds > MOST and [f"{kinds} kinds of batches" in line for line in lines] == [False, True, False, False], lines
+    assert f"of {1024 - 2 * EACH / 2**30:.1f} GiB" in lines[0] and f"of {1024 - MOST * EACH / 2**30:.1f} GiB" in lines[2] and "of 1024.0 GiB" in lines[3], lines
 
 # %% ../nbs/24_trainer.ipynb #353d76f8
 def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run_goes_on():
