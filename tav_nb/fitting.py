@@ -21,9 +21,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .adapter import load_adapter
-import tav_nb.attention
 from .attention import TemporalSelfAttention
-from .kernel import SEATS
 from .memory import Live, flash
 from .models import ModelError, find_config, quiet
 
@@ -218,8 +216,7 @@ def roomy(x, weight, *args, **kwargs):
 @contextmanager
 def acted_out(model, on_cpu=False):
     "Inside the `with`, attention and convolutions are as on a GPU, storages are counted, and the model's weights are none of them"
-    one_kernel = lambda q, windows: not on_cpu and windows.length <= SEATS  # chapter 40
-    with torch.no_grad(), patch.object(F, "scaled_dot_product_attention", flash), patch.object(F, "conv2d", conv2d if on_cpu else roomy), patch.object(tav_nb.attention, "slides", one_kernel), Live() as live:
+    with torch.no_grad(), patch.object(F, "scaled_dot_product_attention", flash), patch.object(F, "conv2d", conv2d if on_cpu else roomy), Live() as live:
         for part in (model.unet, model.vae):
             for tensor in [*part.parameters(), *part.buffers()]: live.sizes[tensor.untyped_storage()._cdata] = 0
         yield live

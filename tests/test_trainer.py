@@ -424,7 +424,6 @@ def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on
         assert "step 0: a micro-step cannot be recorded (CUDA error" in message and "--resume --cuda-graphs false" in message, message
 
 # %% ../nbs/24_trainer.ipynb #9209f9ed
-@pytest.mark.slow
 def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_for_those_that_are():
     lines, clips = [], [dict(frames=frames, height=64, width=64) for frames in (4, 9)]
     assert batch_sizes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_step(replace(SMALL, lengths=(4, 8)), clips) == (8, 64, 64)
