@@ -3,7 +3,7 @@
     python benchmarks/train_memory.py [--limit 18.5] [--only ROW ...] [--gpus 0] [--out benchmarks/results/train_memory.json]
     python benchmarks/train_memory.py --toy       the same with a UNet of a few thousand weights, on the CPU, in some minutes
 
-Rows take turns on a GPU; while one computes, the next one loads. With --gpus 0 1 there are two queues, and at the end trainings on both with `accelerate launch` (--only seed two: nothing else but those).
+The first row comes alone; with --gpus 0 1 ... a training on two of them with `accelerate launch`, and on four, comes next (--only seed GPUs: nothing else but those), and then a queue for each GPU. In a queue one row computes while the next one loads; --alone: one after the other.
 """
 import argparse
 import fcntl
@@ -41,19 +41,19 @@ SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=[
 TOY = dict(SDXL, sample_size=8, block_out_channels=[16, 16], layers_per_block=1, cross_attention_dim=128, down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D'],
            up_block_types=['CrossAttnUpBlock2D', 'UpBlock2D'], transformer_layers_per_block=1, attention_head_dim=[2, 2], addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 64, norm_num_groups=8, mid_block_type=None)
 
-# name: (side in pixels, settings, a variant that is no setting); seed is 2 clips of 8 frames
+# name: (side in pixels, settings, a variant that is no setting); seed is 2 clips of 8 frames; what compiles for long comes early
 ROWS = {
     'seed': (768, dict(adam_offload=True), ''),
+    '8-bit Adam': (768, dict(adam8bit=True), ''),
+    'seed, compiled': (768, dict(adam_offload=True, compile=True), ''),
     'seed, moments on the card': (768, {}, ''),
     'started one by one': (768, dict(adam_offload=True, cuda_graphs=False), ''),
-    'seed, compiled': (768, dict(adam_offload=True, compile=True), ''),
     'checkpoints outside': (768, dict(adam_offload=True, checkpointing='offload'), ''),
     '1024 px': (1024, dict(adam_offload=True), ''),
     '1 x 24 frames': (768, dict(adam_offload=True, batch_size=1, lengths=(24,)), ''),
     'profile': (768, dict(adam_offload=True), 'profile'),
     'profile, started one by one': (768, dict(adam_offload=True, cuda_graphs=False), 'profile'),
     'bfloat16': (768, dict(adam_offload=True, dtype='bfloat16'), ''),
-    '8-bit Adam': (768, dict(adam8bit=True), ''),
     'autocast': (768, dict(cuda_graphs=False), 'autocast'),
     "the library's attention": (768, dict(adam_offload=True), 'library'),
     "the library's gates": (768, dict(adam_offload=True), 'gates'),
@@ -93,7 +93,6 @@ def vary(variant, gpu):
         tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
     if variant == 'library': tav_nb.kernel.triton = None  # as before chapter 34
     if variant == 'gates': trainer.fuse_gates = lambda unet: unet  # as before chapter 37
-    if variant == 'together': trainer.records = lambda config, device, world: device.type == 'cuda'  # recorded, though there are several processes
     if variant == 'benchmark': torch.backends.cudnn.benchmark = True
     if variant == 'channels': trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(unet.to(memory_format=torch.channels_last), kind)
     if variant == 'narrow': tav_nb.unet.TemporalSelfAttention = Narrow
@@ -240,7 +239,7 @@ def matrix_rate(size=8192):
 
 
 def in_queues(names, caches, model, home, args, write):
-    "Rows from one list, two processes a GPU at a time: one computes, one loads"
+    "Rows from one list, on all GPUs"
     todo = queue.Queue()
     for name in names: todo.put(name)
 
@@ -254,9 +253,9 @@ def in_queues(names, caches, model, home, args, write):
             else: found = run_row(settings(model, changes, args), caches[side], home / f"run-{''.join(filter(str.isalnum, name))}", args, variant, (gpu,))
             write(name, found)
 
-    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus[:1 if args.alone else None] for _ in range(1 if args.toy or args.alone else 2)]
+    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in args.gpus for _ in range(1 if args.toy or args.alone else 2)]
     for worker in workers: worker.start()
-    return workers
+    for worker in workers: worker.join()
 
 
 def main():
@@ -289,18 +288,17 @@ def main():
         caches = {side: make_cache(home / f'cache{side}', side // scale // 8 * 8, unet, made_with) for side in (768, 1024)}
         if not args.toy: torch.cuda.empty_cache()
         print(f'[{time.time() - start:.0f}] model and caches are there', flush=True)
-        workers = in_queues([name for name in ROWS if not args.only or name in args.only], caches, model, home, args, write)
         if not args.toy:
             work = flops(settings(model, {}, args), 8, 768)
             result |= dict(flops_a_micro_step=work, floor_ms=round(1e3 * work / result['matrix_flops_a_second'], 1))
-        for worker in workers: worker.join()
-        if len(args.gpus) > 1:
-            half = replace(settings(model, dict(adam_offload=True), args), accumulation=args.accumulation // len(args.gpus))
-            for name, variant in (('two GPUs, started one by one', ''), ('two GPUs', 'together')):
-                if args.only and not {name, 'two'} & {*args.only}: continue
-                found = run_row(half, caches[768], home / f"run-{''.join(filter(str.isalnum, name))}", args, variant, args.gpus)
-                if 'seconds_an_update' in found and 'seconds_an_update' in rows.get('seed', {}): found |= dict(times_as_fast=round(rows['seed']['seconds_an_update'] / found['seconds_an_update'], 3))
-                write(name, found)
+        names = [name for name in ROWS if not args.only or name in args.only]
+        in_queues(names[:1], caches, model, home, args, write)
+        for count, name in ((2, 'two GPUs'), (4, 'four GPUs')) if not args.only or 'GPUs' in args.only else ():
+            if len(args.gpus) < count: continue
+            found = run_row(replace(settings(model, dict(adam_offload=True), args), accumulation=args.accumulation // count), caches[768], home / f'run-{count}', args, '', args.gpus[:count])
+            if 'seconds_an_update' in found and 'seconds_an_update' in rows.get('seed', {}): found |= dict(times_as_fast=round(rows['seed']['seconds_an_update'] / found['seconds_an_update'], 3))
+            write(name, found)
+        in_queues(names[1:], caches, model, home, args, write)
         for name, (side, changes) in ESTIMATED.items() if not args.only else ():
             write(name, dict(estimated_gib=round(measure(settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8).total / 2**30, 2)))
         for name, usual in (('profile', 'seed'), ('profile, started one by one', 'started one by one')):

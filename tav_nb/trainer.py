@@ -170,9 +170,9 @@ def make_optimizer(unet, config):
     return AdamW8bit(groups, betas=(0.9, 0.999))
 
 
-def records(config, device, world):
-    "Are micro-steps recorded as CUDA graphs? Not in several processes, where that has not been tried long enough"
-    return config.cuda_graphs and device.type == "cuda" and config.checkpointing != "offload" and world == 1
+def records(config, device):
+    "Are micro-steps recorded as CUDA graphs?"
+    return config.cuda_graphs and device.type == "cuda" and config.checkpointing != "offload"
 
 
 class Core:
@@ -191,7 +191,7 @@ class Core:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=unet.dtype == torch.float16)
         self.average = Average(self.parameters, config.ema_decay, config.ema_every)
         self.tables = timestep_tables(scheduler, config, self.device)
-        self.learn = Graphs(partial(learn, weakref.proxy(self)), off=not records(config, self.device, world))
+        self.learn = Graphs(partial(learn, weakref.proxy(self)), off=not records(config, self.device))
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
 
     clips_a_step = property(lambda self: self.config.batch_size * self.config.accumulation * self.world)
@@ -364,10 +364,10 @@ def largest_step(config, clips):
     return max(batch_sizes(config, clips), key=lambda size: (math.prod(size), size))
 
 
-def check_memory(config, clips, device, dtype, say, world=1):
+def check_memory(config, clips, device, dtype, say):
     "Say what a step needs and what is there; raises `TrainError` if it cannot fit, with what would"
     size, room = largest_step(config, clips), room_on(device, config.memory_limit)
-    config = replace(config, cuda_graphs=records(config, torch.device(device), world))
+    config = replace(config, cuda_graphs=records(config, torch.device(device)))
     if config.cuda_graphs:
         kinds = len(batch_sizes(config, clips))
         room -= min(kinds, MOST) * EACH
@@ -614,7 +614,7 @@ def train(
             dtype = DTYPES.get(config.dtype) or (torch.float16 if where.type == "cuda" else torch.float32)
             if config.memory_limit and where.type == "cuda": torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory), where.index or 0)
             loader, held_out = open_clips(config, cache)
-            need = check_memory(config, loader.clips, where, dtype, say, world)
+            need = check_memory(config, loader.clips, where, dtype, say)
             core, pipe = build(config, loader, cache, where, dtype, rank, world)
             for line in introduce(core, loader, held_out, cache, world): say(line)
             if dry_run: return core

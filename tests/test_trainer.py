@@ -340,6 +340,22 @@ def test_two_processes_equal_one_with_twice_the_accumulation():
         assert one.keys() == two.keys()
         for key in one: torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-6)
 
+# %% ../nbs/24_trainer.ipynb #480044e4
+@pytest.mark.cuda
+def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumulation():
+    import pytest
+    if torch.cuda.device_count() < 2: pytest.skip("needs two GPUs")
+    words = "--steps", 6, "--workers", 0, "--held-out", 0, "--checkpoint-every", 6, "--dtype", "float32", "--device", "cuda"
+    with tempfile.TemporaryDirectory() as place:
+        Path(f"{place}/go.py").write_text(PROGRAM)
+        subprocess.run([sys.executable, f"{place}/go.py", *tav_train(f"{place}/one", *words, "--accumulation", 4)], check=True, capture_output=True)
+        launch = [sys.executable, *"-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split(), f"{place}/go.py"]
+        both = subprocess.run(launch + tav_train(f"{place}/two", *words, "--accumulation", 2), capture_output=True, text=True)
+        assert both.returncode == 0 and "x 2 processes" in both.stdout and "--cuda-graphs false" not in both.stdout, both
+        one, two = state_of(f"{place}/one")[0], state_of(f"{place}/two")[0]
+        assert one.keys() == two.keys()
+        for key in one: torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=2e-5)
+
 # %% ../nbs/24_trainer.ipynb #1c882255
 def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run():
     config = replace(SMALL, accumulation=1)
