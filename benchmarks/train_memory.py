@@ -288,9 +288,8 @@ def main():
         caches = {side: make_cache(home / f'cache{side}', side // scale // 8 * 8, unet, made_with) for side in (768, 1024)}
         if not args.toy: torch.cuda.empty_cache()
         print(f'[{time.time() - start:.0f}] model and caches are there', flush=True)
-        if not args.toy:
-            work = flops(settings(model, {}, args), 8, 768)
-            result |= dict(flops_a_micro_step=work, floor_ms=round(1e3 * work / result['matrix_flops_a_second'], 1))
+        counting = threading.Thread(target=lambda: result.update(flops_a_micro_step=flops(settings(model, {}, args), 8, 768)))
+        if not args.toy: counting.start()
         names = [name for name in ROWS if not args.only or name in args.only]
         in_queues(names[:1], caches, model, home, args, write)
         for count, name in ((2, 'two GPUs'), (4, 'four GPUs')) if not args.only or 'GPUs' in args.only else ():
@@ -303,6 +302,9 @@ def main():
             write(name, dict(estimated_gib=round(measure(settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8).total / 2**30, 2)))
         for name, usual in (('profile', 'seed'), ('profile, started one by one', 'started one by one')):
             if 'busy_ms_an_update' in rows.get(name, {}) and 'seconds_an_update' in rows.get(usual, {}): rows[name]['idle_share_unwatched'] = round(1 - rows[name]['busy_ms_an_update'] / 1e3 / rows[usual]['seconds_an_update'], 4)
+        if not args.toy:
+            counting.join()
+            result |= dict(floor_ms=round(1e3 * result['flops_a_micro_step'] / result['matrix_flops_a_second'], 1))
         if 'floor_ms' in result and 'milliseconds_a_micro_step' in rows.get('seed', {}): result['times_the_floor'] = round(rows['seed']['milliseconds_a_micro_step'] / result['floor_ms'], 2)
     write()
 
