@@ -1,7 +1,8 @@
 """Does it learn? The preset `toon-gpu` from several seeds; loss, held-out loss, and what the reader of the cartoon world says of sampled videos.
 
-    python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500] [--out benchmarks/results/learning.json]
-    for seed in 0 1 2; do python benchmarks/learning.py --seeds $seed & done; wait        side by side, into the same file
+    python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500 | --cache CACHE] [--out benchmarks/results/learning.json]
+    python -m tav_nb.live CACHE --clips 4000 --num-frames 24 --size 128 --device cuda --workers 48
+    for seed in 0 1 2; do CUDA_VISIBLE_DEVICES=$seed python benchmarks/learning.py --cache CACHE --seeds $seed & done; wait        side by side, into the same file
     python benchmarks/learning.py --toy       three updates from one seed, on the CPU
 """
 import argparse
@@ -79,7 +80,8 @@ def main():
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/learning.json'))
     parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1, 2])
     parser.add_argument('--seconds', type=float, default=100, help='of training, for each seed')
-    parser.add_argument('--clips', type=int, default=2500)
+    parser.add_argument('--clips', type=int, default=2500, help='to draw')
+    parser.add_argument('--cache', type=Path, help='of clips that are drawn already')
     parser.add_argument('--videos', type=int, default=64, help='scored each time')
     parser.add_argument('--eval-every', type=int, default=500, help='updates')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes that draw and read')
@@ -91,13 +93,14 @@ def main():
     pipe, runs = load_pipeline(device=device, dtype=torch.float32), {}
     with tempfile.TemporaryDirectory() as home:
         start = time.perf_counter()
-        cache = toon_cache(f'{home}/cache', range(args.clips), pipe, 4 if args.toy else 24, 128, workers)
-        print(f'{args.clips} clips in {time.perf_counter() - start:.0f} s', flush=True)
+        cache = args.cache or toon_cache(f'{home}/cache', range(args.clips), pipe, 4 if args.toy else 24, 128, workers)
+        clips = sum(1 for _ in Path(cache, 'clips').glob('*.npz'))
+        print(f'{clips} clips in {time.perf_counter() - start:.0f} s', flush=True)
         for seed in args.seeds:
             scores = Scores(pipe, config, args.seconds, args.videos, workers, 2 if args.toy else 20)
             with patch.object(tav_nb.trainer, 'build', scores.build): core = train(replace(config, seed=seed), cache, f'{home}/run{seed}', device=device, on_event=scores, bar=False)
             runs[seed] = dict(updates=core.step, losses=scores.losses, held_out=scores.held_out, scores=scores.scores)
-    result = dict(command='python ' + ' '.join(sys.argv), torch=torch.__version__, device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu', preset='toon-gpu', clips=args.clips, videos=args.videos, seconds=args.seconds, runs=runs)
+    result = dict(command='python ' + ' '.join(sys.argv), torch=torch.__version__, device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu', preset='toon-gpu', clips=clips, videos=args.videos, seconds=args.seconds, runs=runs)
     add(args.out, result)
 
 
