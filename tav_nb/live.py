@@ -16,7 +16,7 @@ import numpy as np
 
 from .dataset import Cache, npz_bytes, write_about, write_manifest, write_whole
 from .encode import EMPTY_ROW, EncodeOptions, Encoder, encode_frames, encode_text, key_of
-from .models import load_pipeline, quiet
+from .models import check_device, load_pipeline, quiet
 from .shots import ShotOptions
 from .tiny import pool
 from .toon import caption, random_scene, render
@@ -93,6 +93,16 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu", help="where the VAE runs (cpu)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw (1)")
     args = parser.parse_args(argv)
+    for name, least in (("clips", 1), ("num_frames", 2), ("size", 16), ("workers", 1)):
+        if getattr(args, name) < least: parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it has to be at least {least}")
+    if args.size % 16: parser.error(f"--size is {args.size}; it has to be a multiple of 16, such as {args.size // 16 * 16 or 16}")
+    if (Path(args.cache) / "manifest.parquet").exists(): parser.error(f"{args.cache}: holds a cache already; choose another folder")
+    try:
+        import cv2, pyarrow  # noqa: for thumbnails and the manifest
+        check_device(args.device)
+        Path(args.cache).mkdir(parents=True, exist_ok=True)
+    except ImportError as error: parser.error(f"a cache needs {error.name}: pip install 'tav_nb[prepare]'")
+    except (OSError, ValueError) as error: parser.error(str(error))
     with quiet(): pipe = load_pipeline(device=args.device)
     toon_cache(args.cache, range(args.clips), pipe, args.num_frames, args.size, args.workers)
     print(f"{args.cache}: {args.clips} clips of {args.num_frames} frames; tav train {args.cache} RUN --config toon-cpu trains on them")

@@ -189,8 +189,10 @@ def remedies(config, num_frames, height, width, room, dtype=torch.float16, struc
     halves = dict(batch_size=max(1, config.batch_size // 2), accumulation=config.accumulation * (config.batch_size // max(1, config.batch_size // 2)))
     tries = [smaller(checkpointing="blocks") if config.checkpointing == "none" else None, smaller(cuda_graphs=False), smaller(adam_offload=not config.adam8bit), smaller(**halves), smaller(checkpointing="offload"), smaller(adam8bit=True, adam_offload=False),
              smaller(checkpointing="offload", adam_offload=not config.adam8bit, **halves)]
-    lines = []
-    for other in filter(None, tries):
+    lines, ones = [], dict(batch_size=1, accumulation=config.accumulation * config.batch_size)
+    lasts = [smaller(checkpointing="blocks" if config.checkpointing == "none" else config.checkpointing, **ones), smaller(checkpointing="offload", adam_offload=not config.adam8bit, **ones)] if config.batch_size > 3 else []
+    for other in filter(None, [*tries, *lasts]):
+        if other in lasts and lines: break
         need = measure(other, num_frames, height, width, dtype, structure)
         changed = " ".join(f"--{name.replace('_', '-')} {str(getattr(other, name)).lower()}" for name in ("batch_size", "accumulation", "checkpointing", "adam8bit", "adam_offload", "cuda_graphs") if getattr(other, name) != getattr(config, name))
         if need.total <= room: lines.append(f"{changed} needs {need.total / 2**30:.1f} GiB")

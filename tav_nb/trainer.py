@@ -53,7 +53,7 @@ from .moments import VisitingAdamW
 from .noise import correlated_noise
 from .training import clip_errors, lr_factor, min_snr_weight, noisy_and_target, parameter_groups, predict
 from .unet import add_temporal, temporal_modules, train_only_temporal
-from .video import write_video
+from .video import VideoError, write_video
 
 # %% ../nbs/24_trainer.ipynb #4aa6fc57
 class TrainError(ValueError):
@@ -452,7 +452,9 @@ class Log:
     def __call__(self, kind, step, **values):
         self.on_event(dict(kind=kind, step=step, **values))
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        with open(self.path, "a") as file: file.write(json.dumps(dict(kind=kind, step=step, **numbers)) + "\n")
+        try:
+            with open(self.path, "a") as file: file.write(json.dumps(dict(kind=kind, step=step, **numbers)) + "\n")
+        except OSError as error: self.say(f"{self.path}: cannot be written ({error.strerror}); the training goes on, and step {step} is not in it")
         if self.writer:
             for name, value in numbers.items(): self.writer.add_scalar(f"{kind}/{name}", value, step)
 
@@ -486,13 +488,19 @@ class Run:
         self.skipped.add(number)
 
     def checkpoint(self, last=False):
-        "Save, if it can be done; a disk that is full ends a run only at its end"
-        if not self.main or self.saved == self.core.step: return
+        "Save, if it can be done; a disk that is full ends a run only at its end. Returns whether something was saved"
+        if not self.main or self.saved == self.core.step: return False
         try: save(self.core, self.folder, self.loader.clips)
         except CheckpointError as error:
             if last: raise
-            return self.say(f"{error}; the training goes on, the checkpoint of step {self.saved} is there")
+            self.say(f"{error}; {f'the checkpoint of step {self.saved} is there' if self.saved else 'there is no checkpoint yet'}")
+            return False
         self.saved = self.core.step
+        return True
+
+    def rescue(self):
+        "A clip is broken or gone, which ends the run: what was learned is kept"
+        if self.checkpoint(): self.say(f"step {self.core.step} is saved; --resume goes on from there")
 
     def look(self):
         "Held-out loss and preview, when it is time for them; with the average"
@@ -511,8 +519,10 @@ class Run:
             self.stage = None
             return self.say("a preview does not fit beside the training: no more of them; fewer --preview-frames need less")
         path = self.folder / "previews" / f"step-{self.core.step:08d}.webp"
-        path.parent.mkdir(exist_ok=True)
-        write_video(frames, path, 8)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_video(frames, path, 8)
+        except (OSError, VideoError) as error: return self.say(f"{error}; the training goes on without this preview")
         self.log("preview", self.core.step, frames=frames, path=str(path))
 
     def note(self, said, seconds):
@@ -537,9 +547,11 @@ class Run:
             except RuntimeError as error:
                 if asked and "DataLoader worker" in str(error): return True  # the signal went to the workers as well
                 raise
+            except ValueError: self.rescue(); raise
             if said["lost"] >= config.max_overflows: raise TrainError(f"step {core.step}: {said['lost']} updates in a row were lost to overflow, the last with scale {said['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step {self.saved} is the last good one")
             if self.main: self.note(said, time.perf_counter() - start), self.log.bar.update()
-            self.look()
+            try: self.look()
+            except ValueError: self.rescue(); raise
             if core.step % config.checkpoint_every == 0: self.checkpoint()
             if said["stop"]: return True
         return False
@@ -635,7 +647,10 @@ def leave(run):
 def go(core, pipe, loader, held_out, run, resume, say, on_event, accelerator, bar):
     "From the first update, or from the last checkpoint, to the end"
     config, main = core.config, accelerator.is_main_process
-    if resume and restore(core, run, say): say(f"goes on from step {core.step}")
+    if resume:
+        if restore(core, run, say): say(f"goes on from step {core.step}")
+        elif (Path(run) / FILE_NAME).exists(): raise TrainError(f"{run}: has no checkpoint to go on with, but an adapter, which would be lost; begin another run with --adapter {run}")
+        else: say("no checkpoint was written yet: from the beginning")
     stage = Stage(pipe, core, loader.clips, config.preview_prompt or first_caption(loader)) if main and config.preview_every else None
     pipe.text_encoder = pipe.text_encoder_2 = None
     log = Log(run, config, core.step, on_event, quiet=not bar) if main else SimpleNamespace(close=lambda: None, say=print)

@@ -96,5 +96,8 @@ def test_a_step_that_does_not_fit_is_told_what_would():
         halved = remedies(TrainConfig(), 8, 128, 128, needs["blocks"] - 1000)
         assert lines[0].startswith("--checkpointing blocks needs") and any(line.startswith("--batch-size 1 --accumulation 16 needs") for line in halved), (lines, halved)
         assert remedies(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
+        one = measure(TrainConfig(batch_size=1), 8, 128, 128).total
+        least = remedies(TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, adam_offload=True), 8, 128, 128, one)
+        assert len(least) == 1 and "--batch-size 1 --accumulation 24" in least[0], least
     assert room_on("cpu", 1e-3) == 2**30 * 1e-3 < room_on("cpu")
     assert 17.5 < fillable(20 * 2**30, 18.5) / 2**30 < 17.8 and fillable(18.5 * 2**30) == fillable(20 * 2**30, 18.5)

@@ -15,6 +15,7 @@ from tav_nb.memory import Need, set_checkpointing
 from tav_nb.models import EMBEDDED, load_pipeline
 from tav_nb.trainer import Core, batch_sizes, build, check_memory, clip_losses, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
+from tav_nb.video import VideoError
 from types import SimpleNamespace
 from unittest.mock import patch
 import json
@@ -410,6 +411,30 @@ def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_na
         core, lines = run_small(f"{place}/skip", replace(config, bad_clips="skip"), bad)
         assert core.step == 3 and sum("film1" in line and "skipped" in line for line in lines) == 1
         assert all(tensor.isfinite().all() for tensor in state_of(f"{place}/skip")[0].values())
+
+# %% ../nbs/24_trainer.ipynb #8276d811
+def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
+    def break_clips(event):
+        if event["step"] == 2:
+            for path in Path(cache, "clips").glob("*.npz"): path.write_bytes(b"nothing")
+    with tempfile.TemporaryDirectory() as place:
+        cache, lines = noise_cache(f"{place}/cache", [(8, 64, 64)] * 3, MICRO), []
+        config = replace(SMALL, lengths=(8,), steps=8, checkpoint_every=100)
+        message = refusal(lambda: train(config, cache, f"{place}/run", device="cpu", say=lines.append, on_event=break_clips, bar=False))
+        assert ".npz" in message and find_checkpoint(f"{place}/run")[1]["step"] == 2 and "step 2 is saved" in lines[-1], (message, lines)
+        shutil.rmtree(f"{place}/run/checkpoints")
+        assert "has no checkpoint to go on with" in refusal(lambda: run_small(f"{place}/run", None, cache, resume=True))
+
+# %% ../nbs/24_trainer.ipynb #52616c5a
+def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_run():
+    def no_room(path, *args, **kwargs):
+        if Path(path).name == "log.jsonl": raise OSError(28, "No space left on device")
+        return open(path, *args, **kwargs)
+    def full(frames, path, fps): raise VideoError(f"{path}: cannot be written: No space left on device")
+    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "write_video", full), patch.object(HERE, "open", no_room, create=True):
+        core, lines = run_small(f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2))
+        assert core.step == 2 and sum("without this preview" in line for line in lines) == 2, lines
+        assert not Path(f"{place}/run/log.jsonl").read_text() and find_checkpoint(f"{place}/run")[1]["step"] == 2
 
 # %% ../nbs/24_trainer.ipynb #f6cc7bf9
 def test_too_many_overflows_stop_the_run_and_the_last_good_checkpoint_stays():
