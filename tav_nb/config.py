@@ -105,7 +105,7 @@ def parse(name, text):
 def check(name, value, where=""):
     "The value that the field `name` takes for `value`; raises `ConfigError` if it can take none"
     about, kind = next(f.metadata for f in fields(TrainConfig) if f.name == name), TYPES[name]
-    wrong = lambda what: ConfigError(f"{where}{name} must be {what}, not {json.dumps(value) if value == value else value}")
+    wrong = lambda what: ConfigError(f"{where}{name} must be {what}, not {json.dumps(value, default=str) if value == value else value}")
     if kind == tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not value or any(type(one) is not int for one in value): raise wrong("a list of whole numbers")
         numbers = value = tuple(sorted(set(value)))
@@ -155,9 +155,11 @@ def presets():
 def read_config(name):
     "The settings in a `.toml` file, or in the preset of this name. Raises `ConfigError`, one line"
     path = PRESETS / f"{name}.toml" if name in presets() else Path(name)
-    try: values = tomllib.loads(path.read_text(encoding="utf-8"))
+    try: values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
     except tomllib.TOMLDecodeError as error: raise ConfigError(f"{path}: no TOML: {error}") from None
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError: raise ConfigError(f"{path}: no TOML, which is text in UTF-8") from None
+    except OSError as error:
+        if path.exists(): raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         near = difflib.get_close_matches(str(name), presets(), 1, 0.4)
         raise ConfigError(f"{name}: no such file, and no such preset; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(presets())}")) from None
     return merge(TrainConfig(), values, f"{name}: ")

@@ -150,7 +150,7 @@ class ClipLoader:
         self.folder, self.shares, self.mine = Path(folder), (zeros, empty), range(rank * batch_size, (rank + 1) * batch_size)
         kept = [row for row in read_manifest(folder, ["clip", "kept", "frames", "height", "width", "cache_key"]) if row["kept"]]
         self.clips = [row for row in kept if row["frames"] >= lengths[0]]
-        if not self.clips: raise CacheError(f"{folder}: none of its {len(kept)} clips has {lengths[0]} frames")
+        if not self.clips: raise CacheError(f"{folder}: none of its {len(kept)} clips has {lengths[0]} frames" + (f"; the longest has {max(row['frames'] for row in kept)}" if kept else ""))
         if pipe is not None: check_cache_model(folder, pipe)
         self.empty = read_npz(self.folder / "_empty.npz", NEEDED[1:3])
         self.plan = Plan(self.clips, lengths, batch_size * world, seed)

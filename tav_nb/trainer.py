@@ -486,6 +486,7 @@ class Run:
         if self.core.config.bad_clips == "stop": raise TrainError(f"{path}: has numbers that are none; delete it and run `tav prepare` again, or --bad-clips skip goes on without it")
         if number not in self.skipped: self.say(f"{path}: has numbers that are none, and is skipped")
         self.skipped.add(number)
+        if len(self.skipped) == len(self.loader.clips): raise TrainError(f"{self.loader.folder}: all of its {len(self.skipped)} clips have numbers that are none; run `tav prepare` again")
 
     def checkpoint(self, last=False):
         "Save, if it can be done; a disk that is full ends a run only at its end. Returns whether something was saved"

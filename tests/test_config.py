@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from tav_nb.config import FREE, TYPES, TrainConfig, check, check_whole, differences, merge, nearest, parse, presets, read_config, write_toml
+from tav_nb.config import ConfigError, FREE, TYPES, TrainConfig, check, check_whole, differences, merge, nearest, parse, presets, read_config, write_toml
 import re
 import tempfile
 
@@ -22,6 +22,18 @@ def read_text(text):
         path = Path(folder) / "mine.toml"
         path.write_text(text)
         return check_whole(read_config(path))
+
+# %% ../nbs/23_config.ipynb #d6efce47
+def test_a_settings_file_with_a_mark_in_front_is_read_and_one_that_is_no_text_or_holds_a_date_is_refused_in_one_line():
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "my.toml")
+        path.write_text("steps = 7", encoding="utf-8-sig")
+        assert read_config(path).steps == 7
+        for content, said in ((b"steps = \xff", "text in UTF-8"), (b"lr = 2020-01-01", "2020-01-01")):
+            path.write_bytes(content)
+            try: read_config(path)
+            except ConfigError as error: assert said in str(error) and "my.toml" in str(error), error
+            else: raise AssertionError(said)
 
 # %% ../nbs/23_config.ipynb #e6c9c204
 def test_a_typo_is_refused_and_the_nearest_name_is_said():

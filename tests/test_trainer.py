@@ -409,6 +409,8 @@ def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_na
         message = refusal(lambda: run_small(f"{place}/stop", config, bad))
         assert "film1-0000000-8.npz" in message and "--bad-clips skip" in message, message
         core, lines = run_small(f"{place}/skip", replace(config, bad_clips="skip"), bad)
+        worst = noise_cache(f"{place}/worst", [(8, 64, 64)] * 3, MICRO, bad=(0, 1, 2))
+        assert "all of its 3 clips" in refusal(lambda: run_small(f"{place}/none", replace(config, bad_clips="skip"), worst))
         assert core.step == 3 and sum("film1" in line and "skipped" in line for line in lines) == 1
         assert all(tensor.isfinite().all() for tensor in state_of(f"{place}/skip")[0].values())
 
