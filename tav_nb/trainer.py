@@ -489,19 +489,20 @@ class Run:
         if len(self.skipped) == len(self.loader.clips): raise TrainError(f"{self.loader.folder}: all of its {len(self.skipped)} clips have numbers that are none; run `tav prepare` again")
 
     def checkpoint(self, last=False):
-        "Save, if it can be done; a disk that is full ends a run only at its end. Returns whether something was saved"
-        if not self.main or self.saved == self.core.step: return False
+        "Save, if it can be done; a disk that is full ends a run only at its end"
+        if not self.main or self.saved == self.core.step: return
         try: save(self.core, self.folder, self.loader.clips)
         except CheckpointError as error:
             if last: raise
-            self.say(f"{error}; {f'the checkpoint of step {self.saved} is there' if self.saved else 'there is no checkpoint yet'}")
-            return False
+            return self.say(f"{error}; the training goes on, {f'the checkpoint of step {self.saved} is there' if self.saved else 'there is no checkpoint yet'}")
         self.saved = self.core.step
-        return True
 
     def rescue(self):
         "A clip is broken or gone, which ends the run: what was learned is kept"
-        if self.checkpoint(): self.say(f"step {self.core.step} is saved; --resume goes on from there")
+        before = self.saved
+        try: self.checkpoint(last=True)
+        except CheckpointError as error: self.say(str(error))
+        if self.saved > before: self.say(f"step {self.saved} is saved; --resume goes on from there")
 
     def look(self):
         "Held-out loss and preview, when it is time for them; with the average"
