@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tav_nb import noise
 from tav_nb.adapter import EMBEDDED_ADAPTER
-from tav_nb.cli import COMMANDS, NOISES, at_least, free_name, load, made_for, main, make_parser, shot_options, side, train_settings
+from tav_nb.cli import COMMANDS, Frames, NOISES, Rate, Seed, at_least, free_name, in_range, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted
 from tav_nb.config import TrainConfig, read_config
 from tav_nb.directing import Direction
 from tav_nb.encode import EncodeOptions
@@ -97,11 +97,25 @@ def toon_film(path, seed, num_frames=16, **changes):
 
 # %% ../nbs/13_cli.ipynb #2bd991be
 def test_numbers_out_of_range_are_named():
-    for parse, bad in ((at_least(1), "0"), (at_least(1), "x"), (at_least(1), "1.5"), (at_least(0, float), "nan"), (at_least(0, float), "inf"), (side, "12"), (side, "0"), (side, "-8")):
-        try: parse(bad)
-        except argparse.ArgumentTypeError as error: assert bad in str(error)
-        else: raise AssertionError(f"{bad} was let through")
-    assert (at_least(1)("1"), at_least(0, float)("0.5"), side("136")) == (1, 0.5, 136)
+    huge, digits = str(10**30), "9" * 5000
+    for parse, *wrong in ((at_least(1), "0", "x", "1.5", "", "nan", "-0", huge, digits, "1e3"), (at_least(0, float), "nan", "inf", "-inf", "", huge, "1e999", "-1e-9"), (side, "12", "0", "-8", huge, "16392"),
+                          (in_range(Frames), "0", str(10**12)), (in_range(Rate), "0", "1e-300", "1001"), (in_range(Seed), "-1", str(2**63)), (share, "0", "-0", "1.0001", "nan"), (numbers(4, most=1), "0,0,1,nan", "0,0,1,2", "1", "0,0,0,0,0", ",,,"), (numbers(number=int), "3,x", huge)):
+        for bad in wrong:
+            try: found = parse(bad)
+            except argparse.ArgumentTypeError as error: assert bad[:50] in str(error) and len(str(error)) < 200, (bad, str(error))
+            else: raise AssertionError(f"{bad} became {found}")
+    assert (at_least(1)("1"), at_least(0, float)("0.5"), side("136"), numbers(number=int)("3,5")) == (1, 0.5, 136, [3, 5])
+    assert str(at_least(0, float)("-0")) == "0.0" and weighted("a:b.safetensors:0.5") == ("a:b.safetensors", 0.5) and weighted("C:x") == ("C:x", 1.0)
+
+# %% ../nbs/13_cli.ipynb #c0dc603b
+def test_every_number_that_an_option_takes_has_two_ends():
+    for name, parser in make_parser().commands.choices.items():
+        for action in parser._actions:
+            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"): continue
+            for text in (str(10**30), "-" + str(10**30), "nan"):
+                try: found = action.type(text)
+                except argparse.ArgumentTypeError: continue
+                raise AssertionError(f"tav {name} {action.option_strings} takes {found}")
 
 # %% ../nbs/13_cli.ipynb #561bfaca
 def test_a_name_that_is_taken_is_not_taken_again():
@@ -132,6 +146,15 @@ def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_lin
     for words in ((), ("gernerate",), ("generate",), ("generate", " "), ("prepare",), ("prepare", "films"), ("score",), ("score", "/no/such/film.mp4"), ("train",), ("train", "cache"), ("train", "/no/cache", "/no/out"), ("info",), ("info", "/no/such/file.mp4"), ("info", sys.executable)):
         code, said, err = tav(*words)
         assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, err)
+
+# %% ../nbs/13_cli.ipynb #f10e4253
+def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_meant():
+    for words, hint in ((("generate", "a girl", "--num-frame", "3"), "did you mean --num-frames?"), (("generate", "a girl", "--hight=64"), "did you mean --height?"), (("generate", "a girl", "--noise", "mixd"), "did you mean mixed?"),
+                        (("genrate", "a girl"), "did you mean generate?"), (("generate", "a girl", "--Seed", "1"), "did you mean --seed?"), (("score", "film.mp4", "--dyno", "x"), "did you mean --dino?"), (("prepare", "films", "cache", "--min-frame", "2"), "did you mean --min-frames?"),
+                        (("train", "cache", "out", "--batchsize", "3"), "did you mean --batch-size?"), (("train", "cache", "out", "--learning-rate", "1"), "did you mean --lr?"), (("generate", "a", "girl", "walks"), "needs quotes")):
+        code, said, err = tav(*words)
+        assert code == 2 and err.startswith("tav: error: ") and hint in err and err.count("\n") == 1, (words, err)
+    assert "did you mean" not in tav("generate", "a girl", "--colour", "red")[2], "nothing is near"
 
 # %% ../nbs/13_cli.ipynb #73115945
 def test_mistakes_and_help_come_before_pytorch_is_loaded():
