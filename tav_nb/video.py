@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'MAX_FPS', 'EXACT', 'BT709', 'FULL', 'UNKNOWN', 'WRITERS', 'UNREADABLE', 'VideoError', 'check_output',
-           'write_video', 'iter_video', 'read_video', 'read_metadata']
+           'write_video', 'FolderSettings', 'iter_video', 'read_video', 'read_metadata']
 
 # %% ../nbs/06_video.ipynb #5505b781
-import io, json, math, os, struct
+import io, json, math, os, re, struct
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 import av
 import numpy as np
 from av.video.reformatter import Interpolation
+from msgspec import Meta
 from PIL import Image, ImageSequence, PngImagePlugin
 from .files import whole
+from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 
 # %% ../nbs/06_video.ipynb #70b966c6
 class VideoError(ValueError):
@@ -187,7 +190,7 @@ def _write_folder(frames, path, rate, text):
     info.add_text("tav", text)
     for i, frame in enumerate(frames): Image.fromarray(frame).save(path/f"frame_{i:04d}.png", pnginfo=info)
     about = {"fps": float(rate), "metadata": json.loads(text)}
-    (path/"metadata.json").write_text(json.dumps(about, indent=2, ensure_ascii=False), encoding="utf-8")
+    (path/"metadata.json").write_text(json.dumps(about, indent=2, ensure_ascii=text.isascii()), encoding="utf-8")
 
 WRITERS = {".mp4": _write_mp4, ".webm": _write_webm, ".gif": _write_gif, ".webp": _write_webp, "": _write_folder}
 
@@ -217,8 +220,11 @@ def write_video(
     """
     kind, path, frames = _kind(path), check_output(path, fps), _as_frames(frames)
     rate = _as_rate(fps, kind)
-    try: text = json.dumps(metadata or {}, ensure_ascii=kind in (".gif", ".webp"), allow_nan=False)
-    except (TypeError, ValueError) as error: raise VideoError(f"metadata must fit into JSON: {error}") from None
+    try:
+        check_depth(metadata, "metadata")
+        text = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
+        if kind in (".gif", ".webp") or re.search(r"[\ud800-\udfff]", text): text = json.dumps(metadata or {})  # names of files may hold what no text can
+    except (TypeError, ValueError, RecursionError) as error: raise VideoError(f"metadata must fit into JSON: {error}") from None
     with _finished(path) as unfinished: WRITERS[kind](frames, unfinished, rate, text)
     return path
 
@@ -279,12 +285,30 @@ def _decode_pillow(path):
             duration = frame.info.get("duration", 0)
             time += duration if duration > 10 else 100
 
+# %% ../nbs/06_video.ipynb #2faaeeb3
+class FolderSettings(TypedDict):
+    "What `metadata.json` in a folder of PNGs says"
+    fps: Annotated[float, Meta(gt=0, le=1000)]
+    metadata: dict | None
+
+def _own_json(text, where):
+    "The object that a text of JSON is; empty if it is another value or no JSON, as in the comments of other programs. Raises `SchemaError` for what no program should read."
+    if not isinstance(text, (str, bytes)): return {}
+    if len(text) <= MAX_BYTES:
+        try: json.loads(text)
+        except RecursionError: pass  # `parse_json` says so
+        except ValueError: return {}
+    found = parse_json(text, Any, where)
+    return found if isinstance(found, dict) else {}
+
 # %% ../nbs/06_video.ipynb #ac8c7239
 def _about_folder(path):
-    "What `metadata.json` in a folder says; empty if there is none, or none of ours."
-    try: about = json.loads((path/"metadata.json").read_text(encoding="utf-8"))
+    "What `metadata.json` in a folder says; empty if there is none, or none of ours. Raises `SchemaError` for one of ours that says what cannot be."
+    try: text = (path/"metadata.json").read_text(encoding="utf-8")
     except (OSError, ValueError): return {}
-    return about if isinstance(about, dict) and {"fps", "metadata"} <= about.keys() else {}
+    about = _own_json(text, path/"metadata.json")
+    if not {"fps", "metadata"} <= about.keys(): return {}
+    return check_type(about, FolderSettings, path/"metadata.json")
 
 def _decode_folder(path):
     "Yield (frame, time) of the PNGs in a folder, in the order of their numbers."
@@ -339,11 +363,9 @@ def read_metadata(
 ) -> dict:
     """The `metadata` that was given to `write_video`; empty if the file says nothing.
 
-    Raises `VideoError` if there is no such file or it is no video.
+    Whoever made the file may have written anything there: check what is used. Raises `VideoError` if there is no such file, if it is no video, or for JSON beyond all bounds.
     """
     path = Path(path)
-    try: text = _comment(path)
+    try: return _own_json(_comment(path) or "{}", path)
+    except SchemaError as error: raise VideoError(str(error)) from None
     except UNREADABLE as error: raise VideoError(f"{path}: cannot be read: {_reason(error)}") from None
-    try: found = json.loads(text or "{}")
-    except ValueError: return {}
-    return found if isinstance(found, dict) else {}

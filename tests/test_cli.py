@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tav_nb import noise
 from tav_nb.adapter import EMBEDDED_ADAPTER
-from tav_nb.cli import COMMANDS, Frames, NOISES, Rate, Seed, at_least, free_name, in_range, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted
+from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, at_least, free_name, going_on, in_range, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted
 from tav_nb.config import TrainConfig, read_config
 from tav_nb.directing import Direction
 from tav_nb.encode import EncodeOptions
@@ -16,6 +16,7 @@ from tav_nb.fitting import LADDER
 from tav_nb.inference import generate
 from tav_nb.loader import ClipLoader, read_manifest
 from tav_nb.models import EMBEDDED
+from tav_nb.schema import printable
 from tav_nb.shots import ShotOptions
 from tav_nb.toon import caption, random_scene, render
 from tav_nb.video import read_metadata, read_video, write_video
@@ -183,12 +184,27 @@ def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
             (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
             (ValueError("first line\n  second"), 2, "error: first line second"),
             (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
+            (OSError(28, "No space left on device", "page.html"), 2, "error: page.html: No space left on device"),
+            (MemoryError(), 2, "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype float16 need less"),
+            (ValueError("\x1b[2J\u202e.mp4: no"), 2, "error: \\x1b[2J\\u202e.mp4: no"),
             (RuntimeError("CUDA out of memory. Tried ..."), 2, "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype float16 need less"),
         ):
             try: code, said, err = tav("end")
             except KeyboardInterrupt: raise AssertionError("nobody caught it") from None
             assert (code, said, err) == (expected, "", f"tav: {words}\n"), (code, said, err)
     finally: del COMMANDS["end"]
+
+# %% ../nbs/13_cli.ipynb #8fa48ca1
+def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_traceback():
+    start = f"{sys.executable} -c 'import sys; from tav_nb.process import run; sys.exit(run())'"
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/film.webp", 8, {"prompt": "\u5973 \u00e9", "long": ["x" * 100] * 5000})
+        for words, code, err in (("info film.webp | head -n 1", 141, ""), ("--help | true", (0, 141), ""), ("info film.webp >/dev/full", 2, "tav: error: the output cannot be written: No space left on device\n"), ("info film.webp >&-", 0, ""), ("info no.mp4 2>&-", 2, ""), ("info no.mp4 >&- 2>&-", 2, ""),
+                                 ("info \u5973.mp4", 2, "tav: error: \\u5973.mp4: cannot be read: No such file or directory\n")):
+            done = subprocess.run(["bash", "-c", f"{start} {words}; exit ${{PIPESTATUS[0]}}"], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()})
+            assert (done.returncode in code if isinstance(code, tuple) else done.returncode == code) and done.stderr == err, (words, done.returncode, done.stderr)
+        done = subprocess.run(["bash", "-c", f"{start} info film.webp"], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()})
+        assert done.returncode == 0 and json.loads(done.stdout)["prompt"] == "\u5973 \u00e9", done.stderr
 
 # %% ../nbs/13_cli.ipynb #f9215db2
 def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
@@ -297,6 +313,50 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
         run = subprocess.run([sys.executable, "-c", program, json.dumps(mistakes)], stderr=subprocess.PIPE, text=True)
         assert run.returncode == 0, run.stderr
         assert before == sorted(os.listdir(folder))
+
+# %% ../nbs/13_cli.ipynb #232c769f
+def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_a_terminal_s_codes():
+    wrong = dict(prompt=[1], negative_prompt=7, seed=-1, steps=10**12, num_frames="many", fps=1e300, guidance_scale="x", noise="pink", noise_strength=-1, motion={}, images="yes", context={"length": 1}, lora="x", textual_inversion=[3], model=["a"], width=7)
+    with tempfile.TemporaryDirectory() as folder:
+        path, frames = f"{folder}/film.webp", np.zeros((2, 16, 16, 3), np.uint8)
+        for settings in [{name: value} for name, value in wrong.items()] + [{"prompt": "a \ud800 girl"}, {"prompt": "a" * 10**5}, {"prompt": "8: a girl 0: a boy"}, {"context": {"kind": "none", "loop": "yes"}}, {"prompt": None}]:
+            write_video(frames, path, 8, settings)
+            code, said, err = tav("generate", "--extend", path)
+            assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and len(err) < 400 and "film.webp" in err, (settings, err[:500])
+            code, said, err = tav("info", path)
+            assert (code, err) == (0, "") and json.loads(said) == settings and printable(said, keep="\n") == said
+        for context in ({"kind": "attention"}, {"loop": True}, {}):  # without its length
+            write_video(frames, path, 8, {"prompt": "a girl", "context": context})
+            assert going_on(["generate", "--extend", path]).context_length is None
+        write_video(frames, path, 8, hostile := {"prompt": "\x1b]0;x\x07\x9b2J\x7f \u202etxt.exe \u2028 \ud800 \U000e0041 \u5973 \u00e9"})
+        said = tav("info", path)[1]
+        assert json.loads(said) == hostile and "\u5973 \u00e9" in said and printable(said, keep="\n") == said
+        name = f"{folder}/\x1b[2Jfilm.mp4"
+        for words in (("info", name), ("score", name), ("generate", "a girl", "--video", name), ("generate", "a girl", "--\x1b[2J"), ("\x1b[2J",), ("prepare", name, folder), ("train", name, folder), ("generate", "a girl", "--seed", "\x1b[2J"), ("generate", "a girl", "--noise", "\x1b[2J"), ("generate", "a girl", "-o", name + "/x.mp4")):
+            code, said, err = tav(*words)
+            assert code == 2 and "\\x1b[2J" in err and printable(err, keep="\n") == err and err.count("\n") == 1, (words, err)
+
+# %% ../nbs/13_cli.ipynb #7a9aeb56
+def test_what_stands_in_a_video_chooses_no_file_and_no_model_and_is_said():
+    with tempfile.TemporaryDirectory() as folder:
+        path, frames = f"{folder}/film.webp", np.zeros((2, 16, 24, 3), np.uint8)
+        numbers_ = dict(prompt="0: a girl stands 1: a girl walks", negative_prompt="dark", fps=12.0, steps=7, seed=5, guidance_scale=3.0, guidance_min_sigma=0.5, temporal_guidance=1.5, noise="progressive", noise_strength=2.0, motion=0.5, images=False,
+                       context=dict(kind="predictions", length=12, overlap=None, weights="pyramid", loop=False))
+        files = dict(model="somebody/else", config="a/b", adapter="/etc/passwd", lora=[["x y.safetensors", 0.5]], textual_inversion=["\x1b[2Jword.safetensors"], video="v.mp4", mask="m.png", controlnet="c/d", control="e.mp4", ip_adapter="ip", ip_image="i.png", ip_encoder="e",
+                     first_frame="f.png", last_frame="l.png", extend="before.mp4", seeds="0: 1", output="out.mp4", device="cuda", dtype="float16", fitting="low", memory_limit=1.0, frames_at_once=2, before="x", flow="y", command="train")
+        write_video(frames, path, 8, {**numbers_, **files})
+        plain = vars(make_parser().parse_args(["generate"]))
+        with contextlib.redirect_stderr(io.StringIO()) as err: args = going_on(["generate", "--extend", path])
+        assert all(getattr(args, name) == plain[name] for name in files if name in plain and name not in ("extend", "before")), "a file chose"
+        assert (args.prompt, args.extend, args.command, args.height, args.width) == ("a girl walks", path, "generate", 16, 24) and np.array_equal(args.before, frames)
+        assert all(getattr(args, name) == value for name, value in numbers_.items() if name not in ("prompt", "context")) and (args.context, args.context_length, args.context_overlap) == ("predictions", 12, None)
+        note = f"tav: note: {path} was made with --model somebody/else --config a/b --adapter /etc/passwd --lora 'x y.safetensors:0.5' --textual-inversion '\\x1b[2Jword.safetensors'; this video is made with the tiny SDXL of tav_nb alone; --model somebody/else "
+        assert err.getvalue().startswith(note) and err.getvalue().count("\n") == 1, err.getvalue()
+        with contextlib.redirect_stderr(io.StringIO()) as err: args = going_on(["generate", "--extend", path, "a boy", "--model", "somebody/else", "--config", "a/b", "--adapter", "/etc/passwd", "--lora", "x y.safetensors:0.5", "--steps", "3", "--fps", "9", "--textual-inversion", files["textual_inversion"][0]])
+        assert err.getvalue() == "" and (args.prompt, args.model, args.steps, args.fps, args.seed) == ("a boy", "somebody/else", 3, 9, 5), "the same files, typed, are the same"
+        write_video(frames, path, 8, {**numbers_, "images": True, "model": OWN_MODEL, "adapter": None})
+        with contextlib.redirect_stderr(io.StringIO()) as err: assert going_on(["generate", "--extend", path]).images and not going_on(["generate", "--extend", path, "--adapter", "a/b"]).images
+        assert err.getvalue().count("made with the tiny SDXL of tav_nb alone; this video is made with --adapter a/b") == 1
 
 # %% ../nbs/13_cli.ipynb #535c3b87
 def test_a_base_without_an_adapter_makes_images_when_asked_to():

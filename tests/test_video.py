@@ -208,6 +208,28 @@ def test_a_file_that_others_made_has_no_settings():
         except VideoError as error: assert "No such file" in str(error)
         else: raise AssertionError("there is no such file")
 
+# %% ../nbs/06_video.ipynb #36597cd0
+def test_what_somebody_else_wrote_into_a_file_is_read_within_bounds_or_refused_in_one_line():
+    deep, name = "[" * 100_000, "name\udcff"
+    with tempfile.TemporaryDirectory() as folder:
+        path, pngs = f"{folder}/clip.gif", Path(folder)/"clip"
+        for comment, expected in ((b"{" + b'"a":{' * 50 + b"}" * 51, "nested"), (deep.encode(), "nested"), (b'{"a": "\xff', {}), (b"[1, 2]", {}), (b"{not json}", {}), (b'{"prompt": [1]}', {"prompt": [1]})):
+            Image.fromarray(drawn(1)[0]).save(path, comment=comment)
+            try: assert read_metadata(path) == expected, comment[:20]
+            except VideoError as error: assert expected in str(error) and str(error).startswith(path) and "\n" not in str(error), error
+        exif = Image.Exif()
+        exif[0x010E] = 7
+        Image.fromarray(drawn(1)[0]).save(f"{folder}/clip.webp", exif=exif)
+        assert read_metadata(f"{folder}/clip.webp") == {}
+        write_video(drawn(2), pngs, 8, {"seed": 1})
+        for text, reason in (('{"fps": 0, "metadata": {}}', "fps"), ('{"fps": "8", "metadata": {}}', "fps"), ('{"fps": 8, "metadata": [1]}', "metadata"), ('{"fps": 1e400, "metadata": {}}', "fps"), (deep, "nested")):
+            (pngs/"metadata.json").write_text(text)
+            for read in (read_video, read_metadata):
+                try: read(pngs)
+                except VideoError as error: assert "metadata.json: " in str(error) and reason in str(error) and "\n" not in str(error), (text[:30], error)
+                else: raise AssertionError(f"{text[:30]} was taken")
+        for kind in NAMES: assert read_metadata(write_video(drawn(2), f"{folder}/{kind}", 8, {"video": name})) == {"video": name}, "a name that is no text is kept all the same"
+
 # %% ../nbs/06_video.ipynb #a26ced8c
 def test_times_come_from_the_file_and_begin_at_zero():
     with tempfile.TemporaryDirectory() as folder:
