@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTURE', 'base_fingerprint', 'describe_base',
-           'AdapterError', 'adapter_path', 'current_umask', 'write_adapter', 'save_adapter', 'parse_header',
-           'open_adapter', 'find_adapter', 'read_metadata', 'expected_shapes', 'check_fit', 'load_adapter',
-           'save_beside']
+           'AdapterError', 'adapter_path', 'write_adapter', 'save_adapter', 'parse_header', 'open_adapter',
+           'find_adapter', 'read_metadata', 'expected_shapes', 'check_fit', 'load_adapter', 'save_beside']
 
 # %% ../nbs/03_adapter.ipynb #b986ff26
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -62,20 +60,12 @@ def adapter_path(path):
     return path / FILE_NAME
 
 # %% ../nbs/03_adapter.ipynb #b21b5359
-def current_umask():
-    "The permissions that new files do not get"
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write_adapter(tensors, path, header):
     "All of the file or nothing"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as part:
             save_file(tensors, part, metadata=header)
-            part.chmod(0o666 & ~current_umask())  # safetensors keeps it to its owner
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path}: cannot be written ({error})") from None
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -84,7 +84,9 @@ def check_checkpoint(path):
 
 def find_checkpoint(run, say=print):
     "`(folder, state)` of the newest checkpoint that is whole, `(None, None)` if there never was one; `say` gets a line about each that is damaged"
-    damaged = []
+    damaged, home = [], Path(run) / "checkpoints"
+    if home.is_dir():
+        with suppress(OSError): sweep(home)  # one that was being replaced when its process was killed comes back
     for path in checkpoints(run):
         try: state = check_checkpoint(path)
         except CheckpointError as error: damaged.append(f"{error}")
@@ -118,7 +120,7 @@ def claim(run, resume=False):
     check_folder(run, resume)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")
+        lock = open(run / ".lock", "w")  # the file stays, also after a kill, and says nothing by being there: what counts is the lock on it, which ends with its process
     except OSError as error: raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
     with lock:
         try: fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,7 @@ import tav_nb
 from msgspec import Meta
 from . import directing
 from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
-from .files import write_whole
+from .files import recover, write_whole
 from .process import interruptible, to_nowhere, usable_streams
 from .schema import INVISIBLE, SchemaError, check_type, printable
 from .shots import ShotOptions
@@ -728,7 +728,7 @@ def check_score(args):
     for option in ("flow", "dino", "clip"):
         if (name := getattr(args, option)) and not Path(name).exists(): raise UsageError(f"--{option} {name}: there is no such file or folder")
     for name in sources:
-        if not Path(name).exists(): raise UsageError(f"{name}: there is no such file or folder")
+        if not recover(name).exists(): raise UsageError(f"{name}: there is no such file or folder")
     results = {form: name for form in ("json", "csv", "html") if (name := getattr(args, form)) and name != "-"}
     if args.html == "-" or args.json == args.csv == "-": raise UsageError("the terminal takes either --json - or --csv -")
     if len({Path(name).resolve() for name in results.values()}) < len(results): raise UsageError(f"several results would go to the same file: {', '.join(results.values())}")

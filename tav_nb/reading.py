@@ -14,6 +14,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Interpolation
 from PIL import Image
+from .files import recover
 from .show import to_image
 from .video import EXACT, FULL, UNKNOWN, UNREADABLE, iter_video
 
@@ -281,7 +282,7 @@ class Reader(_Found):
         repair="",  # 'interlaced' or 'telecined': take the combs out, as an earlier reading found them
     ):
         super().__init__()
-        self.path, self.fps, self.repair, self.fields = Path(path), fps, repair, repair
+        self.path, self.fps, self.repair, self.fields = recover(path), fps, repair, repair
         animated = self.path.suffix.lower() in (".gif", ".webp")
         self.kind = "folder" if self.path.is_dir() else "animation" if animated else "video"
         if self.kind == "animation": self.codec = self.path.suffix[1:].lower()

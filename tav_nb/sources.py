@@ -12,6 +12,7 @@ import csv, hashlib, json, math, re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from .files import recover
 
 # %% ../nbs/17_sources.ipynb #a229e31d
 class CollectionError(ValueError):
@@ -250,7 +251,7 @@ def sakuga(
 # %% ../nbs/17_sources.ipynb #a4533605
 def _reader(path):
     "The function that reads a source, and the folder or table to give it."
-    if not path.exists(): raise CollectionError(f"{path}: there is no such file or folder")
+    if not recover(path).exists(): raise CollectionError(f"{path}: there is no such file or folder")
     if path.is_dir(): return anita if anita_layers(path) else folder
     if path.suffix.lower() in VIDEOS: return lambda path, **known: [_item(path.parent, path, {}, path, **{"source": path.name, **known})]
     if path.suffix.lower() not in TABLES: raise CollectionError(f"{path}: neither a folder, a table ({', '.join(TABLES)}) nor a video ({', '.join(VIDEOS)})")

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from msgspec import Meta
 from PIL import Image, ImageSequence, PngImagePlugin
-from .files import whole
+from .files import recover, whole
 from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 
 # %% ../nbs/06_video.ipynb #70b966c6
@@ -324,7 +324,7 @@ def iter_video(
     path,  # a video, an animated GIF or WebP, or a folder of PNGs
 ):  # yields (frame uint8 [H, W, 3], time in seconds)
     "The frames of a file one after the other, for clips too long to hold in memory; the rest as `read_video`."
-    path = Path(path)
+    path = recover(path)
     decode = _decode_folder if path.is_dir() else _decode_pillow if path.suffix.lower() in (".gif", ".webp") else _decode
     count = 0
     try:
@@ -365,7 +365,7 @@ def read_metadata(
 
     Whoever made the file may have written anything there: check what is used. Raises `VideoError` if there is no such file, if it is no video, or for JSON beyond all bounds.
     """
-    path = Path(path)
+    path = recover(path)
     try: return _own_json(_comment(path) or "{}", path)
     except SchemaError as error: raise VideoError(str(error)) from None
     except UNREADABLE as error: raise VideoError(f"{path}: cannot be read: {_reason(error)}") from None

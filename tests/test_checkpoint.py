@@ -5,7 +5,7 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from tav_nb.checkpoint import Average, CheckpointError, checkpoints, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
-from tav_nb.files import beside
+from tav_nb.files import ASIDE, hidden_name
 from unittest.mock import patch
 import errno
 import importlib.util
@@ -95,12 +95,16 @@ def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
 def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         write, home = three(folder), Path(folder) / "checkpoints"
-        left = beside(home / "step-00000040", pid=2**31 - 1)
-        left.mkdir()
+        hidden = home / hidden_name(pid=2**31 - 1)
+        left = hidden / "step-00000040"
+        left.mkdir(parents=True)
         write(left)
         assert len(checkpoints(folder)) == 3
         save_checkpoint(folder, 40, write, {})
-        assert find_checkpoint(folder)[1] == dict(step=40) and not left.exists()
+        assert find_checkpoint(folder)[1] == dict(step=40) and not hidden.exists()
+        (hidden / ASIDE).mkdir(parents=True)
+        (home / "step-00000040").rename(hidden / ASIDE / "step-00000040")
+        assert find_checkpoint(folder)[1] == dict(step=40) and not hidden.exists(), "it was being replaced"
 
 # %% ../nbs/25_checkpoint.ipynb #5aab14e2
 def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_locked():

@@ -245,8 +245,8 @@ def test_killed_in_the_middle_of_writing_it_leaves_nothing_that_looks_finished()
             def dies():
                 with patch("os.fsync", deadly): run(items_, tmp + "/cache", workers=1)
             assert not killed_after(60, dies)
-            names = [path.name for path in Path(tmp, "cache").rglob("*.*")]
-            assert sum("@" in name for name in names) == 1 and "manifest.parquet" not in names, names
+            names = [path.relative_to(tmp).as_posix() for path in Path(tmp, "cache").rglob("*") if path.is_file()]
+            assert sum(".tav-" in name for name in names) == 1 and "cache/manifest.parquet" not in names, names
             assert all(read_clip(path) for path in Path(tmp).glob("cache/clips/[!.]*"))
         assert run(items_, tmp + "/cache").complete and folder_bytes(tmp + "/cache") == files
 
@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes(
         said = Path(tmp, "said").read_text()
         assert "cannot be written: File too large" in said and "\n" not in said and threading.active_count() < 20, said
         left = folder_bytes(tmp + "/cache")
-        assert not any("@" in name or name.startswith("clips/") for name in left) and "manifest.parquet" not in left
+        assert not any(".tav-" in name or name.startswith("clips/") for name in left) and "manifest.parquet" not in left
         assert run(items_, tmp + "/cache").complete and folder_bytes(tmp + "/cache") == files
 
 # %% ../nbs/18_dataset.ipynb #afbd2089
