@@ -39,7 +39,7 @@ def guided(
 
 def noise_level(scheduler, t):
     "Standard deviation of the noise at timestep `t`, over that of what it hides: `sqrt((1 - a) / a)`"
-    a = float(scheduler.alphas_cumprod[int(t)])
+    a = float(scheduler.alphas_cumprod[min(int(t), len(scheduler.alphas_cumprod) - 1)])  # spaced "leading", a thousand steps begin at time 1000
     return ((1 - a) / a) ** 0.5 if a else float("inf")
 
 # %% ../nbs/38_guidance.ipynb #5ccbaf4f

@@ -176,6 +176,8 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     else: guidance = replace(guidance, temporal=0.)  # without the adapter there is nothing to go away from
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
+    if hasattr(pipe.scheduler, 'set_begin_index'):
+        pipe.scheduler.set_begin_index(0)  # looked up by its time, the first step can be taken for the second
     latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed, direction, loop)
     known, latents = know_frames(pipe, pictures, direction.behind, latents, unet_kwargs, noise_correlation(num_frames, noise, noise_strength, loop), steps)
     pipe.maybe_free_model_hooks()  # text encoders leave the GPU, if parts are there in turn

@@ -14,11 +14,35 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 # %% ../nbs/05_scheduler.ipynb #e71f8c24
 # what the model was trained with, unless the config knows better: SDXL's values
-_sdxl = dict(beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear')
+_model = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    trained_betas=None,
+    prediction_type="epsilon",
+    rescale_betas_zero_snr=False,
+)
 # what the sampler is, whatever the config says
-_dpmpp_2m_karras = dict(algorithm_type='dpmsolver++', solver_order=2, solver_type='midpoint', final_sigmas_type='zero', use_karras_sigmas=True,
-                        use_exponential_sigmas=False, use_beta_sigmas=False, use_lu_lambdas=False, use_flow_sigmas=False, thresholding=False)
+_dpmpp_2m_karras = dict(
+    algorithm_type="dpmsolver++",
+    solver_order=2,
+    solver_type="midpoint",
+    final_sigmas_type="zero",
+    use_karras_sigmas=True,
+    use_exponential_sigmas=False,
+    use_beta_sigmas=False,
+    use_lu_lambdas=False,
+    use_flow_sigmas=False,
+    thresholding=False,
+)
 _parameters = list(signature(DPMSolverMultistepScheduler).parameters)
+
+
+def _chosen(config):
+    "A config without the values that were only defaults of the scheduler it comes from, except those about the model"
+    defaults = set(config.get("_use_default_values", ())) - set(_model)
+    return {name: value for name, value in config.items() if name not in defaults and name != "_use_default_values"}
 
 # %% ../nbs/05_scheduler.ipynb #f0feca7e
 def _fold(x, num_frames):
@@ -50,14 +74,20 @@ class SDXLAnime_BestHQScheduler(DPMSolverMultistepScheduler):
     def __init__(self, *args, **kwargs):
         given = {**dict(zip(_parameters, args)), **kwargs}
         ours = {name: value for name, value in given.items() if name in _parameters}
-        super().__init__(**{**_sdxl, **ours, **_dpmpp_2m_karras})
-        self.register_to_config(**{name: value for name, value in given.items() if name not in _parameters and name[0] != '_'})
+        super().__init__(**{**_model, **ours, **_dpmpp_2m_karras})
+        self.register_to_config(**{name: value for name, value in given.items() if name not in _parameters and name[0] != "_"})
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
         "As in diffusers: from another scheduler's config, changed by `kwargs`"
-        if isinstance(config, dict): config = {name: value for name, value in config.items() if name != '_use_default_values'}
+        if isinstance(config, dict):
+            config = _chosen(config)
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def index_for_timestep(self, timestep, schedule_timesteps=None):
+        "As in diffusers, except that the first time of a schedule is its first step, however many steps round to that time"
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        return 0 if timestep == schedule[0] else super().index_for_timestep(timestep, schedule)
 
     def step(self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True):
         "As in diffusers, with the hooks before and after"

@@ -32,6 +32,8 @@ def test_the_noise_level_is_the_one_that_diffusers_scheduler_works_with():
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(20)
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas): assert abs(noise_level(scheduler, t) / sigma.item() - 1) < 1e-4
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps[0] == 1000 and noise_level(scheduler, scheduler.timesteps[0]) == noise_level(scheduler, 999)
     scheduler.alphas_cumprod[-1] = 0.0
     assert noise_level(scheduler, 999) == float("inf")
 

@@ -52,6 +52,15 @@ def test_every_scheduler_gets_noise_of_the_strength_that_it_starts_from():
     assert pipe.scheduler.init_noise_sigma > 1.5
     torch.testing.assert_close(seen[0][:4], pipe.scheduler.init_noise_sigma * noise / (pipe.scheduler.sigmas[0]**2 + 1)**.5)
 
+# %% ../nbs/09_inference.ipynb #5198e6ac
+def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time():
+    from diffusers import DPMSolverMultistepScheduler
+    pipe = random_film_pipeline()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)
+    steps = []
+    frames = generate("a girl", pipe, 2, 32, 32, 30, callback=lambda step, t, latents: steps.append(int(t)))
+    assert len(steps) == 30 and steps[0] == steps[1] and frames.shape == (2, 32, 32, 3)
+
 # %% ../nbs/09_inference.ipynb #f900bc3a
 def test_the_noise_is_what_the_adapter_was_trained_with_unless_it_is_named():
     pipe = random_film_pipeline()

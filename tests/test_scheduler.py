@@ -4,9 +4,11 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from inspect import signature
 from tav_nb.scheduler import SDXLAnime_BestHQScheduler
 import copy
+import numpy as np
 import pickle
 import tempfile
 import torch
+import warnings
 
 # %% ../nbs/05_scheduler.ipynb #ab2a0bed
 def denoise(noisy, sigma, s=.1):
@@ -58,6 +60,31 @@ SDXL_STOCK = {'_class_name': 'EulerDiscreteScheduler', '_diffusers_version': '0.
               'prediction_type': 'epsilon', 'sample_max_value': 1.0, 'set_alpha_to_one': False, 'skip_prk_steps': True,
               'steps_offset': 1, 'timestep_spacing': 'leading', 'trained_betas': None, 'use_karras_sigmas': False}
 
+
+def public(config):
+    "A config without diffusers' own notes"
+    return {name: value for name, value in config.items() if name[0] != "_"}
+
+# %% ../nbs/05_scheduler.ipynb #da461ea3
+CONFIGS = [
+    {},
+    SDXL_STOCK,
+    dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
+    dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", lower_order_final=False, euler_at_final=True),
+]
+
+
+def loop(scheduler, num_steps, start=0, dtype=torch.float32):
+    "Steps of a scheduler from number `start` on, with a model that is a formula"
+    scheduler.set_timesteps(num_steps)
+    sample = torch.linspace(-2, 2, 2 * 3 * 4 * 4, dtype=dtype).view(2, 3, 4, 4)
+    times = scheduler.timesteps[start:]
+    if start:
+        sample = scheduler.add_noise(sample, sample.flip(0), times[:1])
+    for t in times:
+        sample = scheduler.step(sample * float(torch.cos(t / 700)), t, sample).prev_sample
+    return sample
+
 # %% ../nbs/05_scheduler.ipynb #65a196b2
 def test_both_ways_out_of_sdxl_s_own_config_stay_dpm_2m_karras():
     stock = EulerDiscreteScheduler.from_config(SDXL_STOCK)
@@ -101,7 +128,6 @@ def test_saving_and_loading_keep_everything():
         for loaded in (SDXLAnime_BestHQScheduler.from_pretrained(folder), DPMSolverMultistepScheduler.from_pretrained(folder)):
             loaded.set_timesteps(20)
             assert torch.equal(loaded.sigmas, scheduler.sigmas) and torch.equal(loaded.timesteps, scheduler.timesteps)
-            public = lambda config: {name: value for name, value in config.items() if name[0] != '_'}
             assert public(loaded.config) == public(scheduler.config)
 
 # %% ../nbs/05_scheduler.ipynb #d8be35fe
@@ -125,6 +151,27 @@ def test_it_is_algorithm_2_of_the_paper():
             ends = sample_with(ours, latents, num_steps).double()
             torch.testing.assert_close(ends, dpmpp_2m(latents.double(), ours.sigmas.double(), x_theta), atol=1e-5, rtol=0)
 
+# %% ../nbs/05_scheduler.ipynb #ece573d6
+def test_it_is_dpm_2m_as_k_diffusion_writes_it():
+    def in_sigmas(x, sigmas, x_theta):
+        "DPM++ 2M for x = clean + sigma * noise: time is -log(sigma)"
+        before = None
+        for i, (now, then) in enumerate(zip(sigmas, sigmas[1:])):
+            clean = x_theta(x / (1 + now**2) ** 0.5, now)
+            guess, h = clean, (now / then).log()
+            if before is not None and then > 0:
+                r = (sigmas[i - 1] / now).log() / h
+                guess = clean + (clean - before) / (2 * r)
+            x = then / now * x - torch.expm1(-h) * guess
+            before = clean
+        return x
+    for num_steps in (10, 20, 50):
+        ours = SDXLAnime_BestHQScheduler()
+        latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(num_steps))
+        ends = sample_with(ours, latents, num_steps)
+        scaled = latents * (1 + ours.sigmas[0] ** 2) ** 0.5
+        assert (ends - in_sigmas(scaled, ours.sigmas, x_theta)).abs().max() < 1e-4
+
 # %% ../nbs/05_scheduler.ipynb #22c10517
 def test_its_noise_levels_are_karras():
     scheduler = SDXLAnime_BestHQScheduler()
@@ -143,6 +190,125 @@ def test_a_half_precision_pipeline_gets_half_precision_back_whatever_a_hook_comp
     stepped, = scheduler.step(latents * .9, scheduler.timesteps[0], latents, return_dict=False)
     assert stepped.dtype == torch.float16
     assert 'generator' in signature(scheduler.step).parameters, 'pipelines look for it'
+
+# %% ../nbs/05_scheduler.ipynb #5967c053
+def test_a_config_survives_a_change_to_every_compatible_scheduler_and_back():
+    from diffusers.utils.import_utils import DummyObject
+    for config in CONFIGS:
+        scheduler = SDXLAnime_BestHQScheduler(**config)
+        others = [other for other in scheduler.compatibles if not isinstance(other, DummyObject)]  # those whose own requirements are installed
+        assert len(others) > 10
+        for other in others:
+            back = SDXLAnime_BestHQScheduler.from_config(other.from_config(scheduler.config).config)
+            assert {name: back.config.get(name) for name in scheduler.config} == dict(scheduler.config), other
+            assert not set(back.config) - set(scheduler.config) & set(signature(SDXLAnime_BestHQScheduler.__init__).parameters), other
+            assert torch.equal(back.alphas_cumprod, scheduler.alphas_cumprod), other
+
+# %% ../nbs/05_scheduler.ipynb #c961b4fa
+def test_what_somebody_chose_for_the_sampler_stays_and_what_was_only_a_default_gives_way():
+    from diffusers import DPMSolverSinglestepScheduler, PNDMScheduler
+    assert PNDMScheduler().config.timestep_spacing == "leading" and not DPMSolverSinglestepScheduler().config.lower_order_final
+    assert SDXLAnime_BestHQScheduler.from_config(PNDMScheduler().config).config.timestep_spacing == "linspace"
+    assert SDXLAnime_BestHQScheduler.from_config(DPMSolverSinglestepScheduler().config).config.lower_order_final
+    for first in (PNDMScheduler(timestep_spacing="trailing"), SDXLAnime_BestHQScheduler.from_config(PNDMScheduler().config, timestep_spacing="trailing")):
+        ours = SDXLAnime_BestHQScheduler.from_config(first.config)
+        for scheduler in (ours, PNDMScheduler.from_config(ours.config), SDXLAnime_BestHQScheduler.from_config(PNDMScheduler.from_config(ours.config).config)):
+            assert scheduler.config.timestep_spacing == "trailing"
+
+# %% ../nbs/05_scheduler.ipynb #8687f28f
+def test_a_run_of_changes_through_other_solvers_ends_with_the_same_samples():
+    from diffusers import DEISMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler
+    scheduler = SDXLAnime_BestHQScheduler(**SDXL_STOCK)
+    expected = loop(scheduler, 10)
+    for kind in (DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, SDXLAnime_BestHQScheduler):
+        scheduler = kind.from_config(scheduler.config)
+    assert torch.equal(loop(scheduler, 10), expected)
+
+# %% ../nbs/05_scheduler.ipynb #3b02b5bc
+def test_a_saved_scheduler_loads_with_the_same_config_and_takes_the_same_steps():
+    choices = [{"num_train_timesteps": count} for count in (25, 50, 100, 999, 1000)]
+    choices += [{"prediction_type": name} for name in ("epsilon", "v_prediction", "sample")]
+    choices += [{name: value} for name in ("lower_order_final", "euler_at_final", "rescale_betas_zero_snr") for value in (False, True)]
+    choices += [{"lambda_min_clipped": -5.1}, {"variance_type": "learned_range"}, {"trained_betas": np.array([0.1, 0.3])}, {"beta_schedule": "squaredcos_cap_v2"}]
+    for choice in (*choices, *CONFIGS):
+        scheduler = SDXLAnime_BestHQScheduler(**choice)
+        with tempfile.TemporaryDirectory() as folder:
+            scheduler.save_config(folder)
+            loaded = SDXLAnime_BestHQScheduler.from_pretrained(folder)
+            changed, unused = SDXLAnime_BestHQScheduler.from_pretrained(folder, beta_end=0.5, nobody_knows=1, return_unused_kwargs=True)
+        assert "_use_default_values" not in loaded.config and changed.config.beta_end == 0.5 and unused["nobody_knows"] == 1
+        assert scheduler.betas.tolist() == loaded.betas.tolist()
+        assert loaded.to_json_string() == scheduler.to_json_string(), choice
+        assert loop(scheduler, 10).isfinite().all() and torch.equal(loop(scheduler, 10), loop(loaded, 10)), choice
+
+# %% ../nbs/05_scheduler.ipynb #7fb83320
+def test_any_number_of_steps_runs_to_the_end_from_the_first_step_and_from_the_middle_as_in_diffusers():
+    ours = SDXLAnime_BestHQScheduler(**SDXL_STOCK)
+    parameters = signature(DPMSolverMultistepScheduler).parameters
+    theirs = DPMSolverMultistepScheduler(**{name: value for name, value in ours.config.items() if name in parameters})
+    for num_steps in (1, 2, 3, 5, 10, 50, 100, 1000):
+        end = loop(ours, num_steps)
+        assert end.isfinite().all() and len(ours.timesteps) == ours.num_inference_steps == num_steps
+        assert torch.equal(end, loop(theirs, num_steps))
+    for num_steps, start in ((10, 5), (20, 1), (20, 19)):
+        assert torch.equal(loop(ours, num_steps, start), loop(theirs, num_steps, start))
+
+# %% ../nbs/05_scheduler.ipynb #ea45dd57
+def test_a_step_keeps_shape_and_type_and_gives_the_same_as_a_tuple_and_as_an_output():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert loop(SDXLAnime_BestHQScheduler(), 10, dtype=dtype).dtype == dtype
+    scheduler = SDXLAnime_BestHQScheduler()
+    sample = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for return_dict in (True, False):
+        scheduler.set_timesteps(10)
+        ends.append(scheduler.step(sample * 0.1, scheduler.timesteps[0], sample, return_dict=return_dict))
+    assert torch.equal(ends[0].prev_sample, ends[1][0]) and torch.equal(ends[0][0], ends[1][0])
+    assert ends[0].prev_sample.shape == scheduler.step(sample * 0.1, scheduler.timesteps[1], sample).prev_sample.shape == sample.shape
+    assert scheduler.scale_model_input(sample, 0.0) is sample and scheduler.init_noise_sigma == 1 and len(scheduler) == 1000
+    assert scheduler.add_noise(sample, sample, scheduler.timesteps[5][None]).shape == sample.shape
+
+# %% ../nbs/05_scheduler.ipynb #952f0b17
+def test_its_attributes_behave_as_those_of_diffusers_schedulers():
+    scheduler = SDXLAnime_BestHQScheduler()
+    assert "kwargs" not in signature(SDXLAnime_BestHQScheduler.__init__).parameters and not scheduler._deprecated_kwargs
+    scheduler.own = 5
+    scheduler.register_to_config(noted=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scheduler.own == 5 and scheduler.config.noted == 5
+        try:
+            scheduler.noted
+        except FutureWarning as warning:
+            assert "noted" in str(warning)
+        else:
+            raise AssertionError("a config's value that is read as an attribute should warn")
+    try:
+        scheduler.does_not_exist
+    except AttributeError as error:
+        assert str(error) == "'SDXLAnime_BestHQScheduler' object has no attribute 'does_not_exist'"
+    else:
+        raise AssertionError
+
+# %% ../nbs/05_scheduler.ipynb #d9f7bc82
+def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_its_last():
+    for choice in ({"rescale_betas_zero_snr": True}, {"beta_schedule": "squaredcos_cap_v2"}, {"num_train_timesteps": 50}):
+        scheduler = SDXLAnime_BestHQScheduler(**choice)
+        scheduler.set_timesteps(200)
+        assert scheduler.timesteps[0] == scheduler.timesteps[1], choice
+        assert scheduler.index_for_timestep(scheduler.timesteps[0]) == 0
+        sample = loop(scheduler, 200)
+        assert scheduler.step_index == 200 and sample.isfinite().all()
+        counted = SDXLAnime_BestHQScheduler(**choice)
+        set_timesteps = counted.set_timesteps
+        counted.set_timesteps = lambda count: (set_timesteps(count), counted.set_begin_index(0))
+        assert torch.equal(loop(counted, 200), sample), "the same as where the caller says that it begins at step 0"
+    try:
+        SDXLAnime_BestHQScheduler().set_timesteps(timesteps=[999, 500, 1])
+    except ValueError as error:
+        assert "karras" in str(error)
+    else:
+        raise AssertionError("times of the caller's own do not go together with Karras' levels")
 
 # %% ../nbs/05_scheduler.ipynb #8f59ef29
 def test_hooks_see_films_and_their_answers_count():
