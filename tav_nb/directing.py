@@ -213,14 +213,9 @@ def seeds_of(direction, seed):
 # %% ../nbs/32_directing.ipynb #1b1efb47
 def encode_picture(pipe, picture):
     "The clean latents `c h w` of a picture, uint8 `[H, W, 3]`, in float32"
-    import torch
-    vae, dtype = pipe.vae, pipe.vae.dtype
-    if vae.config.force_upcast: torch.nn.Module.to(vae, torch.float32)  # it overflows in 16 bits; past diffusers' own `to`, which would warn
-    with torch.no_grad():
-        pixels = torch.from_numpy(np.array(picture)).to(pipe._execution_device, vae.dtype).permute(2, 0, 1)[None] / 127.5 - 1  # h w c -> 1 c h w
-        latents = vae.encode(pixels).latent_dist.mode()[0].float() * vae.config.scaling_factor
-    torch.nn.Module.to(vae, dtype)
-    return latents
+    from tav_nb.vae import encode_images
+    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))  # c h w in memory, for the order there decides about the last bits
+    return encode_images(pipe.vae, planes.transpose(1, 2, 0)[None], pipe._execution_device)[0]
 
 # %% ../nbs/32_directing.ipynb #947e3e6c
 def know_frames(pipe, pictures, behind, latents, unet_kwargs, correlation, steps):

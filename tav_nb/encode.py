@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from .models import EMBEDDED, quiet
 from .shots import ShotOptions, SourceError, frames_of, plan, scan
+from .vae import encode_images, latent_statistics, upcast_vae
 
 # %% ../nbs/22_encode.ipynb #6c477f48
 class EncodeError(ValueError):
@@ -92,16 +93,13 @@ def to_bucket(
 @contextmanager
 def safe_vae(vae):
     "Inside the `with` the VAE is in the precision in which it does not overflow, and repeats itself bit for bit."
-    dtype, before = vae.dtype, torch.backends.cudnn.deterministic
-    if vae.config.force_upcast: torch.nn.Module.to(vae, torch.float32)  # past diffusers' own `to`, which would warn
+    before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
-    try: yield vae
-    finally:
-        torch.nn.Module.to(vae, dtype)
-        torch.backends.cudnn.deterministic = before
+    try:
+        with upcast_vae(vae): yield vae
+    finally: torch.backends.cudnn.deterministic = before
 
 # %% ../nbs/22_encode.ipynb #2408ac1a
-@torch.no_grad()
 def encode_frames(
     vae,
     frames,  # uint8 [F, H, W, 3]
@@ -113,9 +111,8 @@ def encode_frames(
     for start in range(0, len(drawings), at_once):
         chosen = drawings[start:start + at_once]
         full = np.pad(chosen, (0, at_once - len(chosen)), "edge")
-        pixels = torch.from_numpy(frames[full]).to(vae.device).permute(0, 3, 1, 2)  # f h w c -> f c h w
-        latents.append(vae.encode(pixels.to(vae.dtype)/127.5 - 1).latent_dist.mode()[:len(chosen)])
-    latents = (torch.cat(latents).float()*vae.config.scaling_factor).half().cpu().numpy()
+        latents.append(encode_images(vae, frames[full])[:len(chosen)])
+    latents = torch.cat(latents).half().cpu().numpy()
     return latents[np.cumsum(~hold_mask) - 1]
 
 # %% ../nbs/22_encode.ipynb #67e96e5a
@@ -159,7 +156,8 @@ def fingerprint(
     "What a cache remembers about its model: a hash of each part that shapes what is stored. Raises `EncodeError` if a part is missing."
     check_model(pipe)
     public = {name: value for name, value in pipe.vae.config.items() if name[0] != "_" and name != "sample_size"}
-    found = {"vae": _weights(pipe.vae, public)}
+    scaled = ("scaled by latents_mean and latents_std",) if latent_statistics(pipe.vae, torch.empty(0)) else ()  # earlier versions ignored these two, and a cache of theirs holds other latents
+    found = {"vae": _weights(pipe.vae, public, *scaled)}
     for end in ("", "_2"):
         encoder, tokenizer = (getattr(pipe, part + end) for part in ("text_encoder", "tokenizer"))
         words = json.loads(tokenizer.backend_tokenizer.to_str()) | dict(padding=None, truncation=None), tokenizer.model_max_length  # these two are as it was last used

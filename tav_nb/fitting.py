@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'conv2d', 'LADDER', 'SPARE', 'Memory', 'some_of', 'ask', 'layers_of', 'over_frames', 'over_places',
-           'in_chunks', 'in_tiles', 'decode_slice', 'slice_size', 'offload_parts', 'configs_of', 'size_of', 'outline',
-           'Peaks', 'gib_of', 'told_on_meta', 'roomy', 'acted_out', 'measure_denoising', 'measure_decoding', 'measure',
-           'TooLarge', 'ladder', 'choose', 'longest', 'refusal']
+           'in_chunks', 'offload_parts', 'configs_of', 'size_of', 'outline', 'Peaks', 'gib_of', 'told_on_meta', 'roomy',
+           'acted_out', 'measure_denoising', 'measure_decoding', 'measure', 'TooLarge', 'ladder', 'choose', 'longest',
+           'refusal']
 
 # %% ../nbs/30_fitting.ipynb #5f96001c
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from .adapter import load_adapter
 from .attention import TemporalSelfAttention
 from .memory import Live, flash
 from .models import ModelError, find_config, quiet
+from .vae import decode_slice, slice_size, unscale_latents, upcast_vae
 
 # %% ../nbs/30_fitting.ipynb #b708b045
 with quiet():
@@ -122,26 +123,6 @@ def in_chunks(unet, frames_at_once):
             if before is None: module.__dict__.pop("forward", None)  # the class has one
             else: module.forward = before  # somebody else's, such as a hook's
 
-# %% ../nbs/30_fitting.ipynb #f60808f9
-@contextmanager
-def in_tiles(vae, tile):
-    "Inside the `with`, the VAE decodes in overlapping tiles with a side of `tile` pixels"
-    latent = tile // 2 ** (len(vae.config.block_out_channels) - 1)
-    with patch.multiple(vae, use_tiling=True, tile_sample_min_size=tile, tile_latent_min_size=latent): yield vae
-
-
-@torch.no_grad()
-def decode_slice(vae, latents, tile=None):
-    "Latents `f c h w`, as the VAE wants them, to pixels, uint8 `f 3 h w`; in tiles if a frame has more pixels than a square of side `tile`"
-    pixels = latents[0, 0].numel() * 4 ** (len(vae.config.block_out_channels) - 1)
-    with in_tiles(vae, tile) if tile and pixels > tile**2 else nullcontext(): decoded = vae.decode(latents, return_dict=False)[0].float()
-    return ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def slice_size(latents):
-    "Frames to decode at once: four of 128 x 128, one from 256 x 256 on, small enough for a CPU's cache"
-    return max(1, 2**10 // latents[0, 0].numel())
-
 # %% ../nbs/30_fitting.ipynb #a8aff260
 def offload_parts(pipe, memory, device=None):
     "Put `accelerate`'s hooks on a pipeline if `memory` says so; on a CPU there is nowhere else to go. `pipe.remove_all_hooks()` undoes it"
@@ -223,20 +204,23 @@ def acted_out(model, on_cpu=False):
 
 
 def measure_denoising(model, num_frames, height, width, memory, guided, images, on_cpu):
+    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
     with acted_out(model, on_cpu) as live:
-        latents, *remembered = (torch.empty(num_frames, model.unet.config.in_channels, height // 8, width // 8, device="meta") for _ in range(3))
+        latents, *remembered = (torch.empty(num_frames, model.unet.config.in_channels, height // scale, width // scale, device="meta") for _ in range(3))
         told = told_on_meta(model.unet, num_frames * (1 + guided), None if images else num_frames)
         said = ask(model.unet, latents.to(model.unet.dtype), torch.empty((), device="meta"), told, memory)
     return live.peak
 
 
 def measure_decoding(model, num_frames, height, width, memory, on_cpu):
-    if model.vae.config.force_upcast: nn.Module.to(model.vae, torch.float32)
-    with acted_out(model, on_cpu) as live:
-        latents = torch.empty(num_frames, 4, height // 8, width // 8, device="meta")
-        scaled = latents.to(model.vae.dtype) / model.vae.config.scaling_factor
+    "Bytes of the VAE's weights while it decodes, and of all else at the worst moment"
+    scale, channels = 2 ** (len(model.vae.config.block_out_channels) - 1), model.vae.config.latent_channels
+    with upcast_vae(model.vae), acted_out(model, on_cpu) as live:
+        latents = torch.empty(num_frames, channels, height // scale, width // scale, device="meta")
+        scaled = unscale_latents(model.vae, latents.to(model.vae.dtype))
         decode_slice(model.vae, scaled[:slice_size(scaled)], memory.tile)
-    return live.peak + on_cpu * 2 * 3 * num_frames * height * width  # all frames and, for a moment, their pieces
+        weights = size_of(model.vae)
+    return weights, live.peak + on_cpu * 2 * 3 * num_frames * height * width  # all frames and, for a moment, their pieces
 
 # %% ../nbs/30_fitting.ipynb #f4a49d57
 def measure(
@@ -251,8 +235,7 @@ def measure(
 ):
     "What a film needs at its worst moments, as `Peaks`: they are acted out on `meta`"
     denoising = measure_denoising(model, num_frames, height, width, memory, guided, images, on_cpu)
-    decoding = measure_decoding(model, num_frames, height, width, memory, on_cpu)
-    vae = size_of(model.vae)  # in 32 bits, if it is decoded so
+    vae, decoding = measure_decoding(model, num_frames, height, width, memory, on_cpu)  # its weights in 32 bits, if it decodes so
     if memory.offload and not on_cpu: return Peaks(model.sizes["unet"], model.sizes["unet"] + denoising, vae + decoding)
     weights = sum(model.sizes.values())
     return Peaks(weights, weights + denoising, weights - model.sizes["vae"] + vae + decoding)

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from .directing import Direction, by_frame, check_direction, directed_noise, know_frames, motion_strength, pictures_of, seeds_of, travel
-from .fitting import Memory, ask, decode_slice, offload_parts, slice_size, some_of
+from .fitting import Memory, ask, offload_parts, some_of
 from .guidance import Guidance, guidance_for, guided, noise_level
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline
 from .noise import neighbour_correlation, noise_correlation
 from .unet import temporal_modules, windows_for
+from .vae import decode_latents
 from .windows import Context, fuse, plan_windows, take
 
 # %% ../nbs/09_inference.ipynb #18201640
@@ -81,15 +82,9 @@ def denoise_step(pipe, latents, t, guidance, unet_kwargs, windows=None, memory=M
 
 
 # %% ../nbs/09_inference.ipynb #8746d121
-@torch.no_grad()
 def decode_frames(pipe, latents, memory=Memory()):
     "Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the VAE asks for it"
-    vae, dtype = pipe.vae, pipe.vae.dtype
-    if vae.config.force_upcast: torch.nn.Module.to(vae, torch.float32)  # past diffusers' own `to`, which would warn
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor
-    decoded = [decode_slice(vae, some, memory.tile).to('cpu') for some in latents.split(slice_size(latents))]
-    torch.nn.Module.to(vae, dtype)
-    return torch.cat(decoded).permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
+    return decode_latents(pipe.vae, latents, memory.tile)
 
 # %% ../nbs/09_inference.ipynb #f8146873
 def check_request(pipe, num_frames, height, width, steps, images=False, context=None):

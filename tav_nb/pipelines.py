@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['PipelineError', 'given_noise', 'film', 'frames_of', 'film_noise', 'switch', 'video_latents', 'fit_frames',
-           'size_like', 'stock_for', 'load_control', 'read_tensors', 'load_ip_adapter', 'named_width', 'check_lora',
-           'lora_layers', 'load_loras', 'load_one_lora', 'load_word']
+           'size_like', 'encode_as_said', 'stock_for', 'load_control', 'read_tensors', 'load_ip_adapter', 'named_width',
+           'check_lora', 'lora_layers', 'load_loras', 'load_one_lora', 'load_word']
 
 # %% ../nbs/31_pipelines.ipynb #72af650c
 import re
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from pathlib import Path
 import diffusers
 import numpy as np
 import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl import retrieve_latents
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,6 +27,7 @@ from .inference import check_request, decode_frames, noise_for
 from .models import check_prompt, quiet
 from .noise import correlated_noise
 from .unet import load_lora, without_temporal
+from .vae import scale_latents, upcast_vae
 
 # %% ../nbs/31_pipelines.ipynb #2fad5148
 class PipelineError(ValueError):
@@ -129,6 +132,13 @@ def size_like(frames, side):
     return tuple(max(8, round(side * (n * n / high / wide)**.5 / 8) * 8) for n in (high, wide))
 
 # %% ../nbs/31_pipelines.ipynb #b8fe7622
+def encode_as_said(vae, image, generator):
+    "In place of a pipeline's own `_encode_vae_image`, which leaves out `latents_mean` and `latents_std`, and leaves the VAE in 32 bits after an error"
+    with upcast_vae(vae):
+        latents = retrieve_latents(vae.encode(image.to(vae.dtype)), generator=generator)
+    return scale_latents(vae, latents.to(image.dtype))
+
+
 def stock_for(pipe,
               video=None,         # uint8 [F, H, W, 3] to begin with
               strength=0.6,       # how much of the way is gone again, above 0, at most 1: 1 keeps next to nothing of the video
@@ -144,6 +154,7 @@ def stock_for(pipe,
     other = switch(pipe, getattr(diffusers, f'StableDiffusionXL{kind}Pipeline'), **parts)
     given, per_frame = {}, lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 255  # f h w c -> f c h w
     if video is not None: given.update(image=per_frame(video) if kind == 'ControlNetInpaint' else video_latents(other, video), strength=strength)
+    if kind == 'ControlNetInpaint': other._encode_vae_image = partial(encode_as_said, other.vae)
     if mask is not None: given.update(mask_image=per_frame(mask[..., None] * np.uint8(255)))
     if control is not None: given.update({'image' if video is None else 'control_image': per_frame(control), 'controlnet_conditioning_scale': control_scale})
     if picture is not None: given.update(ip_adapter_image=picture)

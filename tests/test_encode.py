@@ -88,7 +88,7 @@ def test_held_frames_carry_the_latent_of_their_drawing_although_the_codec_trembl
 # %% ../nbs/22_encode.ipynb #b53b509b
 def test_batches_are_always_of_one_size_and_never_cross_clips():
     seen = []
-    fake = SimpleNamespace(device="cpu", dtype=torch.float32, config=SimpleNamespace(scaling_factor=1.0))
+    fake = SimpleNamespace(device="cpu", dtype=torch.float32, config=SimpleNamespace(scaling_factor=1.0, force_upcast=False))
     def note(pixels):
         seen.append(len(pixels))
         return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: pixels))
@@ -135,6 +135,17 @@ def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
         try: fingerprint(half)
         except EncodeError as error: assert f"no {part}," in str(error)
         else: raise AssertionError(f"{part} is missing")
+
+# %% ../nbs/22_encode.ipynb #8b02146d
+def test_statistics_of_the_latents_in_a_vae_s_config_change_what_is_stored_and_its_key():
+    pipe_ = load_pipeline(unet=None)
+    clip_ = render(Scene(action="dance", background="beach"), 6, 64, 64).frames
+    before, plain_ = fingerprint(pipe_), encode_frames(pipe_.vae, clip_, np.zeros(6, bool))
+    pipe_.vae.register_to_config(latents_mean=[0.5, -1.0, 0.25, 2.0], latents_std=[1.5, 0.5, 2.0, 0.75])
+    changed = encode_frames(pipe_.vae, clip_, np.zeros(6, bool)).astype(np.float32)
+    assert {part for part in before if fingerprint(pipe_)[part] != before[part]} == {"vae"}
+    mean_, std_ = np.reshape([0.5, -1.0, 0.25, 2.0], (4, 1, 1)), np.reshape([1.5, 0.5, 2.0, 0.75], (4, 1, 1))
+    assert np.allclose(changed*std_ + mean_, plain_, atol=0.02)
 
 # %% ../nbs/22_encode.ipynb #8041964c
 def test_a_fingerprint_does_not_depend_on_how_the_tokenizer_was_used_last():

@@ -13,6 +13,7 @@ from tav_nb.pipelines import PipelineError, film, fit_frames, load_control, load
 from tav_nb.toon import Scene, render
 from tav_nb.unet import temporal_modules, without_temporal
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from unittest.mock import patch
 import diffusers
 import numpy as np
 import re
@@ -194,6 +195,23 @@ def test_control_goes_with_a_video_and_with_a_mask():
             made[scale], calls = counted(pipe, girl, **small, **given)
             assert type(pipe).__name__ == f'StableDiffusionXLControlNet{"Img2Img" if mask is None else "Inpaint"}Pipeline' and set(calls) == {1}
         assert far(made[0], made[1]) > .5
+
+# %% ../nbs/31_pipelines.ipynb #e022b6de
+def test_a_mask_with_control_starts_from_latents_on_the_scale_that_the_vae_says():
+    base, errors = load_video_pipeline(dtype=torch.bfloat16), []
+    base.vae.register_to_config(force_upcast=True)
+    pipe, given = stock_for(base, clip[:2], 1, np.ones((2, 64, 64), bool), clip[2:], random_control(base.unet))
+    for statistics in {}, dict(latents_mean=[.5, -1., .25, 2.], latents_std=[1.5, .5, 2., .75]):
+        base.vae.register_to_config(**statistics)
+        with torch.no_grad(): latents = pipe._encode_vae_image((given['image'] * 2 - 1).bfloat16(), torch.Generator().manual_seed(0))
+        errors.append(far(decode_frames(base, latents), clip[:2]))
+    assert abs(errors[0] - errors[1]) < 1, 'the same scale on the way in and out'
+    def full(*args): raise torch.OutOfMemoryError('no room')
+    with patch.object(base.vae.encoder, 'forward', full):
+        try: film(pipe, girl, **small, **given)
+        except torch.OutOfMemoryError: pass
+        else: assert False, 'nothing was encoded'
+    assert base.vae.dtype == torch.bfloat16
 
 # %% ../nbs/31_pipelines.ipynb #d4228559
 def test_a_controlnet_of_another_base_is_refused():
