@@ -83,7 +83,7 @@ class Cache:
 # %% ../nbs/18_dataset.ipynb #12f28808
 def file_key(items, sha256, encoder, shots):
     "A key over everything that decides which clips a file gives and what is in them."
-    return key_of(sha256=sha256, items=[asdict(item) | {"path": str(item.path)} for item in items], shots=asdict(shots), options=asdict(encoder.options),
+    return key_of(sha256=sha256, items=[asdict(item) | {"path": str(item.path)} for item in items], shots=shots.decisive(), options=asdict(encoder.options),
                 model=encoder.model, dtypes=encoder.dtypes, schema=SCHEMA, version=tav_nb.__version__)
 
 # %% ../nbs/18_dataset.ipynb #cf369f59
@@ -128,7 +128,7 @@ def write_manifest(cache, rows):
 def write_about(cache, encoder, shots):
     "cache.json, which says what made the cache, and the entry for no caption."
     about = {"schema_version": SCHEMA, "model": encoder.model, "model_name": encoder.name, "dtypes": encoder.dtypes,
-             "scaling_factor": encoder.pipe.vae.config.scaling_factor, "options": asdict(encoder.options), "shots": asdict(shots)}
+             "scaling_factor": encoder.pipe.vae.config.scaling_factor, "options": asdict(encoder.options), "shots": shots.decisive()}
     data, path = json.dumps(about, indent=1, default=str).encode(), cache.out/"cache.json"
     if path.exists() and path.read_bytes() == data and (cache.out/"_empty.npz").exists(): return
     cache.outdated()

@@ -195,7 +195,7 @@ class Planned:
     flip: bool = False
     sha256: str = ""    # of the source
     item: str = ""      # the name of its item
-    repair: str = ""    # 'interlaced' or 'telecined' if its pictures are freed of combs
+    repair: str = ""    # what was done to its pictures: `Info.treatment`
 
 # %% ../nbs/22_encode.ipynb #45615f67
 def thumb_strip(thumbs, height=64, count=6):
@@ -235,7 +235,7 @@ def _planned(item, window, info, flip, options, sha256):
     if not window.kept: return Planned(row, window)
     height, width = window.crop[2:]
     sizes = sizes_for(height, width, nearest_bucket(height, width, buckets(options.resolution, options.multiple, options.max_aspect)), flip)
-    return Planned(row | {"clip": name, "height": sizes.target_size[0], "width": sizes.target_size[1]}, window, sizes, flip, sha256, item.name, info.fields)
+    return Planned(row | {"clip": name, "height": sizes.target_size[0], "width": sizes.target_size[1]}, window, sizes, flip, sha256, item.name, info.treatment)
 
 # %% ../nbs/22_encode.ipynb #2e3bec72
 def plan_file(

@@ -8,10 +8,12 @@ __all__ = ['GREY', 'THUMB', 'THUMB_EVERY', 'FIGURES', 'SPANS', 'KINDS', 'SLACK',
            'frames_of']
 
 # %% ../nbs/21_shots.ipynb #724e1b31
-import io, math
-from dataclasses import dataclass, field
+import io, math, threading
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 import numpy as np
 from PIL import Image
+from .decoder import Limits
 from .reading import Info, Reader, SourceError, fit
 
 # %% ../nbs/21_shots.ipynb #d7f40247
@@ -40,6 +42,12 @@ class ShotOptions:
     min_motion: float = 0.0001    # mean motion a step, as a share of the diagonal: half a pixel in a fiftieth of a 256-pixel picture
     max_motion: float = 0.06      # a twentieth of the picture from one drawing to the next is no motion but a jump
     duplicate: int = 6            # bits of 64 that may differ between the fingerprints of near duplicates
+    limits: Limits = Limits()     # how much of a file is looked at; see the chapter on decoding
+
+    def decisive(self) -> dict:
+        "What decides about clips, for keys and records: all options, but the limits only where they are not the usual ones."
+        options = asdict(self)
+        return options if self.limits != Limits() else {name: value for name, value in options.items() if name != "limits"}
 
 # %% ../nbs/21_shots.ipynb #3d29ee21
 def _cv2():
@@ -47,6 +55,27 @@ def _cv2():
     try: import cv2
     except ImportError: raise SourceError("looking for shots needs OpenCV: pip install 'tav_nb[prepare]'") from None
     return cv2
+
+# %% ../nbs/21_shots.ipynb #e42674fd
+class _OneThread:
+    "Inside a `with`, in any number of threads, OpenCV uses one thread; after the last one as many as before the first."
+    def __init__(self): self.lock, self.inside, self.before = threading.Lock(), 0, 1
+
+    @contextmanager
+    def __call__(self, cv2):
+        with self.lock:
+            if not self.inside:
+                self.before = cv2.getNumThreads()
+                cv2.setNumThreads(1)
+            self.inside += 1
+        try: yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    cv2.setNumThreads(self.before)
+
+_one_thread = _OneThread()
 
 # %% ../nbs/21_shots.ipynb #b1a5415b
 GREY = 26  # hue says nothing where saturation or value is below a tenth
@@ -144,7 +173,6 @@ class _Store:
 def _measure(reader, options):
     "Look at every picture once; a dict of arrays, the thumbnails, the bars."
     cv2 = _cv2()
-    cv2.setNumThreads(1)
     rows, store, bars, motion, drawing, grey, hsv, seen = [], _Store(), _Bars(), _Motion(cv2), None, None, None, -math.inf
     for i, picture in enumerate(reader):
         small = np.ascontiguousarray(picture.rgb(fit(picture.size, options.side)))
@@ -314,13 +342,13 @@ def scan(
     """Look once at every picture of a file, in at most `options.side` pixels, and keep figures only.
 
     What is interlaced or telecined is read a second time, without combs.
-    Raises `SourceError` if nothing can be read; a damaged file gives a `Scan` that says so in `problem`.
+    Raises `SourceError` if nothing can be read or the file is beyond a limit; a damaged file gives a `Scan` that says so in `problem`.
     """
-    reader = Reader(path, fps)
-    figures, bars = _measure(reader, options)
+    reader = Reader(path, fps, limits=options.limits)
+    with _one_thread(_cv2()): figures, bars = _measure(reader, options)
     if reader.fields:
-        reader = Reader(path, fps, reader.fields)
-        figures, bars = _measure(reader, options)
+        reader = Reader(path, fps, reader.fields, options.limits)
+        with _one_thread(_cv2()): figures, bars = _measure(reader, options)
     info = reader.info()
     shots, crop = find_shots(figures, info.rate, options), bars.crop(options.bar_level)
     figures["thumbs"] = _cropped(figures["thumbs"], crop, (info.height, info.width))
@@ -457,7 +485,7 @@ def frames_of(
     "The clips' pictures in full size, upright, with square pixels, without combs and bars, in one pass."
     waiting, filled = list(windows), []
     if not waiting: return
-    for i, picture in enumerate(Reader(path, repair=info.fields)):
+    for i, picture in enumerate(Reader(path, repair=info.fields, limits=info.limits)):
         while waiting and waiting[0].indices[0] <= i: filled.append((waiting.pop(0), []))
         if any(i in window.indices for window, _ in filled): rgb = picture.rgb()
         for window, frames in filled:

@@ -5,12 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 from tav_nb import toon
 from tav_nb.reading import SourceError
-from tav_nb.shots import FIGURES, ShotOptions, _content, _cv2, frames_of, plan, scan
+from tav_nb.shots import FIGURES, ShotOptions, _content, _cv2, _one_thread, frames_of, plan, scan
 from tav_nb.video import write_video
 import av
 import numpy as np
 import sys
 import tempfile
+import threading
 import tracemalloc
 
 # %% ../nbs/21_shots.ipynb #6b2c1b2e
@@ -72,6 +73,33 @@ def retimed(frames, times, path):
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
+
+# %% ../nbs/21_shots.ipynb #dd77bfdb
+def test_looking_at_files_leaves_the_threads_of_opencv_as_they_were():
+    cv2 = _cv2()
+    usual = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        seen = []
+        def look(barrier, fails):
+            try:
+                with _one_thread(cv2):
+                    barrier.wait(10)
+                    seen.append(cv2.getNumThreads())
+                    barrier.wait(10)
+                    if fails: raise SourceError("broken")
+            except SourceError: pass
+        barrier = threading.Barrier(2)
+        threads = [threading.Thread(target=look, args=(barrier, fails)) for fails in (False, True)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        assert seen == [1, 1] and cv2.getNumThreads() == 3
+        with tempfile.TemporaryDirectory() as folder:
+            scan(write_video(np.zeros((3, 32, 32, 3), np.uint8), Path(folder)/"a.gif"))
+            try: scan(Path(folder)/"nowhere.mp4")
+            except SourceError: pass
+        assert cv2.getNumThreads() == 3
+    finally: cv2.setNumThreads(usual)
 
 # %% ../nbs/21_shots.ipynb #51ca7775
 def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
