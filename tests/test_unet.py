@@ -3,6 +3,7 @@
 from collections import Counter
 from diffusers import AutoencoderKL, ControlNetModel, DPMSolverMultistepScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from importlib import metadata
 from pathlib import Path
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -214,6 +215,22 @@ def test_diffusers_still_calls_the_seam_between_self_attention_and_cross_attenti
         block.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
     patched(**call_inputs(), num_frames=4)
     assert order == ["attn1", "temporal_attn", "attn2", "ff"], f"diffusers moved the seam: {order}"
+
+# %% ../nbs/02_unet.ipynb #88af99de
+def test_a_diffusers_without_the_seam_is_named_with_the_versions_that_work_and_the_unet_stays_as_it_was():
+    from tav_nb import unet as chapter
+    unet, forward = tiny_unet(), chapter.BasicTransformerBlock.forward
+    chapter.BasicTransformerBlock.forward = lambda self, hidden_states: hidden_states
+    try:
+        add_temporal(unet)
+    except ImportError as error:
+        assert "tav_nb works with" in str(error) and f"diffusers {metadata.version('diffusers')} " in str(error)
+    else:
+        raise AssertionError
+    finally:
+        chapter.BasicTransformerBlock.forward = forward
+    assert not temporal_modules(unet)
+    add_temporal(unet)
 
 # %% ../nbs/02_unet.ipynb #c8e1a295
 def test_sdxl_gets_70_layers_of_about_412_million_numbers_under_keys_with_temporal_attn():
