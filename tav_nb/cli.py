@@ -17,8 +17,9 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'without_output', 'finish_output', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
-import argparse, difflib, json, math, os, re, shlex, shutil, sys, time, unicodedata, warnings
+import argparse, difflib, json, math, os, re, shlex, shutil, signal, sys, time, unicodedata, warnings
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -697,13 +698,19 @@ def train_settings(args):
 
 def train_command(args):
     "Train as `args` ask for; Ctrl-C and SIGTERM save and end it well."
-    config = train_settings(args)
-    if not (Path(args.cache)/"manifest.parquet").is_file(): raise UsageError(f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one")
+    settings = partial(train_settings, args)
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # what is wrong with them is said before PyTorch is there; of several processes the first one says it, once all are
+        settings()
+        if not (Path(args.cache)/"manifest.parquet").is_file(): raise UsageError(f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
-        from tav_nb.trainer import train
-        train(config, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
+        from tav_nb.trainer import AgreedError, train
+        try: train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
+        except AgreedError:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
+            if os.environ.get("RANK", "0") != "0": raise SystemExit(2) from None
+            raise
 
 # %% ../nbs/13_cli.ipynb #17a5a549
 def add_score(parser):

@@ -13,7 +13,7 @@ from tav_nb.graphs import EACH, MOST, Unrecordable
 from tav_nb.loader import ClipLoader
 from tav_nb.memory import Need, set_checkpointing
 from tav_nb.models import EMBEDDED, load_pipeline
-from tav_nb.trainer import Core, batch_sizes, build, check_memory, clip_losses, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
+from tav_nb.trainer import AgreedError, Core, Processes, batch_sizes, build, check_memory, clip_losses, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
 from tav_nb.video import VideoError
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ import numpy as np
 import os
 import pyarrow
 import pytest
+import re
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,72 @@ def tav_train(out, *words):
     usual = ["--model", MICRO, "--lengths", "4,6,8", "--max-frames", 8, "--batch-size", 1, "--lr", 1e-3, "--ema-decay", 0.9, "--preview-every", 0, "--log-every", 1, "--device", "cpu"]
     return [str(word) for word in ["train", CACHE, out, *usual, *words]]
 
+# %% ../nbs/24_trainer.ipynb #b51c0002
+IN_BOTH = """
+import contextlib, io, json, os, signal, sys
+import torch
+import tav_nb.trainer as trainer
+from tav_nb.cli import main
+
+torch.set_num_threads(1)
+cases, ports, place = json.loads(sys.argv[1])
+rank = int(os.fork() == 0)
+load, parts = trainer.load_pipeline, {}
+usual = dict(micro_step=trainer.micro_step, preview=trainer.preview, save_checkpoint=trainer.save_checkpoint)
+
+
+def at(step, where, what):
+    "The usual function, but for `what` in process `where` from update `step` on"
+    def changed(name):
+        def call(*args, **kwargs):
+            core = getattr(args[0], "core", args[0])
+            if rank == where and core.step >= step: what()
+            return usual[name](*args, **kwargs)
+        return call
+    return changed
+
+
+def quick_pipeline(model, device, dtype):
+    "`load_pipeline`, which loads encoders and VAE only once"
+    if not parts: parts.update({name: part for name, part in load(model, device, dtype).components.items() if name not in ("unet", "scheduler") and part is not None})
+    return load(model, device, dtype, **parts)
+
+
+def out_of_memory(): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+def bug(): raise KeyError("prompt")
+def stop(): os.kill(os.getpid(), signal.SIGTERM)
+def gone(): os._exit(9)
+def full(run, *args): raise trainer.CheckpointError(f"{run}: cannot be written (No space left on device)")
+
+
+trainer.load_pipeline = quick_pipeline
+FAULTS = dict(
+    memory=dict(micro_step=at(2, 1, out_of_memory)), bug=dict(preview=at(3, 0, bug)),
+    stop=dict(micro_step=at(2, 1, stop)), gone=dict(micro_step=at(2, 1, gone)), disk=dict(save_checkpoint=lambda name: full), none={})
+for port, (fault, words) in zip(ports, cases):
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    for name, function in usual.items(): setattr(trainer, name, FAULTS[fault][name](name) if name in FAULTS[fault] else function)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: code = main(words)
+        except SystemExit as end: code = end.code
+    with open(f"{place}/{rank}.jsonl", "a") as file: file.write(json.dumps([code, out.getvalue(), err.getvalue(), torch.distributed.is_initialized()]) + "\\n")
+if rank == 1: os._exit(0)
+"""
+
+
+def in_both(place, *cases):
+    "`[code, stdout, stderr, connected]` of both processes for each case, a fault and the words of a command"
+    from socket import socket
+    sockets = [socket() for _ in cases]
+    for one in sockets: one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets: one.close()
+    done = subprocess.run([sys.executable, "-c", IN_BOTH, json.dumps([cases, ports, place])], capture_output=True, text=True, timeout=600)
+    assert not done.returncode, done
+    first, second = ([json.loads(line) for line in Path(place, f"{rank}.jsonl").read_text().splitlines()] for rank in (0, 1))
+    return [*zip(first, second)] + [(one, None) for one in first[len(second):]]
+
 # %% ../nbs/24_trainer.ipynb #53b6e340
 def test_the_weights_equal_the_closed_form_at_every_timestep():
     for kind in ("epsilon", "v_prediction"):
@@ -190,7 +257,7 @@ def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_pie
                 def spy(tensor): order.append(tensor.numel()); return real(tensor)
                 def step(*args): order.append("micro-step"); return one(*args)
                 with patch("torch.distributed.all_reduce", spy), patch.object(sys.modules[update.__module__], "micro_step", step): update(core, micro_batches(Numbered(1), 0, 2 * accumulation))
-                assert order == ["micro-step"] * accumulation + [core.gradients.numel(), 3]
+                assert order == ["micro-step"] * accumulation + [core.gradients.numel(), 2]
             first = core.gradients.data_ptr()
             core.gradients.copy_(torch.arange(core.gradients.numel()))
             for p in core.parameters: assert p.grad.data_ptr() % 512 == first % 512 and p.grad.shape == p.shape and p.grad.flatten()[-1] - p.grad.flatten()[0] == p.numel() - 1
@@ -272,6 +339,21 @@ def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
         kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
         assert kinds == {".safetensors", ".json"}, "nothing is pickled"
         assert read_metadata(folder)["trained_steps"] == 3 and not restore(small_core(), f"{folder}/none")
+
+# %% ../nbs/24_trainer.ipynb #a2d1f0c3
+def test_what_went_wrong_in_some_processes_is_one_line_in_all_of_them_and_names_which():
+    them = Processes(SimpleNamespace(process_index=0, num_processes=1))
+    assert them.agree(stop=True) == [dict(stop=True)] and isinstance(them.shared(KeyError("x")), KeyError)
+    them.world, line = 3, {}
+    for said, expected in (({1: "bad"}, "process 1: bad"), ({1: "bad", 2: "worse"}, "process 1: bad (and process 2)"), ({0: "same", 1: "same", 2: "same"}, "same")):
+        them.exchange = lambda ours: [dict(error=said[rank]) if rank in said else {} for rank in range(3)]
+        try: them.agree()
+        except AgreedError as error: line[expected] = str(error)
+        assert line[expected] == expected and them.shared(AgreedError("known")).args == ("known",)
+    them.exchange = lambda ours: [{}, ours, {}]
+    try: {}["prompt"]
+    except KeyError as error: assert re.fullmatch(r"process 1: KeyError: 'prompt' \(.*, line \d+\)", str(them.shared(error))), them.shared(error)
+    assert str(them.shared(OSError(28, "No space left"))) == "process 1: [Errno 28] No space left"
 
 # %% ../nbs/24_trainer.ipynb #7046ff4d
 def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
@@ -356,6 +438,35 @@ def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumula
         one, two = state_of(f"{place}/one")[0], state_of(f"{place}/two")[0]
         assert one.keys() == two.keys()
         for key in one: torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=2e-5)
+
+# %% ../nbs/24_trainer.ipynb #b51c0003
+def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_the_first_and_both_end_with_code_2():
+    with tempfile.TemporaryDirectory() as place:
+        bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 8, MICRO, bad=(0,))
+        good, odd = (noise_cache(f"{place}/{name}", [(8, 64, 64)] * 8, MICRO) for name in ("good", "odd"))
+        plan = lambda seed: [ClipLoader(bad, 1, (8,), seed).plan[step][0][0] for step in range(8)]
+        seed = next(seed for seed in range(100) if plan(seed).index(0) == 5)  # the second process meets it in its third update
+        Path(odd, "clips", "film0-0000000-8.npz").write_bytes(b"no zip")
+        words = "--steps", 4, "--accumulation", 1, "--workers", 0, "--held-out", 0, "--lengths", 8, "--seed", seed, "--checkpoint-every", 100
+        command = lambda cache, out, *more: ["train", str(cache), f"{place}/{out}", *tav_train(f"{place}/{out}", *words, *more)[3:]]
+        cases = [("none", command(bad, "bad-clip")), ("none", command(odd, "no-zip")), ("memory", command(good, "memory")),
+                 ("bug", command(good, "bug", "--preview-every", 1, "--preview-frames", 4, "--preview-steps", 1)), ("disk", command(good, "disk")),
+                 ("none", command(bad, "skip", "--bad-clips", "skip")), ("stop", command(good, "stop")), ("none", command(place, "no-cache")), ("gone", command(good, "gone"))]
+        found = {Path(words[2]).name: ends for (_, words), ends in zip(cases, in_both(place, *cases), strict=True)}
+        says = dict([("bad-clip", "process 1: "), ("no-zip", "process 1: "), ("memory", "process 1: step 2: out of memory"), 
+                     ("bug", "process 0: KeyError: 'prompt' (<string>, line"), ("disk", "process 0: "), ("gone", "another process of this training is gone"), ("no-cache", f"{place}: no cache")])
+        for name, begins in says.items():
+            (code, out, err, left), second = found[name]
+            assert code == 2 and err.startswith(f"tav: error: {begins}") and err.count("\n") == 1 and not left, (name, found[name])
+            assert second is None if name == "gone" else second[0] == 2 and not second[1] and not second[2] and not second[3], (name, second)
+            step = find_checkpoint(f"{place}/{name}", lambda line: None)[1]
+            assert (step or {}).get("step") == {"disk": None, "no-cache": None, "bug": 3}.get(name, 2), (name, step)
+            assert name in ("disk", "no-cache") or f"step {step['step']} is saved; --resume goes on from there" in out, (name, out)
+        assert "film0-0000000-8.npz" in found["bad-clip"][0][2] and "film0-0000000-8.npz: cannot be read" in found["no-zip"][0][2] and "No space left" in found["disk"][0][2]
+        (code, out, err, _), second = found["skip"]
+        assert code == second[0] == 0 and "film0-0000000-8.npz: has numbers that are none, and is skipped (process 1)" in out and not err
+        (code, out, err, _), second = found["stop"]
+        assert code == second[0] == 0 and "stopped at step 3 of 4" in out and find_checkpoint(f"{place}/stop")[1]["step"] == 3, out
 
 # %% ../nbs/24_trainer.ipynb #1c882255
 def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run():
