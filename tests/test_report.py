@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from pyarrow import parquet
 from tav_nb.report import Progress, SCRIPT, STYLE, as_data, by_group, by_licence, make_page, show_clips, summary, write_page
+from tav_nb.schema import SchemaError
 from tav_nb.toon import caption, random_scene, render
 from unittest.mock import patch
 import base64
@@ -162,6 +163,40 @@ def test_the_page_of_a_cache_is_written_whole_and_beside_it():
             else: raise AssertionError("the page was not put in place in one step")
         assert path.read_text("utf-8") == before, "the old page stays until the new one is whole"
         assert sorted(p.name for p in Path(place).iterdir()) == ["cache.json", "manifest.parquet", "other.html", "report.html"]
+
+# %% ../nbs/20_report.ipynb #5aef4c82
+def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
+    with tempfile.TemporaryDirectory() as place:
+        pages = []
+        for name in ("cache", "resumed after a kill"):
+            folder = Path(place, name)
+            folder.mkdir()
+            parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), folder/"manifest.parquet")
+            (folder/"cache.json").write_text('{"model_name": "a model"}')
+            pages.append(write_page(folder).read_bytes())
+        assert pages[0] == pages[1]
+
+# %% ../nbs/20_report.ipynb #d9ca5911
+def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
+    good, strip_ = make_row(0), make_row(0)["thumbs"]
+    for text, said in (("{", "is not JSON"), ("[1]", "expected `object`"), ('{"motion": "much"}', "expected `float | null`"), ("[" * 10_000, "nested more than 32 deep")):
+        for draw in (make_page, lambda rows: as_data(rows[0])):
+            try: draw([make_row(0, figures=text)])
+            except SchemaError as error: assert str(error).startswith("the figures of scene-0-0000083-16: ") and said in str(error) and "\n" not in str(error), error
+            else: raise AssertionError(f"{text[:20]} was taken for figures")
+    assert as_data(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {"frames": 16, "fps": 12.0, "hold": 2.0}
+    for broken in (b"no picture", strip_[:100], b"", b"BM" + bytes(200)):
+        data = as_data(make_row(0, thumbs=broken))
+        assert (data["image"], data["width"]) == ("", 0) and show_clips([make_row(0, thumbs=broken)])._repr_mimebundle_()["text/html"], broken
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "cache.json").write_text("[" * 10_000)
+        try: write_page(place, rows=[good])
+        except SchemaError as error: assert "cache.json" in str(error)
+        else: raise AssertionError("settings that are none were shown")
+    lines = summary([make_row(0, "unreadable: red\x1b[31m.mp4\nis \u202egone"), make_row(1, "odd\x07: x")])
+    assert lines.count("\n") == 2 and all(line.isprintable() for line in lines.split("\n")), lines
+    still = [make_row(i, f"not read: {kind} is no format that is read") for i, kind in enumerate((".psd", ".psd", ".doc"))]
+    assert summary(still).split("\n")[1] == "     3 not read    2 x .psd is no format that is read; 1 x .doc is no format that is read"
 
 # %% ../nbs/20_report.ipynb #d3c78f11
 @pytest.mark.slow
