@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', 'Scale', 'Text', 'Name', 'MOST', 'OWN_MODEL',
-           'OWN_ADAPTER', 'TAKEN_OVER', 'COMMANDS', 'UsageError', 'shortened', 'nearest_word', 'Parser', 'at_least',
-           'in_range', 'numbers', 'side', 'add_device', 'add_generate', 'add_memory', 'add_context', 'context_of',
-           'check_context', 'weighted', 'share', 'sentence', 'add_sources', 'check_sources', 'add_direction',
-           'read_direction', 'ContextSettings', 'VideoSettings', 'settings_of', 'named_in', 'compare_named', 'rate_of',
-           'playable', 'fps_of_source', 'going_on', 'free_name', 'check_names', 'choose_adapter', 'load', 'compute_on',
-           'fit_film', 'cap', 'let_segments_grow', 'read_sources', 'load_visitors', 'make_of_sources', 'make_frames',
-           'generate_command', 'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items',
-           'plan_items', 'made_for', 'prepare_command', 'tell', 'setting', 'add_train', 'train_settings',
-           'train_command', 'add_score', 'check_score', 'score_command', 'networks_on', 'add_info', 'info_command',
-           'make_parser', 'say', 'OutputError', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused',
-           'without_output', 'finish_output', 'main']
+           'OWN_ADAPTER', 'TAKEN_OVER', 'MOST_FRAMES', 'COMMANDS', 'UsageError', 'shortened', 'nearest_word', 'Parser',
+           'at_least', 'in_range', 'numbers', 'side', 'add_device', 'add_generate', 'add_memory', 'add_context',
+           'context_of', 'check_context', 'weighted', 'share', 'sentence', 'add_sources', 'check_sources',
+           'add_direction', 'read_direction', 'ContextSettings', 'VideoSettings', 'settings_of', 'named_in',
+           'compare_named', 'rate_of', 'playable', 'fps_of_source', 'going_on', 'free_name', 'check_names',
+           'choose_adapter', 'load', 'compute_on', 'fit_film', 'cap', 'let_segments_grow', 'read_sources',
+           'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
+           'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
+           'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'check_score', 'score_command',
+           'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'OutputError', 'show', 'json_escaped',
+           'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, difflib, json, math, os, re, shlex, shutil, signal, sys, time, unicodedata, warnings
@@ -551,6 +551,8 @@ def generate_command(args):
     show(f"{path}: {count} frames of {width} x {height}, {count/args.fps:.1f} s at {args.fps:g} fps, made in {time.monotonic() - start:.0f} s")
 
 # %% ../nbs/13_cli.ipynb #e5140897
+MOST_FRAMES = 1000  # of a clip to train on
+
 def add_prepare(parser):
     add, default = parser.add_argument, ShotOptions()
     add("source", metavar="SOURCE", help="a folder of videos, one video, a Sakuga table, or the Anita dataset")
@@ -560,12 +562,12 @@ def add_prepare(parser):
     add("--licence", metavar="TEXT", help="of all whose licence is not stated elsewhere")
     add("--videos", metavar="FOLDER", help="where the videos of a Sakuga table are")
     add("--layer", choices=LAYERS, help="of the Anita dataset (composition)")
-    add("--drawing-fps", type=at_least(0.1, float), metavar="N", help="drawings a second where the source does not say, as in the Anita dataset (12)")
-    add("--fps", type=at_least(1, float), default=default.fps, metavar="N", help=f"frames a second of the clips ({default.fps:g})")
+    add("--drawing-fps", type=at_least(0.1, float, 1000), metavar="N", help="drawings a second where the source does not say, as in the Anita dataset (12)")
+    add("--fps", type=at_least(1, float, 1000), default=default.fps, metavar="N", help=f"frames a second of the clips ({default.fps:g})")
     add("--timing", choices=("time", "drawings"), default=default.timing, help="take the picture shown at each moment, or each drawing once (time)")
-    add("--min-frames", type=at_least(2), default=default.min_frames, metavar="N", help=f"drop what is shorter ({default.min_frames})")
-    add("--max-frames", type=at_least(2), default=default.max_frames, metavar="N", help=f"cut what is longer ({default.max_frames})")
-    add("--overlap", type=at_least(0), default=default.overlap, metavar="N", help=f"frames that neighbouring clips share ({default.overlap})")
+    add("--min-frames", type=at_least(2, most=MOST_FRAMES), default=default.min_frames, metavar="N", help=f"drop what is shorter ({default.min_frames})")
+    add("--max-frames", type=at_least(2, most=MOST_FRAMES), default=default.max_frames, metavar="N", help=f"cut what is longer ({default.max_frames})")
+    add("--overlap", type=at_least(0, most=MOST_FRAMES), default=default.overlap, metavar="N", help=f"frames that neighbouring clips share ({default.overlap})")
     add_choice(parser, default)
 
 def add_choice(parser, default):
@@ -573,19 +575,19 @@ def add_choice(parser, default):
     add("--min-motion", type=at_least(0, float), default=default.min_motion, metavar="X", help=f"drop what moves less, as a share of the diagonal a step ({default.min_motion:g})")
     add("--max-motion", type=at_least(0, float), default=default.max_motion, metavar="X", help=f"drop what moves more ({default.max_motion:g})")
     add("--max-still", type=at_least(0, float), default=default.max_still, metavar="X", help=f"drop what holds a larger share of its frames ({default.max_still:g})")
-    add("--resolution", type=at_least(64), metavar="PIXELS", help="clips get about as many pixels as a square with this side (what the model was made for)")
+    add("--resolution", type=at_least(64, most=8192), metavar="PIXELS", help="clips get about as many pixels as a square with this side (what the model was made for)")
     add("--flip", action="store_true", help="also keep a mirrored copy where the caption says neither left nor right")
     add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
     add("--config", metavar="BASE", help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)")
     add("--limit", type=at_least(1), metavar="N", help="only the first N files, to try things out")
     add("--dry-run", action="store_true", help="decide, and show the decisions, but load no model and encode nothing")
     add("--page", metavar="FILE", help="the page that shows every clip (report.html in OUT)")
-    add("--workers", type=at_least(1), default=2, metavar="N", help="threads that read videos ahead (2)")
+    add("--workers", type=at_least(1, most=256), default=2, metavar="N", help="threads that read videos ahead (2)")
     add_device(parser)
 
 # %% ../nbs/13_cli.ipynb #9e763b94
 def chosen_items(args):
-    "The items of the source that `args` name, as far as `--limit` goes; refuses what cannot be, without loading anything slow."
+    "All items of the source that `args` name; refuses what cannot be, without loading anything slow."
     check_names(args)
     if args.min_frames > args.max_frames: raise UsageError(f"--min-frames {args.min_frames} is more than --max-frames {args.max_frames}")
     if args.overlap >= args.min_frames: raise UsageError(f"--overlap {args.overlap} must be less than --min-frames {args.min_frames}")
@@ -599,13 +601,12 @@ def chosen_items(args):
         if args.captions and not source.is_dir(): raise UsageError(f"--captions {args.captions}: goes with a folder, and {source} is none")
         if args.videos and not (source.is_file() and is_sakuga(source)): raise UsageError(f"--videos {args.videos}: goes with a Sakuga table, and {source} is none")
         if args.layer and not anita_layers(source): raise UsageError(f"--layer {args.layer}: goes with the Anita dataset, and {source} is none")
-    items = open_source(source, args.caption, table=args.captions, layer=args.layer, fps=args.drawing_fps, videos=args.videos, licence=args.licence)
-    return [item for group in by_file(items)[:args.limit] for item in group]
+    return open_source(source, args.caption, table=args.captions, layer=args.layer, fps=args.drawing_fps, videos=args.videos, licence=args.licence)
 
 def shot_options(args): return ShotOptions(**{name: value for name, value in vars(args).items() if name in ShotOptions.__dataclass_fields__})
 
 # %% ../nbs/13_cli.ipynb #e4156cdb
-def encode_items(args, items, progress):
+def encode_items(args, items, progress, source_items):
     "Fill the cache; returns its rows, or None if other processes are still at it."
     from tav_nb.dataset import needed, prepare
     from tav_nb.encode import EncodeOptions, too_long
@@ -613,20 +614,21 @@ def encode_items(args, items, progress):
     from tav_nb.models import quiet
     needed()
     with quiet(): pipe = load(args, unet=None)  # captions and pictures need no UNet
-    if cut := too_long(pipe, dict.fromkeys(item.caption for item in items)):
-        print(f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first {cut[0][:40]!r}...", file=sys.stderr)
+    if cut := too_long(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):
+        print(f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first '{printable(cut[0][:40])}'...", file=sys.stderr)
     progress.start("preparing")
-    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), workers=args.workers, progress=progress)
+    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), workers=args.workers, progress=progress, source_items=source_items)
     return read_manifest(args.out) if done.complete else None
 
-def plan_items(args, items, progress):
+def plan_items(args, items, progress, source_items):
     "Decide about the clips of all items, and encode none; returns the rows that a manifest would have."
-    from tav_nb.dataset import needed
-    from tav_nb.encode import EncodeOptions, plan_file
+    from tav_nb.dataset import check_source, needed
+    from tav_nb.encode import EncodeOptions, mark_copies, plan_file
     needed()
+    check_source(args.out, source_items)
     progress.start("looking")
     options, rows = EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), []
-    for group in by_file(items):
+    for group in by_file(mark_copies(items)):
         found = [clip.row for clip in plan_file(group, shot_options(args), options)[1]]
         progress(group, found)
         rows += found
@@ -643,12 +645,13 @@ def made_for(model, config=None):
 # %% ../nbs/13_cli.ipynb #45707403
 def prepare_command(args):
     "Make the cache that `args` ask for, and say what became of the clips."
-    items = chosen_items(args)
+    source_items = chosen_items(args)
+    items = [item for group in by_file(source_items)[:args.limit] for item in group]
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from tav_nb.report import Progress
     with Progress(len(by_file(items))) as progress, warnings.catch_warnings(action="ignore"):
         progress.start("loading")
-        try: rows = (plan_items if args.dry_run else encode_items)(args, items, progress)
+        try: rows = (plan_items if args.dry_run else encode_items)(args, items, progress, source_items)
         except KeyboardInterrupt:
             kept = "nothing was written" if args.dry_run else f"the clips of {progress.n} of {progress.total} files are in {args.out}, and the same command goes on from there"
             raise KeyboardInterrupt(kept) from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DatasetError', 'write_whole', 'npz_bytes', 'read_clip', 'Cache', 'file_key', 'finished', 'finish', 'needed',
-           'write_manifest', 'write_about', 'read_ahead', 'Summary', 'ranks', 'prepare']
+           'write_manifest', 'check_source', 'write_about', 'read_ahead', 'Summary', 'ranks', 'prepare']
 
 # %% ../nbs/18_dataset.ipynb #a660d12f
 import base64, io, json, os, queue, re, threading, time
@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np
 import tav_nb
-from .encode import ROW, SCHEMA, EncodeOptions, Encoder, arrays_of, content, draw, encode_text, fingerprint, key_of, plan_file, refused, safe_vae, signature
+from .encode import ROW, SCHEMA, EncodeOptions, Encoder, arrays_of, content, draw, encode_text, fingerprint, key_of, mark_copies, plan_file, refused, safe_vae, signature
 from .files import sweep, write_whole as write_file
 from .shots import ShotOptions, SourceError
-from .sources import by_file, check_captions
+from .schema import printable
+from .sources import Item, by_file, check_captions
 
 # %% ../nbs/18_dataset.ipynb #be7dd8f5
 class DatasetError(ValueError):
@@ -72,6 +73,14 @@ class Cache:
         try: return json.loads((self.records/f"{items[0].name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError): return {}
 
+    def content(self, items):
+        "The hash and the signature of a file, the hash from its record as long as the signature is the one in there; both empty if there is no such file."
+        record, path = self.record(items), items[0].path
+        try:
+            stat = signature(path)
+            return (record["sha256"] if record.get("signature") == stat else content(path)), stat
+        except OSError: return "", ""
+
     def rows(self, record):
         "The rows of a record."
         return [row | {"thumbs": base64.b64decode(row["thumbs"])} for row in record["rows"]]
@@ -83,17 +92,14 @@ class Cache:
 # %% ../nbs/18_dataset.ipynb #12f28808
 def file_key(items, sha256, encoder, shots):
     "A key over everything that decides which clips a file gives and what is in them."
-    return key_of(sha256=sha256, items=[asdict(item) | {"path": str(item.path)} for item in items], shots=shots.decisive(), options=asdict(encoder.options),
+    about = [{name: value for name, value in (asdict(item) | {"path": str(item.path)}).items() if name != "refusal" or value} for item in items]
+    return key_of(sha256=sha256, items=about, shots=shots.decisive(), options=asdict(encoder.options),
                 model=encoder.model, dtypes=encoder.dtypes, schema=SCHEMA, version=tav_nb.__version__)
 
 # %% ../nbs/18_dataset.ipynb #cf369f59
 def finished(cache, items, encoder, shots):
     "The record of a file if it is finished and nothing has changed since; and the file's hash, empty if there is no such file."
-    record, path = cache.record(items), items[0].path
-    try:
-        stat = signature(path)
-        sha256 = record["sha256"] if record.get("signature") == stat else content(path)
-    except OSError: stat = sha256 = ""
+    record, (sha256, stat) = cache.record(items), cache.content(items)
     same = record and record["key"] == file_key(items, sha256, encoder, shots)
     whole = same and all((path := cache.clips/name).exists() and path.stat().st_size == size for name, size in record["sizes"].items())
     return (record if whole else None), sha256, stat
@@ -123,6 +129,30 @@ def write_manifest(cache, rows):
     out = io.BytesIO()
     arrow.parquet.write_table(table, out, compression="zstd")
     if not cache.manifest.exists() or cache.manifest.read_bytes() != out.getvalue(): write_whole(cache.manifest, out.getvalue())
+
+# %% ../nbs/18_dataset.ipynb #aeb5e6a9
+def check_source(
+    out: Path,  # a cache, or where one will be
+    items: list[Item],  # all of the source
+):
+    "Raise `DatasetError` if the manifest in `out` lists kept clips of files that are there, but are not of this source."
+    manifest = Path(out)/"manifest.parquet"
+    try:
+        table = needed().parquet.read_table(manifest, columns=["clip", "file", "kept"])
+    except Exception:  # none, or one that cannot be read and will be written anew
+        return
+    paths, names, lost, common = {os.path.realpath(item.path) for item in items}, {item.name for item in items}, [], False
+    for row in table.to_pylist():
+        file, clip = row["file"] or "", row["clip"] or ""
+        moved = not os.path.exists(file) and re.sub(r"-\d{7,}-\d+(-flip)?$", "", clip) in names
+        if os.path.realpath(file) in paths or moved:
+            common = True
+        elif row["kept"]:
+            lost.append(file)
+    lost = [file for file in lost if not common or os.path.exists(file)]
+    if lost:
+        raise DatasetError(f"{out}: its manifest lists clips of files that this source does not have, such as {printable(lost[0])} ({len(set(lost))} in all), and training would no longer see them. "
+                           f"Choose another OUT, or a SOURCE that holds both (a folder with links to both will do); if these clips shall go, delete {manifest} first")
 
 # %% ../nbs/18_dataset.ipynb #9d2a1d47
 def write_about(cache, encoder, shots):
@@ -303,6 +333,7 @@ def prepare(
     world=None,  # of how many
     workers=2,  # threads that read ahead
     progress=None,  # called after each file with (its items, its rows)
+    source_items=None,  # all items of the source, if `items` are only some of them
 ) -> Summary:
     """Fill a cache with the clips of all items; what is there already and right stays as it is.
 
@@ -310,7 +341,10 @@ def prepare(
     """
     start, groups = time.perf_counter(), _checked(items)
     rank, world = (given if given is not None else found for given, found in zip((rank, world), ranks()))
+    check_source(out, items if source_items is None else source_items)
     run = _Run(Cache(out), Encoder(pipe, options), shots or ShotOptions(), progress)
+    files = {group[0].path: group for group in groups}
+    groups = by_file(mark_copies(items, lambda path: run.cache.content(files[path])[0]))
     write_about(run.cache, run.encoder, run.shots)
     _work(run, groups[rank::world], workers)
     if rows := _all_rows(run.cache, groups, run.encoder, run.shots): write_manifest(run.cache, rows)

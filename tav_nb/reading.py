@@ -98,7 +98,8 @@ def _packets(reader, container, stream):
     start = (container.start_time or 0)/1e6
     for packet in container.demux():
         if packet.pts is not None:
-            reader.reach = max(reader.reach, float((packet.pts + (packet.duration or 0))*packet.time_base) - start)
+            lasts = float(packet.duration*packet.time_base) if packet.duration else (packet.stream is stream)/reader.rate  # WMV and FLV do not say
+            reader.reach = max(reader.reach, float(packet.pts*packet.time_base) + lasts - start)
         if packet.stream is not stream: continue
         reader.promised += bool(packet.size) and not packet.is_discard
         yield packet

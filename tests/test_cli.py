@@ -556,7 +556,7 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
     words = [word for name, value in changed.items() for word in ("--" + name.replace("_", "-"), str(value))]
     assert shot_options(read(*words)) == ShotOptions(**changed)
     given = {}
-    def spy(items, out, pipe, shots, options, workers, progress): given.update(options=options, workers=workers, device=pipe.device.type, out=out); raise KeyboardInterrupt
+    def spy(items, out, pipe, shots, options, workers, progress, source_items): given.update(options=options, workers=workers, device=pipe.device.type, out=out); raise KeyboardInterrupt
     with tempfile.TemporaryDirectory() as folder, patch("tav_nb.dataset.prepare", spy):
         toon_film(f"{folder}/film.webm", 0, 4)
         code, said, err = tav("prepare", folder, f"{folder}/cache", "--resolution", 256, "--flip", "--workers", 3, "--device", "cpu")

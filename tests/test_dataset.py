@@ -277,7 +277,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
         assert summary_.files == 6 == len(told) and summary_.kept >= 1 and summary_.reasons["unreadable"] == 4, summary_
         assert len(summary_.problems) == 4 and all("\n" not in line and ": unreadable: " in line for line in summary_.problems), summary_.problems
         assert run(items_, tmp + "/cache").unchanged == 6
-        Path(tmp, "gone.mp4").write_bytes(Path(tmp, "film0.mp4").read_bytes())
+        Path(tmp, "gone.mp4").write_bytes(Path(tmp, "film0.mp4").read_bytes() + b"more")
         back = run(items_, tmp + "/cache")
         assert back.unchanged == 5 and back.reasons["unreadable"] == 3 and back.kept > summary_.kept, "it has come back"
 
@@ -312,6 +312,65 @@ def test_a_folder_of_drawings_is_a_source_like_any_other():
         assert summary_.kept == 1 and row["licence"] == "CC BY" and abs(row["fps"] - 6) < 0.1 and run(items_, tmp + "/cache", shots=ShotOptions(fps=6)).unchanged == 1
         Image.fromarray(255 - frame).save(there/"0011.png")
         assert run(items_, tmp + "/cache", shots=ShotOptions(fps=6)).unchanged == 0, "a drawing has changed"
+
+# %% ../nbs/18_dataset.ipynb #2995296a
+def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)/"films"
+        folder.mkdir()
+        small_films(folder, 1)
+        (folder/"second.mp4").write_bytes((folder/"film0.mp4").read_bytes())
+        (folder/"second.txt").write_text("something else")
+        summary = run(open_source(folder), Path(tmp)/"cache")
+        assert summary.kept == 1 and summary.reasons["copy"] == 1
+        reasons = {Path(row["file"]).name: row["reason"] for row in pq.read_table(Path(tmp)/"cache/manifest.parquet").to_pylist()}
+        assert reasons["second.mp4"] == "copy: the same bytes as films/film0.mp4, which has another caption", reasons
+        with patch("tav_nb.dataset.content", None), patch("tav_nb.encode.content", None):
+            assert run(open_source(folder), Path(tmp)/"cache").unchanged == 3
+        (folder/"film0.mp4").unlink()
+        (folder/"film0.txt").unlink()
+        run(open_source(folder), Path(tmp)/"cache")
+        assert {Path(row["file"]).name: row["kept"] for row in pq.read_table(Path(tmp)/"cache/manifest.parquet").to_pylist()} == {"second.mp4": True, "still.mp4": False}
+
+# %% ../nbs/18_dataset.ipynb #820d3ed4
+def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_first():
+    with tempfile.TemporaryDirectory() as tmp:
+        one, two, out = Path(tmp)/"one", Path(tmp)/"two", Path(tmp)/"cache"
+        for folder, count in ((one, 2), (two, 1)):
+            folder.mkdir()
+            small_films(folder, count)
+            for path in folder.glob("still.*"): path.unlink()
+        for path in two.glob("film0.*"): path.rename(path.with_stem("other"))
+        write_video(render(Scene(action="run left", x=0.8, speed=-0.03), 14, 96, 144).frames, two/"other.mp4", fps=12)
+        listed = lambda: {Path(row["file"]).name for row in pq.read_table(out/"manifest.parquet").to_pylist() if row["kept"]}
+        run(open_source(one), out)
+        before = folder_bytes(out)
+        for items in (open_source(two), open_source(one/"film1.mp4")):
+            try: run(items, out)
+            except DatasetError as error: assert "manifest lists" in str(error) and f"such as {one}/film" in str(error) and "delete" in str(error) and "\n" not in str(error), error
+            else: raise AssertionError("clips left the manifest")
+            assert folder_bytes(out) == before
+        run(open_source(one)[:1], out, source_items=open_source(one))
+        assert listed() == {"film0.mp4"}, "a part of the same source"
+        run(open_source(one), out)
+        assert folder_bytes(out) == before
+        both = Path(tmp)/"both"
+        both.mkdir()
+        for folder in (one, two): (both/folder.name).symlink_to(folder)
+        run(open_source(both), out)
+        assert listed() == {"film0.mp4", "film1.mp4", "other.mp4"}, "a source that holds more"
+        (both/"two").unlink()
+        (one/"film1.mp4").unlink()
+        (one/"film1.txt").unlink()
+        run(open_source(both), out)
+        assert listed() == {"film0.mp4"}, "files that are gone"
+        (out/"manifest.parquet").unlink()
+        run(open_source(two), out)
+        assert listed() == {"other.mp4"}, "once the manifest is deleted"
+        one.rename(Path(tmp)/"uno")
+        run(open_source(Path(tmp)/"uno"), Path(tmp)/"cache2")
+        (Path(tmp)/"uno").rename(Path(tmp)/"due")
+        assert run(open_source(Path(tmp)/"due"), Path(tmp)/"cache2").kept == 1, "a source under another name"
 
 # %% ../nbs/18_dataset.ipynb #37fbf9db
 @pytest.mark.slow

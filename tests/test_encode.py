@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.encode import EncodeError, EncodeOptions, Encoder, PARTS, buckets, encode_file, encode_frames, encode_text, fingerprint, nearest_bucket, plan_file, safe_vae, sizes_for, to_bucket, too_long
+from tav_nb.encode import EncodeError, EncodeOptions, Encoder, PARTS, buckets, content, encode_file, encode_frames, encode_text, fingerprint, mark_copies, nearest_bucket, plan_file, safe_vae, sizes_for, to_bucket, too_long
 from tav_nb.inference import decode_frames
 from tav_nb.models import load_pipeline, quiet
 from tav_nb.reading import Reader
@@ -210,3 +210,25 @@ def test_latents_that_are_no_numbers_are_refused():
         except EncodeError as error: assert "VAE gives numbers that are not finite" in str(error)
         else: raise AssertionError("NaN was let through")
         finally: weight[0] = kept
+
+# %% ../nbs/22_encode.ipynb #9cd9cf4b
+def test_of_several_files_with_the_same_bytes_one_is_kept_and_parts_of_them_are_their_own():
+    with tempfile.TemporaryDirectory() as tmp:
+        names = "a.mp4", "b.mp4", "c.mp4", "d.mp4"
+        for name, data in zip(names, (b"same", b"same", b"diff", b"longer")): Path(tmp, name).write_bytes(data)
+        for name in ("x", "y"):
+            Path(tmp, name).mkdir()
+            for i in range(2): Path(tmp, name, f"{i}.png").write_bytes(bytes([i]))
+        item = lambda name, caption="", **more: Item(Path(tmp, name), name + str(more), caption, **more)
+        read = []
+        def hash_of(path): return read.append(path.name) or content(path)
+        refusals = lambda *items, **how: [item.refusal for item in mark_copies(list(items), **how)]
+        where = Path(tmp).name
+        assert refusals(*map(item, names), hash_of=hash_of) == ["", f"copy: the same bytes as {where}/a.mp4", "", ""] and read == ["a.mp4", "b.mp4", "c.mp4"], "only files of equal size are read"
+        assert refusals(item("a.mp4", "one"), item("b.mp4", "two", licence="CC BY"))[1] == f"copy: the same bytes as {where}/a.mp4, which has another caption and another licence"
+        assert refusals(item("a.mp4", start=0.0, stop=1.0), item("b.mp4", start=1.0, stop=2.0), item("b.mp4", start=0.0, stop=1.0)) == ["", "", f"copy: the same bytes as {where}/a.mp4"]
+        assert refusals(item("x"), item("y")) == ["", f"copy: the same bytes as {where}/x"] and refusals(item("x"), item("y", fps=6.0)) == ["", ""]
+        assert refusals(item("a.mp4", refusal="no"), item("b.mp4"), item("gone.mp4"), item("gone2.mp4")) == ["no", "", "", ""]
+        encoder = SimpleNamespace(options=EncodeOptions(64))
+        info, clips = plan_file([item("a.mp4", refusal="copy: x"), item("a.mp4", refusal="copy: y", start=1.0)], ShotOptions(), encoder.options)
+        assert info is None and [(clip.row["kept"], clip.row["reason"], clip.row["file"]) for clip in clips] == [(False, "copy: x", f"{tmp}/a.mp4"), (False, "copy: y", f"{tmp}/a.mp4")]
