@@ -379,12 +379,22 @@ class Opened:
         return orientation.size((round(frame.height / min(1, self.stretch)), round(frame.width * max(1, self.stretch))))
 
 
+def _container(path: Path, bound: dict) -> av.container.InputContainer:
+    "An open file whose streams are read within a bound, as far as they are known before anything is read"
+    try:
+        return av.open(str(path), stream_options=[bound] * 8, metadata_errors="replace")
+    except av.FFmpegError:
+        raise
+    except ValueError:  # FLV and MPEG show their streams only while they are read; each decoder gets the bound later
+        return av.open(str(path), metadata_errors="replace")
+
+
 @contextmanager
 def open_video(path: Path, limits: Limits = Limits()) -> Iterator[Opened]:
     "An `Opened` video; raises a `DecodeError` if it has no pictures, none that can be decoded, or larger ones than the limits allow"
     check_regular(Path(path))
     bound = {"max_pixels": str(limits.max_pixels)}
-    with av.open(str(path), stream_options=[bound] * 8, metadata_errors="replace") as container:
+    with _container(path, bound) as container:
         stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
         if stream is None:
             raise DecodeError("holds no pictures")
@@ -470,7 +480,9 @@ def image_pixels(image: Image.Image) -> np.ndarray:
 # %% ../nbs/42_decoder.ipynb #f7fadf1b
 STILLS = ".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"  # also the frames of a folder
 IMAGES = (*STILLS, ".apng", ".gif")  # what Pillow opens, moving or not
-VIDEOS = ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"  # what FFmpeg opens; it tries any other as well
+VIDEOS = (".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flc", ".fli", ".flv", ".h264", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v",
+          ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".swf", ".ts", ".vob", ".webm",
+          ".wmv", ".wtv", ".y4m")  # what FFmpeg opens; it tries any other as well
 
 
 def is_image(path: Path) -> bool:

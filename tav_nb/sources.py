@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Iterator
+from . import decoder
 from .files import recover
-from .reading import PICTURES
 from .schema import SchemaError, parse_json, printable
 
 # %% ../nbs/17_sources.ipynb #a229e31d
@@ -61,11 +61,9 @@ def item_name(
     return f"{slug}-{code}"
 
 # %% ../nbs/17_sources.ipynb #018ac39d
-VIDEOS = (".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flc", ".fli", ".flv", ".gif", ".h264", ".hevc", ".ivf",
-          ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut",
-          ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".swf", ".ts", ".vob", ".webm", ".webp", ".wmv", ".wtv", ".y4m")
+VIDEOS = tuple(sorted((*decoder.VIDEOS, ".apng", ".avif", ".gif", ".webp")))  # the last four are opened by Pillow, and may hold one picture or many
 TABLES = ".csv", ".jsonl", ".parquet"
-STILLS = tuple(suffix for suffix in PICTURES if suffix not in VIDEOS)  # one of them is no clip, a folder of them is
+STILLS = tuple(suffix for suffix in decoder.STILLS if suffix not in VIDEOS)  # one of them is no clip, a folder of them is
 USUAL = ".mp4, .mkv, .mov, .webm, .avi, .gif"  # for messages
 
 # %% ../nbs/17_sources.ipynb #ef6029bd
