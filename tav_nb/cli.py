@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', 'Scale', 'Text', 'Name', 'MOST', 'OWN_MODEL',
-           'OWN_ADAPTER', 'TAKEN_OVER', 'MOST_FRAMES', 'COMMANDS', 'UsageError', 'shortened', 'nearest_word', 'Parser',
-           'at_least', 'in_range', 'numbers', 'side', 'add_device', 'add_generate', 'add_memory', 'add_context',
-           'context_of', 'check_context', 'weighted', 'share', 'sentence', 'add_sources', 'check_sources',
-           'add_direction', 'read_direction', 'ContextSettings', 'VideoSettings', 'settings_of', 'named_in',
-           'compare_named', 'rate_of', 'playable', 'fps_of_source', 'going_on', 'free_name', 'check_names',
-           'choose_adapter', 'load', 'compute_on', 'fit_film', 'cap', 'let_segments_grow', 'read_sources',
+           'OWN_ADAPTER', 'TAKEN_OVER', 'NO_PATHS', 'MOST_FRAMES', 'COMMANDS', 'UsageError', 'shortened',
+           'nearest_word', 'Parser', 'at_least', 'in_range', 'numbers', 'side', 'add_device', 'add_generate',
+           'add_memory', 'add_context', 'context_of', 'check_context', 'weighted', 'share', 'sentence', 'add_sources',
+           'check_sources', 'add_direction', 'read_direction', 'ContextSettings', 'VideoSettings', 'settings_of',
+           'named_in', 'compare_named', 'rate_of', 'playable', 'fps_of_source', 'going_on', 'names_like', 'free_name',
+           'write_beside_others', 'write_finished', 'check_names', 'check_kinds', 'choose_adapter', 'load',
+           'compute_on', 'fit_film', 'is_small', 'check_room', 'cap', 'let_segments_grow', 'read_sources',
            'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
            'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
            'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'check_score', 'score_command',
@@ -17,11 +18,11 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
-import argparse, difflib, json, math, os, re, shlex, shutil, signal, sys, time, unicodedata, warnings
+import argparse, difflib, json, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
 from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, get_args
 import numpy as np
@@ -34,7 +35,7 @@ from .process import interruptible, to_nowhere, usable_streams
 from .schema import INVISIBLE, SchemaError, check_type, printable
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
-from .video import MAX_FPS, SUFFIXES, check_output, iter_video, read_metadata, read_video, write_video
+from .video import MAX_FPS, SUFFIXES, VideoError, check_output, iter_video, read_metadata, read_video, write_video
 from .windows import KINDS, WEIGHTS, Context, plan_windows
 
 # %% ../nbs/13_cli.ipynb #036ec4f2
@@ -58,6 +59,10 @@ class Parser(argparse.ArgumentParser):
         self.other_names = {}  # what other programs call an option: its name here
 
     def error(self, message): raise UsageError(message)
+
+    def _get_values(self, action, words):  # `--option=--` would become an empty list
+        if action.option_strings and words == ["--"]: raise argparse.ArgumentError(action, "expected one argument, not --")
+        return super()._get_values(action, words)
 
     def _check_value(self, action, value):  # argparse calls this for choices and commands
         try: super()._check_value(action, value)
@@ -387,6 +392,12 @@ def going_on(argv):
     return args
 
 # %% ../nbs/13_cli.ipynb #21efb1ab
+def names_like(path):
+    "Those of a path and of the same with 2, 3, 4 ... behind its name that nobody has"
+    for n in count(1):
+        name = path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}")
+        if not os.path.lexists(name): yield name
+
 def free_name(
     prompt,
     seed,
@@ -394,9 +405,24 @@ def free_name(
 ) -> Path:
     "A name for an `.mp4` made of prompt and seed, with a number behind it if it is taken."
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "video"
-    path, n = Path(folder)/f"{words}-seed{seed}.mp4", 1
-    while path.exists(): path, n = Path(folder)/f"{words}-seed{seed}-{n + 1}.mp4", n + 1
-    return path
+    return next(names_like(Path(folder)/f"{words}-seed{seed}.mp4"))
+
+def write_beside_others(frames, path, fps, settings) -> Path:
+    "Write a video under a name that nobody has, also if another command looks for one at the same time"
+    for name in names_like(path):
+        try: return write_video(frames, name, fps, settings, replace=False)
+        except FileExistsError: continue
+
+def write_finished(frames, args, path, settings) -> Path:
+    "Write the finished video; where it cannot be written, keep it elsewhere and say so in a `UsageError`"
+    try: return write_video(frames, path, args.fps, settings) if args.output else write_beside_others(frames, path, args.fps, settings)
+    except VideoError as error: reason = error
+    homes = [Path(tempfile.gettempdir()), Path("~").expanduser(), Path.cwd()]
+    for folder in (folder for folder in homes if folder.resolve() != path.resolve().parent):
+        try: kept = write_beside_others(frames, folder/path.name, args.fps, settings)
+        except (ValueError, OSError): continue
+        raise UsageError(f"{reason}; the video is finished and kept as {kept}")
+    raise reason
 
 # %% ../nbs/13_cli.ipynb #9bd724d8
 def check_names(args):
@@ -405,6 +431,18 @@ def check_names(args):
         name = getattr(args, option, None)
         if name and not Path(name).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             raise UsageError(f"--{option} {name}: there is no such file or folder")
+
+NO_PATHS = "command", "prompt", "negative_prompt", "seeds", "caption", "licence", "preview_prompt"  # texts that may look like one
+
+def check_kinds(args):
+    "Refuse what is neither a file nor a folder: a pipe or a device would be waited for, or replaced."
+    words = [one for name, value in vars(args).items() if name not in NO_PATHS for one in (value if isinstance(value, list) else [value])]
+    for word in words:
+        if isinstance(word, tuple) and word: word = word[0]  # a file and its weight
+        if not isinstance(word, str): continue
+        try: mode = os.stat(word).st_mode
+        except (OSError, ValueError): continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)): raise UsageError(f"{word}: is neither a file nor a folder")
 
 # %% ../nbs/13_cli.ipynb #b3458d1e
 def choose_adapter(args):
@@ -442,10 +480,10 @@ def fit_film(args, adapter, context, bar):
     from tav_nb import fitting
     from tav_nb.inference import check_request
     from tav_nb.memory import room_on
-    from tav_nb.models import EMBEDDED, check_device, find_model
+    from tav_nb.models import check_device
     side = made_for(args.model, args.config)
     film, asked = (args.num_frames, args.height or side, args.width or side), (args.fitting, args.frames_at_once)
-    if find_model(args.model) == EMBEDDED and (*asked, args.memory_limit) == ("auto", None, None) and math.prod(film) <= 2**20: return fitting.Memory()
+    if (*asked, args.memory_limit) == ("auto", None, None) and is_small(args, film): return fitting.Memory()
     device, dtype = compute_on(args)
     check_device(device)
     model = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype)
@@ -459,6 +497,23 @@ def fit_film(args, adapter, context, bar):
     if args.memory_limit: cap(device, args.memory_limit)
     return memory
 
+def is_small(args, film):
+    "Is this a video that the embedded model makes on any machine? Then an estimate would take longer than it is worth."
+    from tav_nb.models import EMBEDDED, find_model
+    return find_model(args.model) == EMBEDDED and film[0] <= 64 and math.prod(film) <= 2**20
+
+def check_room(args, adapter, film):
+    "Raises `TooLarge` for a video made of others that cannot fit: stock pipelines have everything in memory at once."
+    if is_small(args, film): return
+    from tav_nb import fitting
+    from tav_nb.memory import room_on
+    from tav_nb.models import check_device
+    device, dtype = compute_on(args)
+    check_device(device)
+    model, room = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype), room_on(device, None)
+    peaks = fitting.measure(model, *film, guided=args.guidance_scale is None or args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
+    if peaks.total > room: raise fitting.TooLarge(f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.gib_of(peaks.total)}, and {fitting.gib_of(room)} are there: fewer frames or a smaller --height and --width need less")
+
 def cap(device, limit):
     "Let PyTorch take no more than `limit` GiB of a GPU."
     import torch
@@ -470,7 +525,7 @@ def let_segments_grow():
     os.environ.setdefault("PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 # %% ../nbs/13_cli.ipynb #d3a12b0c
-def read_sources(args):
+def read_sources(args, adapter):
     "The videos and the picture that `args` name, as `stock_for` takes them; the film's size goes into `args` if it was not given."
     from PIL import Image
     from tav_nb.pipelines import fit_frames, size_like
@@ -479,6 +534,7 @@ def read_sources(args):
     if films.get("mask") is not None and len(films["mask"]) == 1: films["mask"] = films["mask"].repeat(args.num_frames, 0)
     side = made_for(args.model, args.config)
     if films and not (args.height or args.width): args.height, args.width = size_like(next(iter(films.values())), side)
+    check_room(args, adapter, (args.num_frames, args.height or side, args.width or side))
     found = {name: fit_frames(frames, args.num_frames, args.height or side, args.width or side, getattr(args, name)) for name, frames in films.items()}
     if "mask" in found: found["mask"] = found["mask"].mean(-1) > 127
     if args.ip_image:
@@ -517,7 +573,7 @@ def make_frames(args, direction=None):
         with quiet():
             adapter = choose_adapter(args)
             context = check_context(args, adapter)
-            found = read_sources(args) if args.video or args.control or args.ip_image else {}
+            found = read_sources(args, adapter) if args.video or args.control or args.ip_image else {}
             memory = None if found else fit_film(args, adapter, context, bar)
             pipe = load(args, adapter, bool(memory) and memory.offload)
             load_visitors(args, pipe)
@@ -546,7 +602,7 @@ def generate_command(args):
     context_of(args)
     frames, settings = make_frames(args, direction)
     frames = directing.joined(direction, frames)
-    write_video(frames, path, args.fps, settings)
+    path = write_finished(frames, args, path, settings)
     count, height, width = frames.shape[:3]
     show(f"{path}: {count} frames of {width} x {height}, {count/args.fps:.1f} s at {args.fps:g} fps, made in {time.monotonic() - start:.0f} s")
 
@@ -807,7 +863,9 @@ def make_parser():
 # %% ../nbs/13_cli.ipynb #b79d9a59
 def say(text):
     "One line on the standard error, without the codes that a terminal would obey"
-    try: print("tav: " + printable(" ".join(str(text).split())), file=sys.stderr, flush=True)
+    line = printable(" ".join(str(text).split()))
+    if len(line) > 2000: line = f"{line[:1000]} ... {line[-900:]}"  # somebody's file name or text has no end
+    try: print(f"tav: {line}", file=sys.stderr, flush=True)
     except OSError: to_nowhere(sys.stderr)
 
 class OutputError(Exception):
@@ -866,6 +924,7 @@ def main(
     with usable_streams(), interruptible() as signals:
         try:
             args = make_parser().parse_args(argv)
+            check_kinds(args)
             if getattr(args, "extend", None): args = going_on(argv)
             COMMANDS[args.command][2](args)
             return finish_output()

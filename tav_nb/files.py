@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'ASIDE', 'sync', 'process_start', 'this_place', 'hidden_name', 'lock_folder', 'make_hidden', 'exchange',
-           'replace_folder', 'put_back', 'finish_file', 'whole', 'write_whole', 'abandoned', 'sweep', 'recover']
+           'replace_folder', 'put_back', 'finish_file', 'publish', 'whole', 'write_whole', 'abandoned', 'sweep',
+           'recover']
 
 # %% ../nbs/33_files.ipynb #2134bf3b
 import ctypes
@@ -146,12 +147,28 @@ def finish_file(path: Path, mode: int):
         sync(path)
 
 
+def publish(part: Path, path: Path):
+    "Give a finished file or folder its name; raises `FileExistsError` if the name is taken"
+    if part.is_dir():
+        path.mkdir()  # a folder may take the place of an empty one
+        os.replace(part, path)
+        return
+    try:
+        os.link(part, path)  # one step, and never over a file that is there
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+    except OSError:  # this file system has no second names
+        path.touch(exist_ok=False)
+        os.replace(part, path)
+
+
 @contextmanager
-def whole(path: str | os.PathLike, durable: bool = True):
+def whole(path: str | os.PathLike, durable: bool = True, replace: bool = True):
     """A name in a hidden folder beside `path` for a file or a folder, which becomes `path` at the end of the block; if the block fails, it goes away, and `path` is what it was
 
     With `durable=False` a power failure right afterwards may bring back what was there before, but never half of the new file; many small files are written faster so.
-    Raises what the block raises, and `OSError` if the disk does not take it.
+    Without `replace`, whoever finishes first has the name, and the others get a `FileExistsError`.
+    Raises what the block raises, and `OSError` if the disk does not take it; it names the file that was asked for, not the hidden one.
     """
     path = Path(path)
     hidden, lock = make_hidden(path)
@@ -161,12 +178,19 @@ def whole(path: str | os.PathLike, durable: bool = True):
         yield part
         for file in [*(part.rglob("*") if part.is_dir() else ()), part]:
             finish_file(file, mode)
-        if part.is_dir() and path.is_dir():
+        if not replace:
+            publish(part, path)
+        elif part.is_dir() and path.is_dir():
             replace_folder(part, path, aside)
         else:
             os.replace(part, path)
         if durable:
             sync(path.absolute().parent)
+    except OSError as error:
+        name = str(error.filename or "")
+        if name != str(part) and not name.startswith(f"{part}{os.sep}"):
+            raise
+        raise OSError(error.errno, error.strerror, f"{path}{name[len(str(part)):]}") from None
     finally:
         put_back(aside, path)
         shutil.rmtree(hidden, ignore_errors=True)

@@ -67,10 +67,11 @@ def check_output(
 
 # %% ../nbs/06_video.ipynb #ee0b8aee
 @contextmanager
-def _finished(path):
+def _finished(path, replace):
     "A hidden name beside `path` that becomes `path` when all went well, and goes away when not."
     try:
-        with whole(path) as unfinished: yield unfinished
+        with whole(path, replace=replace) as unfinished: yield unfinished
+    except FileExistsError: raise  # only without `replace`
     except (OSError, ValueError, av.FFmpegError) as error:
         raise VideoError(f"{path}: cannot be written: {_reason(error)}") from None
 
@@ -207,6 +208,7 @@ def write_video(
     path,  # .mp4, .webm, .gif or .webp; without a suffix or with / at the end a folder of PNGs
     fps=8,  # frames a second; at most 50 for a GIF and 90 for a WebP
     metadata=None,  # a dict that JSON can hold: prompt, seed, settings; `read_metadata` gives it back
+    replace=True,  # take the place of a file or folder that is there; else raise `FileExistsError`, also if it has come meanwhile
 ) -> Path:
     """Write a video that browsers play and that remembers how it was made; returns its path.
 
@@ -223,7 +225,7 @@ def write_video(
         text = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
         if kind in (".gif", ".webp") or re.search(r"[\ud800-\udfff]", text): text = json.dumps(metadata or {})  # names of files may hold what no text can
     except (TypeError, ValueError, RecursionError) as error: raise VideoError(f"metadata must fit into JSON: {error}") from None
-    with _finished(path) as unfinished: WRITERS[kind](frames, unfinished, rate, text)
+    with _finished(path, replace) as unfinished: WRITERS[kind](frames, unfinished, rate, text)
     return path
 
 # %% ../nbs/06_video.ipynb #60f264d2

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tav_nb import noise
 from tav_nb.adapter import EMBEDDED_ADAPTER
-from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, at_least, free_name, going_on, in_range, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted
+from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, USUAL_FPS, at_least, fps_of_source, free_name, going_on, in_range, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted, write_beside_others
 from tav_nb.config import TrainConfig, read_config
 from tav_nb.directing import Direction
 from tav_nb.encode import EncodeOptions
@@ -29,6 +29,7 @@ import numpy as np
 import os
 import pytest
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,17 @@ def test_a_name_that_is_taken_is_not_taken_again():
     assert free_name("?!", 0).name == "video-seed0.mp4"
     assert len(free_name("word "*100, 0).name) < 64
 
+# %% ../nbs/13_cli.ipynb #80c3968b
+def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video():
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, black = Path(folder)/"girl.mp4", np.zeros((1, 16, 16, 3), np.uint8)
+        paths = []
+        def late(frames, path, *more, **named):  # the other command takes the name while this one writes
+            if not paths: paths.append(write_video(frames, path, *more, **named))
+            return write_video(frames, path, *more, **named)
+        with patch.dict(write_beside_others.__globals__, write_video=late): paths.append(write_beside_others(black, wanted, 8, {}))
+        assert [path.name for path in paths] == ["girl.mp4", "girl-2.mp4"] and sorted(os.listdir(folder)) == ["girl-2.mp4", "girl.mp4"]
+
 # %% ../nbs/13_cli.ipynb #0688809a
 def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
     with tempfile.TemporaryDirectory() as folder:
@@ -147,6 +159,16 @@ def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_lin
     for words in ((), ("gernerate",), ("generate",), ("generate", " "), ("prepare",), ("prepare", "films"), ("score",), ("score", "/no/such/film.mp4"), ("train",), ("train", "cache"), ("train", "/no/cache", "/no/out"), ("info",), ("info", "/no/such/file.mp4"), ("info", sys.executable)):
         code, said, err = tav(*words)
         assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, err)
+
+# %% ../nbs/13_cli.ipynb #f8d71944
+def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stand_and_a_pipe_is_not_waited_for():
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkfifo(pipe := f"{folder}/pipe.mp4")
+        for words in (("info", pipe), ("score", pipe), ("score", "x.mp4", "--json", pipe), ("generate", "a girl", "--extend", pipe), ("generate", "a girl", "-o", pipe), ("generate", "a girl", "--lora", f"{pipe}:0.5"), ("generate", "a girl", "--textual-inversion", pipe), ("generate", "a girl", "--model", pipe),
+                      ("generate", "a girl", "--first-frame", pipe), ("generate", "a girl", "--video", "/dev/zero"), ("prepare", pipe, f"{folder}/out"), ("prepare", folder, pipe), ("train", folder, pipe), ("train", folder, f"{folder}/out", "--config", pipe), ("score", "x.mp4", "--csv", "/dev/null")):
+            code, said, err = tav(*words)
+            assert code == 2 and said == "" and err.count("\n") == 1 and "is neither a file nor a folder" in err, (words, err)
+        assert stat.S_ISFIFO(os.stat(pipe).st_mode) and os.listdir(folder) == ["pipe.mp4"]
 
 # %% ../nbs/13_cli.ipynb #f10e4253
 def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_meant():
@@ -249,6 +271,34 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
         again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
         assert np.array_equal(again, frames)
         assert json.loads(tav("info", first)[1]) == settings
+
+# %% ../nbs/13_cli.ipynb #2d61852f
+def test_a_finished_video_that_finds_no_room_is_kept_where_there_is_some():
+    program = """
+import os, resource, sys
+import numpy as np
+from tav_nb import cli
+frames, write = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), np.uint8), cli.write_video
+def limited(frames, path, *more, **named):  # files in `full` may have 1000 bytes
+    small = os.path.abspath(path).startswith(os.path.abspath("full")) or sys.argv[1] == "everywhere"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if small else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return write(frames, path, *more, **named)
+cli.write_video = limited
+for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif", "full/film.webm"):
+    try: cli.write_finished(frames, cli.make_parser().parse_args(["generate", "a girl", "--fps", "8", "-o", output]), cli.Path(output), {"seed": 1})
+    except ValueError as error: print(error)
+    else: sys.exit("it was written")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = os.path.realpath(folder)
+        for name in ("full", "room"): os.mkdir(f"{folder}/{name}")
+        for where in ("output", "everywhere"):
+            run = subprocess.run([sys.executable, "-c", program, where], cwd=folder, capture_output=True, text=True, env={**os.environ, "TMPDIR": f"{folder}/room", "PYTHONPATH": os.getcwd()})
+            lines, names = run.stdout.splitlines(), ["film.mp4", "frames", "film.webp", "film.gif", "film.webm"]
+            assert run.returncode == 0 and run.stderr == "" and len(lines) == 5 and not os.listdir(f"{folder}/full"), run
+            for line, name in zip(lines, names):
+                assert line == f"full/{name}: cannot be written: File too large" + f"; the video is finished and kept as {folder}/room/{name}" * (where == "output")
+        assert sorted(os.listdir(f"{folder}/room")) == sorted(names) and all(len(read_video(f"{folder}/room/{name}")[0]) == 3 for name in names)
 
 # %% ../nbs/13_cli.ipynb #b0052dfa
 def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():
@@ -384,6 +434,22 @@ def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
         for said, *more in (("3 frames, 2 fewer than the 5 of the film", "--num-frames", 5), ("another shape than 64 x 64", "--height", 64, "--width", 64), ("of 2 steps none would be left", "--strength", .3), ("Stable Diffusion 1", "--lora", lora)):
             code, printed, err = tav(*words, *more)
             assert code == 2 and err.count("\n") == 1 and said in err, (said, err)
+
+# %% ../nbs/13_cli.ipynb #0dcdc106
+def test_a_video_that_follows_another_one_plays_as_fast_and_it_is_said_where_it_cannot():
+    with tempfile.TemporaryDirectory() as folder:
+        frames = render(random_scene(3), 5, 16, 16).frames
+        def fps_of(source, *words):
+            with contextlib.redirect_stderr(io.StringIO()) as err: found = fps_of_source(make_parser().parse_args(["generate", "a girl", "--video", str(source), "--num-frames", "5", *words]))
+            return found, err.getvalue()
+        for rate in (24, 12.5, 23.976, 90):
+            found, err = fps_of(write_video(frames, f"{folder}/{rate}.mp4", rate))
+            assert abs(found - rate) < 0.01 and err == "", (rate, found, err)
+        found, err = fps_of(f"{folder}/90.mp4", "-o", "out.gif")
+        assert found == 50 and err == f"tav: note: {folder}/90.mp4 plays at 90 fps, which cannot be kept here: 50 instead (--fps)\n"
+        assert fps_of(write_video(frames[:1], f"{folder}/one.webp", 30))[0] == USUAL_FPS
+        code, said, err = tav("generate", GIRL, "--video", f"{folder}/24.mp4", "-o", f"{folder}/out.webp", *QUICK, "--num-frames", 4, "--strength", 1, "--height", 16, "--width", 16)
+        assert code == 0 and "4 frames of 16 x 16, 0.2 s at 24 fps" in said and read_metadata(f"{folder}/out.webp")["fps"] == 24, (said, err)
 
 # %% ../nbs/13_cli.ipynb #5a53309b
 def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_line():

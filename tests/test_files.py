@@ -91,6 +91,36 @@ def test_a_folder_that_stepped_aside_comes_back_when_the_new_one_cannot_take_its
             else: raise AssertionError("it was written")
         assert [file.relative_to(folder).as_posix() for file in Path(folder).rglob("*")] == ["frames", "frames/old"]
 
+# %% ../nbs/33_files.ipynb #251afe0e
+def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_stays_as_it_is():
+    with tempfile.TemporaryDirectory() as folder:
+        path, taken, links = Path(folder) / "video.mp4", [], os.link
+        def no_links(*names): raise OSError(errno.EPERM, "no links here")
+        for link in (links, no_links):
+            with patch("os.link", link):
+                taken.clear()
+                for text in ("first", "second"):
+                    try:
+                        with whole(path, replace=False) as part: part.write_text(text)
+                    except FileExistsError as error: taken.append((text, error.filename))
+                assert taken == [("second", str(path))] and path.read_text() == "first" and len(os.listdir(folder)) == 1
+                path.unlink()
+        with whole(Path(folder) / "frames", replace=False) as part: part.mkdir()
+        try:
+            with whole(Path(folder) / "frames", replace=False) as part: part.mkdir()
+        except FileExistsError: pass
+        else: raise AssertionError("a folder was replaced")
+        assert os.listdir(folder) == ["frames"]
+
+# %% ../nbs/33_files.ipynb #436f5263
+def test_an_error_names_the_file_that_was_asked_for_and_not_the_hidden_one():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        for inner in ("", "frame.png"):
+            try:
+                with whole(path) as part: raise OSError(errno.ENOSPC, "No space left on device", str(part / inner))
+            except OSError as error: assert str(error) == f"[Errno 28] No space left on device: {str(path / inner)!r}", error
+
 # %% ../nbs/33_files.ipynb #54d7dc69
 def test_a_file_does_not_take_the_place_of_a_folder():
     with tempfile.TemporaryDirectory() as folder:
