@@ -418,7 +418,7 @@ def write_finished(frames, args, path, settings) -> Path:
     try: return write_video(frames, path, args.fps, settings) if args.output else write_beside_others(frames, path, args.fps, settings)
     except VideoError as error: reason = error
     homes = [Path(tempfile.gettempdir()), Path("~").expanduser(), Path.cwd()]
-    for folder in (folder for folder in homes if folder.resolve() != path.resolve().parent):
+    for folder in (folder for folder in homes if os.path.realpath(folder) != os.path.dirname(os.path.realpath(path))):
         try: kept = write_beside_others(frames, folder/path.name, args.fps, settings)
         except (ValueError, OSError): continue
         raise UsageError(f"{reason}; the video is finished and kept as {kept}")
@@ -649,7 +649,7 @@ def chosen_items(args):
     if args.overlap >= args.min_frames: raise UsageError(f"--overlap {args.overlap} must be less than --min-frames {args.min_frames}")
     if args.min_motion > args.max_motion: raise UsageError(f"--min-motion {args.min_motion:g} is more than --max-motion {args.max_motion:g}")
     if Path(args.out).exists() and not Path(args.out).is_dir(): raise UsageError(f"{args.out}: is a file, but the cache is a folder")
-    if args.page and not Path(args.page).resolve().parent.is_dir(): raise UsageError(f"--page {args.page}: there is no folder for it")
+    if args.page and not Path(os.path.realpath(args.page)).parent.is_dir(): raise UsageError(f"--page {args.page}: there is no folder for it")
     for option in ("captions", "videos"):
         if (name := getattr(args, option)) and not Path(name).exists(): raise UsageError(f"--{option} {name}: there is no such file or folder")
     source = Path(args.source)
@@ -797,12 +797,14 @@ def check_score(args):
         if not recover(name).exists(): raise UsageError(f"{name}: there is no such file or folder")
     results = {form: name for form in ("json", "csv", "html") if (name := getattr(args, form)) and name != "-"}
     if args.html == "-" or args.json == args.csv == "-": raise UsageError("the terminal takes either --json - or --csv -")
-    if len({Path(name).resolve() for name in results.values()}) < len(results): raise UsageError(f"several results would go to the same file: {', '.join(results.values())}")
+    if len({os.path.realpath(name) for name in results.values()}) < len(results): raise UsageError(f"several results would go to the same file: {', '.join(results.values())}")
     for form, name in results.items():
         path = Path(name)
-        if not path.resolve().parent.is_dir(): raise UsageError(f"--{form} {name}: there is no folder for it")
+        if not Path(os.path.realpath(path)).parent.is_dir(): raise UsageError(f"--{form} {name}: there is no folder for it")
         if path.is_dir(): raise UsageError(f"--{form} {name}: is a folder")
-        if path.resolve() in [Path(source).resolve() for source in sources]: raise UsageError(f"--{form} {name}: would replace a film")
+        if path.is_symlink() and not path.exists(): raise UsageError(f"--{form} {name}: is a link to nothing")
+        if os.path.realpath(path) in [os.path.realpath(source) for source in sources]: raise UsageError(f"--{form} {name}: would replace a film")
+        if path.exists() and path.suffix.lower() != f".{form}": raise UsageError(f"--{form} {name}: is there already, and no .{form} that could be replaced; choose another name or remove it")
     return results
 
 # %% ../nbs/13_cli.ipynb #46645c60
@@ -928,7 +930,7 @@ def main(
             if getattr(args, "extend", None): args = going_on(argv)
             COMMANDS[args.command][2](args)
             return finish_output()
-        except SystemExit: return finish_output()  # --help and --version
+        except SystemExit as end: return end.code or finish_output()  # --help and --version, and processes that leave the word to another
         except KeyboardInterrupt as stop:
             signals.ending = True
             return interrupted(stop)

@@ -200,9 +200,10 @@ def main():
             for kind, words in trials(args.count, args.seed, files, args.command):
                 names = names or {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
                 ended = worker(words)
-                if lost := [path.name for path, size in names.items() if not path.is_file() or path.stat().st_size != size]:
+                asked = words[-1].partition("=")[2]  # an output that is there may be replaced
+                if lost := [path.name for path, size in names.items() if path.name != asked and (not path.is_file() or path.stat().st_size != size)]:
                     ended["outcome"], ended["stderr"] = "lost", f"{lost}"
-                    names = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+                names = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
                 rows.append(dict(kind=kind, words=[word[:80] for word in words], **{name: value for name, value in ended.items() if name not in ("stderr", "stdout")}, said=ended["stderr"][-400:]))
         finally:
             worker.stop()
