@@ -3,12 +3,17 @@
 from PIL import Image
 from fastcore.nbio import mk_cell, new_nb, read_nb, write_nb
 from itertools import permutations
+from nbdev.config import get_config
 from nbdev.process import NBProcessor
 from pathlib import Path
 from tav_nb.nbtests import TestCells, as_function, drop_widgets, early_names, looks_same, merge_imports, needed_names, palette_png, rebase_links, render_readme, shrink_pictures
 import base64
 import contextlib
 import io
+import json
+import runpy
+import subprocess
+import sys
 import tempfile
 
 # %% ../nbs/90_nbtests.ipynb #ac6aff26
@@ -49,6 +54,45 @@ def png(picture):
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
+
+# %% ../nbs/90_nbtests.ipynb #90fd4eb5
+IMPORTS_ALONE = '''
+import importlib, locale, logging, os, pkgutil, random, signal, sys, threading, warnings
+import accelerate, av, cv2, diffusers, matplotlib.pyplot, msgspec, numpy, peft, PIL.Image, PIL.ImageFile, psutil, safetensors.torch, torch, tqdm, transformers
+import tav_nb
+
+def umask():
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
+
+def state():
+    names = "", "diffusers", "transformers", "accelerate", "torch", "py.warnings"
+    loggers = {name: logging.getLogger(name) for name in names}
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return {
+        "environment": dict(os.environ), "folder": os.getcwd(), "umask": umask(), "path": list(sys.path),
+        "logging": {name: (logger.level, list(logger.handlers), logger.propagate) for name, logger in loggers.items()},
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads(), threading.active_count()),
+        "torch": (torch.get_default_dtype(), torch.is_grad_enabled(), cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()),
+        "attention": torch.nn.functional.scaled_dot_product_attention,
+        "seeds": (torch.get_rng_state().tolist(), torch.initial_seed(), numpy.random.get_state()[1].tolist(), random.getstate()),
+        "limits": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, sys.getrecursionlimit(), sys.get_int_max_str_digits()),
+        "matplotlib": (matplotlib.get_backend(), dict(matplotlib.rcParams)),
+        "locale": locale.setlocale(locale.LC_ALL), "av": av.logging.get_level(),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "hooks": (sys.excepthook, sys.unraisablehook, sys.displayhook, threading.excepthook),
+    }
+
+for name in sorted(module.name for module in pkgutil.iter_modules(tav_nb.__path__)):
+    before = state()
+    importlib.import_module("tav_nb." + name)
+    after = state()
+    for what in before:
+        if before[what] != after[what]:
+            print(name, "changes", what)
+'''
 
 # %% ../nbs/90_nbtests.ipynb #e729281d
 def test_strings_that_span_lines_stay_as_they_are():
@@ -202,3 +246,31 @@ def test_the_pictures_of_notebooks_shrink_once_and_nothing_else_of_them_changes(
         assert base64.b64decode(new) == palette_png(png(plot())) and new.endswith("\n")
         for kind in ("image/png", "text/html"): before.cells[-1].outputs[0].data.pop(kind)
         assert after == before
+
+# %% ../nbs/90_nbtests.ipynb #637d3eff
+def test_importing_any_module_changes_nothing_that_belongs_to_the_whole_process():
+    said = subprocess.run([sys.executable, "-c", IMPORTS_ALONE], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert " changes " not in said.stdout, said.stdout
+
+# %% ../nbs/90_nbtests.ipynb #e4e66e2f
+def test_what_scripts_recorded_of_injected_faults_is_without_a_fault_and_of_the_weights_that_ship():
+    faults = get_config().config_path / "benchmarks/faults"
+    run_all, bounds = (runpy.run_path(str(faults / name)) for name in ("run_all.py", "bounds.py"))
+    for script in run_all["scripts"]():
+        if not run_all["record_of"](script).exists():
+            continue  # a script is tried once more when its record is made
+        record = json.loads(run_all["record_of"](script).read_text(encoding="utf-8"))
+        assert record["tried"] == record["survived"] > 0 and not record["faults"], script.name
+        assert record["weights"] == bounds["weights_hash"](), f"{script.name}: recorded with other weights; run it again"
+        assert sum(kind["tried"] for kind in record["kinds"].values()) == record["tried"]
+
+# %% ../nbs/90_nbtests.ipynb #1aae00ca
+def test_a_table_of_records_has_a_row_for_every_kind_and_one_for_the_whole():
+    run_all = runpy.run_path(str(get_config().config_path / "benchmarks/faults/run_all.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = {"cut": dict(tried=3, survived=3), "flipped": dict(tried=2, survived=1)}
+        path = Path(folder, "faults_files.json")
+        path.write_text(json.dumps(dict(tried=5, survived=4, kinds=kinds, slowest_seconds=1.5, largest_gib=None)))
+        lines = run_all["table"]([path]).splitlines()
+    assert lines[2:] == ["| files | cut | 3 | 3 |  |  |", "| files | flipped | 2 | 1 |  |  |", "| **files** | all | 5 | 4 | 1.5 s |  |"]

@@ -1,0 +1,63 @@
+"""Runs every script beside this file with its defaults, one after another, and prints one table of what all their records say.
+
+    python benchmarks/faults/run_all.py                   # an hour on two cores
+    python benchmarks/faults/run_all.py media tables      # these only
+    python benchmarks/faults/run_all.py --table           # what was recorded last
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+
+
+def scripts() -> list[Path]:
+    "The scripts that inject faults"
+    return sorted(path for path in HERE.glob("*.py") if path.name not in ("bounds.py", "run_all.py"))
+
+
+def record_of(script: Path) -> Path:
+    "Where a script writes what it found"
+    return RESULTS / f"faults_{script.stem}.json"
+
+
+def table(records: list[Path]) -> str:
+    "Markdown: one row for each kind of fault, and one with the whole of each record"
+    lines = ["| script | kind | tried | survived | slowest | largest |", "|---|---|---|---|---|---|"]
+    for path in records:
+        record = json.loads(path.read_text())
+        name = path.stem.removeprefix("faults_")
+        slowest, largest = record.get("slowest_seconds"), record.get("largest_gib")
+        bounds = [f"{slowest} s" if slowest is not None else "", f"{largest} GiB" if largest is not None else ""]
+        kinds = [(name, kind, row["tried"], row["survived"], "", "") for kind, row in record["kinds"].items()]
+        for row in [*kinds, (f"**{name}**", "all", record["tried"], record["survived"], *bounds)]:
+            lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [path.stem for path in scripts()]
+    parser.add_argument("script", nargs="*", help=f"which; all without one: {', '.join(names)}")
+    parser.add_argument("--table", action="store_true", help="only print the table of the records that there are")
+    args = parser.parse_args()
+    if unknown := set(args.script) - set(names):
+        parser.error(f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    chosen = [path for path in scripts() if not args.script or path.stem in args.script]
+    failed = []
+    for path in [] if args.table else chosen:
+        print(f"== {path.stem}", flush=True)
+        if subprocess.run([sys.executable, str(path)]).returncode:
+            failed.append(path.stem)
+    print(table([record_of(path) for path in chosen if record_of(path).exists()]))
+    if failed:
+        print(f"ended with an error: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
