@@ -6,16 +6,16 @@
 __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', 'Scale', 'Text', 'Name', 'MOST', 'OWN_MODEL',
            'OWN_ADAPTER', 'TAKEN_OVER', 'NO_PATHS', 'MOST_FRAMES', 'COMMANDS', 'UsageError', 'shortened',
            'nearest_word', 'Parser', 'at_least', 'in_range', 'numbers', 'side', 'add_device', 'add_generate',
-           'add_memory', 'add_context', 'context_of', 'check_context', 'weighted', 'share', 'sentence', 'add_sources',
-           'check_sources', 'add_direction', 'read_direction', 'ContextSettings', 'VideoSettings', 'settings_of',
-           'named_in', 'compare_named', 'rate_of', 'playable', 'fps_of_source', 'going_on', 'names_like', 'free_name',
-           'write_beside_others', 'write_finished', 'check_names', 'check_kinds', 'choose_adapter', 'load',
-           'compute_on', 'fit_film', 'is_small', 'check_room', 'cap', 'let_segments_grow', 'read_sources',
-           'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare', 'add_choice',
-           'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command', 'tell',
-           'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'check_score', 'score_command',
-           'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'OutputError', 'show', 'json_escaped',
-           'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'main']
+           'add_limits', 'limits_of', 'add_memory', 'add_context', 'context_of', 'check_context', 'weighted', 'share',
+           'sentence', 'add_sources', 'check_sources', 'add_direction', 'read_direction', 'ContextSettings',
+           'VideoSettings', 'settings_of', 'named_in', 'compare_named', 'rate_of', 'playable', 'fps_of_source',
+           'going_on', 'names_like', 'free_name', 'write_beside_others', 'write_finished', 'check_names', 'check_kinds',
+           'choose_adapter', 'load', 'compute_on', 'fit_film', 'is_small', 'check_room', 'cap', 'let_segments_grow',
+           'read_sources', 'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare',
+           'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command',
+           'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'check_score',
+           'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'OutputError', 'show',
+           'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, difflib, json, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
@@ -30,6 +30,7 @@ import tav_nb
 from msgspec import Meta
 from . import directing
 from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
+from .decoder import Limits
 from .files import recover, write_whole
 from .process import interruptible, to_nowhere, usable_streams
 from .schema import INVISIBLE, SchemaError, check_type, printable
@@ -151,9 +152,22 @@ def add_generate(parser):
     add("--noise-strength", type=in_range(Scale), metavar="X", help="how closely (as the adapter was trained)")
     add_direction(parser)
     add_sources(parser)
+    add_limits(parser)
     add_context(parser)
     add_memory(parser)
     add_device(parser)
+
+# %% ../nbs/13_cli.ipynb #a17fd85e
+def add_limits(parser):
+    add = parser.add_argument_group("how much of a source is looked at").add_argument
+    for limit in fields(Limits):
+        lowest = 1 if isinstance(limit.default, int) else 0.001
+        add(f"--{limit.name.replace('_', '-')}", type=at_least(lowest, type(limit.default), 10**15), default=argparse.SUPPRESS, metavar=limit.metadata["unit"],
+            help=f"at most: {limit.metadata['help']} ({limit.default:,})")
+
+def limits_of(args) -> Limits:
+    "The `Limits` that `args` ask for."
+    return Limits(**{limit.name: getattr(args, limit.name) for limit in fields(Limits) if hasattr(args, limit.name)})
 
 # %% ../nbs/13_cli.ipynb #9d71527a
 def add_memory(parser):
@@ -365,14 +379,14 @@ def fps_of_source(args):
     "Frames a second of a video that follows another one: those of the other, so that it moves as fast"
     source = args.video or args.control
     if not source: return USUAL_FPS
-    times = [time for _, time in islice(iter_video(source), args.num_frames)]
+    times = [time for _, time in islice(iter_video(source, limits_of(args)), args.num_frames)]
     return playable(rate_of(times), args.output, source)
 
 # %% ../nbs/13_cli.ipynb #9a3fdfd5
 def going_on(argv):
     "The words of a command with `--extend`, read on top of the settings of the video that it names; `before` are its frames."
     args = make_parser().parse_args(argv)
-    about, (frames, times) = settings_of(args.extend), read_video(args.extend)
+    about, (frames, times) = settings_of(args.extend), read_video(args.extend, limits_of(args))
     height, width = frames.shape[1:3]
     for name, pixels in (("high", height), ("wide", width)):
         try: side(str(pixels))
@@ -530,7 +544,7 @@ def read_sources(args, adapter):
     from PIL import Image
     from tav_nb.pipelines import fit_frames, size_like
     if args.video and args.strength is None: args.strength = 0.6
-    films = {name: np.stack([frame for frame, _ in islice(iter_video(path), args.num_frames)]) for name in ("video", "mask", "control") if (path := getattr(args, name))}
+    films = {name: read_video(path, limits_of(args), args.num_frames)[0] for name in ("video", "mask", "control") if (path := getattr(args, name))}
     if films.get("mask") is not None and len(films["mask"]) == 1: films["mask"] = films["mask"].repeat(args.num_frames, 0)
     side = made_for(args.model, args.config)
     if films and not (args.height or args.width): args.height, args.width = size_like(next(iter(films.values())), side)
@@ -538,8 +552,8 @@ def read_sources(args, adapter):
     found = {name: fit_frames(frames, args.num_frames, args.height or side, args.width or side, getattr(args, name)) for name, frames in films.items()}
     if "mask" in found: found["mask"] = found["mask"].mean(-1) > 127
     if args.ip_image:
-        try: found["picture"] = Image.open(args.ip_image).convert("RGB")
-        except OSError: raise UsageError(f"--ip-image {args.ip_image}: no picture that can be read") from None
+        try: found["picture"] = Image.fromarray(directing.read_picture(args.ip_image))
+        except directing.DirectionError as error: raise UsageError(f"--ip-image {error}") from None
     return found
 
 def load_visitors(args, pipe):
@@ -639,6 +653,7 @@ def add_choice(parser, default):
     add("--dry-run", action="store_true", help="decide, and show the decisions, but load no model and encode nothing")
     add("--page", metavar="FILE", help="the page that shows every clip (report.html in OUT)")
     add("--workers", type=at_least(1, most=256), default=2, metavar="N", help="threads that read videos ahead (2)")
+    add_limits(parser)
     add_device(parser)
 
 # %% ../nbs/13_cli.ipynb #9e763b94
@@ -659,7 +674,8 @@ def chosen_items(args):
         if args.layer and not anita_layers(source): raise UsageError(f"--layer {args.layer}: goes with the Anita dataset, and {source} is none")
     return open_source(source, args.caption, table=args.captions, layer=args.layer, fps=args.drawing_fps, videos=args.videos, licence=args.licence)
 
-def shot_options(args): return ShotOptions(**{name: value for name, value in vars(args).items() if name in ShotOptions.__dataclass_fields__})
+def shot_options(args):
+    return ShotOptions(**{name: value for name, value in vars(args).items() if name in ShotOptions.__dataclass_fields__}, limits=limits_of(args))
 
 # %% ../nbs/13_cli.ipynb #e4156cdb
 def encode_items(args, items, progress, source_items):
@@ -778,7 +794,7 @@ def add_score(parser):
     add("--reference", metavar="FILE", help="the same film as it really is, frame by frame: adds what differs from it, and its own scores")
     add("--controls", action="store_true", help="also score each film frozen, shuffled and flickering")
     for form in ("json", "csv", "html"): add(f"--{form}", metavar="FILE", help=f"also write {form.upper()}" + (", one page with curves and strips" if form == "html" else " (- is the terminal, in place of the table)"))
-    add("--convert", action="store_true", help="take grey, transparent and deep pictures as 8-bit RGB")
+    add("--convert", action="store_true", help="make 8-bit RGB of grey, transparent, deep and HDR pictures")
     add("--side", type=at_least(64, most=16_384), default=512, metavar="PIXELS", help="look at pictures of at most this size (512)")
     add("--region", type=numbers(4, most=1), metavar="T,L,H,W", help="what to follow for drift: top, left, height, width in shares of the picture (its middle half)")
     add("--seams", type=numbers(number=int), default=(), metavar="N,N", help="frames at which a new window began, for the seam score")
@@ -786,6 +802,7 @@ def add_score(parser):
     add("--dino", metavar="FOLDER", help="a DINO: subject consistency")
     add("--clip", metavar="FOLDER", help="a CLIP: background and frame consistency")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where such networks compute (auto: a GPU if there is one)")
+    add_limits(parser)
 
 # %% ../nbs/13_cli.ipynb #6074d518
 def check_score(args):
@@ -813,8 +830,9 @@ def score_command(args):
     results = check_score(args)
     from tqdm import tqdm
     from tav_nb import score
-    films = [score.read_film(name, args.side, args.convert) for name in args.videos]
-    reference = score.read_film(args.reference, args.side, args.convert) if args.reference else None
+    limits = limits_of(args)
+    films = [score.read_film(name, args.side, args.convert, limits) for name in args.videos]
+    reference = score.read_film(args.reference, args.side, args.convert, limits) if args.reference else None
     with warnings.catch_warnings(action="ignore"):
         watch = lambda jobs: tqdm(jobs, desc="measuring", unit="film", leave=False, disable=None)
         scored = score.score_films(films, reference, args.controls, watch, flow=args.flow or "dis", region=args.region, windows=args.seams, dino=args.dino, clip=args.clip, device=networks_on(args))

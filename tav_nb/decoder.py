@@ -17,7 +17,7 @@ import math
 import stat
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterator
@@ -33,17 +33,29 @@ class DecodeError(ValueError):
     "A file cannot be shown as it means to be, or is beyond a limit; the message is one line without the file's name"
 
 
+def _limit(default, unit, meaning):
+    "A field with what the command line says about it"
+    return field(default=default, metadata={"unit": unit, "help": meaning})
+
+
 @dataclass(frozen=True)
 class Limits:
     "How much of one source is looked at; the options of `tav` have the same names, as in `--max-pixels`"
 
-    max_pixels: int = 36_000_000  # of one frame: 8K has 35.4 million, and ten copies of one still fit into 4 GiB
-    max_source_frames: int = 500_000  # of one file: two hours at 60 a second are 432,000; each costs `prepare` 2 kB
-    max_unfolded: int = 2_000_000_000  # pixels of all frames of a GIF, WebP or PNG together: 1,000 frames of Full HD, about a minute of work
-    max_duration: float = 21_600.0  # seconds of one file, by its time stamps: six hours are longer than any film, and shorter than what a broken stamp says
-    max_stretch: float = 16.0  # width of a pixel over its height, or the other way round: real formats stay below 3
-    max_seconds: float = 3_600.0  # of work on one file in one pass: nobody waits longer for a film, and a slow decoder would hold up all others
-    max_bytes: int = 2 * 2**30  # of frames held at once, where a whole video is held: 680 frames of 1024 x 1024
+    # 8K has 35.4 million, and ten copies of one still fit into 4 GiB
+    max_pixels: int = _limit(36_000_000, "N", "pixels of a frame")
+    # two hours at 60 a second are 432,000; each costs `prepare` 2 kB
+    max_source_frames: int = _limit(500_000, "N", "frames of a file")
+    # 1,000 frames of Full HD, about a minute of work
+    max_unfolded: int = _limit(2_000_000_000, "N", "pixels of all frames of a GIF, WebP or PNG together")
+    # six hours are longer than any film, and shorter than what a broken time stamp says
+    max_duration: float = _limit(21_600.0, "SECONDS", "length of a file by its time stamps")
+    # real formats stay below 3
+    max_stretch: float = _limit(16.0, "X", "width of a pixel over its height, or height over width")
+    # nobody waits longer for a film, and a slow decoder would hold up all others
+    max_seconds: float = _limit(3_600.0, "SECONDS", "work on a file in one pass")
+    # where a whole video is held in memory: 680 frames of 1024 x 1024
+    max_gib: float = _limit(2.0, "GIB", "frames held at once")
 
     def check_size(self, width: int, height: int, stretch: float = 1.0) -> None:
         "Raise a `DecodeError` for a frame of no pixels or of too many, before or after its pixels became square"

@@ -12,8 +12,10 @@ import math, re
 from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from .decoder import DecodeError, image_pixels, open_image
 from .show import to_image
+from .video import UNREADABLE
 
 # %% ../nbs/32_directing.ipynb #e783cc7f
 class DirectionError(ValueError):
@@ -67,12 +69,13 @@ def travel(embeddings,  # k ...: one for each key frame
 # %% ../nbs/32_directing.ipynb #019e5339
 def read_picture(picture,  # a file, a Pillow image, or an array [H, W, 3]
                  ):        # uint8 [H, W, 3]
-    "A picture, upright, in RGB. Raises `DirectionError`"
-    if isinstance(picture, np.ndarray): return to_image(picture)
-    try: return to_image(ImageOps.exif_transpose(picture if isinstance(picture, Image.Image) else Image.open(picture)))
+    "A picture, upright, in sRGB, upon white. Raises `DirectionError`"
+    if isinstance(picture, (np.ndarray, Image.Image)): return to_image(picture)
+    try:
+        with open_image(picture) as image: return image_pixels(image)
     except FileNotFoundError: raise DirectionError(f'{picture}: there is no such picture') from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise DirectionError(f'{picture}: cannot be read as a picture') from None
+    except DecodeError as error: raise DirectionError(f'{picture}: cannot be read as a picture: {error}') from None
+    except UNREADABLE: raise DirectionError(f'{picture}: cannot be read as a picture') from None
 
 # %% ../nbs/32_directing.ipynb #0ba89077
 def check_picture(picture, what, height, width):

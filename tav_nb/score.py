@@ -9,32 +9,34 @@ __all__ = ['LONGEST', 'FIRST', 'COLOURS', 'STYLE', 'picture_kind', 'Film', 'read
 # %% ../nbs/27_score.ipynb #67d746ee
 import base64, csv, html, io, json, math
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-import av
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 from .consistency import METRICS, ConsistencyError, shrink, controls, measure
+from .decoder import Limits, colours_of, folder_images, is_image, iter_frames, open_image, open_video
 from .show import to_image
 from .video import UNREADABLE, VideoError, iter_video
 
 # %% ../nbs/27_score.ipynb #3ed32343
-def _stream_kind(path):
+def _stream_kind(path, limits):
     "What is unusual about the pictures of a video, in words; empty if nothing is."
-    with av.open(str(path)) as container:
-        stream = next(iter(container.streams.video), None)
-        form = stream and stream.codec_context.format
+    with open_video(path, limits) as video:
+        form = video.stream.codec_context.format
         if not form or form.name.startswith("pal"): return ""
-        if any(part.is_alpha for part in form.components) or stream.metadata.get("alpha_mode") == "1" and _has_holes(container, stream): return "transparent"
+        if any(part.is_alpha for part in form.components) or video.stream.metadata.get("alpha_mode") == "1" and _has_holes(video): return "transparent"
         if len(form.components) == 1: return "grey"
-        return _deep(max(part.bits for part in form.components))
+        bits = max(part.bits for part in form.components)
+        return "" if bits <= 8 else str(colours_of(_first(video))) or f"of {bits} bits a colour"
 
-def _has_holes(container, stream):
-    "Is the first picture of a WebM transparent anywhere? Browsers mark all that they record as transparent, and only libvpx sees whether it is."
-    decoder = av.CodecContext.create(f"libvpx{'-vp9' * (stream.codec_context.name == 'vp9')}", "r")
-    frame = next(frame for packet in container.demux(stream) for frame in decoder.decode(packet))
+def _first(video):
+    "The first frame of an opened video. Raises `StopIteration` if there is none."
+    return next(frame for packet in video.container.demux(video.stream) for frame in video.decode(packet))
+
+def _has_holes(video):
+    "Is the first picture of a WebM transparent anywhere? Browsers mark all that they record as transparent."
+    frame = _first(video)
     return frame.format.name.startswith("yuva") and int(frame.to_ndarray(format="rgba")[..., 3].min()) < 255
-
-def _deep(bits): return f"of {bits} bits a colour" if bits > 8 else ""
 
 # %% ../nbs/27_score.ipynb #edd6100f
 def _image_kind(image):
@@ -43,24 +45,25 @@ def _image_kind(image):
     if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"): return "grey"
     return ""
 
-def _png_bits(path):
-    head = Path(path).read_bytes()[:25]
-    return head[24] if len(head) == 25 else 8
+def _png_kind(path):
+    "What the header of a PNG says about its depth."
+    with open(path, "rb") as file: head = file.read(25)
+    return f"of {head[24]} bits a colour" if path.suffix.lower() == ".png" and len(head) == 25 and head[24] > 8 else ""
+
+def _image_kinds(path, limits):
+    "The same of each frame of a file that Pillow reads, or of each still of a folder."
+    for file in folder_images(path) if path.is_dir() else []:
+        with open_image(file, limits) as image: yield _image_kind(image) or _png_kind(file)
+    if not path.is_dir(): yield from (_image_kind(image) for image, _ in iter_frames(path, limits))
 
 def picture_kind(
-    path,  # a video, an animated GIF or WebP, or a folder of PNGs
+    path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
+    limits: Limits = Limits(),  # how much of it is looked at
 ):  # str
-    "What is unusual about the pictures of a film: 'grey', 'transparent', 'of 10 bits a colour'; empty if nothing is. A file that cannot be read has nothing unusual."
+    "What is unusual about the pictures of a film: 'grey', 'transparent', 'of 10 bits a colour', 'HDR (PQ)'; empty if nothing is. A file that cannot be read has nothing unusual."
     path = Path(path)
-    try:
-        if not path.is_dir() and path.suffix.lower() not in (".gif", ".webp"): return _stream_kind(path)
-        kinds = []
-        for file in sorted(path.glob("*.png")) if path.is_dir() else [path]:
-            with Image.open(file) as image:
-                kinds += [_image_kind(frame) for frame in ImageSequence.Iterator(image)]
-            if path.is_dir(): kinds.append(_deep(_png_bits(file)))
-        return next(filter(None, kinds), "")
-    except UNREADABLE: return ""
+    try: return next(filter(None, islice(_image_kinds(path, limits), LONGEST)), "") if path.is_dir() or is_image(path) else _stream_kind(path, limits)
+    except (*UNREADABLE, StopIteration): return ""
 
 # %% ../nbs/27_score.ipynb #d4b69fa5
 LONGEST = 1500  # frames: a minute at 24 a second; longer ones are no shots
@@ -76,13 +79,14 @@ class Film:
 def read_film(
     path,           # a video, an animated GIF or WebP, or a folder of PNGs
     side=512,       # make larger pictures this small, in pixels; None: as they are
-    convert=False,  # take grey, transparent and deep pictures as 8-bit RGB?
+    convert=False,  # make 8-bit RGB of grey, transparent, deep and HDR pictures?
+    limits: Limits = Limits(),  # how much of it is looked at
 ):  # Film
     "Read a film to be measured; raises `VideoError` or `ConsistencyError`, one line that names the file."
     frames, times, sizes = [], [], set()
-    if not convert and (kind := picture_kind(path)):
-        raise ConsistencyError(f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert takes them as that")
-    for frame, time in iter_video(path):
+    if not convert and (kind := picture_kind(path, limits)):
+        raise ConsistencyError(f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert makes that of them")
+    for frame, time in iter_video(path, limits):
         sizes.add(frame.shape[:2])
         if len(sizes) > 1: raise VideoError(f"{path}: frames of different sizes, {' and '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
         if len(times) == LONGEST: raise ConsistencyError(f"{path}: more than {LONGEST} frames; cut it into shots first")

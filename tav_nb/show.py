@@ -10,20 +10,19 @@ __all__ = ['to_image', 'show_images', 'contact_sheet', 'strip', 'xt_slice', 'enc
 import base64, io
 import numpy as np
 from PIL import Image
+from .decoder import image_pixels
 
 # %% ../nbs/15_show.ipynb #700782ab
 def to_image(
     image,  # a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; floats are in 0..1
 ):  # uint8 [H, W, 3]
-    "Any picture as an array of bytes; floats outside 0..1 are clipped, transparency becomes white."
+    "Any picture as an array of bytes; floats outside 0..1 are clipped, transparency becomes white; a Pillow image comes upright and in sRGB."
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         if array.dtype == bool or np.issubdtype(array.dtype, np.floating):
             array = (np.clip(array, 0, 1)*255).round()
         image = Image.fromarray(np.squeeze(array.astype(np.uint8)))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+    return image_pixels(image)
 
 # %% ../nbs/15_show.ipynb #e5df8da8
 def show_images(

@@ -10,6 +10,7 @@ __all__ = ['SUFFIXES', 'MAX_FPS', 'WRITERS', 'UNREADABLE', 'VideoError', 'check_
 import io, json, math, os, re, struct, zlib
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 import av
@@ -324,18 +325,19 @@ def iter_video(
 def read_video(
     path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
     limits: Limits = Limits(),  # how much of it is looked at
+    most: int | None = None,  # stop after so many frames
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All frames, uint8 [F, H, W, 3], and the times at which they appear, float64 [F], in seconds from the first.
+    """All frames, or the first `most`, uint8 [F, H, W, 3], and the times at which they appear, float64 [F], in seconds from the first.
 
     Frames are upright, with square pixels, in full-range sRGB upon white paper. Times are strictly increasing but need not be even.
 
     Raises `VideoError` if there is no such file, if it is no video, if it is cut off, if its time runs backwards, if it is beyond a limit.
     """
     frames, times = [], []
-    for frame, time in iter_video(path, limits):
+    for frame, time in islice(iter_video(path, limits), most):
         if frames and frame.shape != frames[0].shape: raise VideoError(f"{path}: the size changes within the video")
-        if frame.nbytes*(len(frames) + 1) > limits.max_bytes:
-            raise VideoError(f"{path}: more than {limits.max_bytes/2**30:.3g} GiB of frames, {len(frames)} of {frame.shape[1]} x {frame.shape[0]} pixels (--max-bytes)")
+        if frame.nbytes*(len(frames) + 1) > limits.max_gib*2**30:
+            raise VideoError(f"{path}: more than {limits.max_gib:.3g} GiB of frames, {len(frames)} of {frame.shape[1]} x {frame.shape[0]} pixels (--max-gib)")
         frames.append(frame)
         times.append(time)
     return np.stack(frames), np.array(times, np.float64)  # f h w c, f

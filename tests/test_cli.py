@@ -8,8 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tav_nb import noise
 from tav_nb.adapter import EMBEDDED_ADAPTER
-from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, USUAL_FPS, at_least, fps_of_source, free_name, going_on, in_range, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted, write_beside_others
+from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, USUAL_FPS, at_least, fps_of_source, free_name, going_on, in_range, limits_of, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted, write_beside_others
 from tav_nb.config import TrainConfig, read_config
+from tav_nb.decoder import Limits
 from tav_nb.directing import Direction
 from tav_nb.encode import EncodeOptions
 from tav_nb.fitting import LADDER
@@ -701,3 +702,15 @@ def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
             assert code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and said in err, (words, code, printed, err)
         with patch("tav_nb.score.measure", side_effect=KeyboardInterrupt): assert tav("score", film, "--html", f"{folder}/page.html")[::2] == (130, "tav: interrupted; nothing was written\n")
         assert before == sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir() if path.is_file())
+
+# %% ../nbs/13_cli.ipynb #ecbf99f9
+def test_a_source_beyond_a_limit_is_one_line_in_every_command_that_reads_one():
+    with tempfile.TemporaryDirectory() as folder:
+        toon_film(f"{folder}/film.webp", 3, 4)
+        film, bound = f"{folder}/film.webp", ("--max-pixels", 1000)
+        for words in ("score", film), ("generate", "--extend", film), ("generate", GIRL, "--video", film, *QUICK), ("generate", GIRL, "--video", film, "--mask", film, *QUICK):
+            code, said, err = tav(*words, *bound)
+            assert code == 2 and not said and err.count("tav: error: ") == 1 and f"{film}: " in err and "64 x 64 pixels, more than 1000 (--max-pixels)" in err, (words, err)
+        code, said, err = tav("prepare", folder, f"{folder}/cache", "--dry-run", *bound)
+        assert code == 2 and "64 x 64 pixels, more than 1000 (--max-pixels)" in Path(folder, "cache/report.html").read_text()
+        assert limits_of(make_parser().parse_args(["score", film])) == Limits() and limits_of(make_parser().parse_args(["score", film, "--max-duration", "9"])) == Limits(max_duration=9.0)

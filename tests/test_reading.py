@@ -385,7 +385,7 @@ def test_a_source_is_looked_at_within_limits_and_what_is_beyond_one_is_named():
                 try: attempt()
                 except (SourceError, VideoError) as error: assert str(error).startswith(f"{source}: ") and word in str(error) and "\n" not in str(error), (source.name, str(error))
                 else: raise AssertionError(f"{source.name} was read with {limits}")
-        assert len(read_video(path, Limits(max_bytes=12*96*128*3))[0]) == 12
-        try: read_video(path, Limits(max_bytes=12*96*128*3 - 1))
-        except VideoError as error: assert "--max-bytes" in str(error)
+        assert len(read_video(path, Limits(max_gib=12*96*128*3/2**30))[0]) == 12
+        try: read_video(path, Limits(max_gib=11*96*128*3/2**30))
+        except VideoError as error: assert "--max-gib" in str(error)
         else: raise AssertionError("it was held in memory")
