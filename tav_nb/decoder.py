@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WHITE', 'PQ_M1', 'PQ_M2', 'PQ_C1', 'PQ_C2', 'PQ_C3', 'HLG_A', 'HLG_B', 'HLG_C', 'PEAK', 'HLG_SCREEN', 'RGB_AND_WHITE',
            'DECODE', 'EXACT', 'BT709', 'BT2020', 'FULL', 'UNKNOWN', 'TRANSFERS', 'FOREIGN_TRANSFERS',
-           'FOREIGN_MATRICES', 'STRIP', 'TURNS', 'SKEW', 'SEES_ALPHA', 'STILLS', 'IMAGES', 'VIDEOS', 'DecodeError',
-           'Limits', 'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene', 'hlg_gamma', 'tone_map',
-           'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours', 'colours_of', 'upon_white', 'Orientation',
-           'orientation_of', 'frame_pixels', 'Opened', 'open_video', 'Clock', 'image_pixels', 'is_image',
+           'FOREIGN_MATRICES', 'STRIP', 'TURNS', 'SKEW', 'NAMES_FILES', 'FORMATS', 'SEES_ALPHA', 'STILLS', 'IMAGES',
+           'VIDEOS', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene',
+           'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours', 'colours_of', 'upon_white',
+           'Orientation', 'orientation_of', 'frame_pixels', 'Opened', 'open_video', 'Clock', 'image_pixels', 'is_image',
            'folder_images', 'open_image', 'iter_frames', 'iter_images']
 
 # %% ../nbs/42_decoder.ipynb #174f6ba9
@@ -358,6 +358,8 @@ def frame_pixels(
     return orientation.apply(array)
 
 # %% ../nbs/42_decoder.ipynb #fa2957c3
+NAMES_FILES = {"concat", "dash", "hls", "imf", "image2", "image2pipe", "lavfi", "rtp", "rtsp", "sap", "sdp", "tty", "webm_dash_manifest"}  # formats that are lists of other files, or devices
+FORMATS = ",".join(sorted(av.formats_available - NAMES_FILES))
 SEES_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # codec: the decoder that does
 
 
@@ -394,11 +396,11 @@ class Opened:
 def _container(path: Path, bound: dict) -> av.container.InputContainer:
     "An open file whose streams are read within a bound, as far as they are known before anything is read"
     try:
-        return av.open(str(path), stream_options=[bound] * 8, metadata_errors="replace")
+        return av.open(str(path), options={"format_whitelist": FORMATS}, stream_options=[bound] * 8, metadata_errors="replace")
     except av.FFmpegError:
         raise
     except ValueError:  # FLV and MPEG show their streams only while they are read; each decoder gets the bound later
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(str(path), options={"format_whitelist": FORMATS}, metadata_errors="replace")
 
 
 @contextmanager

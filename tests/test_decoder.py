@@ -2,7 +2,8 @@
 
 from PIL import Image, ImageCms, ImageOps
 from pathlib import Path
-from tav_nb.decoder import Clock, DecodeError, Limits, RGB_AND_WHITE, WHITE, _srgb_decoded, _srgb_encoded, check_regular, hlg_gamma, hlg_to_scene, image_pixels, iter_images, light_to_pq, matrix_to_709, pq_to_light, to_srgb, tone_map, xyz_matrix
+from tav_nb.decoder import Clock, DecodeError, Limits, RGB_AND_WHITE, WHITE, _srgb_decoded, _srgb_encoded, check_regular, hlg_gamma, hlg_to_scene, image_pixels, iter_images, light_to_pq, matrix_to_709, open_video, pq_to_light, to_srgb, tone_map, xyz_matrix
+import av
 import math
 import numpy as np
 import os
@@ -88,6 +89,21 @@ def test_an_ordinary_picture_survives_as_hdr():
     wide = to_srgb(np.array([(65535, 0, 0), (0, 65535, 0), (32768, 32768, 32768)], np.uint16), "sdr")
     assert wide.tolist() == [[255, 0, 0], [0, 255, 0], [128, 128, 128]]
     assert to_srgb(np.full((1, 3), 13933, np.uint16), "linear", 1).tolist() == [[127, 127, 127]]
+
+# %% ../nbs/42_decoder.ipynb #7dcd518f
+def test_a_list_of_other_files_is_no_video_whatever_it_is_called():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")) + stream.encode(None): container.mux(packet)
+        with open_video(path) as video: assert sum(len(video.decode(packet)) for packet in video.container.demux(video.stream)) == 1
+        listed = Path(folder) / "list.mp4"
+        listed.write_text("ffconcat version 1.0\nfile a.mp4\n")
+        try:
+            with open_video(listed): raise AssertionError("the list was followed")
+        except av.FFmpegError: pass
 
 # %% ../nbs/42_decoder.ipynb #7caea149
 def test_one_time_stamp_that_comes_twice_costs_one_frame_and_many_are_a_problem():
