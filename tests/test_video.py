@@ -73,7 +73,7 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_other():
         path.write_text("the old one")
         for interruption in (KeyboardInterrupt, OSError):
             try:
-                with _finished(path) as unfinished:
+                with _finished(path, True) as unfinished:
                     unfinished.write_text("half of the new o")
                     raise interruption
             except (KeyboardInterrupt, VideoError): pass
