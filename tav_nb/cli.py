@@ -15,10 +15,12 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command',
            'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'check_score',
            'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'OutputError', 'show',
-           'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'main']
+           'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'quiet_imports',
+           'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
-import argparse, difflib, json, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
+import argparse, difflib, json, logging, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -936,12 +938,23 @@ def finish_output():
         return without_output(error)
     return 0
 
+@contextmanager
+def quiet_imports():
+    "Inside the `with`, libraries that another one loads, wanted or not, do not tell what they lack"
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # both are read when the libraries are imported
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    before = {name: logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")}
+    for name in before: logging.getLogger(name).setLevel(logging.ERROR)
+    try: yield
+    finally:
+        for name, level in before.items(): logging.getLogger(name).setLevel(level)
+
 def main(
     argv=None,  # the words after `tav`; those of the command line unless given
 ) -> int:  # 0 if all went well, 2 if the command cannot be carried out, 130 if it was interrupted, 141 if nobody reads what it prints
     "The command `tav`."
     argv = sys.argv[1:] if argv is None else argv
-    with usable_streams(), interruptible() as signals:
+    with usable_streams(), quiet_imports(), interruptible() as signals:
         try:
             args = make_parser().parse_args(argv)
             check_kinds(args)
