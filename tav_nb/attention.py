@@ -34,13 +34,31 @@ class LayerNorm(nn.LayerNorm):
 
 # %% ../nbs/01_attention.ipynb #cc8418d3
 class Linear(nn.Linear):
-    "`nn.Linear` in the dtype of its input; its output can be asked for in equal `parts` and scaled by a `gate`"
+    """`nn.Linear` in the dtype of its input
 
-    def forward(self, x, parts=1, gate=None):
-        weight, bias = (self.weight, self.bias) if gate is None else (gate * self.weight, gate * self.bias)
-        weights, biases = weight.to(x.dtype).chunk(parts), bias.to(x.dtype).chunk(parts)
-        outputs = [F.linear(x, w, b) for w, b in zip(weights, biases)]
-        return outputs if parts > 1 else outputs[0]
+    `parts` gives a list of so many equal parts of the output, `gate` scales it, and with `positions` the answer is a pair: the
+    same, and what the weight alone, without bias, makes of those.
+    """
+
+    def forward(self, x, parts=1, gate=None, positions=None):
+        weight, bias = self.weight, self.bias
+        if hasattr(weight, "__tensor_flatten__"):  # it wraps other tensors, such as integers and their scales
+            return self.forward_opaque(x, parts, gate, positions)
+        if gate is not None:  # the product is rounded once, to what is computed in
+            exact = torch.promote_types(torch.promote_types(weight.dtype, gate.dtype), x.dtype)
+            weight, bias = gate.to(exact) * weight.to(exact), gate.to(exact) * bias.to(exact)
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        outputs = [F.linear(x, w, b) for w, b in zip(weight.chunk(parts), bias.chunk(parts))]
+        outputs = outputs if parts > 1 else outputs[0]
+        return outputs if positions is None else (outputs, F.linear(positions, weight).chunk(parts, dim=-1))
+
+    def forward_opaque(self, x, parts, gate, positions):
+        "The same for a weight that wraps other tensors: it can be multiplied with, and not be cut"
+        linear = lambda x, bias: F.linear(x.to(self.weight.dtype), self.weight, bias).to(x.dtype)
+        outputs = linear(x, self.bias)
+        outputs = outputs if gate is None else gate.to(x.dtype) * outputs
+        outputs = outputs.chunk(parts, dim=-1) if parts > 1 else outputs
+        return outputs if positions is None else (outputs, linear(positions, None).chunk(parts, dim=-1))
 
 # %% ../nbs/01_attention.ipynb #48d793e6
 def check_choices(dim, num_heads, positions, zero):
@@ -89,24 +107,40 @@ class TemporalSelfAttention(nn.Module):
             return self.pos_emb[:num_frames]
         return sinusoidal_positions(num_frames, self.pos_emb.shape[1]).to(self.pos_emb)
 
+    def project_qkv(self, tokens, positions=None):
+        "Queries, keys and values of `tokens`; with `positions` a pair of those and of what the positions add to them"
+        if isinstance(self.to_qkv, Linear):
+            return self.to_qkv(tokens, parts=3, positions=positions)
+        qkv = self.to_qkv(tokens).chunk(3, dim=-1)  # somebody else's layer, which only knows `x`
+        if positions is None:
+            return qkv
+        answers = self.to_qkv(torch.cat([positions, torch.zeros_like(positions[:1])]))  # the last one is the bias
+        return qkv, (answers[:-1] - answers[-1:]).chunk(3, dim=-1)
+
+    def project_out(self, heard):
+        "`gate * proj(heard)`"
+        if isinstance(self.proj, Linear):
+            return self.proj(heard, gate=self.gate)
+        return self.gate.to(heard.dtype) * self.proj(heard)
+
     def hear(self, *qkv):
         "What each frame hears from all of them: queries, keys and values `[b, f, s, c]` in, the same shape out"
         (b, f, s, c), h = qkv[0].shape, self.num_heads
-        q, k, v = (t.view(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
+        q, k, v = (t.reshape(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
         return attend(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
 
     def hear_all(self, tokens):
         "The same for normed `tokens` `[b, f, s, c]` of one clip"
         placed = tokens + self.positions(tokens.shape[1])[:, None].to(tokens.dtype)  # f 1 c
-        return self.hear(*self.to_qkv(placed, parts=3))
+        return self.hear(*self.project_qkv(placed))
 
     def hear_in(self, windows, tokens):
         "The same in overlapping windows: tokens are projected once, though a frame is in several windows, and positions, which each window counts anew, by themselves"
         if len(windows.starts) == 1:
             return fuse(lambda start: self.hear_all(take(tokens, start, windows.length, dim=1)), windows, dim=1)
-        said, positions = self.to_qkv(tokens, parts=3), self.positions(windows.length).to(tokens.dtype)
-        where = F.linear(positions, self.to_qkv.weight.to(tokens.dtype)).chunk(3, dim=-1)  # l c -> 3 times l c
-        if slides(said[0], windows): return slide(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
+        said, where = self.project_qkv(tokens, self.positions(windows.length).to(tokens.dtype))  # b f s c and l c, three times each
+        if slides(said[0], windows):
+            return slide(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
         placed = lambda start: [take(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
         return fuse(lambda start: self.hear(*placed(start)), windows, dim=1)
 
@@ -119,7 +153,7 @@ class TemporalSelfAttention(nn.Module):
         check_frames(batch, num_frames, longest)
         tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
         heard = self.hear_all(tokens) if windows is None else self.hear_in(windows, tokens)
-        return self.proj(heard.view(x.shape), gate=self.gate)  # b f s c -> (b f) s c
+        return self.project_out(heard.view(x.shape))  # b f s c -> (b f) s c
 
     def seam(self, x, clip):
         "The tokens with what time adds to them; a transformer block (chapter 02) calls it with `num_frames` or `(num_frames, windows)`"

@@ -8,6 +8,7 @@ __all__ = ['ANSWERS', 'places', 'bell', 'open_kernel', 'slope_kernel', 'GatedGEL
 # %% ../nbs/37_gates.ipynb #21ab351a
 import torch
 from diffusers.models.activations import GEGLU
+from torch.autograd.function import once_differentiable
 
 from .kernel import jit, tl, triton  # stand-ins where there is no Triton: the library's own gates stay
 
@@ -58,6 +59,7 @@ class GatedGELU(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(context, dout):
         x, dout = *context.saved_tensors, dout.contiguous()
         dx = torch.empty_like(x)

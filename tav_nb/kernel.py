@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 try:
     import triton
@@ -80,6 +81,7 @@ class ShortAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(context, dout):
         q, k, v = context.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)

@@ -25,7 +25,7 @@ import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +102,7 @@ def clip_losses(unet, scheduler, clips, numbers, config, tables):
 def movable(unet): return unet.temporal_config["positions"] == "sinusoidal"
 
 
-@cache
+@lru_cache(4)  # SDXL has layers of two widths
 def position_table(frames, dim, device): return sinusoidal_positions(frames, dim).to(device)
 
 

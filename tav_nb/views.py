@@ -103,7 +103,7 @@ def attention_weights(
     (_, s, c), f, h = x.shape, num_frames, layer.num_heads
     tokens = layer.norm(x).reshape(-1, f, s, c)  # b f s c
     def weights(part):
-        q, k, _ = layer.to_qkv(part + layer.positions(part.shape[1])[:, None].to(x.dtype), parts=3)
+        q, k, _ = layer.project_qkv(part + layer.positions(part.shape[1])[:, None].to(x.dtype))
         q, k = (t.float().unflatten(-1, (h, c//h)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
         return (q@k.mT*(c//h)**-0.5).softmax(-1)
     if windows is None: return weights(tokens)

@@ -6,11 +6,14 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tav_nb.adapter import AdapterError, FILE_NAME, FORMAT, base_fingerprint, find_adapter, load_adapter, read_metadata, save_adapter
-from tav_nb.unet import add_temporal, remove_temporal, temporal_modules, temporal_state_dict
+from tav_nb.unet import add_temporal, remove_temporal, temporal_blocks, temporal_modules, temporal_state_dict
 from torch import nn
 from unittest.mock import patch
 import json
+import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import torch
 
@@ -81,6 +84,25 @@ def test_the_fingerprint_knows_shapes_and_not_weights():
     for change in (dict(cross_attention_dim=32), dict(attention_head_dim=(2, 2)), dict(transformer_layers_per_block=(1, 1))):
         assert base_fingerprint(tiny_unet(**change)) != fingerprint, change
     assert base_fingerprint(tiny_unet(in_channels=9)) == fingerprint, "an inpainting UNet takes the same adapter"
+
+# %% ../nbs/03_adapter.ipynb #db53fb90
+def test_equal_content_is_equal_bytes_in_any_process_and_readable_for_those_who_may_read_new_files():
+    PROGRAM = """
+import sys, torch
+from tav_nb.adapter import write_safetensors
+names = [f"name {number}" for number in range(40)]
+write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, {name: f"{name} \\u20ac \\n" for name in names})
+"""
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / "new" / f"{seed}.safetensors" for seed in (1, 2)]
+        for seed, file in enumerate(files):
+            subprocess.run([sys.executable, "-c", PROGRAM, file], check=True, env={**os.environ, "PYTHONHASHSEED": str(seed)})
+        assert files[0].read_bytes() == files[1].read_bytes()
+        (Path(place) / "plain").touch()
+        assert files[0].stat().st_mode == (Path(place) / "plain").stat().st_mode
+        with safe_open(files[0], "pt") as file:
+            assert file.metadata() == {f"name {number}": f"name {number} \u20ac \n" for number in range(40)}
+            assert torch.equal(file.get_tensor("name 7"), torch.arange(5.0)) and len(file.keys()) == 40
 
 # %% ../nbs/03_adapter.ipynb #2fe219bc
 def test_what_is_loaded_is_what_was_saved_bit_for_bit():
@@ -192,6 +214,57 @@ def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
         assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "odd.safetensors")
         assert "does not say base" in refusal(tiny_unet(), Path(place) / "half.safetensors")
 
+# %% ../nbs/03_adapter.ipynb #712d1eb7
+def test_whatever_differs_from_what_was_saved_is_refused():
+    def edit(tensors, key, value):
+        tensors[key].view(-1)[3] = value
+
+
+    key = next(key for key in temporal_state_dict(trained_unet()) if key.endswith("to_qkv.weight"))
+    with tempfile.TemporaryDirectory() as place:
+        file = save_adapter(trained_unet(), place)
+        content, found = bytearray(file.read_bytes()), load_file(file)
+        content[-100] ^= 1  # one bit of the last tensor
+        (Path(place) / "flipped.safetensors").write_bytes(content)
+        assert "checksum" in refusal(tiny_unet(), Path(place) / "flipped.safetensors")
+        for change in (dict(num_heads=1), dict(noise="mixed"), dict(zero="gate")):
+            assert "checksum" in refusal(tiny_unet(), changed_file(place, lambda tensors: None, **change)), change
+        for value, words in ((float("nan"), "not finite"), (float("inf"), "not finite"), (7.0, "checksum")):
+            assert words in refusal(tiny_unet(), changed_file(place, lambda tensors: edit(tensors, key, value))), value
+        save_file({**found, key: found[key].int()}, file, metadata=safe_open(file, "pt").metadata())
+        assert "holds I32" in refusal(tiny_unet(), file)
+        file = save_adapter(trained_unet(), place)
+        old = {name: text for name, text in safe_open(file, "pt").metadata().items() if name != "checksum"}
+        save_file(load_file(file), file, metadata=old)
+        load_adapter(loaded := tiny_unet(), file)  # as files were written before there was a checksum
+    assert same_adapter(trained_unet(), loaded)
+
+# %% ../nbs/03_adapter.ipynb #2979f5dc
+def test_metadata_that_cannot_be_meant_are_refused():
+    with tempfile.TemporaryDirectory() as place:
+        file = save_adapter(trained_unet(), place)
+        strings, tensors = dict(safe_open(file, "pt").metadata()), load_file(file)
+        for name, text in (
+            ("max_frames", "1000000000000"), ("max_frames", "1e3000"), ("max_frames", '"24"'), ("num_heads", "[" * 10**5), ("num_heads", "0"),
+            ("positions", '"x"'), ("zero", "{"), ("fps", "NaN"), ("fps", '"\\u001b[2J"'), ("resolution", "[128]"), ("noise_strength", "-1"), ("checksum", "7"),
+        ):  # fmt: skip
+            save_file(tensors, file, metadata={**strings, name: text})
+            assert f"its {name}" in (message := refusal(tiny_unet(), file)) and len(message) < 500, message
+    try:
+        save_adapter(trained_unet(), "nowhere", fps="8")
+        raise AssertionError("written, and never to be read again")
+    except AdapterError as error:
+        assert "its fps" in str(error) and not Path("nowhere").exists()
+
+# %% ../nbs/03_adapter.ipynb #e4dcf1f0
+def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
+    with tempfile.TemporaryDirectory() as place:
+        file = save_adapter(trained_unet(), place, fps=8, author="Zoë")
+        strings = dict(safe_open(file, "pt").metadata()) | {"modelspec.title": "My adapter", "half": "{", "deep": "[" * 10**5}
+        save_file(load_file(file), file, metadata=strings)
+        found = load_adapter(tiny_unet(), file)
+    assert found["fps"] == 8 and found["author"] == "Zoë" and found["modelspec.title"] == "My adapter" and found["half"] == "{"
+
 # %% ../nbs/03_adapter.ipynb #d8569e86
 def test_layers_of_another_make_have_to_be_taken_out_first():
     with tempfile.TemporaryDirectory() as place:
@@ -255,6 +328,22 @@ def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
                 raise AssertionError(f"{where} was written")
             except AdapterError as error:
                 assert words in str(error) and "\n" not in str(error)
+
+# %% ../nbs/03_adapter.ipynb #5a088a85
+def test_layers_that_the_file_could_not_describe_are_not_saved():
+    with tempfile.TemporaryDirectory() as place:
+        for change, words in (
+            (lambda block: setattr(block.temporal_attn, "num_heads", 1), "has 1 heads"),
+            (lambda block: setattr(block.temporal_attn, "proj", nn.Sequential(block.temporal_attn.proj)), "wrapped"),
+            (lambda block: block.temporal_attn.to("meta"), "is offloaded"),
+        ):
+            spoiled = trained_unet()
+            change(list(temporal_blocks(spoiled).values())[3])
+            try:
+                save_adapter(spoiled, place)
+                raise AssertionError(f"written: {words}")
+            except AdapterError as error:
+                assert words in str(error) and place in str(error) and not list(Path(place).iterdir())
 
 # %% ../nbs/03_adapter.ipynb #0b43f3c5
 def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():

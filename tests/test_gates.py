@@ -24,6 +24,9 @@ for rows, inner in (((3,), 8), ((7, 2), 40), ((9,), 2560), ((2, 3, 1), 5120)):
     wanted, found, above = layer(given), GatedGELU.apply(given), torch.randn(*rows, inner)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*(torch.autograd.grad(out, given, above)[0] for out in (found, wanted)), atol=1e-5, rtol=1e-5)
+(slope,) = torch.autograd.grad(GatedGELU.apply(given).square().sum(), given, create_graph=True)
+try: slope.sum().backward(), print("a gradient of the gradient was made up")
+except RuntimeError as error: assert "once_differentiable" in str(error), error
 print("equal")
 """
     if find_spec("triton"):

@@ -30,6 +30,9 @@ for f, d, n in ((1, 8, 3), (2, 40, 7), (8, 64, 1), (8, 64, 50), (12, 40, 11), (2
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     for a, b in zip(torch.autograd.grad(found, (q, k, v), above), torch.autograd.grad(wanted, (q, k, v), above)):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+(slope,) = torch.autograd.grad(ShortAttention.apply(q, k, v).square().sum(), q, create_graph=True)
+try: slope.sum().backward(), print("a gradient of the gradient was made up")
+except RuntimeError as error: assert "once_differentiable" in str(error), error
 print("equal")
 """
     if find_spec("triton"):

@@ -3,13 +3,14 @@
 from contextlib import contextmanager
 from dataclasses import replace
 from tav_nb.config import TrainConfig
-from tav_nb.memory import UNet2DConditionModel, fillable, inputs, measure, remedies, room_on, set_checkpointing
+from tav_nb.memory import Replaced, UNet2DConditionModel, fillable, inputs, measure, remedies, room_on, set_checkpointing
 from tav_nb.models import EMBEDDED
 from tav_nb.moments import PIECE
 from tav_nb.unet import add_temporal, train_only_temporal
 from unittest.mock import patch
 import pytest
 import torch
+import torch.nn.functional as F
 
 # %% ../nbs/12_a100.ipynb #ea322901
 SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280], layers_per_block=2, cross_attention_dim=2048,
@@ -49,6 +50,18 @@ def really(config, num_frames, side):
         now += event.nbytes()
         peak = max(peak, now)
     return sum(t.nbytes for t in [*unet.parameters(), *unet.buffers(), *(p.grad for p in parameters), *args, *cond.values(), kwargs["encoder_hidden_states"]]) + peak
+
+# %% ../nbs/12_a100.ipynb #78423025
+def test_while_attention_is_replaced_in_one_thread_another_one_has_its_own():
+    from threading import Thread
+
+    x, found = torch.randn(2, 3, 8, requires_grad=True), []
+    with Replaced({F.scaled_dot_product_attention: lambda q, k, v: q * 0}):
+        other = Thread(target=lambda: found.append(F.scaled_dot_product_attention(x, x, x)))
+        other.start()
+        other.join()
+        assert (F.scaled_dot_product_attention(x, x, x) == 0).all()
+    assert torch.equal(found[0], F.scaled_dot_product_attention(x, x, x))
 
 # %% ../nbs/12_a100.ipynb #8180c6f7
 def test_offloading_and_checkpointing_change_no_gradient():
