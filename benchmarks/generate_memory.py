@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tav_nb.adapter import save_adapter
 from tav_nb.files import write_whole
 from tav_nb.fitting import ask, configs_of, decode_slice, outline, told_on_meta
-from tav_nb.memory import Replaced, flash
+from tav_nb.memory import GPU, Replaced
 from tav_nb.models import EMBEDDED
 from tav_nb.unet import add_temporal
 
@@ -126,7 +126,7 @@ def work_of(model, side, dtype, clip=24):
     configs = configs_of(model)
     with torch.device('meta'): unet, vae = UNet2DConditionModel.from_config(configs['unet']), AutoencoderKL.from_config(configs['vae'])
     add_temporal(torch.nn.Module.to(unet, dtype), 24)
-    with torch.no_grad(), Replaced({F.scaled_dot_product_attention: flash}):
+    with torch.no_grad(), Replaced(GPU):
         with FlopCounterMode(display=False) as step: ask(unet, torch.empty(clip, 4, side // 8, side // 8, dtype=dtype, device='meta'), torch.empty((), device='meta'), told_on_meta(unet, 2 * clip, clip))
         with FlopCounterMode(display=False) as decode: decode_slice(vae, torch.empty(1, 4, side // 8, side // 8, device='meta'))
     return step.get_total_flops() / clip, decode.get_total_flops(), sum(x.nbytes for x in unet.parameters())

@@ -7,7 +7,7 @@ __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTU
            'KNOWN', 'FLOATS', 'base_fingerprint', 'describe_base', 'AdapterError', 'adapter_path', 'sort_header',
            'write_safetensors', 'checksum', 'adapter_tensors', 'save_adapter', 'parse_value', 'parse_header',
            'refuse_file', 'open_adapter', 'read_tensors', 'find_adapter', 'read_metadata', 'expected_shapes',
-           'check_fit', 'load_adapter', 'save_beside']
+           'check_fit', 'load_adapter']
 
 # %% ../nbs/03_adapter.ipynb #b986ff26
 import hashlib
@@ -29,7 +29,7 @@ import tav_nb
 from .attention import TemporalSelfAttention
 from .files import whole
 from .schema import SchemaError, parse_json, printable
-from .unet import AFTER_SAVE, add_temporal, temporal_blocks, temporal_modules, temporal_state_dict
+from .unet import AFTER_SAVE, add_temporal, check_not_offloaded, temporal_blocks, temporal_modules, temporal_state_dict
 
 # %% ../nbs/03_adapter.ipynb #f8a6687e
 FILE_NAME = "temporal_adapter.safetensors"
@@ -300,6 +300,10 @@ def load_adapter(unet, where, dtype=None):
     header, shapes = open_adapter(path)
     metadata = parse_header(header, path)
     check_fit(unet, metadata, shapes, path)
+    try:
+        check_not_offloaded(unet)
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}") from None
     tensors = read_tensors(path, header)
     if not temporal_modules(unet):
         add_temporal(unet, **{name: metadata[name] for name in STRUCTURE})
@@ -310,9 +314,4 @@ def load_adapter(unet, where, dtype=None):
     return metadata
 
 # %% ../nbs/03_adapter.ipynb #a7fd5e9b
-def save_beside(unet, folder):
-    "After `unet.save_pretrained` or `pipe.save_pretrained`: the adapter in its own file beside the plain base"
-    save_adapter(unet, folder)
-
-
-AFTER_SAVE.append(save_beside)
+AFTER_SAVE[FILE_NAME] = save_adapter  # after `unet.save_pretrained` or `pipe.save_pretrained`: in its own file beside the plain base

@@ -154,7 +154,3 @@ class TemporalSelfAttention(nn.Module):
         tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
         heard = self.hear_all(tokens) if windows is None else self.hear_in(windows, tokens)
         return self.project_out(heard.view(x.shape))  # b f s c -> (b f) s c
-
-    def seam(self, x, clip):
-        "The tokens with what time adds to them; a transformer block (chapter 02) calls it with `num_frames` or `(num_frames, windows)`"
-        return x + (self(x, *clip) if isinstance(clip, tuple) else self(x, clip))

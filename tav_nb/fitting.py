@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from .adapter import load_adapter
 from .attention import TemporalSelfAttention
-from .memory import Live, Replaced, flash
+from .memory import GPU, Live, Replaced, flash
 from .models import ModelError, find_config, quiet
 from .vae import decode_slice, slice_size, unscale_latents, upcast_vae
 
@@ -193,8 +193,7 @@ def roomy(x, weight, *args, **kwargs):
 @contextmanager
 def acted_out(model, on_cpu=False):
     "Inside the `with`, attention and convolutions are as on a GPU, storages are counted, and the model's weights are none of them"
-    functions = {F.scaled_dot_product_attention: flash} | ({} if on_cpu else {F.conv2d: roomy})
-    with torch.no_grad(), Replaced(functions), Live() as live:
+    with torch.no_grad(), Replaced(GPU if on_cpu else GPU | {F.conv2d: roomy}), Live() as live:
         for part in (model.unet, model.vae):
             for tensor in [*part.parameters(), *part.buffers()]: live.sizes[tensor.untyped_storage()._cdata] = 0
         yield live

@@ -97,7 +97,7 @@ def check_request(pipe, num_frames, height, width, steps, images=False, context=
     if not temporal_modules(pipe.unet):
         raise ValueError('this base has no temporal adapter, so its frames would not cohere: load_adapter(pipe.unet, FILE) puts one in, '
                          'images=True makes unrelated images')
-    over_predictions(pipe, num_frames, context or pipe.unet.temporal_context)
+    over_predictions(pipe, num_frames, context or pipe.unet.temporal.context)
 
 # %% ../nbs/09_inference.ipynb #7fd9e17b
 def noise_for(pipe, noise=None, noise_strength=None):
@@ -165,7 +165,7 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     unet_kwargs = conditions(pipe, prompts, num_frames, height, width, guidance.scale, negative_prompt)
     windows, loop = None, False
     if not images and direction.motion:
-        context = context or pipe.unet.temporal_context
+        context = context or pipe.unet.temporal.context
         windows, loop = over_predictions(pipe, num_frames, context), context.loop
         unet_kwargs |= dict(num_frames=num_frames, context=context if windows is None else Context())
     else: guidance = replace(guidance, temporal=0.)  # without the adapter there is nothing to go away from

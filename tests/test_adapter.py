@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tav_nb.adapter import AdapterError, FILE_NAME, FORMAT, base_fingerprint, find_adapter, load_adapter, read_metadata, save_adapter
-from tav_nb.unet import add_temporal, remove_temporal, temporal_blocks, temporal_modules, temporal_state_dict
+from tav_nb.unet import AFTER_SAVE, add_temporal, remove_temporal, temporal_blocks, temporal_modules, temporal_state_dict
 from torch import nn
 from unittest.mock import patch
 import json
@@ -355,3 +355,14 @@ def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():
         assert not temporal_modules(loaded) and loaded.state_dict().keys() == tiny_unet().state_dict().keys()
         assert load_adapter(loaded, place)["fps"] == 8, "found in the `unet` folder of a pipeline"
     assert same_adapter(saved, loaded)
+
+# %% ../nbs/03_adapter.ipynb #6a40ee28
+def test_a_chapter_that_is_run_twice_writes_the_file_once():
+    import importlib
+
+    import tav_nb.adapter
+
+    before = dict(AFTER_SAVE)
+    importlib.reload(tav_nb.adapter)
+    assert AFTER_SAVE.keys() == before.keys() and len(AFTER_SAVE) == 1
+    AFTER_SAVE.update(before)

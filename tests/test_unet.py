@@ -4,6 +4,7 @@ from collections import Counter
 from diffusers import AutoencoderKL, ControlNetModel, DPMSolverMultistepScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -11,12 +12,15 @@ from tav_nb.attention import TemporalSelfAttention
 from tav_nb.unet import add_temporal, load_lora, remove_temporal, set_context, temporal_blocks, temporal_modules, temporal_state_dict, train_only_temporal, without_temporal
 from tav_nb.windows import Context
 from torch import nn
+import accelerate
 import copy
+import peft
 import pickle
 import pytest
 import tempfile
 import torch
 import warnings
+import weakref
 
 # %% ../nbs/02_unet.ipynb #8a037155
 TINY = dict(
@@ -154,6 +158,40 @@ def adapter_voice(unet):
     tokens = torch.randn(4, 3, 64)
     with torch.no_grad():
         return torch.stack([module(tokens, 4) for module in temporal_modules(unet).values()])
+
+# %% ../nbs/02_unet.ipynb #39ac38ef
+def spoken(num_frames):
+    "A UNet with all of the adapter at work, a call of it, and what it answers"
+    patched, call = loud(add_temporal(tiny_unet(), positions="learned")), call_inputs(num_frames, 1) | dict(num_frames=num_frames)
+    for module in temporal_modules(patched).values():
+        nn.init.normal_(module.gate)
+        nn.init.normal_(module.to_qkv.bias, std=0.3)
+    with torch.no_grad():
+        return patched, call, patched(**call).sample
+
+
+def offloads(folder):
+    "`{name: function that offloads a UNet}`"
+    group = lambda level, **more: lambda unet: unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), level, **more)
+    return dict(
+        model=lambda unet: accelerate.cpu_offload_with_hook(unet, "cpu"),
+        sequential=lambda unet: accelerate.cpu_offload(unet, "cpu"),
+        buffers=lambda unet: accelerate.cpu_offload(unet, "cpu", offload_buffers=True),
+        disk=lambda unet: accelerate.disk_offload(unet, f"{folder}/disk", "cpu"),
+        blocks=group("block_level", num_blocks_per_group=1),
+        leaves=group("leaf_level"),
+        blocks_on_disk=group("block_level", num_blocks_per_group=1, offload_to_disk_path=f"{folder}/blocks"),
+        leaves_on_disk=group("leaf_level", offload_to_disk_path=f"{folder}/leaves"),
+    )
+
+
+def check_offloads(num_frames):
+    "The same to the last bit however it is offloaded"
+    patched, call, expected = spoken(num_frames)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for name, offload in offloads(folder).items():
+            offload(twin := copy.deepcopy(patched))
+            assert torch.equal(twin(**call).sample, expected), (name, num_frames)
 
 # %% ../nbs/02_unet.ipynb #12bb1db4
 def test_a_closed_adapter_leaves_sdxl_untouched_bit_for_bit():
@@ -301,7 +339,38 @@ def test_copies_and_pickles_have_layers_of_their_own():
             nn.init.zeros_(module.gate)
         for twin in twins:
             assert torch.equal(twin(**call_inputs(), num_frames=4).sample, expected), "it listens to the original's layers"
-            assert not remove_temporal(twin)._forward_pre_hooks
+            assert twin.temporal_config is twin.temporal.config is not patched.temporal_config
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+                twin.save_pretrained(folder)
+                assert load_file(Path(folder) / "diffusion_pytorch_model.safetensors").keys() == tiny_unet().state_dict().keys()
+            twin.add_adapter(LoraConfig(target_modules="all-linear"))
+            assert not any("lora" in key for key in temporal_state_dict(twin))
+            twin = remove_temporal(twin)
+            assert not twin._forward_pre_hooks and not any("temporal" in key for key in (*twin.state_dict(), *twin.__dict__))
+            assert not any(block._state_dict_hooks or block._load_state_dict_post_hooks for block in temporal_blocks(twin).values())
+
+# %% ../nbs/02_unet.ipynb #5a7af94f
+def test_a_unet_that_nobody_holds_any_more_is_gone_at_once():
+    import gc
+
+    patched = add_temporal(tiny_unet())
+    gc.collect()
+    gc.disable()
+    try:
+        watch = weakref.ref(patched.conv_in)
+        del patched
+        assert watch() is None, "it holds itself"
+    finally:
+        gc.enable()
+
+# %% ../nbs/02_unet.ipynb #5320be29
+def test_a_layer_that_takes_the_place_of_another_is_the_one_that_is_asked():
+    with torch.no_grad():
+        patched = loud(add_temporal(tiny_unet()))
+        stock = tiny_unet()(**call_inputs()).sample
+        for block in temporal_blocks(patched).values():
+            block.temporal_attn = TemporalSelfAttention(block.dim, block.attn1.heads)  # silent
+        assert torch.equal(patched(**call_inputs(), num_frames=4).sample, stock)
 
 # %% ../nbs/02_unet.ipynb #563ed342
 @pytest.mark.slow
@@ -370,10 +439,25 @@ def test_a_saved_pipeline_holds_plain_sdxl():
 # %% ../nbs/02_unet.ipynb #30e452a1
 def test_a_controlnet_can_be_made_from_the_unet():
     patched = loud(add_temporal(tiny_unet()))
-    with without_temporal(patched):
-        control = ControlNetModel.from_unet(patched)
+    control = ControlNetModel.from_unet(patched)
     assert torch.equal(control.conv_in.weight, patched.conv_in.weight) and not temporal_modules(control)
-    assert len(temporal_modules(patched)) == 8
+    theirs = control.down_blocks.state_dict()
+    assert all(torch.equal(theirs[key], value) for key, value in patched.down_blocks.state_dict().items())
+
+# %% ../nbs/02_unet.ipynb #7f54bc92
+def test_the_state_of_the_whole_unet_holds_the_adapter_and_that_of_a_part_does_not():
+    patched, other = loud(add_temporal(tiny_unet())), add_temporal(tiny_unet())
+    everything = patched.state_dict()
+    assert sum("temporal_attn" in key for key in everything) == len(temporal_state_dict(patched))
+    assert sum("temporal_attn" in key for key in nn.ModuleDict({"inside": patched}).state_dict()) == len(temporal_state_dict(patched))
+    assert not any("temporal_attn" in key for key in patched.up_blocks.state_dict())
+    other.up_blocks.load_state_dict(patched.up_blocks.state_dict())
+    other.load_state_dict(everything)
+    try:
+        other.load_state_dict({key: value for key, value in everything.items() if "temporal_attn" not in key})
+        raise AssertionError("a whole state without the adapter was taken")
+    except RuntimeError as error:
+        assert "temporal_attn" in str(error)
 
 # %% ../nbs/02_unet.ipynb #53ea7447
 def test_a_lora_loaded_later_leaves_the_adapter_unwrapped_trainable_and_as_it_was():
@@ -387,6 +471,17 @@ def test_a_lora_loaded_later_leaves_the_adapter_unwrapped_trainable_and_as_it_wa
     assert all(p.requires_grad for module in temporal_modules(pipe.unet).values() for p in module.parameters())
     pipe.unload_lora_weights()
     assert torch.equal(make_video(pipe), before)
+
+# %% ../nbs/02_unet.ipynb #10af8dd2
+def test_a_lora_loaded_past_our_function_leaves_the_adapter_trainable_as_well():
+    for load in (lambda pipe: pipe.load_lora_weights(tiny_lora()), lambda pipe: pipe.unet.add_adapter(LoraConfig(target_modules="all-linear", init_lora_weights=False))):
+        pipe = tiny_pipeline()
+        train_only_temporal(pipe.unet)
+        voice, state = adapter_voice(pipe.unet), list(temporal_state_dict(pipe.unet))
+        load(pipe)
+        assert any("lora" in key for key in pipe.unet.state_dict())
+        assert torch.equal(adapter_voice(pipe.unet), voice) and list(temporal_state_dict(pipe.unet)) == state
+        assert all(p.requires_grad for module in temporal_modules(pipe.unet).values() for p in module.parameters())
 
 # %% ../nbs/02_unet.ipynb #8ca159fd
 def test_an_adapter_added_after_a_lora_is_the_same_adapter():
@@ -444,7 +539,7 @@ def test_windows_that_this_adapter_cannot_have_are_one_line():
         set_context(short, Context(length=5))
         raise AssertionError("too long")
     except ValueError as error:
-        assert "4 at most" in str(error) and short.temporal_context == Context()
+        assert "4 at most" in str(error) and short.temporal.context == Context()
 
 # %% ../nbs/02_unet.ipynb #cec44fbc
 def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_bit():
@@ -477,3 +572,85 @@ def test_a_stock_pipeline_makes_72_frames():
         for said in ({}, {"context": Context(loop=True)})
     )
     assert film.shape == (72, 4, 8, 8) and film.isfinite().all() and (looped - film).abs().max() > 1e-3
+
+# %% ../nbs/02_unet.ipynb #1afcc734
+def test_offloaded_in_any_way_a_unet_gives_the_same_bits():
+    check_offloads(30)
+
+# %% ../nbs/02_unet.ipynb #8ba5bce1
+@pytest.mark.slow
+def test_offloaded_in_any_way_a_unet_gives_the_same_bits_for_24_and_72_frames():
+    for num_frames in (24, 72):
+        check_offloads(num_frames)
+
+# %% ../nbs/02_unet.ipynb #ae1588dd
+def test_an_adapter_that_comes_after_offloading_is_refused():
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("model", "sequential", "leaves"):
+            offloads(folder)[name](late := tiny_unet())
+            try:
+                add_temporal(late)
+                assert name == "model", f"{name}: nobody would bring the layers in"
+            except ValueError as error:
+                assert name != "model" and "first" in str(error) and not temporal_modules(late)
+
+# %% ../nbs/02_unet.ipynb #025906e4
+def test_sharded_over_processes_a_unet_gives_the_same_bits_and_learns():
+    import torch.distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    patched, call, expected = spoken(30)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for module in temporal_modules(patched).values():
+            fully_shard(module, mesh=mesh)
+        fully_shard(patched, mesh=mesh)
+        parameters = train_only_temporal(patched)
+        found = patched(**call).sample
+        found.square().mean().backward()
+        assert torch.equal(found, expected) and all(p.grad is not None for p in parameters)
+    finally:
+        torch.distributed.destroy_process_group()
+
+# %% ../nbs/02_unet.ipynb #052c9cd3
+def test_quantised_by_torchao_base_and_adapter_stay_close_to_what_they_were():
+    if find_spec("torchao"):
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+        for num_frames in (8, 30):
+            patched, call, expected = spoken(num_frames)
+            for config in (Int8WeightOnlyConfig(), Int8DynamicActivationInt8WeightConfig()):
+                twin = copy.deepcopy(patched)
+                quantize_(twin, config)
+                assert all(hasattr(module.to_qkv.weight, "__tensor_flatten__") for module in temporal_modules(twin).values())
+                with torch.no_grad():
+                    assert (twin(**call).sample - expected).norm() < 0.03 * expected.norm()
+
+# %% ../nbs/02_unet.ipynb #2ad56eb8
+def test_quantised_by_quanto_base_and_adapter_stay_close_to_what_they_were():
+    if find_spec("optimum") and find_spec("optimum.quanto"):
+        from optimum.quanto import freeze, qint8, quantize
+        for num_frames in (8, 30):
+            patched, call, expected = spoken(num_frames)
+            quantize(patched, weights=qint8)
+            freeze(patched)
+            with torch.no_grad():
+                assert (patched(**call).sample - expected).norm() < 0.03 * expected.norm()
+
+# %% ../nbs/02_unet.ipynb #76d408ec
+def test_lora_around_every_linear_layer_of_the_adapter_learns_and_starts_as_nothing():
+    patched, call, expected = spoken(30)
+    wrapped = peft.get_peft_model(patched, LoraConfig(target_modules="all-linear"))
+    torch.testing.assert_close(wrapped(**call).sample, expected, atol=1e-5, rtol=1e-4)
+    wrapped(**call).sample.square().mean().backward()
+    learning = [name for name, p in wrapped.named_parameters() if p.grad is not None]
+    assert any("temporal_attn.to_qkv.lora_B" in name for name in learning) and any("temporal_attn.proj.lora_B" in name for name in learning)
+
+# %% ../nbs/02_unet.ipynb #ba27815e
+def test_exported_by_torch_it_says_the_same():
+    patched, call, expected = spoken(8)
+    call["cross_attention_kwargs"] = {"num_frames": call.pop("num_frames")}
+    with torch.no_grad():
+        program = torch.export.export(patched, (), call, strict=False)
+        torch.testing.assert_close(program.module()(**call).sample, expected)
