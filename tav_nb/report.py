@@ -14,13 +14,12 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from .files import write_whole
-from .loader import read_manifest
+from .loader import read_about, read_manifest
 from .schema import SchemaError, parse_json, printable
 
 # %% ../nbs/20_report.ipynb #906cf138
@@ -264,7 +263,7 @@ def write_page(
 ) -> Path:
     "Write the page of a cache, kept and dropped clips alike; returns where it is"
     path, about = Path(path or Path(folder) / "report.html"), Path(folder) / "cache.json"
-    text = make_page(read_manifest(folder) if rows is None else rows, about=parse_json(about.read_bytes(), dict[str, Any], about) if about.is_file() else None)
+    text = make_page(read_manifest(folder) if rows is None else rows, about=read_about(folder) if about.is_file() else None)
     write_whole(path, text)
     return path
 

@@ -48,7 +48,7 @@ from .gates import fuse_gates
 from .graphs import EACH, MOST, Graphs, Unrecordable
 from .guidance import guidance_for
 from .inference import conditions, decode_frames, denoise_step, start_latents
-from .loader import CacheError, ClipLoader, Plan, Steps, check_cache_model
+from .loader import REMEDY, CacheError, ClipLoader, Plan, Steps, check_cache_model, read_about
 from .memory import measure, remedies, room_on, set_checkpointing
 from .models import check_device, load_pipeline, quiet
 from .moments import VisitingAdamW
@@ -364,9 +364,9 @@ def check_extras(config):
 
 def open_clips(config, cache):
     "`(loader, held_out)` for a cache; raises `CacheError` if it was made for another resolution or has no clips"
-    loader = ClipLoader(cache, config.batch_size, config.lengths, config.seed, zeros=config.zeros, empty=config.empty)
-    try: made_for = json.loads((Path(cache) / "cache.json").read_text(encoding="utf-8"))["options"]["resolution"]
-    except (OSError, ValueError, KeyError, TypeError): raise CacheError(f"{cache}/cache.json: cannot be read; run `tav prepare` again") from None
+    loader = ClipLoader(cache, config.batch_size, config.lengths, config.seed, zeros=config.zeros, empty=config.empty, finite=False)  # clips that are not: see `Checked`
+    made_for = read_about(cache).get("options", {}).get("resolution")
+    if type(made_for) is not int: raise CacheError(f"{cache}/cache.json: does not say for which resolution this cache was made; {REMEDY}")
     if config.resolution and config.resolution != made_for: raise CacheError(f"{cache}: made for {made_for} px, but resolution is {config.resolution}; `tav prepare` with --resolution {config.resolution} makes another")
     return loader, held_out_split(loader, config.held_out, config.seed)
 

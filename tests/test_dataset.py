@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,11 +166,44 @@ def test_the_second_run_opens_nothing_and_touches_nothing():
     assert (again.unchanged, again.encoded, again.reused, again.kept, again.complete) == (4, 0, 0, summary_.kept, True) and again.reasons == summary_.reasons
     assert {path: path.stat().st_mtime_ns for path in out_.rglob("*")} == dates
 
+# %% ../nbs/18_dataset.ipynb #f75fbbf8
+def test_a_cache_without_checksums_stays_as_it_is_and_its_records_get_them():
+    holder, items_, summary_, files = reference()
+    with tempfile.TemporaryDirectory() as tmp:
+        out_ = Path(shutil.copytree(Path(holder.name)/"cache", tmp + "/cache"))
+        for path in out_.glob("records/*"): path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name != "checksum"}, ensure_ascii=False), encoding="utf-8")
+        dates = {path: path.stat().st_mtime_ns for path in out_.rglob("*.npz")}
+        with patch("tav_nb.encode.scan", side_effect=AssertionError("a file was scanned")): again = run(items_, out_)
+        assert (again.unchanged, again.encoded, again.reused) == (4, 0, 0) and folder_bytes(out_) == files
+        assert {path: path.stat().st_mtime_ns for path in out_.rglob("*.npz")} == dates
+
 # %% ../nbs/18_dataset.ipynb #bd01c4ec
 def test_the_unit_of_work_is_a_pure_function_whose_result_is_what_the_cache_holds():
     holder, items_, summary_, files = reference()
     made = {f"clips/{row['clip']}.npz": npz_bytes(arrays) for group in by_file(items_) for row, arrays in encode_file(group, Encoder(micro(), SMALL)) if arrays}
     assert made == {name: data for name, data in files.items() if name.startswith("clips/")}
+
+# %% ../nbs/18_dataset.ipynb #c53653f7
+def test_whatever_is_damaged_in_a_cache_is_found_and_made_anew_and_nothing_else():
+    holder, items_, summary_, files = reference()
+    def changed(data, place): return data[:place] + bytes([data[place] ^ 1]) + data[place + 1:]
+    def not_finite(data):
+        with np.load(io.BytesIO(data)) as stored: return npz_bytes({name: np.where(np.arange(stored[name].size).reshape(stored[name].shape) == 7, np.nan, stored[name]).astype(np.float16) if name == "latents" else stored[name] for name in stored.files})
+    def record_says(data, **other): return json.dumps(json.loads(data) | other).encode()
+    clip_, record_ = (sorted(name for name in files if name.startswith(folder))[0] for folder in ("clips", "records"))
+    rows_ = json.loads(files[record_])["rows"]
+    damages = [(clip_, files[clip_][:-50]), (clip_, changed(files[clip_], 400)), (clip_, changed(files[clip_], len(files[clip_]) - 40)), (clip_, not_finite(files[clip_])), (clip_, files["_empty.npz"]), (clip_, b""),
+               ("_empty.npz", changed(files["_empty.npz"], 3000)), ("_empty.npz", files[clip_]), ("_empty.npz", b"text"),
+               ("cache.json", b"[" * 10**5), ("cache.json", b"{}"), ("manifest.parquet", changed(files["manifest.parquet"], 100)), ("manifest.parquet", b"PAR1"),
+               (record_, b"[" * 10**5), (record_, b"{}"), (record_, b"[]"), (record_, record_says(files[record_], rows=7)), (record_, record_says(files[record_], rows=[rows_[0] | {"thumbs": "x"}])),
+               (record_, record_says(files[record_], rows=[rows_[0] | {"caption": "another"}])), (record_, record_says(files[record_], sizes={"../../x": 1})), (record_, changed(files[record_], 12))]
+    with tempfile.TemporaryDirectory() as tmp:
+        out_ = Path(shutil.copytree(Path(holder.name)/"cache", tmp + "/cache"))
+        for name, data in damages:
+            (out_/name).write_bytes(data)
+            again = run(items_, out_)
+            assert folder_bytes(out_) == files, (name, data[:40])
+            assert again.complete and again.encoded + again.reused == (name == clip_) and again.unchanged == 4 - (name in (clip_, record_)), (name, again)
 
 # %% ../nbs/18_dataset.ipynb #48a71e77
 def test_two_workers_or_two_ranks_give_the_bytes_of_one():

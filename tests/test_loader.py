@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from pyarrow import parquet
 from tav_nb.dataset import prepare
-from tav_nb.loader import CacheError, ClipLoader, cut_clip, plan_epoch, read_manifest, read_npz, stream_batches
+from tav_nb.loader import CacheError, ClipLoader, check_cache_model, cut_clip, plan_epoch, read_manifest, read_npz, stream_batches
 from tav_nb.models import load_pipeline
 from tav_nb.sources import open_source
 from tav_nb.toon import caption, random_scene, render
@@ -13,6 +13,7 @@ from tav_nb.training import adapter_loss, train_adapter
 from tav_nb.unet import add_temporal, remove_temporal, temporal_modules
 from tav_nb.video import write_video
 from types import SimpleNamespace
+from unittest.mock import patch
 import json
 import numpy as np
 import pyarrow
@@ -59,6 +60,12 @@ def toon_films(folder, seeds, num_frames=22):
         write_video(render(replace(random_scene(seed), hold=1), num_frames).frames, f"{folder}/film{seed}.webp", fps=12)
         Path(folder, f"film{seed}.txt").write_text(caption(random_scene(seed), seed))
     return folder
+
+# %% ../nbs/19_loader.ipynb #b089b6a5
+def refusal(work):
+    try: work()
+    except ValueError as error: return str(error)
+    raise AssertionError("nobody complained")
 
 # %% ../nbs/19_loader.ipynb #683ab20a
 def test_every_batch_has_one_bucket_and_one_length_and_every_clip_is_seen():
@@ -236,12 +243,6 @@ def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip(
 
 # %% ../nbs/19_loader.ipynb #2a751a0a
 def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
-    def refusal(work):
-        try: work()
-        except ValueError as error: return str(error)
-        raise AssertionError("nobody complained")
-
-
     with tempfile.TemporaryDirectory() as place:
         good = write_cache(f"{place}/good", SHAPES)
         bad = lambda name: Path(shutil.copytree(good, f"{place}/{name}"))
@@ -281,3 +282,42 @@ def test_a_clip_that_is_broken_or_missing_or_another_one_is_named():
             try: loader.batch(0)
             except CacheError as error: assert said in str(error) and str(path) in str(error), error
             else: raise AssertionError(said)
+
+# %% ../nbs/19_loader.ipynb #0fc57063
+def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
+    def rewritten(path, **other):
+        with np.load(path) as stored: arrays = {name: stored[name] for name in stored.files}
+        np.savez(path, **arrays | other)
+
+
+    with tempfile.TemporaryDirectory() as place:
+        loader = ClipLoader(write_cache(place, [(16, 64, 64)]), batch_size=1)
+        path = Path(place) / "clips" / "clip-0.npz"
+        good, latents = path.read_bytes(), read_npz(path)["latents"]
+        holed = latents.copy()
+        holed[3, 0, 0, 0] = np.nan
+        for said, change in (
+            ("latents has numbers that are not finite", dict(latents=holed)), ("latents are int64", dict(latents=latents.astype(int))), ("has the shape", dict(text_embeds=np.ones((77, 64), np.float16))),
+            ("text_embeds are float64 with 1", dict(text_embeds=np.ones(77))), ("have 15 and 16 frames", dict(hold_mask=np.ones(15, bool))), ("target_size is not", dict(target_size=np.int32([64, 64, 64]))),
+            ("fps is nan", dict(fps=np.float32("nan"))), ("is not an array", dict(fps=np.array([{}], dtype=object))),
+        ):
+            path.write_bytes(good)
+            rewritten(path, **change)
+            message = refusal(lambda: loader.batch(0))
+            assert said.replace("has the shape", "have the shape") in message and str(path) in message and "tav prepare" in message and "\n" not in message, message
+        path.write_bytes(good)
+        rewritten(path, latents=holed)
+        assert len(ClipLoader(place, 1, finite=False).batch(0)["latents"]) == 1, "for those who look themselves"
+
+
+    with tempfile.TemporaryDirectory() as place:
+        rows = read_manifest(write_cache(place, [(16, 64, 64)]))
+        for other in (dict(frames=-3), dict(frames="16"), dict(kept=3), dict(clip="../clip-0"), dict(clip="/etc/passwd"), dict(height=10**9), dict(clip=None), dict(clip="")):
+            parquet.write_table(pyarrow.Table.from_pylist([row | other for row in rows[1:]]), f"{place}/manifest.parquet")
+            message = refusal(lambda: ClipLoader(place))
+            assert "manifest.parquet" in message and "\n" not in message and "tav prepare" in message, message
+        with patch(f"{read_manifest.__module__}.MAX_ROWS", 0): assert "more than the 0 rows" in refusal(lambda: ClipLoader(place))
+        for text in (b"[" * 10**5, b'{"model": 7}', b"\xff", b"{}"):
+            Path(place, "cache.json").write_bytes(text)
+            message = refusal(lambda: check_cache_model(place, load_pipeline()))
+            assert "\n" not in message and (f"{place}/cache.json" in message or "another model" in message), message

@@ -191,7 +191,7 @@ def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
     with tempfile.TemporaryDirectory() as place:
         Path(place, "cache.json").write_text("[" * 10_000)
         try: write_page(place, rows=[good])
-        except SchemaError as error: assert "cache.json" in str(error)
+        except ValueError as error: assert "cache.json" in str(error)
         else: raise AssertionError("settings that are none were shown")
     lines = summary([make_row(0, "unreadable: red\x1b[31m.mp4\nis \u202egone"), make_row(1, "odd\x07: x")])
     assert lines.count("\n") == 2 and all(line.isprintable() for line in lines.split("\n")), lines

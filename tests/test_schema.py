@@ -2,8 +2,12 @@
 
 from msgspec import Meta
 from pathlib import Path
-from tav_nb.schema import MAX_BYTES, SchemaError, parse_json, printable
+from tav_nb.schema import MAX_BYTES, SchemaError, parse_json, printable, read_arrays
 from typing import Annotated
+from unittest.mock import patch
+import numpy as np
+import tempfile
+import zipfile
 
 # %% ../nbs/41_schema.ipynb #81e1ef6e
 def test_whatever_is_wrong_with_a_text_is_one_schemaerror_of_one_line_that_names_the_file():
@@ -31,3 +35,51 @@ def test_no_control_character_reaches_a_terminal_and_letters_of_every_language_d
         assert shown.startswith("a\\") and shown.endswith("b") and shown.isascii() and shown.isprintable(), code
     for text in ("a girl, naïve", "女の子が歩く", "девочка", "🎬"): assert printable(text) == text
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+# %% ../nbs/41_schema.ipynb #d4d0f067
+def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one_line():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.npz"
+        arrays = dict(a=np.arange(24, dtype=np.float16).reshape(2, 3, 4), b=np.float32(7), c=np.array("ü{}"), d=np.array([True, False]), e=np.asfortranarray(np.arange(6).reshape(2, 3)), f=np.zeros((0, 3)))
+        for write in (np.savez, np.savez_compressed):
+            write(path, **arrays)
+            for name, array in read_arrays(path).items():
+                assert array.dtype == arrays[name].dtype and array.shape == arrays[name].shape and np.array_equal(array, arrays[name]), name
+        assert list(read_arrays(path, ["b"])) == ["b"]
+        np.savez(path, **arrays)
+        good = path.read_bytes()
+
+        def bomb(method, size, claim=None):
+            with zipfile.ZipFile(path, "w", method) as file, file.open("a.npy", "w", force_zip64=True) as out:
+                header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({claim or size // 2},), }}".ljust(117) + "\n"
+                out.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+                for _ in range(size >> 20): out.write(bytes(1 << 20))
+        def refused(said, *names):
+            try: read_arrays(path, names or None)
+            except SchemaError as error: assert str(path) in str(error) and said in str(error) and "\n" not in str(error), error
+            else: raise AssertionError(said)
+        refused("has no g", "a", "g")
+        with patch(f"{read_arrays.__module__}.MAX_ARRAY_BYTES", 2**25):
+            bomb(zipfile.ZIP_DEFLATED, 2**25 + 2**20)
+            assert path.stat().st_size < 1e5
+            refused("unfolds to 33 MiB")
+        bomb(zipfile.ZIP_STORED, 2**20, 10**12 - 1)
+        refused("does not fit")
+        bomb(zipfile.ZIP_LZMA, 2**20)
+        refused("compressed")
+        np.savez(path, a=np.array([{}], dtype=object))
+        refused("is not an array")
+        for data in (b"", b"text", good[:500], good[:200] + bytes([good[200] ^ 4]) + good[201:]):
+            path.write_bytes(data)
+            refused("")
+        rng = np.random.default_rng(0)
+        for _ in range(300):
+            damaged = bytearray(good)
+            for place in rng.integers(len(good), size=rng.integers(1, 4)): damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            try: found = read_arrays(path)
+            except SchemaError as error: assert "\n" not in str(error)
+            else: assert all(np.array_equal(found[name], arrays[name]) for name in found), "a byte that says nothing"
+        path.unlink()
+        path.mkdir()
+        refused("not a file")
