@@ -628,7 +628,7 @@ MOST_FRAMES = 1000  # of a clip to train on
 def add_prepare(parser):
     add, default = parser.add_argument, ShotOptions()
     add("source", metavar="SOURCE", help="a folder of videos, one video, a Sakuga table, or the Anita dataset")
-    add("out", metavar="OUT", help="folder of the cache; what is in there and right stays as it is")
+    add("out", metavar="OUT", help="folder of the cache of this source; what is in there and right stays as it is")
     add("--captions", metavar="TABLE", help=".csv, .jsonl or .parquet with the columns file and caption (the one in SOURCE, or clip.txt beside clip.mp4)")
     add("--caption", metavar="TEXT", help="for all that have none")
     add("--licence", metavar="TEXT", help="of all whose licence is not stated elsewhere")
@@ -682,11 +682,12 @@ def shot_options(args):
 # %% ../nbs/13_cli.ipynb #e4156cdb
 def encode_items(args, items, progress, source_items):
     "Fill the cache; returns its rows, or None if other processes are still at it."
-    from tav_nb.dataset import needed, prepare
+    from tav_nb.dataset import check_source, needed, prepare
     from tav_nb.encode import EncodeOptions, too_long
     from tav_nb.loader import read_manifest
     from tav_nb.models import quiet
     needed()
+    check_source(args.out, source_items)
     with quiet(): pipe = load(args, unet=None)  # captions and pictures need no UNet
     if cut := too_long(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):
         print(f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first '{printable(cut[0][:40])}'...", file=sys.stderr)

@@ -54,10 +54,7 @@ def item_name(
     "A readable name that only this path and part has."
     path = Path(path)
     slug = re.sub(r"\W+", "-", str(path.with_suffix("") if path.name else path), flags=re.ASCII).strip("-")[-40:].strip("-") or "clip"
-    try:
-        code = hashlib.sha256(f"{path}@{start}-{stop}".encode()).hexdigest()[:8]
-    except UnicodeEncodeError:
-        raise CollectionError(f"{path}: this name is not UTF-8; rename the file") from None
+    code = hashlib.sha256(f"{path}@{start}-{stop}".encode()).hexdigest()[:8]
     return f"{slug}-{code}"
 
 # %% ../nbs/17_sources.ipynb #018ac39d
@@ -275,7 +272,7 @@ def _parquet(path: Path):
         raise CollectionError(f"{path}: is no file")
     try:
         file = ParquetFile(path)
-        rows, size = file.metadata.num_rows, sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        _, rows, size = file.schema_arrow, file.metadata.num_rows, sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     except Exception as error:  # pyarrow has many words for a file that is none, and not all are ValueErrors
         raise CollectionError(f"{path}: cannot be read as parquet: {_one_line(error)}") from None
     if rows > MAX_ROWS or size > 4*MAX_TABLE:
@@ -347,6 +344,13 @@ def seconds(
 JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
 def _checked_text(what: str, value, where: str) -> str | None:
     "The value if it is text that can be stored; raises `CollectionError` with the place."
     if value is None:
@@ -355,8 +359,8 @@ def _checked_text(what: str, value, where: str) -> str | None:
         raise CollectionError(f"{where}: {what} is {JSON_KINDS.get(type(value), type(value).__name__)}, not text")
     if len(value) > MAX_CAPTION:
         raise CollectionError(f"{where}: {what} has {len(value)} characters, more than {MAX_CAPTION}")
-    if "\0" in value:
-        raise CollectionError(f"{where}: {what} holds a NUL character")
+    if "\0" in value or not _is_utf8(value):
+        raise CollectionError(f"{where}: {what} holds {'a NUL character' if chr(0) in value else 'half a character, which cannot be written as UTF-8'}")
     return value
 
 
@@ -364,10 +368,8 @@ def _checked_row(row: dict, where: str) -> dict:
     "The row, if its cells are of the right kinds; raises `CollectionError` with the place."
     for name in ("file", "caption", "licence", "license", "source"):
         _checked_text(f"the {name}", row.get(name), where)
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-    except (UnicodeEncodeError, TypeError, RecursionError) as error:
-        raise CollectionError(f"{where}: holds half a character, which cannot be written as UTF-8" if isinstance(error, UnicodeEncodeError) else f"{where}: {_one_line(error)}") from None
+    if not _is_utf8(json.dumps(row, ensure_ascii=False, default=str)):
+        raise CollectionError(f"{where}: holds half a character, which cannot be written as UTF-8")
     return row
 
 
@@ -423,6 +425,8 @@ def _refusal(path: Path) -> str:
 
 def _item(root, path, row, where, captions=None, **known):
     "The item that a row of the table at `where` describes; what it leaves open is taken from `known`."
+    if not _is_utf8(str(path)):
+        raise CollectionError(f"{path}: this name is not UTF-8; rename the file or folder")
     row = _checked_row(row, where)
     said = {name: row[name] for name in ("caption", "licence", "source") if row.get(name) is not None}
     if row.get("license") is not None: said.setdefault("licence", row["license"])
@@ -555,7 +559,7 @@ def anita_licence(production):
 # %% ../nbs/17_sources.ipynb #3f3be6e0
 def anita_layers(root):
     "Folders of one scene's one layer in the Anita layout below `root`, in order."
-    found = (path for path in Path(root).glob("*/scene_*/*") if path.name in LAYERS and path.is_dir() and any(path.glob("*.png")))
+    found = (path for path in Path(root).glob("*/scene_*/*") if path.name in LAYERS and path.is_dir() and any(file.suffix.lower() in decoder.STILLS for file in path.iterdir()))
     number = lambda path: int(re.sub(r"\D", "", path.parent.name) or 0)
     return sorted(found, key=lambda path: (path.parent.parent.name, number(path), path.parent.name, path.name))
 
@@ -584,8 +588,8 @@ def anita(
         if path not in chosen and path in layers:
             about["refusal"] = f"not read: of the layer {path.name}, and {layer} is asked for"
         made += [_item(root, path, row, where, captions, **about) for where, row in rows.get(path, [(table or path, {})])]
-    for scene in dict.fromkeys(path.parent for path in layers if path.parent/layer not in chosen):
-        made.append(_item(root, scene, {}, scene, captions, **known | {"refusal": f"not read: has no layer {layer}"}))
+    for scene in sorted(path for path in root.glob("*/scene_*") if path.is_dir() and path/layer not in chosen):
+        made.append(_item(root, scene, {}, scene, captions, **known | {"refusal": f"not read: has no pictures of the layer {layer}"}))
     for path in find_videos(root):
         if path not in rows:
             made.append(_item(root, path, {}, path, captions, **known | {"refusal": "not read: lies beside the scenes of the Anita dataset"}))
@@ -686,6 +690,7 @@ def open_source(
     except TypeError as error:
         if not (wrong := re.search(r"argument '(\w+)'$", str(error))) or wrong[1] not in options: raise
         raise CollectionError(f"{path}: {wrong[1]}= means nothing for such a source") from None
+    _checked_text("the caption", caption, "--caption")
     if caption is not None:
         items = [replace(item, caption=caption, refusal="" if item.refusal == NO_CAPTION else item.refusal) if item.caption is None else item for item in items]
     check_captions(items)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tav_nb import noise
 from tav_nb.adapter import EMBEDDED_ADAPTER
-from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, USUAL_FPS, at_least, fps_of_source, free_name, going_on, in_range, limits_of, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted, write_beside_others
+from tav_nb.cli import COMMANDS, Frames, NOISES, OWN_MODEL, Rate, Seed, USUAL_FPS, UsageError, at_least, fps_of_source, free_name, going_on, in_range, limits_of, load, made_for, main, make_parser, numbers, share, shot_options, side, train_settings, weighted, write_beside_others
 from tav_nb.config import TrainConfig, read_config
 from tav_nb.decoder import Limits
 from tav_nb.directing import Direction
@@ -630,6 +630,29 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
         code, said, err = tav("prepare", folder, f"{folder}/cache", "--resolution", 256, "--flip", "--workers", 3, "--device", "cpu")
     assert given == dict(options=EncodeOptions(256, flip=True), workers=3, device="cpu", out=f"{folder}/cache")
     assert (code, said, err) == (130, "", f"tav: interrupted; the clips of 0 of 1 files are in {folder}/cache, and the same command goes on from there\n")
+
+# %% ../nbs/13_cli.ipynb #f5eae3d3
+def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said():
+    read = lambda *words: make_parser().parse_args(["prepare", "films", "cache", *words])
+    for option in ("drawing-fps", "fps", "min-frames", "max-frames", "overlap", "min-motion", "max-motion", "max-still", "resolution", "limit", "workers"):
+        for value in ("1" + "0"*12, "1" + "0"*30, "nan", "inf", "-inf", "-1", "1e400"):
+            try: read(f"--{option}={value}")
+            except UsageError as error: assert f"--{option}" in str(error) and ("must be at least" in str(error) and "at most" in str(error) or "is not a whole number" in str(error)), error
+            else: raise AssertionError(f"--{option} {value} was taken")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("one", "two"): os.mkdir(f"{folder}/{name}")
+        toon_film(f"{folder}/one/film.webm", 0)
+        toon_film(f"{folder}/two/other.wmv.webm", 1)
+        for name in ("film", "still", "red\x1b[31m"): Path(folder, f"one/{name}.txt").write_text("a girl\x1b[31m walks")
+        Path(folder, "one/still.png").write_bytes(b"")
+        Path(folder, "one/red\x1b[31m.psd").write_bytes(b"")
+        code, said, err = tav("prepare", f"{folder}/one", f"{folder}/cache", "--min-frames", 4)
+        assert (code, err) == (0, "") and "     2 not read    " in said and "1 x .psd is no format that is read" in said and said.replace("\n", "").isprintable(), (said, err)
+        before = {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
+        for words in ((), ("--dry-run",)):
+            code, said, err = tav("prepare", f"{folder}/two", f"{folder}/cache", "--min-frames", 4, *words)
+            assert (code, said) == (2, "") and "one/film.webm" in err and "Choose another OUT" in err and err.count("\n") == 1, (code, said, err)
+        assert before == {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
 
 # %% ../nbs/13_cli.ipynb #c87199da
 def test_each_process_of_torchrun_takes_a_gpu_of_its_own():

@@ -176,28 +176,6 @@ def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
             pages.append(write_page(folder).read_bytes())
         assert pages[0] == pages[1]
 
-# %% ../nbs/20_report.ipynb #d9ca5911
-def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
-    good, strip_ = make_row(0), make_row(0)["thumbs"]
-    for text, said in (("{", "is not JSON"), ("[1]", "expected `object`"), ('{"motion": "much"}', "expected `float | null`"), ("[" * 10_000, "nested more than 32 deep")):
-        for draw in (make_page, lambda rows: as_data(rows[0])):
-            try: draw([make_row(0, figures=text)])
-            except SchemaError as error: assert str(error).startswith("the figures of scene-0-0000083-16: ") and said in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{text[:20]} was taken for figures")
-    assert as_data(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {"frames": 16, "fps": 12.0, "hold": 2.0}
-    for broken in (b"no picture", strip_[:100], b"", b"BM" + bytes(200)):
-        data = as_data(make_row(0, thumbs=broken))
-        assert (data["image"], data["width"]) == ("", 0) and show_clips([make_row(0, thumbs=broken)])._repr_mimebundle_()["text/html"], broken
-    with tempfile.TemporaryDirectory() as place:
-        Path(place, "cache.json").write_text("[" * 10_000)
-        try: write_page(place, rows=[good])
-        except ValueError as error: assert "cache.json" in str(error)
-        else: raise AssertionError("settings that are none were shown")
-    lines = summary([make_row(0, "unreadable: red\x1b[31m.mp4\nis \u202egone"), make_row(1, "odd\x07: x")])
-    assert lines.count("\n") == 2 and all(line.isprintable() for line in lines.split("\n")), lines
-    still = [make_row(i, f"not read: {kind} is no format that is read") for i, kind in enumerate((".psd", ".psd", ".doc"))]
-    assert summary(still).split("\n")[1] == "     3 not read    2 x .psd is no format that is read; 1 x .doc is no format that is read"
-
 # %% ../nbs/20_report.ipynb #d3c78f11
 @pytest.mark.slow
 def test_a_browser_shows_the_clips_and_the_choices_work():
@@ -228,3 +206,25 @@ def test_the_notebook_shows_the_page_and_keeps_pictures_for_those_who_show_no_ht
     assert np.abs(np.asarray(sheet)[64:128].astype(float) - np.asarray(Image.open(io.BytesIO(make_row(1)["thumbs"])))).mean() < 10, "the second strip lies under the first"
     assert sheet.size == (384, 5 * 64) and bundle["text/plain"] == summary(make_rows(5))
     assert show_clips([make_row(0, "unreadable", thumbs=b"")])._repr_mimebundle_()["image/jpeg"], "no strip at all is no reason to fail"
+
+# %% ../nbs/20_report.ipynb #d9ca5911
+def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
+    good, strip_ = make_row(0), make_row(0)["thumbs"]
+    for text, said in (("{", "is not JSON"), ("[1]", "expected `object`"), ('{"motion": "much"}', "expected `float | null`"), ("[" * 10_000, "nested more than 32 deep")):
+        for draw in (make_page, lambda rows: as_data(rows[0])):
+            try: draw([make_row(0, figures=text)])
+            except SchemaError as error: assert str(error).startswith("the figures of scene-0-0000083-16: ") and said in str(error) and "\n" not in str(error), error
+            else: raise AssertionError(f"{text[:20]} was taken for figures")
+    assert as_data(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {"frames": 16, "fps": 12.0, "hold": 2.0}
+    for broken in (b"no picture", strip_[:100], b"", b"BM" + bytes(200)):
+        data = as_data(make_row(0, thumbs=broken))
+        assert (data["image"], data["width"]) == ("", 0) and show_clips([make_row(0, thumbs=broken)])._repr_mimebundle_()["text/html"], broken
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "cache.json").write_text("[" * 10_000)
+        try: write_page(place, rows=[good])
+        except ValueError as error: assert "cache.json" in str(error)
+        else: raise AssertionError("settings that are none were shown")
+    lines = summary([make_row(0, "unreadable: red\x1b[31m.mp4\nis \u202egone"), make_row(1, "odd\x07: x")])
+    assert lines.count("\n") == 2 and all(line.isprintable() for line in lines.split("\n")), lines
+    still = [make_row(i, f"not read: {kind} is no format that is read") for i, kind in enumerate((".psd", ".psd", ".doc"))]
+    assert summary(still).split("\n")[1] == "     3 not read    2 x .psd is no format that is read; 1 x .doc is no format that is read"

@@ -182,8 +182,9 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
         ("m.jsonl", '{"file": "a.webp", "caption": true}\n', "m.jsonl, line 1: the caption is true or false, not text"),
         ("m.jsonl", '{"file": 5, "caption": "x"}\n', "m.jsonl, line 1: the file is a number, not text"),
         ("m.jsonl", '{"file": "a.webp", "caption": "x", "licence": {"a": 1}}\n', "m.jsonl, line 1: the licence is an object, not text"),
-        ("m.jsonl", '{"file": "a.webp", "caption": "\\ud83d"}\n', "m.jsonl, line 1: holds half a character"),
+        ("m.jsonl", '{"file": "a.webp", "caption": "\\ud83d"}\n', "m.jsonl, line 1: the caption holds half a character"),
         ("m.jsonl", '{"file": "a\\u0000.webp", "caption": "x"}\n', "m.jsonl, line 1: the file holds a NUL character"),
+        ("m.jsonl", '{"file": "a.webp", "caption": "x", "more": [{"a": "\\udc00"}]}\n', "m.jsonl, line 1: holds half a character"),
         ("m.jsonl", '{"file": "a.webp", "caption": "x", "start": true}\n', "m.jsonl, line 1: 'True' is no time"),
         ("m.jsonl", '{"file": "a.webp", "caption": "x", "start": 1e400}\n', "m.jsonl, line 1: 'inf' is no time"),
         ("m.jsonl", "[1]\n", "m.jsonl: expected `object`"),
@@ -253,7 +254,7 @@ def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_ord
         root_ = Path(small_anita(tmp))
         (root_/"Hero/scene_2/composition.txt").write_text("a hero")
         items_ = [item for item in anita(root_) if not item.refusal]
-        assert [(item.path.name, item.refusal) for item in anita(root_)[2:]] == [("scene_1", "not read: has no layer composition")]
+        assert [(item.path.name, item.refusal) for item in anita(root_)[2:]] == [("scene_1", "not read: has no pictures of the layer composition")]
         assert [(item.path.parent.name, item.caption, item.licence, item.fps) for item in items_] == [("scene_2", "a hero", "CC BY", 12.0), ("scene_10", None, "CC BY", 12.0)]
         assert [item.licence for item in anita(root_, layer="sketch")] == ["CC BY", "CC BY", "CC BY-NC-SA"]
         (root_/"t.csv").write_text("file,caption,fps\nHero/scene_10/composition,another,10\n")
@@ -401,13 +402,23 @@ def test_a_row_about_something_else_than_a_clip_has_a_reason():
 # %% ../nbs/17_sources.ipynb #5f8fedec
 def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_told_in_one_line():
     with tempfile.TemporaryDirectory() as tmp:
-        for name, said in ((b"caf\xe9.mp4", "caf\\udce9.mp4: this name is not UTF-8; rename the file"), (b"red\x1b[31m.mp4", "red\\x1b[31m.mp4. Write what")):
+        for name, said in ((b"caf\xe9.mp4", "caf\\udce9.mp4: this name is not UTF-8; rename the file or folder"), (b"red\x1b[31m.mp4", "red\\x1b[31m.mp4. Write what")):
             path = Path(tmp)/os.fsdecode(name)
             path.write_bytes(b"")
             try: open_source(tmp)
             except CollectionError as error: assert said in str(error) and str(error).isprintable(), error
             else: raise AssertionError(f"{name} was taken")
             path.unlink()
+        Path(small_collection(tmp, 1))
+        for caption, said in (("caf\udce9", "--caption: the caption holds half a character"), ("a\0b", "holds a NUL"), ("x"*40_000, "has 40000 characters")):
+            try: open_source(tmp, caption)
+            except CollectionError as error: assert said in str(error), error
+            else: raise AssertionError(f"{caption[:9]!r} was taken")
+        os.rename(tmp, odd := os.fsencode(tmp) + b"\xe9")
+        try: open_source(os.fsdecode(odd))
+        except CollectionError as error: assert "this name is not UTF-8" in str(error), error
+        else: raise AssertionError("a folder whose name is not UTF-8 was taken")
+        os.rename(odd, tmp)
 
 # %% ../nbs/17_sources.ipynb #fd158a11
 def test_items_of_one_file_belong_together():
