@@ -30,6 +30,7 @@ from typing import Annotated, Literal, TypedDict, get_args
 import numpy as np
 import tav_nb
 from msgspec import Meta
+from PIL import Image
 from . import directing
 from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
 from .decoder import Limits
@@ -543,7 +544,6 @@ def let_segments_grow():
 # %% ../nbs/13_cli.ipynb #d3a12b0c
 def read_sources(args, adapter):
     "The videos and the picture that `args` name, as `stock_for` takes them; the film's size goes into `args` if it was not given."
-    from PIL import Image
     from tav_nb.pipelines import fit_frames, size_like
     if args.video and args.strength is None: args.strength = 0.6
     films = {name: read_video(path, limits_of(args), args.num_frames)[0] for name in ("video", "mask", "control") if (path := getattr(args, name))}
@@ -834,9 +834,9 @@ def score_command(args):
     from tqdm import tqdm
     from tav_nb import score
     limits = limits_of(args)
-    films = [score.read_film(name, args.side, args.convert, limits) for name in args.videos]
-    reference = score.read_film(args.reference, args.side, args.convert, limits) if args.reference else None
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):  # Pillow warns of what is refused here
+        films = [score.read_film(name, args.side, args.convert, limits) for name in args.videos]
+        reference = score.read_film(args.reference, args.side, args.convert, limits) if args.reference else None
         watch = lambda jobs: tqdm(jobs, desc="measuring", unit="film", leave=False, disable=None)
         scored = score.score_films(films, reference, args.controls, watch, flow=args.flow or "dis", region=args.region, windows=args.seams, dino=args.dino, clip=args.clip, device=networks_on(args))
     about = {"made_by": f"tav_nb {tav_nb.__version__}", "settings": {name: value for name, value in vars(args).items() if name not in ("command", "json", "csv", "html")}}
@@ -959,8 +959,9 @@ def main(
         try:
             args = make_parser().parse_args(argv)
             check_kinds(args)
-            if getattr(args, "extend", None): args = going_on(argv)
-            COMMANDS[args.command][2](args)
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # such images are refused, in one line
+                if getattr(args, "extend", None): args = going_on(argv)
+                COMMANDS[args.command][2](args)
             return finish_output()
         except SystemExit as end: return end.code or finish_output()  # --help and --version, and processes that leave the word to another
         except KeyboardInterrupt as stop:

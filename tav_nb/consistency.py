@@ -322,7 +322,7 @@ def shrink(
     "Smaller pictures of the same shape; small ones stay as they are."
     height, width = frames.shape[1:3]
     if not side or max(height, width) <= side: return frames
-    size = round(width*side/max(height, width)), round(height*side/max(height, width))
+    size = tuple(max(1, round(n*side/max(height, width))) for n in (width, height))
     return np.stack([_cv2().resize(frame, size, interpolation=_cv2().INTER_AREA) for frame in frames])
 
 def _pair(now, after, forward, backward):

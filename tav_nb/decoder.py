@@ -6,7 +6,7 @@
 __all__ = ['WHITE', 'PQ_M1', 'PQ_M2', 'PQ_C1', 'PQ_C2', 'PQ_C3', 'HLG_A', 'HLG_B', 'HLG_C', 'PEAK', 'HLG_SCREEN', 'RGB_AND_WHITE',
            'DECODE', 'EXACT', 'BT709', 'BT2020', 'FULL', 'UNKNOWN', 'TRANSFERS', 'FOREIGN_TRANSFERS',
            'FOREIGN_MATRICES', 'STRIP', 'TURNS', 'SKEW', 'NAMES_FILES', 'FORMATS', 'SEES_ALPHA', 'STILLS', 'IMAGES',
-           'VIDEOS', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene',
+           'VIDEOS', 'SMALLEST', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene',
            'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours', 'colours_of', 'upon_white',
            'Orientation', 'orientation_of', 'frame_pixels', 'Opened', 'open_video', 'Clock', 'image_pixels', 'is_image',
            'folder_images', 'open_image', 'iter_frames', 'iter_images']
@@ -46,8 +46,8 @@ class Limits:
     max_pixels: int = _limit(36_000_000, "N", "pixels of a frame")
     # two hours at 60 a second are 432,000; each costs `prepare` 2 kB
     max_source_frames: int = _limit(500_000, "N", "frames of a file")
-    # 1,000 frames of Full HD, about a minute of work
-    max_unfolded: int = _limit(2_000_000_000, "N", "pixels of all frames of a GIF, WebP or PNG together")
+    # 480 frames of Full HD, about half a minute of work
+    max_unfolded: int = _limit(1_000_000_000, "N", "pixels of all frames of a GIF, WebP or PNG together")
     # six hours are longer than any film, and shorter than what a broken time stamp says
     max_duration: float = _limit(21_600.0, "SECONDS", "length of a file by its time stamps")
     # real formats stay below 3
@@ -487,9 +487,13 @@ def image_pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(_in_srgb(image.convert("RGB") if image.mode in ("P", "1", "YCbCr", "HSV", "LAB") else image))
     premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     straight = (image.convert(premultiplied) if premultiplied else image).convert("RGBA")
-    rgb = straight.convert("RGB")
-    rgb.info["icc_profile"] = image.info.get("icc_profile")
-    return upon_white(np.asarray(_in_srgb(rgb)), np.asarray(straight.getchannel("A")))
+    if _profile(image):
+        rgb = straight.convert("RGB")
+        rgb.info["icc_profile"] = image.info["icc_profile"]
+        rgb = _in_srgb(rgb)
+        rgb.putalpha(straight.getchannel("A"))
+        straight = rgb
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", straight.size, "white"), straight).convert("RGB"))
 
 # %% ../nbs/42_decoder.ipynb #f7fadf1b
 STILLS = ".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"  # also the frames of a folder
@@ -523,6 +527,9 @@ def open_image(path: Path, limits: Limits = Limits()) -> Iterator[Image.Image]:
         yield image
 
 
+SMALLEST = 2**15  # pixels that a frame counts for at least: to take one out costs as much as that
+
+
 def iter_frames(
     path: Path,  # a still, or an animated GIF, WebP or PNG
     limits: Limits = Limits(),
@@ -532,7 +539,7 @@ def iter_frames(
         moment, unfolded, check = 0, 0, limits.watch()
         for count, frame in enumerate(ImageSequence.Iterator(image)):
             limits.check_size(*frame.size)
-            unfolded += math.prod(frame.size)
+            unfolded += max(math.prod(frame.size), SMALLEST)
             if unfolded > limits.max_unfolded:
                 raise DecodeError(f"its frames have more than {limits.max_unfolded} pixels together (--max-unfolded)")
             check(count + 1, moment / 1000)

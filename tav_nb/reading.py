@@ -214,7 +214,7 @@ def _animation(reader):
 def _numbered(files):
     "How many files there would be if no number were missing."
     numbers = [int(digits[-1]) for file in files if (digits := re.findall(r"\d+", file.stem))]
-    return max(numbers) - min(numbers) + 1 if len(set(numbers)) == len(files) else len(files)
+    return max(numbers) - min(numbers) + 1 if numbers and len(set(numbers)) == len(files) else len(files)
 
 # %% ../nbs/07_reading.ipynb #171e078e
 def _open_all(reader, files):

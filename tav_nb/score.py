@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .consistency import METRICS, ConsistencyError, shrink, controls, measure
-from .decoder import Limits, colours_of, folder_images, is_image, iter_frames, open_image, open_video
+from .decoder import Limits, colours_of, folder_images, image_pixels, is_image, iter_frames, open_image, open_video
+from .files import recover
 from .show import to_image
-from .video import UNREADABLE, VideoError, iter_video
+from .video import UNREADABLE, VideoError, iter_video, reason_of
 
 # %% ../nbs/27_score.ipynb #3ed32343
 def _stream_kind(path, limits):
@@ -76,6 +77,22 @@ class Film:
     fps: float   # frames a second, on average
     size: tuple  # (height, width) on the disk, in pixels
 
+def _plain_frames(path, limits):
+    "The same as `iter_video`, for films whose pictures are ordinary. Raises `ConsistencyError` for others."
+    def check(kind):
+        if kind: raise ConsistencyError(f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert makes that of them")
+    path = recover(path)
+    if path.is_dir() or not is_image(path):
+        check(picture_kind(path, limits))
+        yield from iter_video(path, limits)
+        return
+    try:
+        for image, time in iter_frames(path, limits):  # unfolded once, as that may be most of the work
+            check(_image_kind(image))
+            yield image_pixels(image), time
+    except ConsistencyError: raise
+    except UNREADABLE as error: raise VideoError(f"{path}: {reason_of(error, path)}") from None
+
 def read_film(
     path,           # a video, an animated GIF or WebP, or a folder of PNGs
     side=512,       # make larger pictures this small, in pixels; None: as they are
@@ -84,9 +101,7 @@ def read_film(
 ):  # Film
     "Read a film to be measured; raises `VideoError` or `ConsistencyError`, one line that names the file."
     frames, times, sizes = [], [], set()
-    if not convert and (kind := picture_kind(path, limits)):
-        raise ConsistencyError(f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert makes that of them")
-    for frame, time in iter_video(path, limits):
+    for frame, time in iter_video(path, limits) if convert else _plain_frames(path, limits):
         sizes.add(frame.shape[:2])
         if len(sizes) > 1: raise VideoError(f"{path}: frames of different sizes, {' and '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
         if len(times) == LONGEST: raise ConsistencyError(f"{path}: more than {LONGEST} frames; cut it into shots first")

@@ -18,7 +18,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from msgspec import Meta
 from PIL import Image, PngImagePlugin
-from .decoder import BT709, EXACT, Clock, DecodeError, Limits, folder_images, frame_pixels, image_pixels, is_image, iter_images, open_image, open_video
+from .decoder import BT709, EXACT, FORMATS, Clock, check_regular, DecodeError, Limits, folder_images, frame_pixels, image_pixels, is_image, iter_images, open_image, open_video
 from .files import recover, whole
 from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 
@@ -346,10 +346,11 @@ def read_video(
 def _comment(path):
     "The text in which `write_video` keeps its settings."
     if path.is_dir(): return json.dumps(_about_folder(path).get("metadata"))
+    check_regular(path)
     if path.suffix.lower() in (".gif", ".webp", ".png"):
         with Image.open(path) as image:
             return image.info.get("tav") or image.info.get("comment") or image.getexif().get(0x010E)
-    with av.open(str(path)) as container:
+    with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
         return next((v for k, v in container.metadata.items() if k.lower() == "comment"), None)
 
 # %% ../nbs/06_video.ipynb #66be80f3

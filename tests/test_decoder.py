@@ -188,7 +188,7 @@ def test_what_unfolds_to_more_than_the_limits_allow_is_refused_before_it_does():
         Image.new("1", (20_000, 20_000)).save(large)
         Image.new("L", (100, 100)).save(many, save_all=True, append_images=[Image.new("L", (100, 100), 5 * i) for i in range(1, 40)], duration=50)
         assert len(list(iter_images(small))) == 1 and len(list(iter_images(many))) == 40
-        cases = (large, Limits(), "--max-pixels"), (small, Limits(max_pixels=59_999), "--max-pixels"), (many, Limits(max_unfolded=399_999), "--max-unfolded"), (many, Limits(max_source_frames=39), "--max-source-frames"), (many, Limits(max_duration=1), "--max-duration")
+        cases = (large, Limits(), "--max-pixels"), (small, Limits(max_pixels=59_999), "--max-pixels"), (many, Limits(max_unfolded=40 * 2**15 - 1), "--max-unfolded"), (many, Limits(max_source_frames=39), "--max-source-frames"), (many, Limits(max_duration=1), "--max-duration")
         for path, limits, option in cases:
             try: list(iter_images(path, limits))
             except DecodeError as error: assert option in str(error) and "\n" not in str(error)

@@ -84,6 +84,9 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
         assert small.frames.shape == (8, 32, 48, 3) and small.size == (64, 96) and small.fps == 8
         assert (small.frames == shrink(read_video(path)[0], 48)).all()
         assert (read_film(path).frames == read_video(path)[0]).all()
+        thin = [Image.new("RGB", (1, 5000), (i, 0, 0)) for i in (0, 99)]
+        thin[0].save(Path(folder)/"thin.png", save_all=True, append_images=thin[1:], duration=100)
+        assert read_film(Path(folder)/"thin.png").frames.shape == (2, 512, 1, 3)
         assert picture_kind(grey_film(Path(folder)/"marked.webm", "yuva420p", "libvpx-vp9")) == "", "marked as transparent, as browsers do, but it is not"
         assert picture_kind(write_video(read_video(path)[0], Path(folder)/"film.gif")) == "" == picture_kind(write_video(read_video(path)[0], Path(folder)/"film.mp4"))
 
