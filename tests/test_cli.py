@@ -29,6 +29,7 @@ import json
 import numpy as np
 import os
 import pytest
+import re
 import signal
 import stat
 import subprocess
@@ -170,6 +171,22 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stan
             code, said, err = tav(*words)
             assert code == 2 and said == "" and err.count("\n") == 1 and "is neither a file nor a folder" in err, (words, err)
         assert stat.S_ISFIFO(os.stat(pipe).st_mode) and os.listdir(folder) == ["pipe.mp4"]
+
+# %% ../nbs/13_cli.ipynb #488c909c
+def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_it():
+    with tempfile.TemporaryDirectory() as folder:
+        film, missing, tried = write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/film.webp", 8), f"{folder}/no/such/thing.mp4", 0
+        Path(folder, "film.txt").write_text("a girl")
+        base = dict(generate=["a girl", "--num-frames", "1", "--height", "16", "--width", "16"], score=[str(film)], prepare=[folder, f"{folder}/out", "--dry-run"], train=[folder, f"{folder}/out"], info=[])
+        pairs = dict(mask=["--video", film], control=["--controlnet", folder], controlnet=["--control", film], ip_adapter=["--ip-image", film], ip_image=["--ip-adapter", film], ip_encoder=["--ip-image", film, "--ip-adapter", film], config=["--model", film])
+        for command, parser in make_parser().commands.choices.items():
+            for action in parser._actions:
+                if not set(re.findall("[A-Z]+", action.metavar or "")) & {"FILE", "FOLDER", "VIDEO", "BASE", "TABLE", "NAME"}: continue
+                words = [*base[command], *(pairs.get(action.dest, []) if command == "generate" or action.dest == "config" and command == "prepare" else []), *action.option_strings[-1:], missing] if action.option_strings else [missing]
+                code, said, err = tav(command, *words)
+                assert code == 2 and said == "" and err.count("\n") == 1 and ("no/such" in err), (command, words, err)
+                tried += 1
+        assert tried > 25 and sorted(os.listdir(folder)) == ["film.txt", "film.webp"]
 
 # %% ../nbs/13_cli.ipynb #f10e4253
 def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_meant():
