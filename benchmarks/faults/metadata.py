@@ -1,6 +1,6 @@
 """Settings inside a video that somebody made up: `tav info`, `--extend` and `tav score` end in one line, take no name from them, and print nothing that a terminal obeys.
 
-    python benchmarks/faults/metadata.py               # 300 trials over four formats and three commands
+    python benchmarks/faults/metadata.py               # 300 trials over four formats and three commands, or as many as 5 minutes allow
 """
 
 import json
@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 import unicodedata
 from pathlib import Path
 
@@ -86,12 +87,14 @@ def judged(kind, command, ended):
 
 
 def main():
-    args = options(__doc__, "metadata", count=300, seconds=60.0, gib=3.0)
-    dice, rows = random.Random(args.seed), []
+    args = options(__doc__, "metadata", count=300, seconds=60.0, gib=3.0, minutes=5.0)
+    dice, rows, end = random.Random(args.seed), [], time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(Path(folder), args.seconds, args.gib)
         try:
             for _ in range(args.count):
+                if time.monotonic() > end:
+                    break
                 form, command, (kind, text) = dice.choice((".mp4", ".webp", ".gif", "")), dice.choice(("info", "extend", "extend", "score")), draw(dice)
                 path = write(Path(folder), form, text)
                 words = {"info": ["info", path.name], "score": ["score", path.name], "extend": ["generate", "--extend", path.name, *SMALL]}[command]

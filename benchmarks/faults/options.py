@@ -4,7 +4,7 @@ The values are drawn for each option by what it takes: numbers beyond all ends, 
 one process, which is killed and replaced if a trial takes longer than `--seconds` or more than `--gib`. Nothing long is begun: videos have two frames of 16 pixels and one step,
 `prepare` and `train` run with `--dry-run`.
 
-    python benchmarks/faults/options.py                # 924 trials, all commands
+    python benchmarks/faults/options.py                # 924 trials of all commands, or as many as 10 minutes allow
     python benchmarks/faults/options.py --count 100 --command generate
 """
 
@@ -190,14 +190,16 @@ class Worker:
 def main():
     if "--work" in sys.argv:
         return work()
-    args = options(__doc__, "options", count=924, seconds=60.0, gib=3.0, command="")
+    args = options(__doc__, "options", count=924, seconds=60.0, gib=3.0, minutes=10.0, command="")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         files = make_files(folder)
         make_cache(folder)
-        worker, rows, names = Worker(folder, args.seconds, args.gib), [], None
+        worker, rows, names, end = Worker(folder, args.seconds, args.gib), [], None, time.monotonic() + 60 * args.minutes
         try:
             for kind, words in trials(args.count, args.seed, files, args.command):
+                if time.monotonic() > end:
+                    break
                 names = names or {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
                 ended = worker(words)
                 asked = words[-1].partition("=")[2]  # an output that is there may be replaced
