@@ -723,6 +723,7 @@ def prepare_command(args):
     source_items = chosen_items(args)
     items = [item for group in by_file(source_items)[:args.limit] for item in group]
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads on a CPU shall sleep, not spin, when they wait for each other: the threads that read files need the cores
     from tav_nb.report import Progress
     with Progress(len(by_file(items))) as progress, warnings.catch_warnings(action="ignore"):
         progress.start("loading")
