@@ -1,0 +1,158 @@
+"""Kills `tav prepare` at random moments, and whatever replaces a folder at each of its steps; what is there afterwards has to be whole.
+
+`tav prepare` is killed until it has come through, then begins anew in an empty folder, until so many kills are done. After each kill every visible clip has to
+be whole, and in the end every byte, `report.html` included, that of the undisturbed run. A folder of frames is replaced by `write_video`, a checkpoint by
+`save_checkpoint`; they kill themselves at a call of the operating system, once with an exchange of names and once with two renamings.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from bounds import options, record
+from cache import folder_bytes, make_films
+
+from tav_nb import cli, files
+from tav_nb.checkpoint import find_checkpoint, save_checkpoint
+from tav_nb.dataset import read_clip
+from tav_nb.models import load_pipeline
+from tav_nb.video import read_video, write_video
+
+
+def in_a_child(work, kill_after=None):
+    "Do `work()` in a copy of this process; True if it was killed, after some seconds if so wanted"
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    end = time.monotonic() + (kill_after or 1e9)
+    while kill_after and time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.WIFSIGNALED(status)
+        time.sleep(0.002)
+    if kill_after:
+        os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def dies_at(step, work):
+    "Do `work()`, and die before its call number `step` of the operating system"
+    left = iter(range(step))
+
+    def count(frame, event, function):
+        if event == "c_call" and function.__module__ in ("posix", "fcntl", "_io") and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+    work()
+
+
+def kill_prepare(place, kills, seed):
+    rows, moments = [], random.Random(seed)
+    make_films(place / "films", 4)
+    work = lambda: cli.main(["prepare", str(place / "films"), str(place / "cache"), "--resolution", "64", "--workers", "1"])
+    start = time.monotonic()
+    in_a_child(work)
+    whole, good = time.monotonic() - start, folder_bytes(place / "cache")
+    assert "report.html" in good and "manifest.parquet" in good
+    shutil.rmtree(place / "cache")
+    ends = []
+    while len(rows) < kills:
+        start = time.monotonic()
+        killed = in_a_child(work, moments.uniform(0, whole))
+        clips = list((place / "cache").glob("clips/[!.]*"))
+        torn = [path.name for path in clips if not read_clip(path)]
+        if killed:
+            rows.append(dict(kind="tav prepare, after a kill", outcome="torn" if torn else "done", clips=len(clips), seconds=round(time.monotonic() - start, 2)))
+        if not killed or len(rows) == kills:
+            if killed:
+                in_a_child(work)
+            found = folder_bytes(place / "cache")
+            wrong = [name for name in sorted(good.keys() | found.keys()) if good.get(name) != found.get(name)]
+            ends.append(dict(kind="tav prepare, in the end", outcome="lost" if wrong else "done", said=f"differ: {wrong}"))
+            shutil.rmtree(place / "cache")
+    return rows + ends
+
+
+def frames_work(place):
+    path = place / "frames"
+    old, new = (np.full((3, 16, 16, 3), value, np.uint8) for value in (50, 200))
+    write_video(old, path)
+
+    def state():
+        value = int(read_video(path)[0].flat[0])
+        return {50: "old", 200: "new"}.get(value, value) if len(list(path.glob("*.png"))) == 3 else "torn"
+
+    return (lambda: write_video(new, path)), state, path
+
+
+def checkpoint_work(place):
+    write = lambda text: lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
+    path = save_checkpoint(place, 7, write("old"), {"is": "old"})
+
+    def state():
+        found, state = find_checkpoint(place)
+        return state["is"] if {(found / name).read_text() for name in ("a", "b")} == {state["is"]} else "torn"
+
+    return (lambda: save_checkpoint(place, 7, write("new"), {"is": "new"})), state, path
+
+
+def kill_folder(make, kind, kills):
+    "Kill at steps that are spread evenly over replacing a folder"
+    rows, last = [], 1
+    while True:  # how many steps there are
+        with tempfile.TemporaryDirectory() as place:
+            work, state, _ = make(Path(place))
+            if not in_a_child(lambda: dies_at(last, work)):
+                break
+            last = last * 2
+    low, high = last // 2, last
+    while high - low > 1:
+        with tempfile.TemporaryDirectory() as place:
+            work, state, _ = make(Path(place))
+            middle = (low + high) // 2
+            low, high = (middle, high) if in_a_child(lambda: dies_at(middle, work)) else (low, middle)
+    for step in np.linspace(0, low, kills).round().astype(int):
+        with tempfile.TemporaryDirectory() as place:
+            work, state, path = make(Path(place))
+            assert in_a_child(lambda: dies_at(int(step), work))
+            there = path.exists()
+            found = state()
+            files.sweep(path.parent)
+            left = [name for name in os.listdir(path.parent) if name != path.name]
+            good = found in ("old", "new") and not left and state() == found
+            rows.append(dict(kind=kind, outcome="done" if good else "lost", step=int(step), of=int(low), is_now=found, visible=there, left=left))
+    return rows
+
+
+def main():
+    args = options(__doc__, "kill_prepare", count=30, folders=30)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    load_pipeline()  # so that the copies of this process need not import anything
+    with tempfile.TemporaryDirectory() as place:
+        rows = kill_prepare(Path(place), args.count, args.seed)
+    renames = lambda one, other: False
+    for make, name in ((frames_work, "folder of frames"), (checkpoint_work, "checkpoint")):
+        for way, how in ((files.exchange, "exchange"), (renames, "two renamings")):
+            with patch("tav_nb.files.exchange", way), patch("os.fsync"):
+                rows += kill_folder(make, f"{name}, {how}", args.folders // 4 + 1)
+    ends = {kind: {end: sum(row["kind"] == kind and row["is_now"] == end for row in rows if "is_now" in row) for end in ("old", "new")} for kind in {row["kind"] for row in rows if "is_now" in row}}
+    print(json.dumps(ends))
+    return record(args.out, rows, seed=args.seed, folders=ends)
+
+
+if __name__ == "__main__":
+    raise SystemExit(0 if main() else 1)
