@@ -23,7 +23,7 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 ARGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-PATIENCE = 180  # seconds for one answer of a page or a kernel
+PATIENCE = 600  # seconds for one answer of a page or a kernel
 MOST = 1800  # seconds for the whole chapter
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}, "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
             "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -119,8 +119,8 @@ def lab(page, tmp_path_factory):
     "The chapter, run from top to bottom in the browser"
     lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
-        page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/chapter.ipynb?reset")
-        page.get_by_role("button", name="Python 3 (ipykernel) | Idle").wait_for()
+        page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/chapter.ipynb?reset", timeout=1000 * MOST)
+        page.get_by_role("button", name="Python 3 (ipykernel) | Idle").wait_for(timeout=1000 * MOST)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         lab.connect()
