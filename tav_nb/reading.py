@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
-from .decoder import (FULL, IMAGES, STILLS, VIDEOS, Clock, DecodeError, Limits, Orientation, colours_of, folder_images, frame_pixels, image_pixels, is_image,
+from .decoder import (FULL, Clock, DecodeError, Limits, Orientation, colours_of, folder_images, frame_pixels, image_pixels, is_image,
                             iter_images, open_image, open_video)
 from .files import recover
 from .video import UNREADABLE, folder_fps, reason_of

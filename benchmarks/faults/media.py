@@ -254,15 +254,16 @@ def mutated(root, count, seed):
 
 
 def main():
-    about = bounds.options(__doc__, "media", count=60, workers=2, seconds=SECONDS)
+    about = bounds.options(__doc__, "media", count=60, workers=2, seconds=SECONDS, commands=",".join(COMMANDS))
+    chosen = about.commands.split(",")
     with tempfile.TemporaryDirectory() as folder_:
         root = Path(folder_)
         files = crafted(root)
-        jobs = [(kind, command_kind, path, fine, root, i, about.seconds) for i, (kind, (path, fine)) in enumerate(files.items()) for command_kind in COMMANDS]
-        jobs += [(f"mutated {path.suffix}", COMMANDS[i // 5 % 4], path, True, root, 1000 + i, about.seconds) for i, path in enumerate(mutated(root, about.count, about.seed))]
+        jobs = [(kind, command_kind, path, fine, root, i, about.seconds) for i, (kind, (path, fine)) in enumerate(files.items()) for command_kind in chosen]
+        jobs += [(f"mutated {path.suffix}", chosen[i // 5 % len(chosen)], path, True, root, 1000 + i, about.seconds) for i, path in enumerate(mutated(root, about.count, about.seed))]
         with ThreadPoolExecutor(about.workers) as pool:
             rows = list(pool.map(run, jobs))
-    commands = {command_kind: bounds.table([row | {"kind": command_kind} for row in rows if row["command"] == command_kind])[command_kind] for command_kind in COMMANDS}
+    commands = {command_kind: bounds.table([row | {"kind": command_kind} for row in rows if row["command"] == command_kind])[command_kind] for command_kind in chosen}
     return bounds.record(about.out, rows, ("av", "pillow", "numpy", "torch"), seed=about.seed, seconds_allowed=about.seconds, gib_allowed=GIB, commands=commands)
 
 
