@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from huggingface_hub import hf_hub_download
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 import tav_nb
 from .attention import TemporalSelfAttention
 from .files import whole
+from .models import ModelError, hub_file, is_hub_id
 from .schema import SchemaError, parse_json, printable
 from .unet import AFTER_SAVE, add_temporal, check_not_offloaded, temporal_blocks, temporal_modules, temporal_state_dict
 
@@ -244,13 +244,12 @@ def find_adapter(where):
             if file.is_file():
                 return file
         raise AdapterError(f"{path}: no {FILE_NAME} in this folder")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where)) or path.suffix == ".safetensors" or path.parent.is_dir():
+    if not is_hub_id(where) or path.suffix == ".safetensors":
         raise AdapterError(f"{where}: no such file or folder")
     try:
-        return Path(hf_hub_download(str(where), FILE_NAME))
-    except Exception as error:  # offline, no such repository, no such file: many classes, one answer
-        reason = str(error).strip().splitlines()[0]
-        raise AdapterError(f"{where}: no such folder, and no {FILE_NAME} on the Hub under this name ({reason})") from None
+        return hub_file(where, FILE_NAME)
+    except ModelError as error:
+        raise AdapterError(str(error)) from None
 
 
 def read_metadata(where):

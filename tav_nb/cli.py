@@ -582,11 +582,14 @@ def make_frames(args, direction=None):
     let_segments_grow()
     from tqdm import tqdm
     with tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar, warnings.catch_warnings(action="ignore"):
+        def tell(text):
+            bar.clear()
+            say(f"note: {text}")
         from tav_nb.guidance import Guidance, guidance_for
         from tav_nb.inference import generate, noise_for
         from tav_nb.models import quiet
         from tav_nb.unet import set_context
-        with quiet():
+        with quiet(tell):
             adapter = choose_adapter(args)
             context = check_context(args, adapter)
             found = read_sources(args, adapter) if args.video or args.control or args.ip_image else {}
@@ -710,12 +713,19 @@ def plan_items(args, items, progress, source_items):
     return rows
 
 def made_for(model, config=None):
-    "Side in pixels of the squares that a model was made for; SDXL's own for one that is not on this disk."
-    if model and Path(model).is_file():
+    "Side in pixels of the squares that a model was made for, as its configs say; SDXL's own for one that says nothing"
+    place = Path(model or Path(tav_nb.__file__).parent/"weights/tiny-sdxl")
+    if place.is_file():
         from tav_nb.models import find_config
-        model = find_config(model, config)
-    try: return 8*json.loads((Path(model or Path(tav_nb.__file__).parent/"weights/tiny-sdxl")/"unet/config.json").read_text())["sample_size"]
-    except (OSError, ValueError, KeyError): return 1024
+        place = Path(find_config(model, config))
+    try:
+        if place.is_dir(): files = [place/part/"config.json" for part in ("unet", "vae")]
+        else:
+            from tav_nb.models import hub_file
+            files = [hub_file(str(place), f"{part}/config.json") for part in ("unet", "vae")]
+        unet, vae = (json.loads(file.read_text()) for file in files)
+        return unet["sample_size"]*2**(len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError): return 1024
 
 # %% ../nbs/13_cli.ipynb #45707403
 def prepare_command(args):

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from .adapter import load_adapter
 from .attention import TemporalSelfAttention
 from .memory import GPU, Live, Replaced, flash
-from .models import ModelError, find_config, quiet
+from .models import cannot_load, check_loadable, find_config, quiet
 from .vae import decode_slice, slice_size, unscale_latents, upcast_vae
 
 # %% ../nbs/30_fitting.ipynb #b708b045
@@ -132,11 +132,12 @@ def offload_parts(pipe, memory, device=None):
 def configs_of(model=None, config=None):
     "The configs of the parts of a model, from its folder or the Hub, as `outline` wants them"
     where = find_config(model, config)
+    check_loadable(where)
     kinds = dict(unet=UNet2DConditionModel.load_config, vae=AutoencoderKL.load_config, text_encoder=CLIPTextConfig.from_pretrained, text_encoder_2=CLIPTextConfig.from_pretrained)
     with quiet():
         try: return {name: read(where, subfolder=name) for name, read in kinds.items()}
         except Exception as error:  # as in `load_pipeline`
-            raise ModelError(f"{where}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+            raise cannot_load(where, error) from None
 
 
 def size_of(module): return sum(-(-x.nbytes // 512) * 512 for x in [*module.parameters(), *module.buffers()])

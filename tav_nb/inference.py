@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adapter_of', 'load_video_pipeline', 'conditions', 'part_of', 'over_predictions', 'denoise_step', 'decode_frames',
-           'check_request', 'noise_for', 'start_latents', 'embedded_pipeline', 'generate']
+           'check_latents', 'check_request', 'noise_for', 'start_latents', 'embedded_pipeline', 'generate']
 
 # %% ../nbs/09_inference.ipynb #c0fd54c6
 from dataclasses import replace
@@ -15,7 +15,7 @@ from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from .directing import Direction, by_frame, check_direction, directed_noise, know_frames, motion_strength, pictures_of, seeds_of, travel
 from .fitting import Memory, ask, offload_parts, some_of
 from .guidance import Guidance, guidance_for, guided, noise_level
-from .models import EMBEDDED, check_prompt, find_model, load_pipeline
+from .models import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread
 from .noise import neighbour_correlation, noise_correlation
 from .unet import temporal_modules, windows_for
 from .vae import decode_latents
@@ -86,6 +86,11 @@ def decode_frames(pipe, latents, memory=Memory()):
     "Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the VAE asks for it"
     return decode_latents(pipe.vae, latents, memory.tile)
 
+def check_latents(latents, pipe):
+    "Raises a `ValueError` if the latents are not finite: every frame would be black or noise"
+    if not torch.isfinite(latents).all():
+        raise ValueError(f'the latents are not finite: weights of the base, the adapter or what was loaded into it hold NaN or infinite values, or the model needs more than {str(pipe.unet.dtype).removeprefix("torch.")}')
+
 # %% ../nbs/09_inference.ipynb #f8146873
 def check_request(pipe, num_frames, height, width, steps, images=False, context=None):
     "Raises `ValueError`, one line that says what would be right"
@@ -155,10 +160,12 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     except ValueError as error: raise ValueError(f'{error}{f", and {direction.behind} of them are the end of the film before" * bool(direction.behind)}') from None
     check_direction(direction, prompts, num_frames, height, width)
     for text in prompts.values(): check_prompt(pipe, text)
+    for text in dict.fromkeys(prompts.values()): note_unread(pipe, text)
     pictures = pictures_of(direction, num_frames, height, width)
     num_frames += direction.behind  # the end of the film before is made again, to be seen by what follows
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
     guidance = guidance_for(pipe.unet, guidance_scale, guidance_min_sigma, temporal_guidance)
+    if negative_prompt and guidance.scale > 1: note_unread(pipe, negative_prompt, 'negative prompt')
     prompts = {frame + direction.behind: text for frame, text in prompts.items()}
     memory = memory or Memory()
     offload_parts(pipe, memory)
@@ -179,9 +186,10 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
     with motion_strength(pipe.unet, direction.motion):
         for step, t in enumerate(pipe.scheduler.timesteps):
             latents = denoise_step(pipe, known.put(latents, t), t, guidance, unet_kwargs, windows, memory)
+            if step == 0: check_latents(latents, pipe)  # before hours are spent on the others
             if callback: callback(step, t, latents)
+    check_latents(latents, pipe)
     pipe.maybe_free_model_hooks()
     frames = decode_frames(pipe, known.put(latents)[direction.behind:], memory)
     pipe.maybe_free_model_hooks()
     return frames
-

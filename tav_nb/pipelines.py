@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PipelineError', 'given_noise', 'film', 'frames_of', 'film_noise', 'switch', 'video_latents', 'fit_frames',
-           'size_like', 'encode_as_said', 'stock_for', 'load_control', 'read_tensors', 'load_ip_adapter', 'named_width',
-           'check_lora', 'lora_layers', 'load_loras', 'load_one_lora', 'load_word']
+           'size_like', 'encode_as_said', 'stock_for', 'load_control', 'read_tensors', 'check_finite',
+           'load_ip_adapter', 'named_width', 'check_lora', 'lora_layers', 'first_name', 'layer_names', 'find_layer',
+           'rename_lora', 'load_loras', 'load_one_lora', 'load_renamed', 'load_word']
 
 # %% ../nbs/31_pipelines.ipynb #72af650c
 import re
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 import diffusers
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 from .encode import encode_frames, safe_vae
 from .guidance import guidance_for
-from .inference import check_request, decode_frames, noise_for
-from .models import check_prompt, quiet
+from .inference import check_latents, check_request, decode_frames, noise_for
+from .models import ModelError, cached_folder, cannot_load, check_complete, check_part_config, check_prompt, hub_file, is_hub_id, note_unread, only_variant, quiet
 from .noise import correlated_noise
+from .schema import printable
 from .unet import load_lora, without_temporal
 from .vae import scale_latents, upcast_vae
 
@@ -66,7 +69,9 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
     height, width = height or made_for, width or made_for
     check_request(pipe, num_frames, height, width, steps, images)
     check_prompt(pipe, prompt)
+    note_unread(pipe, prompt)
     guidance_scale = guidance_for(pipe.unet, guidance_scale).scale  # these pipelines know of no other guidance
+    if negative_prompt and guidance_scale > 1: note_unread(pipe, negative_prompt, 'negative prompt')
     call = frames_of(pipe, prompt, num_frames, guidance_scale, negative_prompt)
     start = film_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call['prompt_embeds'])
     takes = signature(pipe.__call__).parameters
@@ -79,6 +84,7 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
     with given_noise(pipe.scheduler, start):
         latents = pipe(**call, num_inference_steps=steps, guidance_scale=guidance_scale, cross_attention_kwargs={} if images else dict(num_frames=num_frames),
                        output_type='latent', callback_on_step_end=after_step, **more).images
+    check_latents(latents, pipe)
     return decode_frames(pipe, latents)
 
 # %% ../nbs/31_pipelines.ipynb #e670e557
@@ -164,10 +170,18 @@ def stock_for(pipe,
 def load_control(pipe, where):
     "A `ControlNetModel` from a folder or Hub id; raises `PipelineError` unless it is one for this base"
     if Path(where).is_file(): raise PipelineError(f'{where}: a file, but a ControlNet is a folder with a config.json')
+    folder, heard = cached_folder(where), []
     try:
-        with quiet(): control = diffusers.ControlNetModel.from_pretrained(where, use_safetensors=True, dtype=pipe.dtype)
-    except Exception as error:  # no such folder, offline, missing or broken files: many classes, one answer
-        raise PipelineError(f'{where}: cannot be loaded as a ControlNet ({" ".join(str(error).split())[:200]})') from None
+        if is_hub_id(where): hub_file(where, 'config.json')
+        elif not (folder / 'config.json').is_file(): raise PipelineError(f'{where}: cannot be loaded as a ControlNet (no such folder, or no config.json in it)')
+        else: check_part_config(folder / 'config.json')
+        variant = only_variant(folder) if folder else None
+        with quiet(heard.append): control = diffusers.ControlNetModel.from_pretrained(where, use_safetensors=True, variant=variant, dtype=pipe.dtype)
+        check_complete(SimpleNamespace(components=dict(ControlNet=control)), where, heard)
+    except (ModelError, PipelineError) as error: raise PipelineError(str(error)) from None
+    except Exception as error:  # missing or broken files: many classes, one answer
+        raise PipelineError(str(cannot_load(where, error, ' as a ControlNet'))) from None
+    check_finite(control.state_dict(), where)
     for name in 'cross_attention_dim', 'block_out_channels', 'addition_embed_type':
         if control.config[name] != pipe.unet.config[name]:
             raise PipelineError(f'{where}: a ControlNet for another base: its {name} is {control.config[name]}, that of this base {pipe.unet.config[name]}')
@@ -177,8 +191,16 @@ def load_control(pipe, where):
 def read_tensors(path):
     "`{key: tensor}` of a safetensors file; raises `PipelineError` for anything else"
     if not Path(path).is_file(): raise PipelineError(f'{path}: there is no such file')
-    try: return load_file(path)
+    try: tensors = load_file(path)
     except (OSError, SafetensorError): raise PipelineError(f'{path}: not a whole safetensors file, and nothing else is opened (a .pt or .bin can run any code)') from None
+    check_finite(tensors, path)
+    return tensors
+
+
+def check_finite(tensors, path):
+    "Raises `PipelineError` if a tensor has NaN or infinite values: every frame would be NaN"
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all(): raise PipelineError(f'{path}: {printable(key)} has values that are not finite; the file is damaged')
 
 # %% ../nbs/31_pipelines.ipynb #2afb5809
 def load_ip_adapter(pipe,
@@ -208,23 +230,96 @@ def named_width(width):
 
 # %% ../nbs/31_pipelines.ipynb #0afdaa31
 _lora_down = '.lora_A.weight', '.lora_down.weight', '.lora.down.weight', '_lora.down.weight'
+_lora_key = re.compile(r'(.+?)(?:[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.\w+)?\.weight|\.(alpha))')
+_other_kinds = {'hada_': 'a LoHa', 'lokr_': 'a LoKr', 'oft_': 'an OFT', 'ia3_': 'an IA3', 'dora_scale': 'a DoRA', 'lora_magnitude_vector': 'a DoRA', 'lora_mid': 'a LoCon in three parts',
+                '.diff': 'a difference of weights'}
 
 def check_lora(pipe, path):
-    "How many layers a LoRA changes; raises `PipelineError` if it is none, or one for another base"
+    "The tensors of a LoRA; raises `PipelineError` if it is none, or one for another base"
     tensors = read_tensors(path)
-    layers = {key: value for key, value in tensors.items() if key.endswith(_lora_down)}
-    if not layers:
-        kind = ', but of a kind (LoHa, LoKr) that diffusers cannot read' if any('hada_' in key or 'lokr_' in key for key in tensors) else ''
-        raise PipelineError(f'{path}: no LoRA layer in it{kind}')
-    widths = {value.shape[1] for key, value in layers.items() if re.search(r'attn2.(processor.)?to_k', key)}
+    for part, kind in _other_kinds.items():
+        if key := next((key for key in tensors if part in key), None):
+            raise PipelineError(f'{path}: {kind} and no plain LoRA ({printable(key)[:80]}), which is not read: without that part it would be another LoRA')
+    layers = {found[1]: value for key, value in tensors.items() if (found := _lora_key.fullmatch(key)) and found[2] in ('A', 'down')}
+    if not layers: raise PipelineError(f'{path}: no LoRA layer in it')
+    widths = {value.shape[1] for key, value in layers.items() if re.search(r'attn2.(processor.)?to_k', key) and value.ndim > 1}
     if widths - {pipe.unet.config.cross_attention_dim}:
         raise PipelineError(f'{path}: a LoRA for another base: {named_width(max(widths))}, this one\'s {pipe.unet.config.cross_attention_dim}')
-    return len(layers)
+    return tensors
 
 def lora_layers(pipe, name):
     "How many layers of a pipeline a LoRA is in"
     parts = [part for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2) if part]
     return sum(name in getattr(module, 'lora_A', ()) for part in parts for module in part.modules())
+
+# %% ../nbs/31_pipelines.ipynb #cca98b42
+_prefixes = dict(
+    text_encoder=("lora_te1_", "lora_te_", "base_model.model.text_encoder.", "text_encoders.clip_l.transformer.", "text_encoders.clip_l.", "text_encoder."),
+    text_encoder_2=("lora_te2_", "base_model.model.text_encoder_2.", "text_encoders.clip_g.transformer.", "text_encoders.clip_g.", "text_encoder_2."),
+    unet=("lora_unet_", "base_model.model.unet.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", ""),
+)  # fmt: skip
+_first_names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_in": "input_blocks.0.0", "conv_out": "out.2"}
+_first_resnet = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+
+
+_own_suffix = (".lora_A.weight", ".lora_B.weight"), (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")  # of the UNet, of a text encoder
+
+
+def first_name(
+    name: str,  # of a layer of a UNet in diffusers
+    per_level: int,  # layers of a level, with its change of size
+) -> str:
+    "The name of the layer in the program that SDXL was first written in, where levels, layers and changes of size are counted through"
+    if not (found := re.fullmatch(r"(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)): return _first_names.get(name, name)
+    way, level, kind, layer, rest = found.groups(default=0)
+    attention, layer, level = int(kind == "attentions"), int(layer), int(level)
+    if kind == "resnets": rest = _first_resnet.get(rest, rest)
+    if way == "mid": return f"middle_block.{2 * layer + attention}.{rest}"
+    if kind == "downsamplers": return f"input_blocks.{(level + 1) * per_level}.0.op"
+    if kind == "upsamplers": return f"output_blocks.{(level + 1) * per_level - 1}.2.conv"
+    return f"{'input' if way == 'down' else 'output'}_blocks.{level * per_level + layer + (way == 'down')}.{attention}.{rest}"
+
+
+def layer_names(pipe) -> dict[str, dict[str, str]]:
+    "`{part: {name in any program, with underscores: its own name}}` for all layers that a LoRA can change"
+    found, per_level = {}, pipe.unet.config.layers_per_block + 1
+    for part in _prefixes:
+        modules = getattr(pipe, part).named_modules() if getattr(pipe, part) else ()
+        layers = [name.removesuffix(".base_layer") for name, module in modules if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and ".lora_" not in name]  # another LoRA may be there
+        others = (lambda name: (name, first_name(name, per_level))) if part == "unet" else (lambda name: (name, f"text_model.{name}", name.removeprefix("text_model.")))
+        found[part] = {other.replace(".", "_"): name for name in layers for other in others(name)}
+    return found
+
+
+def find_layer(
+    layer: str,  # as a file names it
+    names: dict[str, dict[str, str]],  # from `layer_names`
+) -> str | None:
+    "The layer as diffusers names it, with its part in front; None if there is none of this name"
+    plain = re.sub(r"to_out(?=$|_lora)", "to_out.0", layer.replace(".processor", ""))
+    for part, prefixes in _prefixes.items():
+        for prefix in prefixes:
+            if plain.startswith(prefix) and (name := names[part].get(plain.removeprefix(prefix).replace(".", "_"))): return f"{part}.{name}"
+    return None
+
+
+def rename_lora(pipe, tensors, path):
+    "A LoRA's tensors as diffusers names them, and the alpha of each layer; raises `PipelineError` for layers that this base has not, and for unknown names"
+    with without_temporal(pipe.unet): names = layer_names(pipe)
+    state, alphas, lost = {}, {}, []
+    for key, value in tensors.items():
+        if not (found := _lora_key.fullmatch(key)): raise PipelineError(f"{path}: {printable(key)[:80]} is no part of a LoRA that is known here")
+        if not (layer := find_layer(found[1], names)): lost.append(found[1])
+        elif found[3]: alphas[f"{layer}.alpha"] = float(value)
+        else: state[layer + _own_suffix[layer.startswith("text")][found[2] in ("B", "up")]] = value
+    if lost:
+        known, count = any(word in lost[0] for word in ("transformer_blocks", "input_blocks", "down_blocks", "encoder.layers", "encoder_layers")), len(set(lost))
+        why = f"a LoRA for another base: {count} of its layers have no place in this one" if known else "a LoRA in names that are not known here (those of diffusers, peft, kohya, ComfyUI and ai-toolkit are)"
+        raise PipelineError(f"{path}: {why}, such as {printable(lost[0])[:100]}")
+    if alphas:  # a layer without one counts in full: its alpha is its rank
+        downs = {key: value for key, value in state.items() if key.endswith((".lora_A.weight", ".down.weight"))}
+        alphas = {f"{re.sub(r'[.]lora.*', '', key)}.alpha": float(len(value)) for key, value in downs.items()} | alphas
+    return state, alphas or None
 
 # %% ../nbs/31_pipelines.ipynb #86a6cf55
 def load_loras(pipe, loras):
@@ -240,12 +335,24 @@ def load_loras(pipe, loras):
 
 def load_one_lora(pipe, name, path):
     "The LoRA of a file under a name, if all of its layers have a place"
-    count = check_lora(pipe, path)
+    tensors = check_lora(pipe, path)
+    state, alphas = rename_lora(pipe, tensors, path)
+    own = not alphas and all(key.startswith(('unet.', 'text_encoder.', 'text_encoder_2.')) for key in tensors)  # in diffusers' names, alphas perhaps in the metadata
     try:
-        with quiet(): load_lora(pipe, str(path.parent), weight_name=path.name, adapter_name=name, use_safetensors=True, local_files_only=True)
-    except Exception as error: raise PipelineError(f'{path}: does not fit this base ({" ".join(str(error).split())[:200]})') from None
+        with quiet():
+            if own: load_lora(pipe, str(path.parent), weight_name=path.name, adapter_name=name, use_safetensors=True, local_files_only=True)
+            else: load_renamed(pipe, name, state, alphas)
+    except Exception as error: raise PipelineError(f'{path}: does not fit this base ({printable(" ".join(str(error).split()))[:200]})') from None
+    count = len(state) // 2
     if (found := lora_layers(pipe, name)) != count:
         raise PipelineError(f'{path}: a LoRA for another base: of its {count} layers {found} have a place in this one')
+
+def load_renamed(pipe, name, state, alphas):
+    "What `pipe.load_lora_weights` does, with an alpha for each layer"
+    with without_temporal(pipe.unet):
+        how = dict(network_alphas=alphas, adapter_name=name, _pipeline=pipe)
+        pipe.load_lora_into_unet(state, unet=pipe.unet, **how)
+        for part in ('text_encoder', 'text_encoder_2'): pipe.load_lora_into_text_encoder(state, text_encoder=getattr(pipe, part), prefix=part, lora_scale=pipe.lora_scale, **how)
 
 # %% ../nbs/31_pipelines.ipynb #da572ce1
 def load_word(pipe,

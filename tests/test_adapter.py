@@ -5,7 +5,8 @@ from diffusers import UNet2DConditionModel
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tav_nb.adapter import AdapterError, FILE_NAME, FORMAT, base_fingerprint, find_adapter, load_adapter, read_metadata, save_adapter
+from tav_nb.adapter import AdapterError, FILE_NAME, FORMAT, base_fingerprint, load_adapter, read_metadata, save_adapter
+from tav_nb.models import hub_file
 from tav_nb.unet import AFTER_SAVE, add_temporal, remove_temporal, temporal_blocks, temporal_modules, temporal_state_dict
 from torch import nn
 from unittest.mock import patch
@@ -281,20 +282,20 @@ def test_the_network_is_asked_only_for_what_looks_like_a_repository():
         raise OSError("no network\nand more lines")
 
 
-    with tempfile.TemporaryDirectory() as place, patch.dict(find_adapter.__globals__, hf_hub_download=hub):
+    with tempfile.TemporaryDirectory() as place, patch.dict(hub_file.__globals__, hf_hub_download=hub):
         for where in (place, f"{place}/none", "none", "none.safetensors", "a/b/c", "a/b.safetensors", "~/adapters", "./adapters"):
             assert "no such file" in (message := refusal(tiny_unet(), where)) or "in this folder" in message, where
         with chdir(place):
             Path("mine").mkdir()
             assert "no such file" in refusal(tiny_unet(), "mine/adapter"), "a folder of this name is here"
         assert not asked
-        assert "(no network)" in refusal(tiny_unet(), "someone/adapter") and asked == [("someone/adapter", FILE_NAME)]
+        assert "someone/adapter: no network" in refusal(tiny_unet(), "someone/adapter") and asked == [("someone/adapter", FILE_NAME)]
 
 # %% ../nbs/03_adapter.ipynb #c703a703
 def test_an_adapter_comes_from_the_hub_when_it_is_named():
     with tempfile.TemporaryDirectory() as place:
         file, loaded = save_adapter(trained_unet(), place, fps=8), tiny_unet()
-        with patch.dict(find_adapter.__globals__, hf_hub_download=lambda repo, name: str(file)):
+        with patch.dict(hub_file.__globals__, hf_hub_download=lambda repo, name: str(file)):
             assert load_adapter(loaded, "someone/adapter")["fps"] == 8
 
 # %% ../nbs/03_adapter.ipynb #99dd20bb

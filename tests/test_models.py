@@ -2,9 +2,10 @@
 
 from contextlib import chdir
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants, errors
 from pathlib import Path
-from safetensors.torch import save_file
-from tav_nb.models import EMBEDDED, ModelError, StableDiffusionXLPipeline, check_prompt, find_model, known_words, load_pipeline, quiet
+from safetensors.torch import load_file, save_file
+from tav_nb.models import EMBEDDED, ModelError, Note, StableDiffusionXLPipeline, check_prompt, find_model, known_words, load_pipeline, note, note_unread, only_variant, quiet
 from tav_nb.scheduler import SDXLAnime_BestHQScheduler
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -16,6 +17,30 @@ import shutil
 import socket
 import tempfile
 import torch
+import warnings
+
+# %% ../nbs/14_models.ipynb #b0085f94
+def no_network(*args, **kwargs): raise AssertionError('the network was asked')
+
+offline = patch.multiple(socket, socket=no_network, create_connection=no_network, getaddrinfo=no_network)
+def same_weights(one, other): return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+# %% ../nbs/14_models.ipynb #78d5b5c0
+def only_fp16(folder, shards=False):
+    "A copy of the embedded model as a download of its fp16 files alone leaves it"
+    shutil.copytree(EMBEDDED, folder, copy_function=shutil.copyfile)
+    for path in list(Path(folder).rglob('*.safetensors')):
+        tensors = {key: value.half() for key, value in load_file(path).items()}
+        path.unlink()
+        if not shards or path.parent.name != 'unet':
+            save_file(tensors, path.with_name(f'{path.stem}.fp16.safetensors'), {'format': 'pt'})
+            continue
+        halves = [dict(list(tensors.items())[n::2]) for n in range(2)]
+        names = [f'{path.stem}.fp16-0000{n + 1}-of-00002.safetensors' for n in range(2)]
+        for half, name in zip(halves, names): save_file(half, path.with_name(name), {'format': 'pt'})
+        index = dict(metadata={}, weight_map={key: name for half, name in zip(halves, names) for key in half})
+        path.with_name(f'{path.stem}.safetensors.index.fp16.json').write_text(json.dumps(index))
+    return Path(folder)
 
 # %% ../nbs/14_models.ipynb #41fd14e4
 RESNET = {'norm1.': 'in_layers.0.', 'conv1.': 'in_layers.2.', 'norm2.': 'out_layers.0.', 'conv2.': 'out_layers.3.', 'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
@@ -66,23 +91,33 @@ def one_file(pipe):
              'conditioner.embedders.1.model': old_clip(pipe.text_encoder_2.state_dict())}
     return {f'{part}.{key}': value.clone().contiguous() for part, state in parts.items() for key, value in state.items()}
 
-# %% ../nbs/14_models.ipynb #b0085f94
-def no_network(*args, **kwargs): raise AssertionError('the network was asked')
-
-offline = patch.multiple(socket, socket=no_network, create_connection=no_network, getaddrinfo=no_network)
-def same_weights(one, other): return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
-
 # %% ../nbs/14_models.ipynb #f16ea6bb
 def test_libraries_are_silent_inside_quiet_and_as_loud_as_before_outside():
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_info(), diffusers_logging.enable_progress_bar()
+    root = logging.getLogger('diffusers')
+    handlers = root.handlers
     try:
         with quiet():
-            assert diffusers_logging.get_verbosity() == logging.CRITICAL and not diffusers_logging.is_progress_bar_enabled()
+            assert root.handlers != handlers and not diffusers_logging.is_progress_bar_enabled()
             raise KeyboardInterrupt
     except KeyboardInterrupt: pass
-    assert diffusers_logging.get_verbosity() == logging.INFO and diffusers_logging.is_progress_bar_enabled()
+    assert diffusers_logging.get_verbosity() == logging.INFO and diffusers_logging.is_progress_bar_enabled() and root.handlers is handlers
     diffusers_logging.set_verbosity(before)
+
+# %% ../nbs/14_models.ipynb #152fc4e6
+def test_what_a_library_says_about_a_result_becomes_one_note_of_one_line_and_advice_does_not():
+    loud = logging.getLogger('diffusers.loaders.anything')
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        with quiet(), quiet():
+            for _ in range(2): loud.warning('Some weights\nwere not used: \x1b[2J')
+            loud.warning('The following part of your input was truncated'), loud.info('hello'), warnings.warn('old', FutureWarning), warnings.warn('odd', UserWarning)
+            note('a prompt\nis long')
+    assert [(w.category, str(w.message)) for w in found] == [(Note, r'Some weights were not used: \x1b[2J'), (Note, 'a prompt is long')], [str(w.message) for w in found]
+    told = []
+    with quiet(told.append), quiet(): note('at once')
+    assert told == ['at once']
 
 # %% ../nbs/14_models.ipynb #faeef1e8
 def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
@@ -152,12 +187,83 @@ def test_what_cannot_be_loaded_is_said_in_one_line():
             else: assert False, 'taken for a Hub id'
 
 # %% ../nbs/14_models.ipynb #538716bf
-def test_what_the_hub_has_to_say_becomes_one_line():
-    with patch.object(StableDiffusionXLPipeline, 'from_pretrained', side_effect=OSError('no network\n\nHave you tried')) as asked:
-        try: load_pipeline('somebody/anime-xl')
-        except ModelError as error: assert str(error) == 'somebody/anime-xl: cannot be loaded (no network Have you tried)'
-        else: assert False, 'loaded from nowhere'
-    assert asked.call_args.args == ('somebody/anime-xl',) and asked.call_args.kwargs['use_safetensors']
+def test_a_name_on_the_hub_that_cannot_be_had_says_why():
+    def said_of(name='somebody/anime-xl', **how):
+        try: load_pipeline(name, **how)
+        except ModelError as error: return str(error)
+        assert False, 'loaded from nowhere'
+    with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
+        said = said_of()
+        assert said.startswith('somebody/anime-xl: not in the cache') and 'HF_HUB_OFFLINE' in said and 'HF_HOME' in said and '\n' not in said, said
+        assert said_of(Path(EMBEDDED), config='somebody/anime-xl').endswith('is none')
+    response = SimpleNamespace(headers={}, request=None, status_code=404)
+    for error, words in ((errors.RepositoryNotFoundError('404', response=response), 'no such repository'), (errors.GatedRepoError('403', response=response), 'hf auth login'),
+                         (errors.RemoteEntryNotFoundError('404', response=response), 'no model_index.json'), (ConnectionError('no route'), 'cannot be reached'), (OSError('odd\n\nreply'), 'odd reply')):
+        with patch('tav_nb.models.hf_hub_download', side_effect=error): assert words in said_of() and '\n' not in said_of(), said_of()
+
+# %% ../nbs/14_models.ipynb #2f53c16d
+def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
+    plain = load_pipeline(dtype=torch.float16)
+    parts = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+    with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
+        snapshot = Path(folder, 'models--somebody--anime-xl', 'snapshots', 'a' * 40)
+        snapshot.parent.mkdir(parents=True), (snapshot.parents[1] / 'refs').mkdir()
+        (snapshot.parents[1] / 'refs' / 'main').write_text('a' * 40)
+        for model in only_fp16(Path(folder, 'one')), only_fp16(Path(folder, 'shards'), shards=True), only_fp16(snapshot) and 'somebody/anime-xl':
+            pipe = load_pipeline(model)
+            assert pipe.dtype == torch.float32 and all(same_weights(getattr(pipe, part).half(), getattr(plain, part)) for part in parts), model
+        for name, words in (('model.bf16.safetensors', 'variants bf16, fp16'), ('model.safetensors', None)):
+            shutil.copyfile(EMBEDDED / 'text_encoder' / 'model.safetensors', Path(folder, 'one', 'text_encoder', name))
+            if name == 'model.safetensors': assert only_variant(Path(folder, 'one'), ['text_encoder']) is None and only_variant(Path(folder, 'one'), ['text_encoder', 'vae']) == 'fp16'
+            elif (Path(folder, 'one', 'vae', 'diffusion_pytorch_model.fp16.safetensors')).rename(Path(folder, 'one', 'vae', 'diffusion_pytorch_model.bf16.safetensors')):
+                Path(folder, 'one', 'unet', name.replace('model', 'diffusion_pytorch_model')).touch()
+                assert only_variant(Path(folder, 'one'), ['vae']) == 'bf16'
+                try: only_variant(Path(folder, 'one'), ['vae', 'text_encoder_2'])
+                except ModelError as error: assert words in str(error)
+                else: assert False, 'one was chosen'
+                Path(folder, 'one', 'vae', 'diffusion_pytorch_model.bf16.safetensors').rename(Path(folder, 'one', 'vae', 'diffusion_pytorch_model.fp16.safetensors'))
+
+# %% ../nbs/14_models.ipynb #fee9a89c
+def test_weights_that_are_missing_are_an_error_and_never_random():
+    with tempfile.TemporaryDirectory() as folder:
+        for part, key in dict(text_encoder='mlp.fc1.weight', unet='conv_out.weight', vae='decoder.conv_in.weight', text_encoder_2='text_projection.weight').items():
+            model = Path(folder, part)
+            shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
+            path = next((model / part).glob('*.safetensors'))
+            tensors = load_file(path)
+            del tensors[next(name for name in tensors if name.endswith(key))]
+            save_file(tensors, path, {'format': 'pt'})
+            try: load_pipeline(model)
+            except ModelError as error: assert 'lacks 1 tensors' in str(error) and key in str(error) and '\n' not in str(error) and '\x1b' not in str(error), error
+            else: assert False, f'{part} was loaded'
+
+# %% ../nbs/14_models.ipynb #31a57b35
+def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds():
+    with tempfile.TemporaryDirectory() as folder, offline:
+        spy = Path(folder, 'spy')
+        model, code = Path(folder, 'model'), f'open({str(spy)!r}, "w")\nclass UNet2DConditionModel: pass\nclass StableDiffusionXLPipeline: pass\n'
+        for part in ('unet', '.'): (model / part).mkdir(parents=True, exist_ok=True), (model / part / 'evil.py').write_text(code)
+        shutil.copytree(EMBEDDED, model, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        wrong = [('model_index.json', about, words) for about, words in (
+            ({'unet': ['evil', 'UNet2DConditionModel']}, 'is not opened'), ({'unet': ['os', 'system']}, 'is not opened'), ({'vae': [{}, 'AutoencoderKL']}, 'is not opened'), ({'scheduler': ['somebody/code', 'XScheduler']}, 'is not opened'),
+            ({'spy': ['evil', 'Spy']}, 'is not opened'), ({'_class_name': ['evil', 'StableDiffusionXLPipeline']}, 'only SDXL'), ({'_class_name': 7}, 'only SDXL'))]
+        wrong += [(f'{part}/config.json', about, words) for part, about, words in (
+            ('text_encoder', {'attn_implementation': 'somebody/kernel'}, 'attn_implementation'), ('text_encoder_2', {'auto_map': {'AutoModel': 'evil.Spy'}}, 'auto_map'), ('unet', {'quantization_config': {}}, 'quantization_config'),
+            ('unet', {'layers_per_block': 10**9}, '<= 100'), ('vae', {'block_out_channels': [32, 10**12]}, '65536'), ('vae', {'latents_mean': [0.0], 'latents_std': [1.0]}, '4 numbers'), ('vae', {'scaling_factor': 'big'}, 'expected `float`'),
+            ('text_encoder', {'num_hidden_layers': -1}, '>= 0'), ('unet', {'sample_size': 10**12}, '8192'))]
+        for name, about, words in wrong:
+            before = (model / name).read_text()
+            (model / name).write_text(json.dumps({**json.loads(before), **about}))
+            try: load_pipeline(model)
+            except ModelError as error: assert words in str(error) and str(model) in str(error) and '\n' not in str(error), error
+            else: assert False, f'{name} with {about} was loaded'
+            (model / name).write_text(before)
+        for text, words in (('[' * 100_000, 'nested'), ('[1]', 'expected `object`'), ('\x00', 'not JSON')):
+            (model / 'unet' / 'config.json').write_text(text)
+            try: load_pipeline(model)
+            except ModelError as error: assert words in str(error) and '\n' not in str(error), error
+            else: assert False, text[:9]
+        assert not spy.exists()
 
 # %% ../nbs/14_models.ipynb #deaeb74c
 def test_pickles_are_not_opened():
@@ -252,6 +358,21 @@ def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
         except ModelError as error: assert 'girl, ' in str(error) and '\n' not in str(error)
         else: assert False, prompt
     check_prompt(SimpleNamespace(tokenizer=range(49_408)), 'a full-size SDXL knows zebras')
+
+# %% ../nbs/14_models.ipynb #bc0883a2
+def test_what_a_prompt_says_in_vain_is_named():
+    pipe = load_pipeline(unet=None)
+    def noted(text, what='prompt'):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter('always')
+            note_unread(pipe, text, what)
+        assert all(w.category is Note and '\n' not in str(w.message) for w in found)
+        return [str(w.message) for w in found]
+    assert noted('a girl walks') == noted('girl ' * 75) == []
+    assert noted('girl ' * 75 + 'pink\nhair') == ["the prompt is longer than the 77 tokens that the model reads: it is cut before 'pink hair'"]
+    assert noted('girl ' * 90, 'negative prompt') == ["the negative prompt is longer than the 77 tokens that the model reads: it is cut before 'girl girl girl girl girl' and 10 words more"]
+    said = noted('a girl (blue dress:1.3) <lora:x:0.8> in the snow (at night)')
+    assert len(said) == 2 and '(blue dress:1.3)' in said[0] and '--lora' in said[1] and '<lora:x:0.8>' in said[1]
 
 # %% ../nbs/14_models.ipynb #4d019de4
 def test_every_word_that_is_called_known_is_one_token_in_both_tokenizers():

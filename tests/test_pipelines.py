@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tav_nb.inference import decode_frames, embedded_pipeline, generate, load_video_pipeline
 from tav_nb.models import quiet
 from tav_nb.noise import correlated_noise
-from tav_nb.pipelines import PipelineError, film, fit_frames, load_control, load_ip_adapter, load_loras, load_word, lora_layers, size_like, stock_for, switch, video_latents
+from tav_nb.pipelines import PipelineError, film, first_name, fit_frames, load_control, load_ip_adapter, load_loras, load_word, lora_layers, size_like, stock_for, switch, video_latents
 from tav_nb.toon import Scene, render
 from tav_nb.unet import temporal_modules, without_temporal
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -90,6 +90,27 @@ def as_kohya(tensors, path, rename=str):
         layer = 'lora_unet_' + layer.replace('.', '_')
         file |= {f'{layer}.lora_{dict(lora_A="down", lora_B="up")[which]}.weight': value, f'{layer}.alpha': torch.tensor(2.)}
     save_file(file, path)
+
+# %% ../nbs/31_pipelines.ipynb #676504d6
+def add_text_lora(tensors, pipe):
+    "A LoRA for the UNet and a layer of each text encoder, under the names of diffusers"
+    draw, found = torch.Generator().manual_seed(3), {f'unet.{key}': value for key, value in tensors.items()}
+    for part in ('text_encoder', 'text_encoder_2'):
+        name, layer = next((name, module) for name, module in getattr(pipe, part).named_modules() if name.endswith('layers.1.self_attn.q_proj'))
+        for which, shape in dict(A=(4, layer.in_features), B=(layer.out_features, 4)).items(): found[f'{part}.{name}.lora_{which}.weight'] = torch.randn(shape, generator=draw) * .3
+    return found
+
+def with_alpha(tensors, write, alpha=2.):
+    "The same tensors as another program names them, with an alpha for each layer"
+    named = {}
+    for key, value in tensors.items():
+        layer, which = key.removesuffix('.weight').rsplit('.lora_', 1)
+        named |= {f'{write(layer)}.lora_{dict(A="down", B="up")[which]}.weight': value, f'{write(layer)}.alpha': torch.tensor(alpha)}
+    return named
+
+def replaced(tensors, *pairs):
+    for old, new in pairs: tensors = {key.replace(old, new): value for key, value in tensors.items()}
+    return tensors
 
 # %% ../nbs/31_pipelines.ipynb #ab896488
 def meaning(pipe, *words):
@@ -272,6 +293,52 @@ def test_a_lora_in_three_layouts_is_one_film():
     assert set(base.unet.state_dict()) == keys, 'taken out again'
     assert (films['peft'] == films['kohya']).all() and (films['peft'] == films['sgm']).all() and far(films['peft'], plain) > .5
 
+# %% ../nbs/31_pipelines.ipynb #667c84ce
+def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
+    base = embedded_pipeline()
+    plain = add_text_lora(make_lora(base), base)
+    per_level, unet_only = base.unet.config.layers_per_block + 1, {key: value for key, value in plain.items() if key.startswith('unet.')}
+    def first(layer):
+        part, name = layer.split('.', 1)
+        return 'diffusion_model.' + first_name(name, per_level) if part == 'unet' else f'text_encoders.clip_{"g" if part[-1] == "2" else "l"}.transformer.text_model.{name.removeprefix("text_model.")}'
+    def kohya(layer):
+        part, name = layer.split('.', 1)
+        return dict(unet='lora_unet_', text_encoder='lora_te1_', text_encoder_2='lora_te2_')[part] + ('' if part == 'unet' else 'text_model_') * (not name.startswith('text_model')) + name.replace('.', '_')
+    groups = dict(whole=dict(diffusers=plain, peft=replaced(plain, ('unet.', 'base_model.model.unet.'), ('text_encoder', 'base_model.model.text_encoder'), ('.weight', '.default.weight'))),
+                  unet=dict(diffusers=unet_only, toolkit=replaced(unet_only, ('unet.', 'diffusion_model.')), peft=replaced(unet_only, ('unet.', 'base_model.model.')), bare=replaced(unet_only, ('unet.', ''))),
+                  alpha=dict(kohya=with_alpha(plain, kohya), diffusers=with_alpha(plain, str), comfy=with_alpha(plain, first)))
+    means, keys = [film(base, girl, **small)], set(base.unet.state_dict())
+    with tempfile.TemporaryDirectory() as folder:
+        for layouts in groups.values():
+            films = {}
+            for layout, tensors in layouts.items():
+                save_file(tensors, Path(folder, 'x.safetensors'))
+                load_loras(base, [(Path(folder, 'x.safetensors'), 1.)])
+                films[layout] = film(base, girl, **small)
+            for layout in films: assert (films[layout] == films[next(iter(layouts))]).all(), layout
+            assert min(far(films[layout], mean) for mean in means) > .3, 'another LoRA'
+            means.append(films[layout])
+    load_loras(base, [])
+    assert set(base.unet.state_dict()) == keys
+
+# %% ../nbs/31_pipelines.ipynb #778f30f9
+def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name():
+    pipe = embedded_pipeline()
+    plain, keys = {f'unet.{key}': value for key, value in make_lora(pipe).items()}, set(pipe.unet.state_dict())
+    layer = next(iter(plain)).removesuffix('.lora_A.weight')
+    nan = {key: value.clone().fill_(torch.nan) if n == 1 else value for n, (key, value) in enumerate(plain.items())}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'x.safetensors')
+        for tensors, words in ((plain | {f'{layer}.dora_scale': torch.ones(1)}, 'a DoRA'), (plain | {f'{layer}.lora_magnitude_vector': torch.ones(1)}, 'a DoRA'), ({'lora_unet_x.hada_w1_a': torch.ones(1)}, 'a LoHa'),
+                               ({'lora_unet_x.lokr_w1': torch.ones(1)}, 'a LoKr'), ({'base_model.model.x.ia3_l': torch.ones(1)}, 'an IA3'), (plain | {f'{layer}.diff_b': torch.ones(1)}, 'a difference'), (nan, 'not finite'),
+                               (replaced(plain, ('unet.', 'my_net.')), 'no place in this one'), ({'double_blocks.0.qkv.lora_A.weight': torch.ones(4, 4), 'double_blocks.0.qkv.lora_B.weight': torch.ones(4, 4)}, 'not known here'),
+                               (plain | {f'{layer}.bias_of_mine': torch.ones(1)}, 'no part of a LoRA')):
+            save_file(tensors, path)
+            try: load_loras(pipe, [(path, 1.)])
+            except PipelineError as error: assert words in str(error) and str(error).startswith(str(path)) and '\n' not in str(error), error
+            else: assert False, words
+            assert set(pipe.unet.state_dict()) == keys, f'{words}: left something behind'
+
 # %% ../nbs/31_pipelines.ipynb #737f3ff2
 def test_several_loras_have_each_their_weight():
     base = embedded_pipeline()
@@ -296,8 +363,8 @@ def test_a_lora_that_is_none_or_for_another_base_is_refused_and_leaves_nothing_b
     more = {**tensors, **{key.replace('.0.attn2', '.7.attn2'): value.clone() for key, value in tensors.items()}}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'x.safetensors')
-        for write, words in ((lambda: save_file(sd15, path), 'Stable Diffusion 1'), (lambda: as_kohya(wide, path), 'does not fit this base'), (lambda: as_kohya(more, path), 'have a place in this one'),
-                             (lambda: save_file({'a.hada_w1_a': torch.zeros(1)}, path), 'LoKr'), (lambda: path.write_bytes(b'PK'), 'not a whole safetensors'), (path.unlink, 'no such file')):
+        for write, words in ((lambda: save_file(sd15, path), 'Stable Diffusion 1'), (lambda: as_kohya(wide, path), 'does not fit this base'), (lambda: as_kohya(more, path), 'have no place in this one'),
+                             (lambda: save_file({'a.hada_w1_a': torch.zeros(1)}, path), 'LoHa'), (lambda: path.write_bytes(b'PK'), 'not a whole safetensors'), (path.unlink, 'no such file')):
             write()
             try: load_loras(pipe, [(path, 1.)])
             except PipelineError as error: assert words in str(error) and path.name in str(error) and '\n' not in str(error), error
