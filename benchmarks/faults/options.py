@@ -202,8 +202,8 @@ def main():
                     break
                 names = names or {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
                 ended = worker(words)
-                asked = words[-1].partition("=")[2]  # an output that is there may be replaced
-                if lost := [path.name for path, size in names.items() if path.name != asked and (not path.is_file() or path.stat().st_size != size)]:
+                outputs = words[-1].partition("=")[2], "out.webp"  # what a command was to write may be replaced
+                if lost := [path.name for path, size in names.items() if path.name not in outputs and (not path.is_file() or path.stat().st_size != size)]:
                     ended["outcome"], ended["stderr"] = "lost", f"{lost}"
                 names = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
                 rows.append(dict(kind=kind, words=[word[:80] for word in words], **{name: value for name, value in ended.items() if name not in ("stderr", "stdout")}, said=ended["stderr"][-400:]))
