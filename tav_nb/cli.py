@@ -32,7 +32,7 @@ import tav_nb
 from msgspec import Meta
 from PIL import Image
 from . import directing
-from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config
+from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config, resumed
 from .decoder import Limits
 from .files import recover, write_whole
 from .process import interruptible, to_nowhere, usable_streams
@@ -779,11 +779,7 @@ def train_settings(args):
     "The `TrainConfig` that `args` ask for; with `--resume`, on top of what the run began with."
     given = {name: value for name, value in vars(args).items() if name in TrainConfig.__dataclass_fields__}
     if not args.resume: return check_whole(merge(read_config(args.config) if args.config else TrainConfig(), given))
-    path = Path(args.out)/"run.json"
-    if args.config: return merge(read_config(args.config), given)
-    try: return merge(TrainConfig(), {**json.loads(path.read_text())["config"], **given})
-    except FileNotFoundError: raise UsageError(f"{args.out}: holds no run to go on with; leave out --resume to begin one") from None
-    except (OSError, KeyError, TypeError, json.JSONDecodeError): raise UsageError(f"{path}: cannot be read; a new run needs another folder") from None
+    return resumed(args.out, (asdict(read_config(args.config)) if args.config else {}) | given)
 
 def train_command(args):
     "Train as `args` ask for; Ctrl-C and SIGTERM save and end it well."

@@ -280,7 +280,7 @@ def find_config(model=None, config=None):
         return where
     if config is None and (where.parent / 'model_index.json').is_file(): config = where.parent
     if config is None:
-        raise ModelError(f"{where}: one file holds the weights, but neither tokenizers nor settings; config (--config) names a folder in diffusers' layout "
+        raise ModelError(f"{where}: one file holds the weights, but neither tokenizers nor settings; config (--config, of `tav train` --model-config) names a folder in diffusers' layout "
                          'or a Hub id that has them, such as stabilityai/stable-diffusion-xl-base-1.0')
     if Path(config).is_file(): raise ModelError(f'{config}: a file, but a config is a folder or a Hub id')
     return find_model(config)

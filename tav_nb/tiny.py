@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'ATTRIBUTES', 'MOVING', 'WEIGHTS', 'EXPECTED', 'GUIDANCE', 'ROWS', 'STAGES',
-           'byte_pairs', 'make_tokenizer', 'text_config', 'make_vae', 'make_unet', 'make_scheduler', 'make_pipeline',
-           'Average', 'schedule', 'Recorded', 'fit', 'split', 'autocast', 'compiled', 'attributes', 'spoken',
-           'train_text', 'InTurn', 'Done', 'pool', 'Films', 'draw_into', 'to_pixels', 'to_frames', 'train_vae',
-           'whiten', 'encode', 'decode', 'embed', 'tokenizers', 'read_captions', 'bank', 'Call', 'Asked', 'alphas',
-           'importance', 'drop', 'random_ids', 'train_base', 'default_generator', 'Fast', 'Answer', 'density', 'evened',
-           'train_temporal', 'freeze', 'sample', 'sealed', 'start_noise', 'score_table', 'brief', 'save', 'load',
-           'about', 'record', 'begin_stage', 'run_stage', 'main']
+           'keeps_random_state', 'byte_pairs', 'make_tokenizer', 'text_config', 'make_vae', 'make_unet',
+           'make_scheduler', 'make_pipeline', 'Average', 'schedule', 'Recorded', 'fit', 'split', 'autocast', 'compiled',
+           'attributes', 'spoken', 'train_text', 'InTurn', 'Done', 'pool', 'Films', 'draw_into', 'to_pixels',
+           'to_frames', 'train_vae', 'whiten', 'encode', 'decode', 'embed', 'tokenizers', 'read_captions', 'bank',
+           'Call', 'Asked', 'alphas', 'importance', 'drop', 'random_ids', 'train_base', 'default_generator', 'Fast',
+           'Answer', 'density', 'evened', 'train_temporal', 'freeze', 'sample', 'sealed', 'start_noise', 'score_table',
+           'brief', 'save', 'load', 'about', 'record', 'begin_stage', 'run_stage', 'main']
 
 # %% ../nbs/16_tiny.ipynb #ce00ce9c
 import json
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,6 +49,16 @@ with quiet():
 # %% ../nbs/16_tiny.ipynb #1db7ce12
 SIZE, FRAMES = 128, 16             # pixels a side, frames a clip: what the embedded model is made for
 WIDTH_TEXT = 64                    # of each text encoder; SDXL has 768 and 1280
+
+
+def keeps_random_state(function):
+    "A function that seeds PyTorch's generators, and leaves the caller's where they were"
+    @wraps(function)
+    def call(*args, **kwargs):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            return function(*args, **kwargs)
+
+    return call
 
 # %% ../nbs/16_tiny.ipynb #77ba0b0f
 def byte_pairs(words):
@@ -106,6 +116,7 @@ def make_scheduler():
                                   timestep_spacing='leading', steps_offset=1)
 
 
+@keeps_random_state
 def make_pipeline(seed=0):
     "The whole tiny SDXL, untrained"
     torch.manual_seed(seed)
@@ -240,6 +251,7 @@ def spoken(seed):
     return scene, ' '.join(words)
 
 
+@keeps_random_state
 def train_text(pipe, captions=160_000, seconds=35, steps=None, batch=512, device='cuda', seed=0, workers=os.cpu_count()):
     "Train both text encoders to say, in the layer that the UNet listens to, what a caption is about; the heads that ask are thrown away"
     torch.manual_seed(seed)
@@ -341,6 +353,7 @@ class _Round(nn.Module):
 def _slopes(x): return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
+@keeps_random_state
 def train_vae(pipe, clips=3000, seconds=145, steps=None, batch=48, device='cuda', seed=0, workers=os.cpu_count()):
     "Train the VAE on frames, five times more attentive to the character than to the rest"
     torch.manual_seed(seed)
@@ -469,6 +482,7 @@ def random_ids(n, device):
     return torch.stack([sizes[:, 0], sizes[:, 1], torch.zeros_like(sizes[:, 0]), torch.zeros_like(sizes[:, 0]), sizes[:, 2], sizes[:, 3]], 1)
 
 
+@keeps_random_state
 def train_base(pipe, scenes=20_000, frames=(0, 5, 11), seconds=290, steps=None, batch=384, lr=2e-3, matrix_lr=4e-3, listening=.05, device='cuda', seed=0, workers=os.cpu_count()):
     "Train the UNet on single frames, and a little (`listening`) to pass on what a caption says of time; the heads that ask are thrown away"
     torch.manual_seed(seed)
@@ -542,6 +556,7 @@ def evened(device):
 
 
 # %% ../nbs/16_tiny.ipynb #bc360c75
+@keeps_random_state
 def train_temporal(pipe, clips=12_000, long_clips=3000, seconds=320, steps=None, lengths=((16, .86), (24, .07), (8, .07)), frames_a_step=512, num_heads=16, pans=.6, lr=1e-2, matrix_lr=6e-3,
                    noise='progressive', noise_strength=1., neighbours=2., device='cuda', seed=0, workers=os.cpu_count()):
     "Train the adapter on clips of mixed lengths, the base frozen: `clips` of the commonest length, `long_clips` of the longest, from which all others are cut"

@@ -6,16 +6,18 @@
 __all__ = ['DTYPES', 'PATIENCE', 'TrainError', 'timestep_tables', 'dice', 'question', 'question_losses', 'clip_losses', 'movable',
            'position_table', 'move_positions', 'positions_from', 'Checked', 'deaf', 'micro_batches', 'held_out_split',
            'side_by_side', 'make_optimizer', 'records', 'Core', 'micro_step', 'learn', 'update', 'apply_gradients',
-           'about_adapter', 'save', 'restore', 'held_out_loss', 'Stage', 'preview', 'check_extras', 'open_clips',
-           'batch_sizes', 'largest_step', 'check_memory', 'put_adapter', 'build', 'introduce', 'polite_stop', 'Log',
-           'gates', 'memory_now', 'AgreedError', 'Processes', 'Left', 'Run', 'in_words', 'spell', 'accelerator_for',
-           'began_with', 'settled', 'write_run', 'train', 'begin', 'leave', 'go', 'first_caption']
+           'about_adapter', 'save', 'CoreState', 'read_checkpoint', 'restore', 'held_out_loss', 'Stage', 'preview',
+           'check_extras', 'open_clips', 'batch_sizes', 'largest_step', 'check_memory', 'put_adapter', 'check_widths',
+           'build', 'introduce', 'polite_stop', 'LogLine', 'ScalarWriter', 'Log', 'gates', 'memory_now', 'AgreedError',
+           'Processes', 'Left', 'Run', 'in_words', 'spell', 'accelerator_for', 'settled', 'write_run', 'train', 'begin',
+           'leave', 'go', 'first_caption']
 
 # %% ../nbs/24_trainer.ipynb #6e036fbb
 import copy
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
@@ -29,7 +31,9 @@ from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import psutil
 import torch
@@ -41,8 +45,8 @@ from tqdm import tqdm
 import tav_nb
 from .adapter import FILE_NAME, STRUCTURE, find_adapter, load_adapter, read_metadata, save_adapter
 from .attention import sinusoidal_positions
-from .checkpoint import Average, CheckpointError, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
-from .config import FREE, ConfigError, TrainConfig, check_whole, differences, merge, write_toml
+from .checkpoint import Average, CheckpointError, check_moments, check_tensors, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
+from .config import TrainConfig, check_changes, check_whole, read_run, resumed, write_toml
 from .files import sweep, whole, write_whole
 from .gates import fuse_gates
 from .graphs import EACH, MOST, Graphs, Unrecordable
@@ -53,8 +57,9 @@ from .memory import measure, remedies, room_on, set_checkpointing
 from .models import check_device, load_pipeline, quiet
 from .moments import VisitingAdamW
 from .noise import correlated_noise
+from .schema import SchemaError, check_type, parse_json
 from .training import clip_errors, lr_factor, min_snr_weight, noisy_and_target, parameter_groups, predict
-from .unet import add_temporal, temporal_modules, train_only_temporal
+from .unet import add_temporal, temporal_modules, temporal_state_dict, train_only_temporal
 from .video import VideoError, write_video
 
 # %% ../nbs/24_trainer.ipynb #4aa6fc57
@@ -264,6 +269,7 @@ def apply_gradients(core, made):
     factor = lr_factor(core.step / config.steps, warm) if config.schedule == "cosine" else min(1.0, max(core.step / max(config.warmup_steps, 1), 0.01))
     for group, lr in zip(core.optimizer.param_groups, core.lrs): group["lr"] = lr * factor
     core.complete = False
+    core.average.before_update()
     if made: core.scaler.step(core.optimizer)
     core.scaler.update()
     core.gradients.zero_()
@@ -296,29 +302,51 @@ def save(core, run, clips):
     except OSError as error: raise CheckpointError(f"{run}/{FILE_NAME}: cannot be written ({error.strerror})") from None
 
 
+class CoreState(msgspec.Struct):
+    "What state.json of a checkpoint says about a `Core`"
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    lost: Annotated[int, msgspec.Meta(ge=0)]
+    averaged: Annotated[int, msgspec.Meta(ge=0)]
+    scaler: dict[str, int | float]
+
+
+def read_checkpoint(core, path, state):
+    "`(state, weights, average, moments)` of a checkpoint. Raises `CheckpointError` unless they are those of `core`, and all numbers finite"
+    try: state = check_type(state, CoreState, path / "state.json")
+    except SchemaError as error: raise CheckpointError(str(error)) from None
+    if state.scaler and core.scaler.is_enabled() and state.scaler.keys() != core.scaler.state_dict().keys(): raise CheckpointError(f"{path / 'state.json'}: scaler must have {', '.join(core.scaler.state_dict())}")
+    expected = {name.replace("_orig_mod.", ""): tensor.shape for name, tensor in temporal_state_dict(core.unet).items()}
+    tensors = [check_tensors(path / name, expected) for name in ("weights.safetensors", FILE_NAME)]
+    return state, *tensors, check_moments(path / "optimizer.safetensors", core.names, core.parameters)
+
+
 def restore(core, run, say=print):
     "Put the newest whole checkpoint of `run` into `core`; False if there is none yet"
-    path, state = find_checkpoint(run, say)
+    found = []
+    path, _ = find_checkpoint(run, say, lambda path, state: found.append(read_checkpoint(core, path, state)))
     if path is None: return False
-    weights, average = load_file(path / "weights.safetensors"), load_file(path / FILE_NAME)
+    state, weights, average, moments = found[-1]
     with torch.no_grad():
         for name, parameter in zip(core.names, core.parameters): parameter.copy_(weights[name])
-    core.average.tensors, core.average.updates = [average[name] for name in core.names], state["averaged"]
-    fill_optimizer(core.optimizer, core.names, load_file(path / "optimizer.safetensors"))
-    if state["scaler"]: core.scaler.load_state_dict(state["scaler"])
-    core.step, core.lost = state["step"], state["lost"]
+    core.average.tensors, core.average.updates = [average[name] for name in core.names], state.averaged
+    fill_optimizer(core.optimizer, core.names, moments)
+    if state.scaler: core.scaler.load_state_dict(state.scaler)
+    core.step, core.lost = state.step, state.lost
     return True
 
 # %% ../nbs/24_trainer.ipynb #f8aae81a
 @torch.no_grad()
-def held_out_loss(core, loader, at=(100, 300, 500, 700, 900), most=8):
-    "Mean weighted loss of the first clips of `loader`, which were held out, at fixed timesteps with fixed noise"
+def held_out_loss(core, loader, at=(100, 300, 500, 700, 900), most=8, found=lambda number: None):
+    "Mean weighted loss of the first clips of `loader`, which were held out, at fixed timesteps with fixed noise; `found` is called with the number of each that has numbers that are none, and is left out"
     config, losses, clips, fixed = core.config, [], loader.clips, torch.zeros_like(core.tables[1])
     for number in range(min(most, len(clips))):
         length = max(n for n in config.lengths if n <= clips[number]["frames"])
         clip = loader.clip(number, length, np.random.default_rng(number))
         batch = {name: clip[name][None].to(core.device) for name in ("latents", "prompt_embeds", "pooled", "time_ids")}
-        if not batch["latents"].isfinite().all(): continue
+        if not all(batch[name].isfinite().all() for name in ("latents", "prompt_embeds", "pooled")):
+            found(number)
+            continue
         for i, t in enumerate(at):
             fixed.zero_()[t * len(fixed) // 1000] = 1
             losses.append(clip_losses(core.unet, core.scheduler, batch, [number * len(at) + i], replace(config, seed=config.seed ^ 77), (core.tables[0], fixed)))
@@ -391,32 +419,44 @@ def check_memory(config, clips, device, dtype, say):
         if kinds > MOST: say(f"there are {kinds} kinds of batches, and {MOST} at a time are recorded (chapter 39); with fewer --lengths every micro-step would be a recorded one")
     structure = None
     if config.adapter: structure = {name: value for name, value in read_metadata(config.adapter).items() if name in STRUCTURE}
-    need = measure(config, *size, dtype, structure)
+    cpu = torch.device(device).type == "cpu"
+    need = measure(config, *size, dtype, structure, cpu)
     say(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
     if need.total <= room: return need
-    help = remedies(config, *size, room, dtype, structure)
+    help = remedies(config, *size, room, dtype, structure, cpu)
     raise TrainError(f"{config.batch_size} clips of {size[0]} frames of {size[2]} x {size[1]} need {need.total / 2**30:.1f} GiB, but there are {room / 2**30:.1f}: " + ("; ".join(help) if help else "no setting makes it fit; a smaller --resolution in `tav prepare`, or shorter --lengths, would need less"))
 
 
 def put_adapter(unet, config):
     "The adapter that `config` asks for into a UNet, in float32"
     if not config.adapter:
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         add_temporal(unet, config.max_frames, config.positions, config.num_heads or None, config.zero)
     else:
         about = load_adapter(unet, config.adapter, dtype=torch.float32)
         if about.get("noise", config.noise) != config.noise: raise TrainError(f"{config.adapter}: learned with {about['noise']} noise, but noise is {config.noise}; --noise {about['noise']} goes on with its own")
     longest = unet.temporal_config["max_frames"]
     if max(config.lengths) > longest: raise TrainError(f"lengths go up to {max(config.lengths)} frames, but this adapter has positions for {longest}; --lengths {','.join(str(n) for n in config.lengths if n <= longest)}")
+    if config.preview_every and config.preview_frames > longest and not movable(unet): raise TrainError(f"preview_frames is {config.preview_frames}, but a learned table of positions ends after {longest}; --preview-frames {longest}")
     for layer in temporal_modules(unet).values(): layer.float()
 
 
+def check_widths(loader, unet):
+    "Raises `CacheError` if the captions of a cache have other numbers than a base reads, as after damage: those who made them are the base's own"
+    about, found = unet.config, loader.empty
+    pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
+    for name, width in (("text_embeds", about.cross_attention_dim), ("pooled_embeds", pooled)):
+        if found[name].shape[-1:] != (width,): raise CacheError(f"{loader.folder}/_empty.npz: {name} has the shape {found[name].shape}, but this base reads {width} numbers; run `tav prepare` again")
+
+
 def build(config, loader, cache, device, dtype, rank=0, world=1):
-    "`(core, pipe)`: the base on the device, the rest of the pipeline in the computer's memory"
-    with quiet(): pipe = load_pipeline(config.model or None, "cpu", torch.float16 if dtype == torch.float16 else torch.float32)
-    check_cache_model(cache, pipe)  # knows encoders in 16 or 32 bits, not in bfloat16
-    torch.nn.Module.to(pipe.unet, dtype)
-    put_adapter(pipe.unet, config)
+    "`(core, pipe)`: the base on the device, the rest of the pipeline in the computer's memory. The caller's random numbers stay as they are"
+    with torch.random.fork_rng(devices=[]):
+        with quiet(): pipe = load_pipeline(config.model or None, "cpu", torch.float16 if dtype == torch.float16 else torch.float32, config.model_config or None)
+        check_cache_model(cache, pipe)  # knows encoders in 16 or 32 bits, not in bfloat16
+        check_widths(loader, pipe.unet)
+        torch.nn.Module.to(pipe.unet, dtype)
+        put_adapter(pipe.unet, config)
     torch.nn.Module.to(pipe.unet, device)
     pipe.unet.requires_grad_(False)
     set_checkpointing(pipe.unet, config.checkpointing)
@@ -452,19 +492,56 @@ def polite_stop():
         for number, handler in old.items(): signal.signal(number, handler)
 
 # %% ../nbs/24_trainer.ipynb #4511a229
+class LogLine(msgspec.Struct):
+    "What every line of log.jsonl says"
+
+    kind: str
+    step: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ScalarWriter:
+    "Numbers for TensorBoard, written at once. (Its own writer hands them to a thread, whose errors end up as a traceback on the screen.) Raises `OSError`"
+
+    def __init__(self, folder, step):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        self.event = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}", "ab")
+        self.records = RecordWriter(self.file)
+        self.write(step=step, file_version="brain.Event:2")
+        self.write(step=step, session_log=SessionLog(status=SessionLog.START))  # what an earlier process wrote after this step is not shown
+
+    def write(self, **what):
+        self.records.write(self.event(wall_time=time.time(), **what).SerializeToString())
+        self.file.flush()
+
+    def add(self, step, numbers):
+        self.write(step=step, summary=dict(value=[dict(tag=name, simple_value=value) for name, value in numbers.items()]))
+
+    def close(self): self.file.close()
+
+
 class Log:
     "`log.jsonl`, TensorBoard, the progress bar and `on_event`, a function that gets a dict of whatever happens"
 
-    def __init__(self, run, config, step, on_event=None, quiet=False):
+    def __init__(self, run, config, step, on_event=None, quiet=False, say=None):
         self.path, self.on_event = Path(run) / "log.jsonl", on_event or (lambda event: None)
-        old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_whole(self.path, "".join(line + "\n" for line in kept))
         self.bar = tqdm(total=config.steps, initial=step, desc="training", unit="update", leave=False, dynamic_ncols=True, disable=True if quiet else None)
+        self.say = say or self.write_line
+        write_whole(self.path, b"".join(self.lines_until(step)))
         self.writer = None
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            self.writer = SummaryWriter(Path(run) / "tensorboard", purge_step=step)
+        if config.tensorboard: self.with_tensorboard(lambda: setattr(self, "writer", ScalarWriter(Path(run) / "tensorboard", step)))
+
+    def lines_until(self, step):
+        "The lines of an earlier process up to update `step`; a line that was cut off or damaged is left out, and said if it is not the last"
+        old = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        for number, line in enumerate(old, 1):
+            try: there = parse_json(line, LogLine, f"{self.path}, line {number}", allow_nan=True) if line.strip() else None
+            except SchemaError as error:
+                there = None
+                if number < len(old): self.say(f"{error}; it is left out")
+            if there and there.step <= step: yield line + b"\n"
 
     def __call__(self, kind, step, **values):
         self.on_event(dict(kind=kind, step=step, **values))
@@ -472,14 +549,20 @@ class Log:
         try:
             with open(self.path, "a") as file: file.write(json.dumps(dict(kind=kind, step=step, **numbers)) + "\n")
         except OSError as error: self.say(f"{self.path}: cannot be written ({error.strerror}); the training goes on, and step {step} is not in it")
-        if self.writer:
-            for name, value in numbers.items(): self.writer.add_scalar(f"{kind}/{name}", value, step)
+        if self.writer: self.with_tensorboard(lambda: self.writer.add(step, {f"{kind}/{name}": value for name, value in numbers.items()}))
 
-    def say(self, line): self.bar.write(line) if not self.bar.disable else print(line)
+    def with_tensorboard(self, work):
+        "What is done for TensorBoard ends no training"
+        try: work()
+        except OSError as error:
+            self.writer = None
+            self.say(f"{self.path.parent / 'tensorboard'}: cannot be written ({error.strerror}); the training goes on without TensorBoard, and log.jsonl has the same numbers")
+
+    def write_line(self, line): self.bar.write(line) if not self.bar.disable else print(line)
 
     def close(self):
         self.bar.close()
-        if self.writer: self.writer.close()
+        if self.writer: self.with_tensorboard(self.writer.close)
 
 
 def gates(unet): return torch.stack([layer.gate.detach().abs().mean() for layer in temporal_modules(unet).values()]).mean().item()
@@ -567,7 +650,7 @@ class Run:
     def __init__(self, core, loader, held_out, stage, folder, log, say, processes):
         self.core, self.loader, self.held_out, self.stage, self.folder, self.log, self.say = core, loader, held_out, stage, Path(folder), log, say
         self.main, self.saved, self.skipped, self.times = core.rank == 0, core.step, set(), []
-        self.processes, self.found_bad, self.asked = processes, set(), []
+        self.processes, self.found_bad, self.left_out, self.asked = processes, set(), set(), []
 
     def clip_path(self, number): return self.loader.folder / "clips" / f"{self.loader.clips[number]['clip']}.npz"
 
@@ -611,9 +694,14 @@ class Run:
         if not self.main or not ((self.held_out and due(config.eval_every)) or (self.stage and due(config.preview_every))): return
         core.learn.forget()  # films and held-out clips need the room
         with core.average.applied():
-            if self.held_out and due(config.eval_every): self.log("held_out", core.step, loss=held_out_loss(core, self.held_out))
+            if self.held_out and due(config.eval_every): self.log("held_out", core.step, loss=held_out_loss(core, self.held_out, found=self.bad_held_out))
             if self.stage and due(config.preview_every): self.preview()
         if core.device.type == "cuda": torch.cuda.empty_cache()
+
+    def bad_held_out(self, number):
+        path = self.held_out.folder / "clips" / f"{self.held_out.clips[number]['clip']}.npz"
+        if path not in self.left_out: self.say(f"{path}: a held-out clip with numbers that are none, and is left out of the held-out loss; delete it and run `tav prepare` again")
+        self.left_out.add(path)
 
     def preview(self):
         try: frames = preview(self.core, self.stage)
@@ -686,21 +774,11 @@ def accelerator_for(device):
     return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
-def began_with(run):
-    "The settings of a run that is there"
-    path = Path(run) / "run.json"
-    if not path.exists(): raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
-    try: return merge(TrainConfig(), json.loads(path.read_text())["config"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError): raise TrainError(f"{path}: cannot be read; a new run needs another folder") from None
-
-
 def settled(run, config, resume):
     "The settings of a run that begins, or that goes on: those that it began with, and of `config` those that may change"
     if not resume: return check_whole(config)
-    began = began_with(run)
-    config = config or began
-    for name in differences(began, config):
-        if name not in FREE: raise ConfigError(f"{name} was {getattr(began, name)!r} when this run began and cannot become {getattr(config, name)!r}; leave it out, or begin another run")
+    if config is None: return check_whole(resumed(run, {}))
+    check_changes(run, read_run(run)[1], config)
     return check_whole(config)
 
 
@@ -708,9 +786,9 @@ def write_run(run, config, loader, world, need):
     "run.json and config.toml, what a run is; or, if they are there, a check that it still is the same. Raises `TrainError`"
     path, ours = Path(run) / "run.json", dict(clips=loader.plan.identity, micro_steps=config.accumulation * world)
     if path.exists():
-        began = json.loads(path.read_text())
-        if began["clips"] != ours["clips"]: raise TrainError(f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it began with")
-        if began["micro_steps"] != ours["micro_steps"]: raise TrainError(f"{run}: had {began['micro_steps']} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or use as many processes as before")
+        began, _ = read_run(run)
+        if began.clips != ours["clips"]: raise TrainError(f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it began with")
+        if began.micro_steps != ours["micro_steps"]: raise TrainError(f"{run}: had {began.micro_steps} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or use as many processes as before")
     write_whole(path, json.dumps(dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1))
     write_whole(Path(run) / "config.toml", write_toml(config))
 
@@ -787,8 +865,8 @@ def go(core, pipe, loader, held_out, run, resume, say, on_event, processes, bar)
         else: say("no checkpoint was written yet: from the beginning")
     stage = Stage(pipe, core, loader.clips, config.preview_prompt or first_caption(loader)) if main and config.preview_every else None
     pipe.text_encoder = pipe.text_encoder_2 = None
-    log = Log(run, config, core.step, on_event, quiet=not bar) if main else SimpleNamespace(close=lambda: None, say=print)
-    part = Run(core, loader, held_out, stage, run, log, log.say if main and say is print else say, processes)
+    log = Log(run, config, core.step, on_event, not bar, None if say is print else say) if main else SimpleNamespace(close=lambda: None)
+    part = Run(core, loader, held_out, stage, run, log, log.say if main else say, processes)
     with polite_stop() as asked:
         try:
             if len({one["step"] for one in processes.agree(step=core.step)}) > 1: raise TrainError(f"{run}: the processes see different checkpoints; all of them need the same folder")

@@ -4,11 +4,12 @@ from contextlib import nullcontext
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from tav_nb.checkpoint import Average, CheckpointError, checkpoints, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
+from tav_nb.checkpoint import Average, CheckpointError, check_checkpoint, check_moments, check_tensors, checkpoints, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint, seal
 from tav_nb.files import ASIDE, hidden_name
 from unittest.mock import patch
 import errno
 import importlib.util
+import json
 import pytest
 import resource
 import tempfile
@@ -59,6 +60,36 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
         except CheckpointError as error: assert "no other is whole" in str(error)
         else: raise AssertionError("a damaged checkpoint was used")
     assert find_checkpoint(folder) == (None, None)
+
+# %% ../nbs/25_checkpoint.ipynb #c25a0002
+def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_one_line_that_names_the_file():
+    def refused(work):
+        try: work()
+        except CheckpointError as error:
+            assert "\n" not in str(error), error
+            return str(error)
+        raise AssertionError("nobody complained")
+
+    with tempfile.TemporaryDirectory() as folder:
+        three(folder)
+        newest = checkpoints(folder)[0]
+        sealed = json.loads((newest / "state.json").read_text())
+        outside = seal(sealed["state"], {"../../state.json": "0" * 64})
+        for content in ("[" * 100_000, json.dumps(list(sealed)), json.dumps({**sealed, "state": None}), json.dumps({**sealed, "files": []}), json.dumps({**sealed, "files": {"weights.safetensors": 1}}), json.dumps({**sealed, "checksum": None}), json.dumps(outside), "\xff"):
+            (newest / "state.json").write_text(content, encoding="latin1")
+            assert "state.json" in refused(lambda: check_checkpoint(newest)), content[:80]
+            assert find_checkpoint(folder, lambda line: None)[1]["step"] == 20
+        path, weight = Path(folder, "x.safetensors"), torch.zeros(2, 3)
+        shapes = {"a|step": torch.zeros(()), "a|exp_avg": weight, "a|exp_avg_sq": weight.clone()}
+        save_file(shapes, path)
+        assert check_moments(path, ["a"], [weight]).keys() == shapes.keys()
+        save_file({}, path)
+        assert check_moments(path, ["a"], [weight]) == {}
+        for changes, said in (({"a|exp_avg": None}, "misses 1 tensors such as a|exp_avg"), ({"b": weight[:1].clone()}, "has unknown 1 tensors such as b"), ({"a|exp_avg": weight[0].clone()}, "a|exp_avg has shape (3,), but (2, 3)"), ({"a|exp_avg_sq": weight / 0}, "a|exp_avg_sq is not finite")):
+            save_file({name: tensor for name, tensor in {**shapes, **changes}.items() if tensor is not None}, path)
+            assert (line := refused(lambda: check_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, line
+        path.write_bytes(path.read_bytes()[:50])
+        assert "cannot be read" in refused(lambda: check_tensors(path, {}))
 
 # %% ../nbs/25_checkpoint.ipynb #a6f5d0c8
 def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
@@ -177,3 +208,15 @@ def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth
     for average in averages: torch.testing.assert_close(average.tensors[0], torch.full((3,), 0.9**20), rtol=1e-4, atol=1e-6)
     with averages[0].applied(): assert torch.equal(weight, averages[0].tensors[0]) and weight[0] > 0
     assert torch.equal(weight, torch.zeros(3))
+
+# %% ../nbs/25_checkpoint.ipynb #c25a0001
+@pytest.mark.cuda
+def test_on_a_gpu_the_average_is_mixed_beside_the_training_and_has_the_same_bits():
+    parameters = [torch.nn.Parameter(torch.randn(1000, 1000, device="cuda", generator=torch.Generator("cuda").manual_seed(i))) for i in range(8)]
+    average, means = Average(parameters, 0.9), [parameter.detach().cpu() for parameter in parameters]
+    for step in range(1, 20):
+        average.before_update()
+        for parameter in parameters: parameter.data.add_(0.01 * step)
+        average.update()
+        for mean, parameter in zip(means, parameters): mean.lerp_(parameter.detach().cpu(), 1 - min(0.9, (1 + step) / (10 + step)))
+    assert all(torch.equal(a, b) for a, b in zip(average.tensors, means, strict=True)) and average.mixing is None

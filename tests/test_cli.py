@@ -612,7 +612,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
     changed = read("--config", "toon-cpu", "--lr", "2e-3", "--lengths", "8,4", "--adam8bit", "true", "--noise-strength", "none", "--adapter", "run")
     assert changed == replace(read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), adam8bit=True, noise_strength=None, adapter="run")
     with tempfile.TemporaryDirectory() as folder:
-        Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed))))
+        Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed), clips="0" * 12, micro_steps=8)))
         again = train_settings(make_parser().parse_args(["train", "cache", folder, "--resume", "--steps", "7"]))
         assert again == replace(changed, steps=7)
 

@@ -2,7 +2,9 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from tav_nb.config import ConfigError, FREE, TYPES, TrainConfig, check, check_whole, differences, merge, nearest, parse, presets, read_config, write_toml
+from tav_nb.config import ConfigError, FREE, TYPES, TrainConfig, check, check_whole, differences, merge, nearest, parse, presets, read_config, read_run, resumed, write_toml
+import json
+import math
 import re
 import tempfile
 
@@ -61,6 +63,43 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
                            ("gamma = nan", "gamma must be"), ("lr = 1 2", "no TOML"), ("zeros = 0.6\nempty = 0.6", "together"), ("adam8bit = true\nadam_offload = true", "--adam8bit false"), ("lengths = [32]", "max_frames is 24"), ("model = 3", "a text"), ("adapter = '?'", "--adapter")):
         assert expected in refusal(lambda: read_text(text)), (text, refusal(lambda: read_text(text)))
     assert "did you mean toon-cpu?" in refusal(lambda: read_config("toon_cpu")) and "there are" in refusal(lambda: read_config("xyz"))
+
+# %% ../nbs/23_config.ipynb #c23a0004
+def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one_line():
+    for name in TYPES:
+        if TYPES[name] in (int, float, float | None, tuple[int, ...]):
+            for wild in (10**12, 10**30, -1, -10**30, math.inf, -math.inf, math.nan, 1e300, 10**400, int("7" * 4000)):
+                value = [8, wild] if TYPES[name] == tuple[int, ...] else wild
+                said = refusal(lambda: check(name, value))
+                assert said.startswith(f"{name} must be ") and len(said) < 300, said
+            for text in ("1e999", "9" * 5000, "-1", "nan"): assert name in refusal(lambda: check(name, parse(name, text))), (name, text)
+    for text in ("steps = 1000000000000000000000000000000", "lr = 1" + "0" * 400, "lr = 1" + "0" * 5000, "steps = 0x" + "f" * 5000, "lengths = " + "[" * 5000 + "]" * 5000, "# " + "x" * 2**20, '"' + "n" * 5000 + '" = 1'):
+        said = refusal(lambda: read_text(text))
+        assert "mine.toml: " in said and len(said) < 400, said
+    with tempfile.TemporaryDirectory() as folder: assert f"--model-config {folder}" in refusal(lambda: read_config(folder))
+    assert "no such file" in refusal(lambda: read_config("/dev/zero"))
+
+# %% ../nbs/23_config.ipynb #c23a0003
+def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_leads_to_the_hub():
+    def run_file(text):
+        Path(place, "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return place
+
+    entire = dict(config=asdict(TrainConfig(model="somebody/sdxl")), clips="0" * 12, micro_steps=8, estimated_gib=1.0, version="0")
+    with tempfile.TemporaryDirectory() as place:
+        assert "holds no run" in refusal(lambda: read_run(place))
+        damaged = [b"", b"{", b"\xff\xfe", "[" * 100_000, "[]", "null", json.dumps({**entire, "config": []}), json.dumps({**entire, "micro_steps": "8"}), json.dumps({**entire, "micro_steps": 0}), json.dumps({**entire, "clips": None}),
+                   json.dumps({"config": {}}), json.dumps({**entire, "config": {"lr": "fast"}}), json.dumps({**entire, "config": {"batch_size": 10**30}}), json.dumps({**entire, "config": {"teacher": 1}})]
+        for text in damaged:
+            said = refusal(lambda: read_run(run_file(text)))
+            assert said.startswith(f"{place}/run.json: "), said
+        assert read_run(run_file(json.dumps(entire)))[1] == TrainConfig(model="somebody/sdxl")
+        assert "--resume --model somebody/sdxl goes on" in refusal(lambda: resumed(place, {"steps": 5}))
+        assert resumed(place, {"model": "somebody/sdxl", "steps": 5}) == TrainConfig(model="somebody/sdxl", steps=5)
+        said = refusal(lambda: resumed(place, {"model": "somebody/sdxl", "lr": 0.5}))
+        assert f"--config {place}/config.toml --adapter {place} --lr 0.5." in said and "workers" in said and "lr was 0.0001 when" in said, said
+        run_file(json.dumps({**entire, "config": {}}))
+        assert resumed(place, {}) == TrainConfig(), "settings that were not there when a run began are what they were then"
 
 # %% ../nbs/23_config.ipynb #7f07cfa0
 def test_words_of_the_command_line_mean_what_the_file_means():

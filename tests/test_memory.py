@@ -9,6 +9,8 @@ from tav_nb.moments import PIECE
 from tav_nb.unet import add_temporal, train_only_temporal
 from unittest.mock import patch
 import pytest
+import subprocess
+import sys
 import torch
 import torch.nn.functional as F
 
@@ -83,6 +85,42 @@ def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out
         config = TrainConfig(batch_size=1, accumulation=1, checkpointing=kind, cuda_graphs=False)
         need, real = measure(config, num_frames, 64, 64, torch.float32), really(config, num_frames, 64)
         assert abs((need.total - need.moments) / real - 1) < 0.07, (kind, need.total - need.moments, real)
+
+# %% ../nbs/12_a100.ipynb #c12a0002
+@pytest.mark.slow
+def test_on_a_cpu_a_training_takes_what_the_estimate_says_or_at_most_a_quarter_less():
+    program = """
+import os, sys, threading, time, psutil, torch
+torch.set_num_threads(1)
+from tav_nb.memory import UNet2DConditionModel, inputs, measure, set_checkpointing
+from tav_nb.config import TrainConfig
+from tav_nb.models import EMBEDDED
+from tav_nb.unet import add_temporal, train_only_temporal
+batch, side, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+config = TrainConfig(batch_size=batch, checkpointing=kind)
+need = measure(config, 8, side, side, torch.float32, None, True)
+me, peak = psutil.Process(), [0]
+before = me.memory_info().rss
+def watch():
+    while True:
+        peak[0] = max(peak[0], me.memory_info().rss)
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"))
+parameters = train_only_temporal(add_temporal(unet, 24))
+set_checkpointing(unet, kind)
+optimizer, average = torch.optim.AdamW(parameters), [p.detach().clone() for p in parameters]
+args, kwargs = inputs(unet, batch, 8, side, side)
+real = lambda x: torch.zeros_like(x, device="cpu")
+kwargs |= dict(encoder_hidden_states=real(kwargs["encoder_hidden_states"]), added_cond_kwargs={k: real(v) for k, v in kwargs["added_cond_kwargs"].items()})
+for _ in range(3):
+    unet(*map(real, args), **kwargs).sample.float().square().mean().backward()
+    optimizer.step(), optimizer.zero_grad(set_to_none=False)
+print((peak[0] - before) / need.total)
+"""
+    for batch, side, kind in ((8, 128, "blocks"), (2, 128, "none")):
+        done = subprocess.run([sys.executable, "-c", program, str(batch), str(side), kind], capture_output=True, text=True, timeout=600)
+        assert 0.75 < float(done.stdout) < 1.02, (batch, side, kind, done)
 
 # %% ../nbs/12_a100.ipynb #4d3d88cc
 @pytest.mark.slow

@@ -33,6 +33,22 @@ def test_moments_on_a_visit_change_no_bit_of_a_training():
     with patch.dict(leave.__globals__, waiting_room=room): trained(lambda groups: VisitingAdamW(groups))
     assert len(rooms) == 2 * 12, "both moments of all twelve tensors wait outside"
 
+# %% ../nbs/35_moments.ipynb #c35a0001
+def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks_are_called_once_whatever_the_pieces():
+    for make in (lambda groups: torch.optim.AdamW(groups, fused=True), lambda groups: VisitingAdamW(groups, piece=1)):
+        optimizer, calls, ends = trained(make, updates=2)[1], [], []
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.register_step_pre_hook(lambda *args: calls.append("before"))
+        optimizer.register_step_post_hook(lambda *args: calls.append("after"))
+        def closure():
+            calls.append("closure")
+            optimizer.zero_grad()
+            loss = sum(p.square().sum() for p in parameters)
+            loss.backward()
+            return loss
+        with torch.no_grad(): loss = optimizer.step(closure)
+        assert calls == ["before", "closure", "after"] and loss.item() > 0 and optimizer.step() is None, calls
+
 # %% ../nbs/35_moments.ipynb #9538c5e7
 def test_a_piece_is_as_large_as_asked_and_no_parameter_is_forgotten():
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (100, 300, 50, 1000, 7)]

@@ -37,6 +37,16 @@ def test_every_word_of_the_world_is_one_token_and_any_printable_sign_can_be_spel
     assert all(''.join(t.removesuffix('</w>') for t in tokenizer.tokenize(sign)) == sign.lower() for sign in signs), 'a sign is lost'
     assert tokenizer.unk_token_id not in tokenizer('zebra 42 %', add_special_tokens=False).input_ids
 
+# %% ../nbs/16_tiny.ipynb #c16a0001
+def test_a_pipeline_comes_from_its_seed_and_the_random_numbers_of_the_caller_stay_as_they_are():
+    torch.manual_seed(5)
+    before, expected = torch.get_rng_state(), torch.rand(3)
+    torch.set_rng_state(before)
+    one, two, other = make_pipeline(1), make_pipeline(1), make_pipeline(2)
+    assert torch.equal(torch.rand(3), expected)
+    first = lambda pipe: next(pipe.unet.parameters())
+    assert torch.equal(first(one), first(two)) and not torch.equal(first(one), first(other))
+
 # %% ../nbs/16_tiny.ipynb #a2503535
 def test_muon_gets_the_matrices_and_adam_all_the_rest():
     unet = add_temporal(make_unet())

@@ -4,16 +4,16 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from pyarrow import parquet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tav_nb.adapter import EMBEDDED_ADAPTER, FILE_NAME, read_metadata
-from tav_nb.checkpoint import CheckpointError, find_checkpoint, optimizer_tensors, save_checkpoint
-from tav_nb.config import TrainConfig
+from tav_nb.checkpoint import CheckpointError, checksum, find_checkpoint, optimizer_tensors, save_checkpoint, seal
+from tav_nb.config import TrainConfig, check, read_config
 from tav_nb.encode import fingerprint
 from tav_nb.graphs import EACH, MOST, Unrecordable
 from tav_nb.loader import ClipLoader
 from tav_nb.memory import Need, set_checkpointing
 from tav_nb.models import EMBEDDED, load_pipeline
-from tav_nb.trainer import AgreedError, Core, Processes, batch_sizes, build, check_memory, clip_losses, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
+from tav_nb.trainer import AgreedError, Core, Log, Processes, batch_sizes, build, check_memory, clip_losses, held_out_split, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
 from tav_nb.video import VideoError
 from types import SimpleNamespace
@@ -109,10 +109,10 @@ def gradients(config, **kwargs):
 HERE, LOAD, PARTS = sys.modules[train.__module__], load_pipeline, {}
 
 
-def quick_pipeline(model, device="cpu", dtype=torch.float32):
+def quick_pipeline(model, device="cpu", dtype=torch.float32, config=None):
     "`load_pipeline`, which loads encoders and VAE only once"
-    if dtype not in PARTS: PARTS[dtype] = {name: part for name, part in LOAD(model, device, dtype).components.items() if name not in ("unet", "scheduler") and part is not None}
-    return LOAD(model, device, dtype, **PARTS[dtype])
+    if dtype not in PARTS: PARTS[dtype] = {name: part for name, part in LOAD(model, device, dtype, config).components.items() if name not in ("unet", "scheduler") and part is not None}
+    return LOAD(model, device, dtype, config, **PARTS[dtype])
 
 
 def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
@@ -171,10 +171,10 @@ def at(step, where, what):
     return changed
 
 
-def quick_pipeline(model, device, dtype):
+def quick_pipeline(model, device, dtype, config):
     "`load_pipeline`, which loads encoders and VAE only once"
-    if not parts: parts.update({name: part for name, part in load(model, device, dtype).components.items() if name not in ("unet", "scheduler") and part is not None})
-    return load(model, device, dtype, **parts)
+    if not parts: parts.update({name: part for name, part in load(model, device, dtype, config).components.items() if name not in ("unet", "scheduler") and part is not None})
+    return load(model, device, dtype, config, **parts)
 
 
 def out_of_memory(): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -375,6 +375,32 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
         logs = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "gib")} for line in Path(place, run, "log.jsonl").read_text().splitlines()] for run in ("whole", "dead")]
         assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, 9))
 
+# %% ../nbs/24_trainer.ipynb #b51c0007
+def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_checkpoint_with_other_numbers_is_not_gone_on_with():
+    with tempfile.TemporaryDirectory() as place:
+        before = torch.random.get_rng_state()
+        core, _ = run_small(f"{place}/run", replace(SMALL, workers=1))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        newest = find_checkpoint(f"{place}/run")[0]
+        entire = {file.name: load_file(file) for file in newest.glob("*.safetensors")}
+        def damaged(name, **changes):
+            save_file(entire[name] | changes, newest / name)
+            files = {file: checksum(newest / file) for file in entire}
+            (newest / "state.json").write_text(json.dumps(seal(dict(step=8, lost=0, averaged=8, scaler={}), files)))
+            found, lines = small_core(), []
+            assert restore(found, f"{place}/run", lines.append) and found.step == 4 and len(lines) == 1, lines
+            save_file(entire[name], newest / name)
+            return lines[0]
+        first = core.names[0]
+        assert f"weights.safetensors: {first} is not finite; going on from step 4" in damaged("weights.safetensors", **{first: entire["weights.safetensors"][first] * torch.nan})
+        assert f"{FILE_NAME}: {first} has shape (1,)" in damaged(FILE_NAME, **{first: torch.zeros(1)})
+        assert "optimizer.safetensors: has unknown 1 tensors such as other" in damaged("optimizer.safetensors", other=torch.zeros(1))
+        files = {file: checksum(newest / file) for file in entire}
+        for state in ({}, dict(step=8, lost=0, averaged="8", scaler={}), dict(step=-1, lost=0, averaged=8, scaler={})):
+            (newest / "state.json").write_text(json.dumps(seal(state, files)))
+            lines = []
+            assert restore(small_core(), f"{place}/run", lines.append) and "state.json" in lines[0], lines
+
 # %% ../nbs/24_trainer.ipynb #2dd1024a
 def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_inside():
     class Death(BaseException): pass
@@ -492,6 +518,7 @@ def test_a_run_is_only_gone_on_with_as_it_began():
             ("other files", lambda: run_small(place, short)),
             ("with other clips", lambda: run_small(run, None, noise_cache(f"{place}/cache", [(8, 64, 64)] * 2, MICRO), True)),
         ): assert said in refusal(work), refusal(work)
+        assert run_small(f"{place}/other", replace(read_config(f"{run}/config.toml"), adapter=run, lr=1e-2))[0].step == 1, "what the refusal advises"
         core, _ = run_small(run, replace(short, steps=2, workers=1), resume=True)
         assert core.step == 2 and not Path(f"{place}/new").exists()
 
@@ -500,12 +527,16 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
     with tempfile.TemporaryDirectory() as place:
         other = json.loads(Path(CACHE, "cache.json").read_text())
         other["model"]["vae"] = "another"
+        one_file = f"{place}/anime.safetensors"
+        save_file({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, one_file)
         foreign = shutil.copytree(CACHE, f"{place}/foreign")
         Path(foreign, "cache.json").write_text(json.dumps(other))
         for said, config, cache in (
             ("differs in vae", SMALL, foreign), ("made for 64 px, but resolution is 768", replace(SMALL, resolution=768), CACHE), ("no cache", SMALL, place),
             ("has 32 frames", replace(SMALL, lengths=(32,), max_frames=32), CACHE), ("leaves none to train on", replace(SMALL, held_out=10), CACHE), ("made for another base", replace(SMALL, adapter=str(EMBEDDED_ADAPTER)), CACHE),
             ("no such file", replace(SMALL, adapter="/no/such"), CACHE), ("but there are 0.0: ", replace(SMALL, memory_limit=1e-3), CACHE), ("has to be given", replace(SMALL, adapter="?"), CACHE), ("num_heads=7 does not divide dim=16", replace(SMALL, num_heads=7), CACHE),
+            ("--model-config", replace(SMALL, model=one_file), CACHE), ("anime.safetensors: cannot be loaded", replace(SMALL, model=one_file, model_config=MICRO), CACHE),
+            ("a learned table of positions ends after 8; --preview-frames 8", replace(SMALL, positions="learned", preview_every=1, preview_frames=9), CACHE),
             *([] if find_spec("torchao") else [("tav_nb[adam8bit]", replace(SMALL, adam8bit=True), CACHE)]),
         ):
             message = refusal(lambda: run_small(f"{place}/run", config, cache))
@@ -524,6 +555,30 @@ def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_na
         assert "all of its 3 clips" in refusal(lambda: run_small(f"{place}/none", replace(config, bad_clips="skip"), worst))
         assert core.step == 3 and sum("film1" in line and "skipped" in line for line in lines) == 1
         assert all(tensor.isfinite().all() for tensor in state_of(f"{place}/skip")[0].values())
+
+# %% ../nbs/24_trainer.ipynb #b51c0005
+def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_captions_of_another_width_are_refused():
+    with tempfile.TemporaryDirectory() as place:
+        bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 4, MICRO, bad=(0, 1, 2, 3))
+        for path in sorted(Path(bad, "clips").glob("*.npz")):
+            arrays = dict(np.load(path))
+            arrays["latents"] = np.nan_to_num(arrays["latents"])
+            np.savez(path, **arrays)
+        config = replace(SMALL, lengths=(8,), steps=2, held_out=2, eval_every=1)
+        away = {row["clip"] for row in held_out_split(ClipLoader(bad, 1, (8,), 0), 2, 0).clips}
+        path = Path(bad, "clips", f"{min(away)}.npz")
+        arrays = dict(np.load(path))
+        np.savez(path, **{**arrays, "pooled_embeds": arrays["pooled_embeds"] * np.float16(np.inf)})
+        events = []
+        core, lines = run_small(f"{place}/run", config, bad, on_event=events.append)
+        assert sum(f"{path}: a held-out clip with numbers that are none" in line for line in lines) == 1 and all(math.isfinite(event["loss"]) for event in events if event["kind"] == "held_out"), lines
+        for changes, said in (({"text_embeds": np.zeros((77, 64), np.float16)}, "text_embeds"), ({"pooled_embeds": np.zeros(3, np.float16)}, "pooled_embeds")):
+            np.savez(path, **{**arrays, **changes})
+            message = refusal(lambda: run_small(f"{place}/wide", replace(config, held_out=0), bad))
+            assert str(path) in message and said in message, message
+            shutil.rmtree(f"{place}/wide")
+        np.savez(f"{bad}/_empty.npz", text_embeds=np.zeros((77, 64), np.float16), pooled_embeds=np.zeros(64, np.float16))
+        assert "_empty.npz: text_embeds has the shape (77, 64), but this base reads 128" in refusal(lambda: run_small(f"{place}/wide", config, bad)) and not Path(f"{place}/wide").exists()
 
 # %% ../nbs/24_trainer.ipynb #8276d811
 def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
@@ -548,6 +603,29 @@ def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_ru
         core, lines = run_small(f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2))
         assert core.step == 2 and sum("without this preview" in line for line in lines) == 2, lines
         assert not Path(f"{place}/run/log.jsonl").read_text() and find_checkpoint(f"{place}/run")[1]["step"] == 2
+
+# %% ../nbs/24_trainer.ipynb #b51c0006
+def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tensorboard_but_no_training():
+    with tempfile.TemporaryDirectory() as place:
+        log, lines = Path(place, "log.jsonl"), []
+        good = [json.dumps(dict(kind="train", step=step, loss=math.nan if step == 2 else 1.0)) for step in range(1, 5)]
+        log.write_bytes("\n".join([*good[:2], '{"kind": "train"}', "[" * 10_000, '{"kind": "train", "step": "3"}', "\xff", *good[2:], '{"kind": "tr']).encode("latin1"))
+        Log(place, SMALL, 3, say=lines.append, quiet=True).close()
+        assert log.read_text().splitlines() == good[:3] and [re.search(r"line (\d+)", line)[1] for line in lines] == ["3", "4", "5", "6"], lines
+        lines.clear()
+        writer = Log(place, replace(SMALL, tensorboard=True), 3, say=lines.append, quiet=True)
+        writer("train", 4, loss=0.5)
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        seen = EventAccumulator(f"{place}/tensorboard").Reload().Scalars("train/loss")
+        assert [(one.step, one.value) for one in seen] == [(4, 0.5)] and not lines
+        if Path("/dev/full").exists():
+            writer.writer.records._writer = open("/dev/full", "wb", buffering=0)
+            for step in (5, 6): writer("train", step, loss=0.5)
+            assert len(lines) == 1 and "No space left on device" in lines[0] and "without TensorBoard" in lines[0], lines
+            assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+        writer.close()
+        core, lines = run_small(f"{place}/run", replace(SMALL, steps=1, tensorboard=True, accumulation=1))
+        assert EventAccumulator(f"{place}/run/tensorboard").Reload().Scalars("train/loss")[0].step == 1
 
 # %% ../nbs/24_trainer.ipynb #f6cc7bf9
 def test_too_many_overflows_stop_the_run_and_the_last_good_checkpoint_stays():
@@ -587,6 +665,13 @@ def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_
     kinds = len(batch_sizes(replace(SMALL, lengths=(4, 8)), wide))
     assert kinds > MOST and [f"{kinds} kinds of batches" in line for line in lines] == [False, True, False, False], lines
     assert f"of {1024 - 2 * EACH / 2**30:.1f} GiB" in lines[0] and f"of {1024 - MOST * EACH / 2**30:.1f} GiB" in lines[2] and "of 1024.0 GiB" in lines[3], lines
+
+# %% ../nbs/24_trainer.ipynb #b51c0008
+def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu():
+    for changes in (dict(batch_size=100_000), dict(batch_size=20_000, checkpointing="none")):
+        message = refusal(lambda: train(replace(SMALL, **changes), CACHE, "/no/such/folder", device="cpu", say=lambda line: None, dry_run=True))
+        assert re.search(r" need [\d.]+ GiB, but there are ", message), message
+    assert "workers must be at least 0 and at most 256" in refusal(lambda: check("workers", 10**12))
 
 # %% ../nbs/24_trainer.ipynb #353d76f8
 def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run_goes_on():
