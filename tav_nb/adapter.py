@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTURE', 'Count', 'Amount', 'Word', 'Checksum',
            'KNOWN', 'FLOATS', 'base_fingerprint', 'describe_base', 'AdapterError', 'adapter_path', 'sort_header',
-           'write_safetensors', 'checksum', 'adapter_tensors', 'save_adapter', 'parse_value', 'parse_header',
+           'write_safetensors', 'parse_value', 'parse_header', 'checksum', 'adapter_tensors', 'save_adapter',
            'refuse_file', 'open_adapter', 'read_tensors', 'find_adapter', 'read_metadata', 'expected_shapes',
            'check_fit', 'load_adapter']
 
@@ -95,6 +95,42 @@ def write_safetensors(
         if metadata:
             sort_header(part)
 
+# %% ../nbs/03_adapter.ipynb #4f3745aa
+STRUCTURE = ("max_frames", "positions", "num_heads", "zero")  # what `add_temporal` has to be told
+Count = Annotated[int, Meta(ge=1, le=2**16)]
+Amount = Annotated[float, Meta(ge=0, le=10**6)]
+Word = Annotated[str, Meta(max_length=1000)]
+Checksum = dict[Literal["sha256", "covers"], Word | list[Word]]
+KNOWN = dict(format=Word, format_version=Count, base=Word, base_blocks=Word, checksum=Checksum)  # types of what has a meaning
+KNOWN |= dict(max_frames=Count, positions=Literal["sinusoidal", "learned"], num_heads=Count | None, zero=Literal["proj", "gate"])
+KNOWN |= dict(noise=Word | None, noise_strength=Amount | None, prediction_type=Word | None, fps=Amount | None, num_frames=Count | None)
+KNOWN |= dict(resolution=tuple[Count, Count] | None)
+KNOWN |= dict.fromkeys(("guidance_scale", "guidance_min_sigma", "temporal_guidance"), Amount | None)
+
+
+def parse_value(name, text, path):
+    "One string of the metadata as a Python value; a string of another program, which need not be JSON, as it is"
+    try:
+        value = parse_json(text, KNOWN.get(name, Any), f"{path}: its {printable(name)[:60]}", allow_nan=name not in KNOWN)
+    except SchemaError as error:
+        if name not in KNOWN:
+            return text
+        raise AdapterError(str(error)) from None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def parse_header(header, path):
+    "The metadata as Python values, once it is known to be ours and of a version that can be read"
+    if header.get("format") != json.dumps(FORMAT):
+        raise AdapterError(f"{path}: a safetensors file, but no temporal adapter; save_adapter writes those")
+    metadata = {name: parse_value(name, header[name], path) for name in sorted(header)}
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise AdapterError(f"{path}: format version {metadata.get('format_version')}, but this tav_nb reads {FORMAT_VERSION}")
+    if missing := [name for name in ("base", "base_blocks", *STRUCTURE) if name not in metadata]:
+        raise AdapterError(f"{path}: its metadata does not say {', '.join(missing)}; save_adapter writes it")
+    metadata.pop("checksum", None)  # of this file and no other
+    return metadata
+
 # %% ../nbs/03_adapter.ipynb #636a93a8
 def checksum(tensors: dict, header: dict) -> str:
     "SHA-256 of strings and tensors: names, types, shapes and contents"
@@ -150,42 +186,6 @@ def save_adapter(unet, path, dtype=None, **metadata):
     except OSError as error:
         raise AdapterError(f"{path}: cannot be written ({error})") from None
     return path
-
-# %% ../nbs/03_adapter.ipynb #4f3745aa
-STRUCTURE = ("max_frames", "positions", "num_heads", "zero")  # what `add_temporal` has to be told
-Count = Annotated[int, Meta(ge=1, le=2**16)]
-Amount = Annotated[float, Meta(ge=0, le=10**6)]
-Word = Annotated[str, Meta(max_length=1000)]
-Checksum = dict[Literal["sha256", "covers"], Word | list[Word]]
-KNOWN = dict(format=Word, format_version=Count, base=Word, base_blocks=Word, checksum=Checksum)  # types of what has a meaning
-KNOWN |= dict(max_frames=Count, positions=Literal["sinusoidal", "learned"], num_heads=Count | None, zero=Literal["proj", "gate"])
-KNOWN |= dict(noise=Word | None, noise_strength=Amount | None, prediction_type=Word | None, fps=Amount | None, num_frames=Count | None)
-KNOWN |= dict(resolution=tuple[Count, Count] | None)
-KNOWN |= dict.fromkeys(("guidance_scale", "guidance_min_sigma", "temporal_guidance"), Amount | None)
-
-
-def parse_value(name, text, path):
-    "One string of the metadata as a Python value; a string of another program, which need not be JSON, as it is"
-    try:
-        value = parse_json(text, KNOWN.get(name, Any), f"{path}: its {printable(name)[:60]}", allow_nan=name not in KNOWN)
-    except SchemaError as error:
-        if name not in KNOWN:
-            return text
-        raise AdapterError(str(error)) from None
-    return list(value) if isinstance(value, tuple) else value
-
-
-def parse_header(header, path):
-    "The metadata as Python values, once it is known to be ours and of a version that can be read"
-    if header.get("format") != json.dumps(FORMAT):
-        raise AdapterError(f"{path}: a safetensors file, but no temporal adapter; save_adapter writes those")
-    metadata = {name: parse_value(name, header[name], path) for name in sorted(header)}
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise AdapterError(f"{path}: format version {metadata.get('format_version')}, but this tav_nb reads {FORMAT_VERSION}")
-    if missing := [name for name in ("base", "base_blocks", *STRUCTURE) if name not in metadata]:
-        raise AdapterError(f"{path}: its metadata does not say {', '.join(missing)}; save_adapter writes it")
-    metadata.pop("checksum", None)  # of this file and no other
-    return metadata
 
 # %% ../nbs/03_adapter.ipynb #8eff62ee
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what weights are kept in

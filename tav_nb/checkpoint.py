@@ -135,6 +135,10 @@ def check_folder(run, resume):
 def claim(run, resume=False):
     "Inside the `with`, the folder `run` is ours. Raises `CheckpointError` if it holds another run, or with `resume` if it holds none, or if that is still going"
     run = Path(run)
+    with suppress(OSError):  # what killed processes left unfinished
+        for folder in (run, run / "checkpoints", run / "previews"):
+            if folder.is_dir():
+                sweep(folder)
     check_folder(run, resume)
     try:
         run.mkdir(parents=True, exist_ok=True)

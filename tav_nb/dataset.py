@@ -62,7 +62,9 @@ def read_clip(path, row=None) -> dict:
 def intact(path, row) -> bool:
     "Is this file the clip of a row, to the last byte? Reads all of it: a millisecond for a megabyte."
     clip = read_clip(path, row)
-    return bool(clip) and clip["meta"].get("cache_key") == row["cache_key"] and is_whole(path, read_arrays(path))
+    if clip.keys() != {*NEEDED, "scaling_factor", "meta"}:
+        return False
+    return clip["meta"].get("cache_key") == row["cache_key"] and is_whole(path, read_arrays(path))
 
 # %% ../nbs/18_dataset.ipynb #9178286f
 VALUES = {"string": str, "int32": Annotated[int, Meta(ge=-2**31, lt=2**31)], "float32": float, "float64": float, "bool": bool, "binary": str}

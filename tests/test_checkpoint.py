@@ -167,6 +167,20 @@ def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_l
         Path(f"{folder}/file").write_text("")
         assert "is a file" in refused(f"{folder}/file") and "other files" in refused(folder) and "cannot be written" in refused("/proc/no/such")
 
+# %% ../nbs/25_checkpoint.ipynb #467a101a
+def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or_goes_on():
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("", "previews"):
+            left = Path(folder) / "run" / name / hidden_name(pid=2**31 - 1)
+            left.mkdir(parents=True)
+            (left / "run.json").write_text("{")
+        (Path(folder) / "run" / "previews").rename(Path(folder) / "previews")
+        with claim(f"{folder}/run"): pass
+        (Path(folder) / "previews").rename(Path(folder) / "run" / "previews")
+        (Path(folder) / "run" / "run.json").write_text("{}")
+        with claim(f"{folder}/run", resume=True): pass
+        assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name != ".lock") == ["run", "run/previews", "run/run.json"]
+
 # %% ../nbs/25_checkpoint.ipynb #a26a4590
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
     make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True)

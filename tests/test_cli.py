@@ -99,6 +99,16 @@ def toon_film(path, seed, num_frames=16, **changes):
     if changes.get("half"): Path(path).write_bytes(Path(path).read_bytes()[:-len(Path(path).read_bytes())//2])
     Path(path).with_suffix(".txt").write_text(caption(random_scene(seed), seed))
 
+# %% ../nbs/13_cli.ipynb #c0dc603b
+def test_every_number_that_an_option_takes_has_two_ends():
+    for name, parser in make_parser().commands.choices.items():
+        for action in parser._actions:
+            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"): continue
+            for text in (str(10**30), "-" + str(10**30), "nan"):
+                try: found = action.type(text)
+                except argparse.ArgumentTypeError: continue
+                raise AssertionError(f"tav {name} {action.option_strings} takes {found}")
+
 # %% ../nbs/13_cli.ipynb #2bd991be
 def test_numbers_out_of_range_are_named():
     huge, digits = str(10**30), "9" * 5000
@@ -110,16 +120,6 @@ def test_numbers_out_of_range_are_named():
             else: raise AssertionError(f"{bad} became {found}")
     assert (at_least(1)("1"), at_least(0, float)("0.5"), side("136"), numbers(number=int)("3,5")) == (1, 0.5, 136, [3, 5])
     assert str(at_least(0, float)("-0")) == "0.0" and weighted("a:b.safetensors:0.5") == ("a:b.safetensors", 0.5) and weighted("C:x") == ("C:x", 1.0)
-
-# %% ../nbs/13_cli.ipynb #c0dc603b
-def test_every_number_that_an_option_takes_has_two_ends():
-    for name, parser in make_parser().commands.choices.items():
-        for action in parser._actions:
-            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"): continue
-            for text in (str(10**30), "-" + str(10**30), "nan"):
-                try: found = action.type(text)
-                except argparse.ArgumentTypeError: continue
-                raise AssertionError(f"tav {name} {action.option_strings} takes {found}")
 
 # %% ../nbs/13_cli.ipynb #561bfaca
 def test_a_name_that_is_taken_is_not_taken_again():

@@ -189,10 +189,13 @@ def test_whatever_is_damaged_in_a_cache_is_found_and_made_anew_and_nothing_else(
     def changed(data, place): return data[:place] + bytes([data[place] ^ 1]) + data[place + 1:]
     def not_finite(data):
         with np.load(io.BytesIO(data)) as stored: return npz_bytes({name: np.where(np.arange(stored[name].size).reshape(stored[name].shape) == 7, np.nan, stored[name]).astype(np.float16) if name == "latents" else stored[name] for name in stored.files})
+    def without(data, gone):
+        with np.load(io.BytesIO(data)) as stored:
+            return npz_bytes({name: stored[name] for name in stored.files if name != gone})
     def record_says(data, **other): return json.dumps(json.loads(data) | other).encode()
     clip_, record_ = (sorted(name for name in files if name.startswith(folder))[0] for folder in ("clips", "records"))
     rows_ = json.loads(files[record_])["rows"]
-    damages = [(clip_, files[clip_][:-50]), (clip_, changed(files[clip_], 400)), (clip_, changed(files[clip_], len(files[clip_]) - 40)), (clip_, not_finite(files[clip_])), (clip_, files["_empty.npz"]), (clip_, b""),
+    damages = [(clip_, files[clip_][:-50]), (clip_, changed(files[clip_], 400)), (clip_, changed(files[clip_], len(files[clip_]) - 40)), (clip_, not_finite(files[clip_])), (clip_, files["_empty.npz"]), (clip_, b""), (clip_, without(files[clip_], "scaling_factor")),
                ("_empty.npz", changed(files["_empty.npz"], 3000)), ("_empty.npz", files[clip_]), ("_empty.npz", b"text"),
                ("cache.json", b"[" * 10**5), ("cache.json", b"{}"), ("manifest.parquet", changed(files["manifest.parquet"], 100)), ("manifest.parquet", b"PAR1"),
                (record_, b"[" * 10**5), (record_, b"{}"), (record_, b"[]"), (record_, record_says(files[record_], rows=7)), (record_, record_says(files[record_], rows=[rows_[0] | {"thumbs": "x"}])),

@@ -5,7 +5,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants, errors
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from tav_nb.models import EMBEDDED, ModelError, Note, StableDiffusionXLPipeline, check_prompt, find_model, known_words, load_pipeline, note, note_unread, only_variant, quiet
+from tav_nb.models import EMBEDDED, ModelError, Note, StableDiffusionXLPipeline, check_prompt, find_model, hub_file, known_words, load_pipeline, note, note_unread, only_variant, quiet
 from tav_nb.scheduler import SDXLAnime_BestHQScheduler
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -199,7 +199,7 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
     response = SimpleNamespace(headers={}, request=None, status_code=404)
     for error, words in ((errors.RepositoryNotFoundError('404', response=response), 'no such repository'), (errors.GatedRepoError('403', response=response), 'hf auth login'),
                          (errors.RemoteEntryNotFoundError('404', response=response), 'no model_index.json'), (ConnectionError('no route'), 'cannot be reached'), (OSError('odd\n\nreply'), 'odd reply')):
-        with patch('tav_nb.models.hf_hub_download', side_effect=error): assert words in said_of() and '\n' not in said_of(), said_of()
+        with patch(f"{hub_file.__module__}.hf_hub_download", side_effect=error): assert words in said_of() and '\n' not in said_of(), said_of()
 
 # %% ../nbs/14_models.ipynb #2f53c16d
 def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
