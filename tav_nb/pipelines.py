@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PipelineError', 'given_noise', 'film', 'frames_of', 'film_noise', 'switch', 'video_latents', 'fit_frames',
-           'size_like', 'encode_as_said', 'stock_for', 'load_control', 'read_tensors', 'check_finite',
+           'size_like', 'encode_as_said', 'stock_for', 'read_tensors', 'check_finite', 'load_control',
            'load_ip_adapter', 'named_width', 'check_lora', 'lora_layers', 'first_name', 'layer_names', 'find_layer',
            'rename_lora', 'load_loras', 'load_one_lora', 'load_renamed', 'load_word']
 
@@ -166,6 +166,21 @@ def stock_for(pipe,
     if picture is not None: given.update(ip_adapter_image=picture)
     return other, given
 
+# %% ../nbs/31_pipelines.ipynb #ceffcefb
+def read_tensors(path):
+    "`{key: tensor}` of a safetensors file; raises `PipelineError` for anything else"
+    if not Path(path).is_file(): raise PipelineError(f'{path}: there is no such file')
+    try: tensors = load_file(path)
+    except (OSError, SafetensorError): raise PipelineError(f'{path}: not a whole safetensors file, and nothing else is opened (a .pt or .bin can run any code)') from None
+    check_finite(tensors, path)
+    return tensors
+
+
+def check_finite(tensors, path):
+    "Raises `PipelineError` if a tensor has NaN or infinite values: every frame would be NaN"
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all(): raise PipelineError(f'{path}: {printable(key)} has values that are not finite; the file is damaged')
+
 # %% ../nbs/31_pipelines.ipynb #9a67c076
 def load_control(pipe, where):
     "A `ControlNetModel` from a folder or Hub id; raises `PipelineError` unless it is one for this base"
@@ -186,21 +201,6 @@ def load_control(pipe, where):
         if control.config[name] != pipe.unet.config[name]:
             raise PipelineError(f'{where}: a ControlNet for another base: its {name} is {control.config[name]}, that of this base {pipe.unet.config[name]}')
     return control.to(pipe._execution_device)
-
-# %% ../nbs/31_pipelines.ipynb #ceffcefb
-def read_tensors(path):
-    "`{key: tensor}` of a safetensors file; raises `PipelineError` for anything else"
-    if not Path(path).is_file(): raise PipelineError(f'{path}: there is no such file')
-    try: tensors = load_file(path)
-    except (OSError, SafetensorError): raise PipelineError(f'{path}: not a whole safetensors file, and nothing else is opened (a .pt or .bin can run any code)') from None
-    check_finite(tensors, path)
-    return tensors
-
-
-def check_finite(tensors, path):
-    "Raises `PipelineError` if a tensor has NaN or infinite values: every frame would be NaN"
-    for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all(): raise PipelineError(f'{path}: {printable(key)} has values that are not finite; the file is damaged')
 
 # %% ../nbs/31_pipelines.ipynb #2afb5809
 def load_ip_adapter(pipe,

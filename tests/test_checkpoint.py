@@ -61,36 +61,6 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
         else: raise AssertionError("a damaged checkpoint was used")
     assert find_checkpoint(folder) == (None, None)
 
-# %% ../nbs/25_checkpoint.ipynb #c25a0002
-def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_one_line_that_names_the_file():
-    def refused(work):
-        try: work()
-        except CheckpointError as error:
-            assert "\n" not in str(error), error
-            return str(error)
-        raise AssertionError("nobody complained")
-
-    with tempfile.TemporaryDirectory() as folder:
-        three(folder)
-        newest = checkpoints(folder)[0]
-        sealed = json.loads((newest / "state.json").read_text())
-        outside = seal(sealed["state"], {"../../state.json": "0" * 64})
-        for content in ("[" * 100_000, json.dumps(list(sealed)), json.dumps({**sealed, "state": None}), json.dumps({**sealed, "files": []}), json.dumps({**sealed, "files": {"weights.safetensors": 1}}), json.dumps({**sealed, "checksum": None}), json.dumps(outside), "\xff"):
-            (newest / "state.json").write_text(content, encoding="latin1")
-            assert "state.json" in refused(lambda: check_checkpoint(newest)), content[:80]
-            assert find_checkpoint(folder, lambda line: None)[1]["step"] == 20
-        path, weight = Path(folder, "x.safetensors"), torch.zeros(2, 3)
-        shapes = {"a|step": torch.zeros(()), "a|exp_avg": weight, "a|exp_avg_sq": weight.clone()}
-        save_file(shapes, path)
-        assert check_moments(path, ["a"], [weight]).keys() == shapes.keys()
-        save_file({}, path)
-        assert check_moments(path, ["a"], [weight]) == {}
-        for changes, said in (({"a|exp_avg": None}, "misses 1 tensors such as a|exp_avg"), ({"b": weight[:1].clone()}, "has unknown 1 tensors such as b"), ({"a|exp_avg": weight[0].clone()}, "a|exp_avg has shape (3,), but (2, 3)"), ({"a|exp_avg_sq": weight / 0}, "a|exp_avg_sq is not finite")):
-            save_file({name: tensor for name, tensor in {**shapes, **changes}.items() if tensor is not None}, path)
-            assert (line := refused(lambda: check_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, line
-        path.write_bytes(path.read_bytes()[:50])
-        assert "cannot be read" in refused(lambda: check_tensors(path, {}))
-
 # %% ../nbs/25_checkpoint.ipynb #a6f5d0c8
 def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
@@ -180,6 +150,36 @@ def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or
         (Path(folder) / "run" / "run.json").write_text("{}")
         with claim(f"{folder}/run", resume=True): pass
         assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name != ".lock") == ["run", "run/previews", "run/run.json"]
+
+# %% ../nbs/25_checkpoint.ipynb #c25a0002
+def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_one_line_that_names_the_file():
+    def refused(work):
+        try: work()
+        except CheckpointError as error:
+            assert "\n" not in str(error), error
+            return str(error)
+        raise AssertionError("nobody complained")
+
+    with tempfile.TemporaryDirectory() as folder:
+        three(folder)
+        newest = checkpoints(folder)[0]
+        sealed = json.loads((newest / "state.json").read_text())
+        outside = seal(sealed["state"], {"../../state.json": "0" * 64})
+        for content in ("[" * 100_000, json.dumps(list(sealed)), json.dumps({**sealed, "state": None}), json.dumps({**sealed, "files": []}), json.dumps({**sealed, "files": {"weights.safetensors": 1}}), json.dumps({**sealed, "checksum": None}), json.dumps(outside), "\xff"):
+            (newest / "state.json").write_text(content, encoding="latin1")
+            assert "state.json" in refused(lambda: check_checkpoint(newest)), content[:80]
+            assert find_checkpoint(folder, lambda line: None)[1]["step"] == 20
+        path, weight = Path(folder, "x.safetensors"), torch.zeros(2, 3)
+        shapes = {"a|step": torch.zeros(()), "a|exp_avg": weight, "a|exp_avg_sq": weight.clone()}
+        save_file(shapes, path)
+        assert check_moments(path, ["a"], [weight]).keys() == shapes.keys()
+        save_file({}, path)
+        assert check_moments(path, ["a"], [weight]) == {}
+        for changes, said in (({"a|exp_avg": None}, "misses 1 tensors such as a|exp_avg"), ({"b": weight[:1].clone()}, "has unknown 1 tensors such as b"), ({"a|exp_avg": weight[0].clone()}, "a|exp_avg has shape (3,), but (2, 3)"), ({"a|exp_avg_sq": weight / 0}, "a|exp_avg_sq is not finite")):
+            save_file({name: tensor for name, tensor in {**shapes, **changes}.items() if tensor is not None}, path)
+            assert (line := refused(lambda: check_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, line
+        path.write_bytes(path.read_bytes()[:50])
+        assert "cannot be read" in refused(lambda: check_tensors(path, {}))
 
 # %% ../nbs/25_checkpoint.ipynb #a26a4590
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():

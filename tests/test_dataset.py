@@ -15,6 +15,7 @@ from tav_nb.toon import OUTFIT, Scene, caption as caption_of, render
 from tav_nb.video import write_video
 from types import SimpleNamespace
 from unittest.mock import patch
+import gc
 import io
 import json
 import numpy as np
@@ -75,6 +76,7 @@ def reference():
 # %% ../nbs/18_dataset.ipynb #6d97646e
 def killed_after(seconds_, work):
     "Do `work()` in a copy of this process and kill that after some seconds; True if it was killed before it was done."
+    gc.collect()  # frames of videos hold threads, which a copy of this process lacks: it would wait for them for ever
     child = os.fork()
     if not child:
         try: work()
