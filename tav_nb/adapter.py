@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTURE', 'Count', 'Amount', 'Word', 'Checksum',
            'KNOWN', 'FLOATS', 'base_fingerprint', 'describe_base', 'AdapterError', 'adapter_path', 'sort_header',
-           'write_safetensors', 'parse_value', 'parse_header', 'checksum', 'adapter_tensors', 'save_adapter',
-           'refuse_file', 'open_adapter', 'read_tensors', 'find_adapter', 'read_metadata', 'expected_shapes',
-           'check_fit', 'load_adapter']
+           'write_safetensors', 'parse_value', 'parse_header', 'expected_shapes', 'checksum', 'adapter_tensors',
+           'save_adapter', 'refuse_file', 'open_adapter', 'read_tensors', 'find_adapter', 'read_metadata', 'check_fit',
+           'load_adapter']
 
 # %% ../nbs/03_adapter.ipynb #b986ff26
 import hashlib
@@ -130,6 +130,17 @@ def parse_header(header, path):
         raise AdapterError(f"{path}: its metadata does not say {', '.join(missing)}; save_adapter writes it")
     metadata.pop("checksum", None)  # of this file and no other
     return metadata
+
+# %% ../nbs/03_adapter.ipynb #99cc7a19
+def expected_shapes(unet, structure):
+    "`{key: shape}` of the adapter that `add_temporal(unet, **structure)` would put in"
+    shapes = {}
+    for name, block in temporal_blocks(unet).items():
+        heads = {**structure, "num_heads": structure["num_heads"] or block.attn1.heads}
+        with torch.device("meta"):
+            layer = TemporalSelfAttention(block.dim, **heads)
+        shapes |= {f"{name}.temporal_attn.{key}": tuple(value.shape) for key, value in layer.state_dict().items()}
+    return shapes
 
 # %% ../nbs/03_adapter.ipynb #636a93a8
 def checksum(tensors: dict, header: dict) -> str:
@@ -256,17 +267,6 @@ def read_metadata(where):
     "The metadata of an adapter as a dict of Python values, sorted by name; `where` as in `load_adapter`"
     path = find_adapter(where)
     return parse_header(open_adapter(path)[0], path)
-
-# %% ../nbs/03_adapter.ipynb #99cc7a19
-def expected_shapes(unet, structure):
-    "`{key: shape}` of the adapter that `add_temporal(unet, **structure)` would put in"
-    shapes = {}
-    for name, block in temporal_blocks(unet).items():
-        heads = {**structure, "num_heads": structure["num_heads"] or block.attn1.heads}
-        with torch.device("meta"):
-            layer = TemporalSelfAttention(block.dim, **heads)
-        shapes |= {f"{name}.temporal_attn.{key}": tuple(value.shape) for key, value in layer.state_dict().items()}
-    return shapes
 
 # %% ../nbs/03_adapter.ipynb #491f58f6
 def check_fit(unet, metadata, shapes, path):
