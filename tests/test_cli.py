@@ -99,16 +99,6 @@ def toon_film(path, seed, num_frames=16, **changes):
     if changes.get("half"): Path(path).write_bytes(Path(path).read_bytes()[:-len(Path(path).read_bytes())//2])
     Path(path).with_suffix(".txt").write_text(caption(random_scene(seed), seed))
 
-# %% ../nbs/13_cli.ipynb #c0dc603b
-def test_every_number_that_an_option_takes_has_two_ends():
-    for name, parser in make_parser().commands.choices.items():
-        for action in parser._actions:
-            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"): continue
-            for text in (str(10**30), "-" + str(10**30), "nan"):
-                try: found = action.type(text)
-                except argparse.ArgumentTypeError: continue
-                raise AssertionError(f"tav {name} {action.option_strings} takes {found}")
-
 # %% ../nbs/13_cli.ipynb #2bd991be
 def test_numbers_out_of_range_are_named():
     huge, digits = str(10**30), "9" * 5000
@@ -143,6 +133,16 @@ def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video
             return write_video(frames, path, *more, **named)
         with patch.dict(write_beside_others.__globals__, write_video=late): paths.append(write_beside_others(black, wanted, 8, {}))
         assert [path.name for path in paths] == ["girl.mp4", "girl-2.mp4"] and sorted(os.listdir(folder)) == ["girl-2.mp4", "girl.mp4"]
+
+# %% ../nbs/13_cli.ipynb #c0dc603b
+def test_every_number_that_an_option_takes_has_two_ends():
+    for name, parser in make_parser().commands.choices.items():
+        for action in parser._actions:
+            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"): continue
+            for text in (str(10**30), "-" + str(10**30), "nan"):
+                try: found = action.type(text)
+                except argparse.ArgumentTypeError: continue
+                raise AssertionError(f"tav {name} {action.option_strings} takes {found}")
 
 # %% ../nbs/13_cli.ipynb #0688809a
 def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
@@ -489,12 +489,12 @@ def test_info_prints_what_an_adapter_says_about_itself():
 
 # %% ../nbs/13_cli.ipynb #f843faa3
 def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
-    prompt = "a girl walks" + " and walks"*80  # more than a text encoder can take: a library would tell us so
+    prompt = "a girl walks" + " and walks"*80  # more than a text encoder can take: that is said in one line, and nothing else
     with tempfile.TemporaryDirectory() as folder:
         program = "import sys; from tav_nb.cli import main; sys.exit(main())"
         run = subprocess.run([sys.executable, "-c", program, "generate", prompt, *map(str, QUICK)], cwd=folder, capture_output=True, text=True)
         name = free_name(prompt, 0).name
-        assert (run.returncode, run.stderr) == (0, ""), run.stderr
+        assert run.returncode == 0 and run.stderr.startswith("tav: note: the prompt is longer") and run.stderr.count("\n") == 1, run.stderr
         assert run.stdout.startswith(f"{name}: 2 frames") and run.stdout.count("\n") == 1
         assert [p.name for p in Path(folder).iterdir()] == [name]
 

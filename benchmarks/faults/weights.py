@@ -120,10 +120,17 @@ def command(what, place, inputs, out):
     return words + (["--controlnet", place / "control", "--control", inputs / "clip"] if what == "control" else ["--temporal-guidance", "0"])
 
 
+def link_or_copy(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copy(source, target)
+
+
 def copy(what, inputs, place):
     "The undamaged thing in a folder of its own, in which files can be replaced"
     if what == "model":
-        shutil.copytree(MODEL, place, copy_function=os.link)
+        shutil.copytree(MODEL, place, copy_function=link_or_copy)
     elif what == "control":
         shutil.copytree(inputs / "control", place / "control")
     else:
@@ -146,7 +153,7 @@ def trial(job):
 def main():
     args = options(__doc__, "weights", count=80, workers=2)
     rng, jobs, expected = random.Random(args.seed), [], {}
-    with tempfile.TemporaryDirectory(dir=MODEL.parent if os.access(MODEL.parent, os.W_OK) else None) as home:  # beside the weights, which are linked
+    with tempfile.TemporaryDirectory() as home:
         inputs = Path(home) / "inputs"
         inputs.mkdir()
         make_inputs(inputs)
