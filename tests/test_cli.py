@@ -128,9 +128,9 @@ def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video
     with tempfile.TemporaryDirectory() as folder:
         wanted, black = Path(folder)/"girl.mp4", np.zeros((1, 16, 16, 3), np.uint8)
         paths = []
-        def late(frames, path, *more, **named):  # the other command takes the name while this one writes
-            if not paths: paths.append(write_video(frames, path, *more, **named))
-            return write_video(frames, path, *more, **named)
+        def late(frames, path, *more, write=write_video, **named):  # the other command takes the name while this one writes
+            if not paths: paths.append(write(frames, path, *more, **named))
+            return write(frames, path, *more, **named)
         with patch.dict(write_beside_others.__globals__, write_video=late): paths.append(write_beside_others(black, wanted, 8, {}))
         assert [path.name for path in paths] == ["girl.mp4", "girl-2.mp4"] and sorted(os.listdir(folder)) == ["girl-2.mp4", "girl.mp4"]
 
