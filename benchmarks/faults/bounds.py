@@ -107,7 +107,7 @@ def record(path, rows, packages=("torch", "diffusers", "transformers", "av", "nu
     "Write a table, every fault and the slowest and largest survivors to a JSON file; print the table; returns True if nothing failed"
     faults = [row for row in rows if row["outcome"] not in ("done", "refused")]
     result = {
-        "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]).split(" --out")[0],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
