@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['WHITE', 'PQ_M1', 'PQ_M2', 'PQ_C1', 'PQ_C2', 'PQ_C3', 'HLG_A', 'HLG_B', 'HLG_C', 'PEAK', 'HLG_SCREEN', 'RGB_AND_WHITE',
            'DECODE', 'EXACT', 'BT709', 'BT2020', 'FULL', 'UNKNOWN', 'TRANSFERS', 'FOREIGN_TRANSFERS',
-           'FOREIGN_MATRICES', 'STRIP', 'TURNS', 'SKEW', 'NAMES_FILES', 'FORMATS', 'SEES_ALPHA', 'STILLS', 'IMAGES',
-           'VIDEOS', 'SMALLEST', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene',
-           'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours', 'colours_of', 'upon_white',
-           'Orientation', 'orientation_of', 'frame_pixels', 'Opened', 'open_video', 'Clock', 'image_pixels', 'is_image',
-           'folder_images', 'open_image', 'iter_frames', 'iter_images']
+           'FOREIGN_MATRICES', 'STRIP', 'TURNS', 'SKEW', 'NAMES_FILES', 'FORMATS', 'SEES_ALPHA', 'REPAIRS', 'MIN_LINES',
+           'LOOK_AT', 'STILLS', 'IMAGES', 'VIDEOS', 'SMALLEST', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light',
+           'light_to_pq', 'hlg_to_scene', 'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours',
+           'colours_of', 'upon_white', 'Orientation', 'orientation_of', 'frame_pixels', 'Opened', 'open_video',
+           'FieldDetector', 'deinterlace', 'detect_fields', 'Clock', 'image_pixels', 'is_image', 'folder_images',
+           'open_image', 'iter_frames', 'iter_images']
 
 # %% ../nbs/42_decoder.ipynb #174f6ba9
 import io
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import av
 import numpy as np
@@ -276,7 +277,7 @@ def _settings(frame, colours):
 def _scaled(frame, size, format, **settings):
     "A frame as an array of `size`, (height, width); going down, every stored pixel counts equally"
     way = Interpolation.AREA if size[0] < frame.height else Interpolation.BICUBIC | EXACT
-    return frame.to_ndarray(format=format, width=size[1], height=size[0], interpolation=way, **settings)
+    return frame.to_ndarray(format=format, width=size[1], height=size[0], interpolation=way, threads=1, **settings)  # to start others takes ten times as long as a small frame
 
 
 def _in_strips(signal, colours):
@@ -295,7 +296,7 @@ def upon_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _upon_paper(frame, colours):
     "A frame that may be transparent, as an opaque one of sRGB; None if nothing of it is transparent"
     plain = (colours.transfer, colours.primaries) == ("sdr", BT709)
-    stored = frame.to_ndarray(format="rgba" if plain else "rgba64le", width=frame.width, height=frame.height, interpolation=Interpolation.BICUBIC | EXACT, **_settings(frame, colours))
+    stored = frame.to_ndarray(format="rgba" if plain else "rgba64le", width=frame.width, height=frame.height, interpolation=Interpolation.BICUBIC | EXACT, threads=1, **_settings(frame, colours))
     rgb, alpha = stored[..., :3], stored[..., 3]
     alpha = alpha if plain else ((alpha.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if alpha.min() == 255:
@@ -415,6 +416,120 @@ def open_video(path: Path, limits: Limits = Limits()) -> Iterator[Opened]:
         if stream.codec_context is None:
             raise DecodeError("its codec is not known")
         yield Opened(container, stream, limits)
+
+# %% ../nbs/42_decoder.ipynb #0fb59c12
+REPAIRS = {
+    "interlaced": ("bwdif=mode=send_frame",),
+    "telecined": ("fieldmatch=combmatch=full", "bwdif=mode=send_frame:deint=interlaced", "decimate"),
+}
+
+MIN_LINES = 144  # fewer are no television: whatever was scaled down to them has lost its combs
+
+
+def _shape(frame):
+    return frame.width, frame.height, frame.format.name
+
+
+def _graph(frame, rate, *steps):
+    "A chain of FFmpeg filters that takes frames like this one"
+    graph = av.filter.Graph()
+    size, format = f"{frame.width}x{frame.height}", frame.format.name
+    last = graph.add("buffer", f"video_size={size}:pix_fmt={format}:time_base={frame.time_base}:frame_rate={rate}")
+    for step in (*steps, "buffersink"):
+        node = graph.add(*step.split("=", 1))
+        last.link_to(node)
+        last = node
+    graph.configure()
+    return graph
+
+
+def _through(graph, frame):
+    "Push one frame into the graph (None: there are no more) and yield what comes out"
+    graph.push(frame)
+    while True:
+        try:
+            yield graph.pull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+
+
+class FieldDetector:
+    "Looks for combs in the frames that it is given, one after the other"
+
+    def __init__(self, rate: float):
+        self.rate, self._graph, self._shape, self._seen = rate, None, None, {}
+
+    def look(self, frame: av.VideoFrame) -> None:
+        "Count one frame; a small one, or one of another size than the first, is passed over"
+        if frame.height < MIN_LINES:
+            return
+        if self._graph is None:
+            self._graph, self._shape = _graph(frame, self.rate, "crop=iw/3:ih", "idet"), _shape(frame)
+        if self._shape == _shape(frame):
+            self._seen = next((out.metadata for out in _through(self._graph, frame)), self._seen)
+
+    def _count(self, *names):
+        return sum(float(self._seen.get(f"lavfi.idet.{name}", 0)) for name in names)
+
+    @property
+    def fields(self) -> str:
+        "'', 'interlaced' or 'telecined': what the frames until now are"
+        top, bottom, clear = self._count("single.tff"), self._count("single.bff"), self._count("single.progressive")
+        combed = top + bottom
+        one_order = max(top, bottom) >= 0.8 * combed  # chance has no order
+        if combed < 6 or combed < clear or not one_order:
+            return ""
+        repeated = self._count("repeated.top", "repeated.bottom")
+        every = self._count("repeated.neither") + repeated
+        return "telecined" if abs(self.rate - 30) < 0.1 and repeated > 0.2 * every else "interlaced"
+
+
+def deinterlace(
+    frames: Iterable[av.VideoFrame],
+    fields: str,  # 'interlaced', 'telecined', or '' for frames that stay as they are
+    rate: float,  # frames a second
+) -> Iterator[av.VideoFrame]:
+    "The same frames without combs; telecined ones become four fifths as many"
+    if not fields:
+        yield from frames
+        return
+    graph = shape = None
+    for frame in frames:
+        if shape != _shape(frame):  # no filter can go on with frames of another size
+            if graph:
+                yield from _through(graph, None)
+            graph, shape = _graph(frame, rate, *REPAIRS[fields]), _shape(frame)
+        yield from _through(graph, frame)
+    if graph:
+        yield from _through(graph, None)
+
+# %% ../nbs/42_decoder.ipynb #0d1d770b
+LOOK_AT = 1500  # frames: a minute at 25 a second
+
+
+def detect_fields(
+    path: Path,
+    limits: Limits = Limits(),
+    most: int = LOOK_AT,  # frames
+) -> str:
+    "'', 'interlaced' or 'telecined': what the first frames of a video are; raises what `open_video` raises"
+    with open_video(path, limits) as video:
+        detector, check, count = FieldDetector(video.rate), limits.watch(), 0
+        try:
+            for packet in video.container.demux(video.stream):
+                try:
+                    frames = video.decode(packet)
+                except av.InvalidDataError:
+                    continue
+                for frame in frames:
+                    count += 1
+                    if count > min(most, limits.max_source_frames):
+                        return detector.fields
+                    check(count, 0)
+                    detector.look(frame)
+        except av.FFmpegError:
+            pass
+        return detector.fields
 
 # %% ../nbs/42_decoder.ipynb #a631337a
 class Clock:

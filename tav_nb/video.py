@@ -18,7 +18,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from msgspec import Meta
 from PIL import Image, PngImagePlugin
-from .decoder import BT709, EXACT, FORMATS, Clock, check_regular, DecodeError, Limits, folder_images, frame_pixels, image_pixels, is_image, iter_images, open_image, open_video
+from .decoder import (BT709, EXACT, FORMATS, Clock, check_regular, DecodeError, Limits, deinterlace, detect_fields, folder_images, frame_pixels, image_pixels, is_image,
+                            iter_images, open_image, open_video)
 from .files import recover, whole
 from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 
@@ -80,7 +81,7 @@ def _finished(path, replace):
 def _to_yuv(frame):
     "A uint8 frame [H, W, 3] as a yuv420p frame in BT.709 and limited range."
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-        format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG", interpolation=Interpolation.AREA | EXACT)
+        format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG", interpolation=Interpolation.AREA | EXACT, threads=1)
 
 # %% ../nbs/06_video.ipynb #1d2094aa
 def _encode(frames, path, rate, text, codec, options, container_options={}):
@@ -246,10 +247,12 @@ def _demux(container, path):
 # %% ../nbs/06_video.ipynb #58a40d06
 def _decode(path, limits):
     "Yield (frame, time) of a file that FFmpeg can read."
+    fields = detect_fields(path, limits)
     with open_video(path, limits) as video:
         clock, orientation = Clock(video.rate), None
         packets = (packet for packet in _demux(video.container, path) if packet.stream is video.stream)
-        for frame in (frame for packet in packets for frame in video.decode(packet)):
+        frames = (frame for packet in packets for frame in video.decode(packet))
+        for frame in deinterlace(frames, fields, video.rate):
             time = clock(frame)
             if time is None:
                 continue

@@ -90,6 +90,29 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
         assert picture_kind(grey_film(Path(folder)/"marked.webm", "yuva420p", "libvpx-vp9")) == "", "marked as transparent, as browsers do, but it is not"
         assert picture_kind(write_video(read_video(path)[0], Path(folder)/"film.gif")) == "" == picture_kind(write_video(read_video(path)[0], Path(folder)/"film.mp4"))
 
+# %% ../nbs/27_score.ipynb #4cb00da8
+def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
+    from tav_nb.shots import ShotOptions, plan, scan, frames_of
+
+    fields = toon.render(toon.replace(toon.random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192).frames
+    frames = fields[::2].copy()
+    frames[:, 1::2] = fields[1::2, 1::2]
+    options = ShotOptions(fps=25, trim=0, min_motion=0, max_motion=1, max_still=1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"woven.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "8"})
+            stream.height, stream.width, stream.pix_fmt = 144, 192, "yuv420p"
+            for frame in frames: container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        seen = scan(path, options)
+        (prepared,) = frames_of(path, plan(seen, options), seen.info)
+        scored, read = read_film(path, side=None), read_video(path, most=8)[0]
+    assert seen.info.fields == "interlaced" and prepared.shape == frames.shape
+    assert np.array_equal(scored.frames, prepared), "`tav score`"
+    assert np.array_equal(read, prepared[:8]), "`tav generate --video`, which reads no more than it needs"
+    assert np.abs(prepared.astype(int) - frames)[:, 1::2].mean() > 1 + np.abs(prepared.astype(int) - frames)[:, ::2].mean(), "every second line is new"
+
 # %% ../nbs/27_score.ipynb #0cc6b67f
 def test_films_are_told_apart_by_name_and_controls_stand_beside_them():
     assert names_of(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and names_of(["a/x.mp4", "a/y.mp4"]) == ["x.mp4", "y.mp4"]
