@@ -28,7 +28,7 @@ import tav_nb
 from .attention import TemporalSelfAttention
 from .files import whole
 from .models import ModelError, hub_file, is_hub_id
-from .schema import SchemaError, parse_json, printable
+from .schema import SchemaError, first_not_finite, parse_json, printable
 from .unet import AFTER_SAVE, add_temporal, check_not_offloaded, temporal_blocks, temporal_modules, temporal_state_dict
 
 # %% ../nbs/03_adapter.ipynb #f8a6687e
@@ -234,9 +234,8 @@ def read_tensors(path, header):
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         refuse_file(path, error)
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise AdapterError(f"{path}: {key} is not finite; an adapter that was saved before its training diverged would be right")
+    if (key := first_not_finite(tensors)) is not None:
+        raise AdapterError(f"{path}: {key} is not finite; an adapter that was saved before its training diverged would be right")
     if "checksum" in header:
         said = parse_value("checksum", header["checksum"], path)
         covered = {name: header.get(name, "") for name in said.get("covers", ()) if isinstance(name, str)}

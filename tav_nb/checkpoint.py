@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .files import sweep, whole
-from .schema import SchemaError, parse_json
+from .schema import SchemaError, first_not_finite, parse_json
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows has no such locks
@@ -192,7 +192,8 @@ def check_tensors(path, expected):
         if names: raise CheckpointError(f"{path}: {verb} {len(names)} tensors such as {min(names)}")
     for name, shape in expected.items():
         if shape is not None and tensors[name].shape != shape: raise CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, but {tuple(shape)} would be right")
-        if tensors[name].is_floating_point() and not tensors[name].isfinite().all(): raise CheckpointError(f"{path}: {name} is not finite")
+    if (name := first_not_finite(tensors)) is not None:
+        raise CheckpointError(f"{path}: {name} is not finite")
     return tensors
 
 

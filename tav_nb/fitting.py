@@ -135,7 +135,7 @@ def configs_of(model=None, config=None):
     check_loadable(where)
     kinds = dict(unet=UNet2DConditionModel.load_config, vae=AutoencoderKL.load_config, text_encoder=CLIPTextConfig.from_pretrained, text_encoder_2=CLIPTextConfig.from_pretrained)
     with quiet():
-        try: return {name: read(where, subfolder=name) for name, read in kinds.items()}
+        try: return dict(where=where) | {name: read(where, subfolder=name) for name, read in kinds.items()}
         except Exception as error:  # as in `load_pipeline`
             raise cannot_load(where, error) from None
 
@@ -149,14 +149,18 @@ def outline(
     dtype=torch.float16,  # of the base; the adapter has its file's
 ):
     "A model without content: `unet`, `vae`, and `sizes`, the bytes of each part's weights"
+    where = configs.get("where", "model")
     with quiet(), torch.device("meta"):
-        unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
-        encoders = dict(text_encoder=CLIPTextModel(configs["text_encoder"]), text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]))
+        try:
+            unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
+            encoders = dict(text_encoder=CLIPTextModel(configs["text_encoder"]), text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]))
+        except Exception as error:  # values that do not go together: many classes, one answer
+            raise cannot_load(where, error) from None
     parts = dict(unet=unet, vae=vae, **encoders)
     for part in parts.values(): nn.Module.to(part, dtype).requires_grad_(False).eval()
     with quiet(), torch.device("meta"):
         if adapter: load_adapter(unet, adapter)  # which says if it does not fit
-    found = SimpleNamespace(unet=unet, vae=vae, sizes={name: size_of(part) for name, part in parts.items()})
+    found = SimpleNamespace(where=where, unet=unet, vae=vae, sizes={name: size_of(part) for name, part in parts.items()})
     for module in unet.modules():
         if blocks := getattr(module, "transformer_blocks", None): module.transformer_blocks = blocks[:1]
     return found
@@ -231,8 +235,11 @@ def measure(
     on_cpu=False,  # where parts of the model cannot go elsewhere, and finished frames stay
 ):
     "What a film needs at its worst moments, as `Peaks`: they are acted out on `meta`"
-    denoising = measure_denoising(model, num_frames, height, width, memory, guided, images, on_cpu)
-    vae, decoding = measure_decoding(model, num_frames, height, width, memory, on_cpu)  # its weights in 32 bits, if it decodes so
+    try:
+        denoising = measure_denoising(model, num_frames, height, width, memory, guided, images, on_cpu)
+        vae, decoding = measure_decoding(model, num_frames, height, width, memory, on_cpu)  # its weights in 32 bits, if it decodes so
+    except Exception as error:  # parts that do not go together: many classes, one answer
+        raise cannot_load(model.where, error) from error
     if memory.offload and not on_cpu: return Peaks(model.sizes["unet"], model.sizes["unet"] + denoising, vae + decoding)
     weights = sum(model.sizes.values())
     return Peaks(weights, weights + denoising, weights - model.sizes["vae"] + vae + decoding)

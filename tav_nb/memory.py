@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .models import find_config, quiet
+from .models import cannot_load, find_config, quiet
 from .moments import PIECE
 from .unet import add_temporal, temporal_modules, train_only_temporal
 
@@ -169,8 +169,14 @@ def moments_bytes(parameters, adam8bit=False):
 
 def unet_on_meta(model, config, dtype, structure):
     "The UNet of a model with temporal layers, ready to train, all of it without content"
-    with quiet(): about = UNet2DConditionModel.load_config(find_config(model or None, config.model_config or None), subfolder="unet")
-    with torch.device("meta"): unet = UNet2DConditionModel.from_config(about)
+    where = find_config(model or None, config.model_config or None)
+    with quiet():
+        try:
+            about = UNet2DConditionModel.load_config(where, subfolder="unet")
+            with torch.device("meta"):
+                unet = UNet2DConditionModel.from_config(about)
+        except Exception as error:  # missing or wrong values: many classes, one answer
+            raise cannot_load(where, error) from None
     with torch.device("meta"): add_temporal(torch.nn.Module.to(unet, dtype), **structure)  # past diffusers' own `to`, which would warn
     for layer in temporal_modules(unet).values(): layer.float()
     set_checkpointing(unet, config.checkpointing, Replaced(GPU))

@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'EMBEDDED', 'PART_CLASSES', 'Layers', 'Width', 'Widths', 'Factor', 'Sizes', 'CHOOSES_CODE',
-           'OWN_ATTENTION', 'SMALL_VOCABULARY', 'Note', 'note', 'short_report', 'Collector', 'quiet', 'ModelError',
-           'check_one_file', 'check_index', 'check_part_config', 'check_folder', 'variants_in', 'only_variant',
-           'hub_reason', 'hub_file', 'cached_folder', 'cannot_load', 'check_loadable', 'is_hub_id', 'find_model',
-           'find_config', 'check_device', 'read_part', 'read_prediction', 'check_complete', 'load_pipeline',
+           'OWN_ATTENTION', 'NEEDED', 'SMALL_VOCABULARY', 'Note', 'note', 'short_report', 'Collector', 'quiet',
+           'ModelError', 'check_one_file', 'check_index', 'json_kinds', 'json_kind', 'check_signature',
+           'check_part_config', 'check_folder', 'variants_in', 'only_variant', 'hub_reason', 'hub_file',
+           'cached_folder', 'cannot_load', 'check_loadable', 'is_hub_id', 'find_model', 'find_config', 'check_device',
+           'read_part', 'read_prediction', 'check_finite', 'check_tokens', 'check_complete', 'load_pipeline',
            'known_words', 'check_prompt', 'note_unread']
 
 # %% ../nbs/14_models.ipynb #d62054fd
-import json, logging, re, warnings
+import inspect, json, logging, re, types, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 import torch
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 import tav_nb
 from .scheduler import SDXLAnime_BestHQScheduler
-from .schema import SchemaError, check_type, parse_json, printable
+from .schema import SchemaError, check_type, first_not_finite, parse_json, printable
 from .toon import vocabulary
 
 # %% ../nbs/14_models.ipynb #2385155f
@@ -153,6 +154,7 @@ Widths = Annotated[list[Width], Meta(min_length=1, max_length=8)]
 Factor = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Sizes = TypedDict("Sizes", dict(
     in_channels=Annotated[int, Meta(ge=1, le=64)], out_channels=Annotated[int, Meta(ge=1, le=64)], latent_channels=Annotated[int, Meta(ge=1, le=64)],
+    num_attention_heads=Width | list[Width] | None, attention_head_dim=Width | list[Width] | None, sigma_min=Factor | None, sigma_max=Factor | None,
     sample_size=Annotated[int, Meta(ge=1, le=8192)] | None, block_out_channels=Widths, layers_per_block=Layers | list[Layers],
     transformer_layers_per_block=Layers | list[Layers | list[Layers]], cross_attention_dim=Width | list[Width], addition_time_embed_dim=Width | None,
     scaling_factor=Annotated[float, Meta(gt=0, le=1e6)], shift_factor=Factor | None, latents_mean=list[Factor] | None, latents_std=list[Annotated[float, Meta(gt=0, le=1e6)]] | None,
@@ -164,8 +166,34 @@ CHOOSES_CODE = "auto_map", "quantization_config", "attn_implementation", "_attn_
 OWN_ATTENTION = "eager", "sdpa", "flash_attention_2", "flex_attention"
 
 
-def check_part_config(path: Path):
-    "Raises `ModelError` for a part's config that is no JSON object, has sizes out of bounds, or chooses code"
+def json_kinds(hint: Any) -> set[str]:
+    "The kinds of JSON values, and of the entries of its lists, that a parameter with this annotation takes; empty if it says nothing"
+    if get_origin(hint) is Literal:
+        return {"text" if isinstance(value, str) else "number" for value in get_args(hint)}
+    if get_origin(hint) in (Union, types.UnionType):
+        return set().union(*map(json_kinds, get_args(hint)))
+    if hint in (tuple, list) or get_origin(hint) in (tuple, list):
+        return {"list"}.union(*(json_kinds(inner) for inner in get_args(hint) if inner is not ...))
+    return {bool: {"number", "null"}, int: {"number"}, float: {"number"}, str: {"text"}, type(None): {"null"}}.get(hint, set())
+
+
+def json_kind(value: Any) -> str:
+    return {dict: "object", list: "list", str: "text", type(None): "null"}.get(type(value), "number")
+
+
+def check_signature(config: dict, cls: type, path: Path):
+    "Raises `ModelError` for a value of a kind that the parameter of `cls` with its name does not take"
+    hints = get_type_hints(cls.__init__)
+    for name in config.keys() & inspect.signature(cls.__init__).parameters.keys():
+        kinds, layer = json_kinds(hints.get(name)), [config[name]]
+        while kinds and layer:
+            if any(json_kind(value) not in kinds for value in layer):
+                raise ModelError(f"{path}: {name} is {printable(json.dumps(config[name]))[:80]}; a {' or a '.join(sorted(kinds - {'null'}))} would be right")
+            layer = [inner for value in layer if isinstance(value, list) for inner in value]
+
+
+def check_part_config(path: Path, cls: type | None = None):
+    "Raises `ModelError` for a part's config that is no JSON object, has sizes out of bounds, has values of kinds that `cls` does not take, or chooses code"
     try:
         config = parse_json(path.read_bytes(), dict[str, Any], path, allow_nan=path.name == "scheduler_config.json")  # where diffusers writes -Infinity
         check_type(config, Sizes, path)
@@ -173,6 +201,8 @@ def check_part_config(path: Path):
     for name in CHOOSES_CODE:
         if config.get(name) not in (None, *OWN_ATTENTION): raise ModelError(f"{path}: says {name}, which would choose other code to run; without it the model can be loaded")
     channels, statistics = config.get("latent_channels", 4), [config.get(name) for name in ("latents_mean", "latents_std")]
+    if cls:
+        check_signature(config, cls, path)
     if any(values is not None and len(values) != channels for values in statistics): raise ModelError(f"{path}: latents_mean and latents_std have {channels} numbers, one for each latent channel")
 
 
@@ -183,9 +213,10 @@ def check_folder(folder: Path):
     except OSError: raise ModelError(f"{folder}: no model_index.json to be read in this folder; a model in diffusers' layout has one") from None
     except SchemaError as error: raise ModelError(printable(" ".join(str(error).split()))) from None
     check_index(index, folder)
+    signatures = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, scheduler=SDXLAnime_BestHQScheduler)  # those of transformers check their own
     for name in PART_CLASSES | dict(scheduler=None):
         for file in ("config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json"):
-            if (path := folder / name / file).is_file(): check_part_config(path)
+            if (path := folder / name / file).is_file(): check_part_config(path, signatures.get(name))
 
 # %% ../nbs/14_models.ipynb #3189025a
 _weights_name = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.([A-Za-z]\w*))?(?:-\d{5}-of-\d{5})?(?:\.([A-Za-z]\w*))?\.safetensors")
@@ -315,12 +346,38 @@ def read_prediction(path):
     return {**(dict(prediction_type=said) if said else {}), **(dict(rescale_betas_zero_snr=True) if 'ztsnr' in keys else {})}
 
 # %% ../nbs/14_models.ipynb #2b487684
+def check_finite(tensors: dict[str, torch.Tensor], where: str | Path):
+    "Raises `ModelError` if a tensor has NaN or infinite values: every frame would be wrong"
+    if (key := first_not_finite(tensors)) is not None:
+        dtype = str(tensors[key].dtype).removeprefix("torch.")
+        raise ModelError(f"{where}: {printable(key)} has values that are not finite in {dtype}; the file is damaged, or was made for a wider type")
+
+
+def check_tokens(pipe, where: str | Path):
+    "Raises `ModelError` if a tokenizer makes tokens, or as many of them, that its text encoder does not know"
+    for name, encoder in (("tokenizer", pipe.text_encoder), ("tokenizer_2", pipe.text_encoder_2)):
+        tokenizer = getattr(pipe, name)
+        if not (tokenizer and encoder):
+            continue
+        last, about = max(tokenizer.get_vocab().values(), default=0), encoder.config
+        if last >= about.vocab_size:
+            raise ModelError(f"{where}: its {name} has a token {last}, but its text encoder knows those below {about.vocab_size}")
+        if tokenizer.model_max_length > about.max_position_embeddings:
+            raise ModelError(f"{where}: its {name} has no model_max_length up to {about.max_position_embeddings}, the tokens that its text encoder reads")
+
+
+NEEDED = "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"
+
+
 def check_complete(pipe, where, heard):
-    "Raises `ModelError` if a part of a pipeline lacks tensors; `heard` is what the libraries said while it was loaded"
+    "Raises `ModelError` if a part of a pipeline lacks tensors or has some that are not finite; `heard` is what the libraries said while it was loaded"
     for name, part in pipe.components.items():
         empty = [key for key, value in part.state_dict().items() if value.is_meta] if isinstance(part, torch.nn.Module) else []
         if empty: raise ModelError(f"{where}: its {name} lacks {len(empty)} tensors, such as {empty[0]}")
     if lacking := [text for text in heard if " lacks " in text]: raise ModelError(f"{where}: {printable(lacking[0])}")
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            check_finite(part.state_dict(), f"{where}: its {name}")
 
 # %% ../nbs/14_models.ipynb #09a9e9f7
 def load_pipeline(model=None,    # None for the embedded tiny SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
@@ -342,11 +399,14 @@ def load_pipeline(model=None,    # None for the embedded tiny SDXL, a folder in 
             for name in [name for name in _one_file if name not in parts and where != config]:
                 if part := read_part(where, name, config, dtype): parts[name] = part
             pipe = StableDiffusionXLPipeline.from_pretrained(config, dtype=dtype, use_safetensors=True, variant=variant, add_watermarker=False, **parts)
+            if lacking := [name for name in NEEDED if getattr(pipe, name) is None and name not in parts]:
+                raise ModelError(f"its model_index.json names no {', '.join(lacking)}")
+            known = read_prediction(where) if where != config else {}
+            pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **known)
         except Exception as error:  # missing or broken files: many classes, one answer
             raise cannot_load(where, error) from None
         check_complete(pipe, where, heard)
-        known = read_prediction(where) if where != config else {}
-        pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **known)
+        check_tokens(pipe, where)
         pipe.register_to_config(scheduler=('diffusers', 'DPMSolverMultistepScheduler'))
         pipe.set_progress_bar_config(disable=True)
         pipe.to(device)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PipelineError', 'given_noise', 'film', 'frames_of', 'film_noise', 'switch', 'video_latents', 'fit_frames',
-           'size_like', 'encode_as_said', 'stock_for', 'read_tensors', 'check_finite', 'load_control',
-           'load_ip_adapter', 'named_width', 'check_lora', 'lora_layers', 'first_name', 'layer_names', 'find_layer',
-           'rename_lora', 'load_loras', 'load_one_lora', 'load_renamed', 'load_word']
+           'size_like', 'encode_as_said', 'stock_for', 'read_tensors', 'load_control', 'load_ip_adapter', 'named_width',
+           'check_lora', 'lora_layers', 'first_name', 'layer_names', 'find_layer', 'rename_lora', 'load_loras',
+           'load_one_lora', 'load_renamed', 'load_word']
 
 # %% ../nbs/31_pipelines.ipynb #72af650c
 import re
@@ -26,7 +26,7 @@ from transformers import CLIPVisionModelWithProjection
 from .encode import encode_frames, safe_vae
 from .guidance import guidance_for
 from .inference import check_latents, check_request, decode_frames, noise_for
-from .models import ModelError, cached_folder, cannot_load, check_complete, check_part_config, check_prompt, hub_file, is_hub_id, note_unread, only_variant, quiet
+from .models import ModelError, cached_folder, cannot_load, check_complete, check_finite, check_part_config, check_prompt, hub_file, is_hub_id, note_unread, only_variant, quiet
 from .noise import correlated_noise
 from .schema import printable
 from .unet import load_lora, without_temporal
@@ -172,14 +172,11 @@ def read_tensors(path):
     if not Path(path).is_file(): raise PipelineError(f'{path}: there is no such file')
     try: tensors = load_file(path)
     except (OSError, SafetensorError): raise PipelineError(f'{path}: not a whole safetensors file, and nothing else is opened (a .pt or .bin can run any code)') from None
-    check_finite(tensors, path)
+    try:
+        check_finite(tensors, path)
+    except ModelError as error:
+        raise PipelineError(str(error)) from None
     return tensors
-
-
-def check_finite(tensors, path):
-    "Raises `PipelineError` if a tensor has NaN or infinite values: every frame would be NaN"
-    for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all(): raise PipelineError(f'{path}: {printable(key)} has values that are not finite; the file is damaged')
 
 # %% ../nbs/31_pipelines.ipynb #9a67c076
 def load_control(pipe, where):
@@ -189,14 +186,13 @@ def load_control(pipe, where):
     try:
         if is_hub_id(where): hub_file(where, 'config.json')
         elif not (folder / 'config.json').is_file(): raise PipelineError(f'{where}: cannot be loaded as a ControlNet (no such folder, or no config.json in it)')
-        else: check_part_config(folder / 'config.json')
+        else: check_part_config(folder / 'config.json', diffusers.ControlNetModel)
         variant = only_variant(folder) if folder else None
         with quiet(heard.append): control = diffusers.ControlNetModel.from_pretrained(where, use_safetensors=True, variant=variant, dtype=pipe.dtype)
         check_complete(SimpleNamespace(components=dict(ControlNet=control)), where, heard)
     except (ModelError, PipelineError) as error: raise PipelineError(str(error)) from None
     except Exception as error:  # missing or broken files: many classes, one answer
         raise PipelineError(str(cannot_load(where, error, ' as a ControlNet'))) from None
-    check_finite(control.state_dict(), where)
     for name in 'cross_attention_dim', 'block_out_channels', 'addition_embed_type':
         if control.config[name] != pipe.unet.config[name]:
             raise PipelineError(f'{where}: a ControlNet for another base: its {name} is {control.config[name]}, that of this base {pipe.unet.config[name]}')

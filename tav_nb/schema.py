@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_DEPTH', 'INVISIBLE', 'MAX_ARRAY_BYTES', 'ARRAY', 'SchemaError', 'check_depth', 'refuse_constant',
-           'parse_json', 'check_type', 'printable', 'parse_array', 'read_arrays']
+           'parse_json', 'check_type', 'printable', 'parse_array', 'read_arrays', 'first_not_finite']
 
 # %% ../nbs/41_schema.ipynb #f76dc78e
 import json
@@ -141,3 +141,11 @@ def read_arrays(
         raise SchemaError(f"{path}: cannot be read ({error.strerror})") from None  # a place that the zip file names is outside of it
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, NotImplementedError, OverflowError, UnicodeError) as error:
         raise SchemaError(f"{path}: cannot be read as an .npz ({' '.join(str(error).split())[:120]})") from None
+
+# %% ../nbs/41_schema.ipynb #b351c994
+def first_not_finite(tensors: dict) -> str | None:
+    "The name of the first of PyTorch's tensors with a NaN or infinite value, None if there is none"
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            return name
+    return None

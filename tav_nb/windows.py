@@ -122,11 +122,13 @@ def fuse(
 ):  # tensor, its axis `dim` is the film's frames
     "The answers in each window, asked one after another, weighted by their shares and added up in their own dtype."
     fused = None
-    for start, share in zip(windows.starts, windows.shares):
+    for number, (start, share) in enumerate(zip(windows.starts, windows.shares)):
         said = answer(start)
         if fused is None: fused = said.new_zeros(*said.shape[:dim], windows.num_frames, *said.shape[dim + 1:])
         share, there = share.view(-1, *[1]*(said.ndim - dim - 1)), min(windows.length, windows.num_frames - start)
         parts = [(start, 0, there)] + [(0, there, windows.length - there)] * (there < windows.length)
         for to, since, count in parts:  # one pass over the memory; the shares, in 32 bits, make the sum so until it is rounded
             fused.narrow(dim, to, count).addcmul_(said.narrow(dim, since, count), share.narrow(0, since, count))
+        if number and fused.is_meta:
+            break  # nothing is computed there, and all later windows need the same
     return fused

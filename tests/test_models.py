@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 import json
 import logging
+import math
 import numpy as np
 import re
 import shutil
@@ -264,6 +265,58 @@ def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds
             except ModelError as error: assert words in str(error) and '\n' not in str(error), error
             else: assert False, text[:9]
         assert not spy.exists()
+
+# %% ../nbs/14_models.ipynb #dfa54cb4
+def test_a_part_whose_config_says_values_of_another_kind_or_whose_parts_do_not_go_together_is_one_line():
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
+        for name, about, words in (
+            ("vae/config.json", {"up_block_types": -1}, "up_block_types"), ("vae/config.json", {"force_upcast": "text"}, "force_upcast"), ("unet/config.json", {"norm_eps": "text"}, "norm_eps"),
+            ("unet/config.json", {"down_block_types": [1, [2]]}, "down_block_types"), ("unet/config.json", {"mid_block_scale_factor": None}, "mid_block_scale_factor"), ("unet/config.json", {"flip_sin_to_cos": {"a": 1}}, "flip_sin_to_cos"),
+            ("unet/config.json", {"attention_head_dim": -1}, ">= 1"), ("text_encoder/config.json", {"num_attention_heads": -1}, ">= 1"), ("text_encoder/config.json", {"layer_norm_eps": "text"}, "layer_norm_eps"),
+            ("scheduler/scheduler_config.json", {"steps_offset": "text"}, "steps_offset"), ("scheduler/scheduler_config.json", {"sigma_min": "text"}, "sigma_min"),
+            ("tokenizer_2/tokenizer_config.json", {"bos_token": "text"}, "tokenizer_2 has a token"), ("tokenizer/tokenizer_config.json", {"model_max_length": 10**12}, "model_max_length"),
+            ("model_index.json", {"tokenizer": [None, None]}, "no tokenizer"), ("model_index.json", {"text_encoder": [None, None]}, "no text_encoder"),
+        ):
+            before = (model / name).read_text()
+            (model / name).write_text(json.dumps(json.loads(before) | about))
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert words in str(error) and str(model) in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{name} with {about} was loaded")
+            (model / name).write_text(before)
+        load_pipeline(model)
+
+# %% ../nbs/14_models.ipynb #0e45f20f
+def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
+        for part, value in (("unet", math.nan), ("vae", math.inf), ("text_encoder", -math.inf), ("text_encoder_2", math.nan)):
+            (path,) = (model / part).glob("*.safetensors")
+            before, tensors = path.read_bytes(), load_file(path)
+            last = sorted(tensors)[-1]
+            tensors[last].view(-1)[-1] = value
+            save_file(tensors, path, {"format": "pt"})
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert f"its {part}: " in str(error) and "not finite" in str(error) and str(model) in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{part} with {value} was loaded")
+            path.write_bytes(before)
+        weights = one_file(load_pipeline())
+        save_file(weights | {"first_stage_model.decoder.conv_out.bias": torch.full((3,), 1e6)}, model / "one.safetensors")
+        load_pipeline(model / "one.safetensors", config=EMBEDDED)
+        try:
+            load_pipeline(model / "one.safetensors", config=EMBEDDED, dtype=torch.float16)
+        except ModelError as error:
+            assert "not finite in float16" in str(error)
+        else:
+            raise AssertionError("what a half cannot hold was loaded")
 
 # %% ../nbs/14_models.ipynb #deaeb74c
 def test_pickles_are_not_opened():

@@ -2,11 +2,13 @@
 
 from msgspec import Meta
 from pathlib import Path
-from tav_nb.schema import MAX_BYTES, SchemaError, parse_json, printable, read_arrays
+from tav_nb.schema import MAX_BYTES, SchemaError, first_not_finite, parse_json, printable, read_arrays
 from typing import Annotated
 from unittest.mock import patch
+import math
 import numpy as np
 import tempfile
+import torch
 import zipfile
 
 # %% ../nbs/41_schema.ipynb #81e1ef6e
@@ -83,3 +85,13 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
         path.unlink()
         path.mkdir()
         refused("not a file")
+
+# %% ../nbs/41_schema.ipynb #de6276ee
+def test_a_tensor_with_one_value_that_is_not_finite_is_found_in_every_floating_type():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for value in (math.nan, math.inf, -math.inf):
+            wrong = torch.zeros(1000, dtype=dtype)
+            wrong[345] = value
+            assert first_not_finite(dict(fine=torch.ones(3), empty=torch.zeros(0), whole=torch.tensor([1]), wrong=wrong)) == "wrong"
+        large = torch.full((100_000,), 60_000.0, dtype=dtype)  # whose sum is more than a half can hold
+        assert first_not_finite(dict(large=large)) is None
