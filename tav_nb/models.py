@@ -154,7 +154,7 @@ Widths = Annotated[list[Width], Meta(min_length=1, max_length=8)]
 Factor = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Sizes = TypedDict("Sizes", dict(
     in_channels=Annotated[int, Meta(ge=1, le=64)], out_channels=Annotated[int, Meta(ge=1, le=64)], latent_channels=Annotated[int, Meta(ge=1, le=64)],
-    num_attention_heads=Width | list[Width] | None, attention_head_dim=Width | list[Width] | None, sigma_min=Factor | None, sigma_max=Factor | None,
+    num_attention_heads=Width | list[Width] | None, attention_head_dim=Width | list[Width] | None, sigma_min=Factor | None, sigma_max=Factor | None, layer_norm_eps=Factor, eos_token_id=Annotated[int, Meta(ge=0)],
     sample_size=Annotated[int, Meta(ge=1, le=8192)] | None, block_out_channels=Widths, layers_per_block=Layers | list[Layers],
     transformer_layers_per_block=Layers | list[Layers | list[Layers]], cross_attention_dim=Width | list[Width], addition_time_embed_dim=Width | None,
     scaling_factor=Annotated[float, Meta(gt=0, le=1e6)], shift_factor=Factor | None, latents_mean=list[Factor] | None, latents_std=list[Annotated[float, Meta(gt=0, le=1e6)]] | None,

@@ -251,7 +251,7 @@ def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds
         wrong += [(f'{part}/config.json', about, words) for part, about, words in (
             ('text_encoder', {'attn_implementation': 'somebody/kernel'}, 'attn_implementation'), ('text_encoder_2', {'auto_map': {'AutoModel': 'evil.Spy'}}, 'auto_map'), ('unet', {'quantization_config': {}}, 'quantization_config'),
             ('unet', {'layers_per_block': 10**9}, '<= 100'), ('vae', {'block_out_channels': [32, 10**12]}, '65536'), ('vae', {'latents_mean': [0.0], 'latents_std': [1.0]}, '4 numbers'), ('vae', {'scaling_factor': 'big'}, 'expected `float`'),
-            ('text_encoder', {'num_hidden_layers': -1}, '>= 0'), ('unet', {'sample_size': 10**12}, '8192'))]
+            ('text_encoder', {'num_hidden_layers': -1}, '>= 0'), ('unet', {'sample_size': 10**12}, '8192'), ('text_encoder_2', {'layer_norm_eps': None}, 'expected `float`'), ('text_encoder_2', {'eos_token_id': None}, 'expected `int`'))]
         for name, about, words in wrong:
             before = (model / name).read_text()
             (model / name).write_text(json.dumps({**json.loads(before), **about}))
