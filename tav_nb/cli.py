@@ -31,11 +31,11 @@ import numpy as np
 import tav_nb
 from msgspec import Meta
 from PIL import Image
-from . import directing
+from . import directing, process
 from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config, resumed
 from .decoder import Limits
 from .files import recover, write_whole
-from .process import interruptible, to_nowhere, usable_streams
+from .process import interruptible, run_copies, same_command, to_nowhere, usable_streams
 from .schema import INVISIBLE, SchemaError, check_type, printable
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
@@ -769,6 +769,8 @@ def add_train(parser):
     add("--resume", action="store_true", help="go on with the run in OUT from its last checkpoint")
     add("--dry-run", action="store_true", help="say what would be trained and whether it fits, and stop there")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto: a GPU if there is one)")
+    add("--processes", type=at_least(1, most=64), default=1, metavar="N", help="processes on this machine that share the work, each with a GPU of its own if there are GPUs (1)")
+    parser.other_names |= dict.fromkeys(("num-processes", "nproc", "nproc-per-node", "num-gpus", "gpus"), "--processes")
     for f in fields(TrainConfig):
         parser.other_names |= {word.replace('_', '-'): f"--{f.name.replace('_', '-')}" for word in f.metadata["also"]}
         value = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else "none" if f.default in (None, "") else str(f.default).lower() if isinstance(f.default, bool) else f.default
@@ -784,16 +786,20 @@ def train_settings(args):
 def train_command(args):
     "Train as `args` ask for; Ctrl-C and SIGTERM save and end it well."
     settings = partial(train_settings, args)
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # what is wrong with them is said before PyTorch is there; of several processes the first one says it, once all are
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 < args.processes != world: raise UsageError(f"--processes {args.processes}: {world} processes have been started already; leave the option out")
+    if world == 1:  # what is wrong with them is said before PyTorch is there; of several processes the first one says it, once all are
         settings()
         if not (Path(args.cache)/"manifest.parquet").is_file(): raise UsageError(f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one")
+        if args.processes > 1: raise SystemExit(run_copies(same_command(args.words), args.processes))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
-        from tav_nb.trainer import AgreedError, train
+        from tav_nb.trainer import AgreedError, GoneError, train
         try: train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
-        except AgreedError:
+        except AgreedError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
+            if isinstance(error, GoneError) and process.launched: raise SystemExit(process.GONE) from None  # the launcher knows which one
             if os.environ.get("RANK", "0") != "0": raise SystemExit(2) from None
             raise
 
@@ -966,6 +972,7 @@ def main(
         try:
             args = make_parser().parse_args(argv)
             check_kinds(args)
+            if "processes" in args: args.words = argv
             with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # such images are refused, in one line
                 if getattr(args, "extend", None): args = going_on(argv)
                 COMMANDS[args.command][2](args)

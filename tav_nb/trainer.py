@@ -9,8 +9,8 @@ __all__ = ['DTYPES', 'PATIENCE', 'TrainError', 'timestep_tables', 'dice', 'quest
            'about_adapter', 'save', 'CoreState', 'read_checkpoint', 'restore', 'held_out_loss', 'Stage', 'preview',
            'check_extras', 'open_clips', 'batch_sizes', 'largest_step', 'check_memory', 'put_adapter', 'check_widths',
            'build', 'introduce', 'polite_stop', 'LogLine', 'ScalarWriter', 'Log', 'gates', 'memory_now', 'AgreedError',
-           'Processes', 'Left', 'Run', 'in_words', 'spell', 'accelerator_for', 'settled', 'write_run', 'train', 'begin',
-           'leave', 'go', 'first_caption']
+           'GoneError', 'connecting', 'Processes', 'Left', 'Run', 'in_words', 'spell', 'accelerator_for', 'settled',
+           'write_run', 'train', 'begin', 'leave', 'go', 'first_caption']
 
 # %% ../nbs/24_trainer.ipynb #6e036fbb
 import copy
@@ -580,12 +580,27 @@ class AgreedError(TrainError):
     "What went wrong in one of several processes, as all of them know it; the message begins with which one, unless it was the same in all"
 
 
+class GoneError(AgreedError):
+    "Another process cannot be reached any more, or never could be; whoever started the processes knows more"
+
+
+@contextmanager
+def connecting():
+    "Raises `GoneError` if processes cannot be connected"
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise GoneError(f"the processes of this training cannot be connected through {place}: {' '.join(str(error).split())[:300]}") from None
+
+
 class Processes:
     "All processes of one training, as one of them sees them; `begun` says whether somebody had connected them before"
 
     def __init__(self, accelerator, begun=False):
         self.rank, self.world, self.begun = accelerator.process_index, accelerator.num_processes, begun
-        self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
+        with connecting():
+            self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
 
     def exchange(self, value):
         "The values of all processes, in the order of their ranks; `value` is anything JSON can hold"
@@ -601,7 +616,7 @@ class Processes:
             torch.distributed.all_gather(texts, text, group=self.group)
         except RuntimeError:
             self.group = None  # nobody is left to talk to
-            raise AgreedError("another process of this training is gone, without a word") from None
+            raise GoneError("another process of this training is gone, without a word") from None
         return [json.loads(bytes(one[:size].tolist())) for one, size in zip(texts, sizes)]
 
     def agree(self, **said):
@@ -770,8 +785,12 @@ def spell(seconds):
 def accelerator_for(device):
     "accelerate's view of this process; `device` is auto, cpu or cuda"
     if device != "auto": check_device(device)
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device != "cpu" and 0 < gpus < here:
+        raise TrainError(f"{here} processes need a GPU each, and this machine has {gpus}; --processes {gpus} uses all of them, and --device cpu none")
     if AcceleratorState._shared_state and (device == "cpu") != (AcceleratorState().device.type == "cpu"): AcceleratorState._reset_state(True)
-    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    with connecting():
+        return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
 def settled(run, config, resume):
@@ -788,7 +807,7 @@ def write_run(run, config, loader, world, need):
     if path.exists():
         began, _ = read_run(run)
         if began.clips != ours["clips"]: raise TrainError(f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it began with")
-        if began.micro_steps != ours["micro_steps"]: raise TrainError(f"{run}: had {began.micro_steps} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or use as many processes as before")
+        if began.micro_steps != ours["micro_steps"]: raise TrainError(f"{run}: had {began.micro_steps} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or go on with as many processes as before, --processes {began.micro_steps // config.accumulation}")
     write_whole(path, json.dumps(dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1))
     write_whole(Path(run) / "config.toml", write_toml(config))
 
@@ -804,7 +823,7 @@ def train(
     dry_run=False,  # only say what would be done
     bar=True,       # a progress bar, if somebody is there to see it
 ):
-    """Train an adapter; returns the `Core` at its end. Several processes (`accelerate launch`) share the work
+    """Train an adapter; returns the `Core` at its end. Several processes (`tav train --processes`, `torchrun`, `accelerate launch`) share the work
 
     Raises `ValueError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) for all that can be said about a run that cannot be; with several processes all of them raise an `AgreedError` with the same line. On SIGINT and SIGTERM it saves and returns.
     """

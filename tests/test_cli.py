@@ -683,6 +683,19 @@ def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
         with patch.dict(os.environ, LOCAL_RANK="3"): load(args)
     assert given == ["cuda", "cuda:3", "cpu"]
 
+# %% ../nbs/13_cli.ipynb #b2885f50
+def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_line():
+    from tav_nb.trainer import TrainError, accelerator_for
+    with patch("torch.cuda.device_count", lambda: 2), patch.dict(os.environ, LOCAL_WORLD_SIZE="3"):
+        try: accelerator_for("auto")
+        except TrainError as error: assert str(error).startswith("3 processes need a GPU each, and this machine has 2; --processes 2 uses all of them"), error
+        else: raise AssertionError("three processes began on two GPUs")
+        accelerator_for("cpu")
+    with patch.dict(os.environ, WORLD_SIZE="2"):
+        code, said, err = tav("train", "cache", "run", "--processes", 3)
+        assert (code, said, err) == (2, "", "tav: error: --processes 3: 2 processes have been started already; leave the option out\n"), (code, said, err)
+    assert "did you mean --processes?" in tav("train", "cache", "run", "--num_processes", 3)[2]
+
 # %% ../nbs/13_cli.ipynb #83964fc4
 def test_two_processes_share_the_work_as_torchrun_starts_them():
     with tempfile.TemporaryDirectory() as folder:

@@ -54,3 +54,51 @@ with usable_streams(): print("na\u00efve \u5973"), print("\u00e9", file=sys.stde
             Path(folder, "program.py").write_text(program)
             done = subprocess.run(["sh", "-c", f"{sys.executable} {folder}/program.py {streams}"], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
             assert (done.returncode, done.stdout) == (0, said), (streams, done)
+
+# %% ../nbs/46_process.ipynb #03dbc12e
+def test_copies_of_a_command_end_as_one_with_one_line_and_one_exit_code_and_none_outlives_a_launcher_that_was_killed():
+    program = '''
+import os, signal, sys, time
+from tav_nb import process
+process.GRACE = 0.5
+what, rank = sys.argv[1], os.environ.get("RANK")
+if rank is None:
+    from tav_nb.process import CopyError, run_copies
+    try: sys.exit(run_copies([sys.executable, *sys.orig_argv[1:]], 2))
+    except CopyError as error: sys.exit(f"tav: error: {error}")
+def say(line, stream=2): os.write(stream, f"{line}\\n".encode())  # one piece, whatever others write
+def stop(number, frame):
+    say(f"{rank} got {signal.Signals(number).name}", 1)
+    say("tav: interrupted")
+    os._exit(130)
+say(f"{rank} begins", 1)
+if what == "work": time.sleep(0.3)  # as long as signals are held
+for number in process.STOPS: signal.signal(number, stop)
+process.as_copy()
+if what == "well": sys.exit(0)
+if what == "all": say("tav: error: the same"), sys.exit(2)
+if what == "environment": say(" ".join(os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")), 1), sys.exit(0)
+if what == "second" and rank == "1": say("a library's warning"), say("tav: error: only here"), sys.exit(2)
+if what == "dumb" and rank == "1": os._exit(5)
+if what == "killed" and rank == "1": os.kill(os.getpid(), signal.SIGKILL)
+if what == "killed" and rank == "0": time.sleep(0.2), sys.exit(process.GONE)
+say(f"{rank} works", 1)
+while True: time.sleep(1)
+'''
+    for what, code, line in (("well", 0, ""), ("environment", 0, ""), ("all", 2, "tav: error: the same\n"), ("second", 2, "tav: error: only here\n"),
+                             ("dumb", 1, "tav: error: process 1 of 2 ended with exit code 5, without a word\n"),
+                             ("killed", 1, "tav: error: process 1 of 2 was ended by SIGKILL, as the system does when memory is used up; the others have ended as well\n")):
+        found = ended(program, what)
+        assert (found[0], found[2]) == (code, line), (what, found)
+        assert what != "environment" or sorted(found[1].splitlines()) == [line for rank in range(2) for line in (f"{rank} 2 2 127.0.0.1", f"{rank} begins")], found
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for after in (0, 0.6):  # at once, when they have not begun; later, when all are at work
+            code, out, err = ended(program, "work", after=after, number=number)
+            assert code == 130 and err == "tav: interrupted\n" and all(out.count(f"{rank} got {number.name}\n") == 1 for rank in range(2)), (number, after, code, out, err)
+    launcher = subprocess.Popen([sys.executable, "-c", program, "work"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    lines = [launcher.stdout.readline() for _ in range(4)]  # all begin, and are at work
+    launcher.kill()
+    launcher.wait()
+    rest = launcher.stdout.read()  # ends when the last of them has ended
+    assert sorted(rest.splitlines()) == [f"{rank} got SIGTERM" for rank in range(2)], (lines, rest)
+    launcher.stdout.close()

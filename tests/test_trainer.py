@@ -152,6 +152,7 @@ import contextlib, io, json, os, signal, sys
 import torch
 import tav_nb.trainer as trainer
 from tav_nb.cli import main
+from tav_nb.memory import Need
 
 torch.set_num_threads(1)
 cases, ports, place = json.loads(sys.argv[1])
@@ -185,9 +186,10 @@ def full(run, *args): raise trainer.CheckpointError(f"{run}: cannot be written (
 
 
 trainer.load_pipeline = quick_pipeline
+trainer.measure = lambda *args: Need(0, 0, 0, 0, 2**25)
 FAULTS = dict(
     memory=dict(micro_step=at(2, 1, out_of_memory)), bug=dict(preview=at(3, 0, bug)),
-    stop=dict(micro_step=at(2, 1, stop)), gone=dict(micro_step=at(2, 1, gone)), disk=dict(save_checkpoint=lambda name: full), none={})
+    stop=dict(micro_step=at(3, 1, stop)), gone=dict(micro_step=at(2, 1, gone)), disk=dict(save_checkpoint=lambda name: full), none={})
 for port, (fault, words) in zip(ports, cases):
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for name, function in usual.items(): setattr(trainer, name, FAULTS[fault][name](name) if name in FAULTS[fault] else function)
@@ -449,6 +451,32 @@ def test_two_processes_equal_one_with_twice_the_accumulation():
         assert one.keys() == two.keys()
         for key in one: torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-6)
 
+# %% ../nbs/24_trainer.ipynb #494c2b53
+@pytest.mark.slow
+def test_a_training_in_two_processes_stops_as_one_at_ctrl_c_and_when_the_launcher_or_one_of_them_is_killed():
+    import psutil
+    with tempfile.TemporaryDirectory() as place:
+        words = tav_train(f"{place}/run", "--steps", 10_000, "--accumulation", 1, "--workers", 1, "--held-out", 0, "--checkpoint-every", 10_000, "--processes", 2)
+        log, before = Path(place, "run", "log.jsonl"), 0
+        for what in ("ctrl-c", "one", "launcher"):
+            launcher = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            while not (log.exists() and f'"step": {before + 3},' in log.read_text()):
+                assert launcher.poll() is None, launcher.communicate()
+                time.sleep(0.02)
+            copies = psutil.Process(launcher.pid).children()
+            everybody = psutil.Process(launcher.pid).children(recursive=True)
+            if what == "ctrl-c": launcher.send_signal(signal.SIGINT)
+            elif what == "one": copies[1].kill()
+            else: launcher.kill()
+            out, err = launcher.communicate(timeout=120)
+            _, left = psutil.wait_procs(everybody, timeout=60)
+            step = find_checkpoint(f"{place}/run")[1]["step"]
+            assert len(copies) == 2 and not left and step >= before + 3, (what, left, step, before)
+            assert f"step {step} is saved" in out if what == "one" else f"stopped at step {step} of 10000" in out, (what, out)
+            line = "tav: error: process 1 of 2 was ended by SIGKILL, as the system does when memory is used up; the others have ended as well\n" if what == "one" else ""
+            assert (launcher.returncode, err) == ({"ctrl-c": 0, "one": 2, "launcher": -9}[what], line), (what, launcher.returncode, err)
+            words, before = ["train", CACHE, f"{place}/run", "--resume", "--device", "cpu", "--processes", "2"], step
+
 # %% ../nbs/24_trainer.ipynb #480044e4
 @pytest.mark.cuda
 def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumulation():
@@ -473,13 +501,18 @@ def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_t
         plan = lambda seed: [ClipLoader(bad, 1, (8,), seed).plan[step][0][0] for step in range(8)]
         seed = next(seed for seed in range(100) if plan(seed).index(0) == 5)  # the second process meets it in its third update
         Path(odd, "clips", "film0-0000000-8.npz").write_bytes(b"no zip")
-        words = "--steps", 4, "--accumulation", 1, "--workers", 0, "--held-out", 0, "--lengths", 8, "--seed", seed, "--checkpoint-every", 100
+        words = "--steps", 8, "--accumulation", 1, "--workers", 0, "--held-out", 0, "--lengths", 8, "--seed", seed, "--checkpoint-every", 100
         command = lambda cache, out, *more: ["train", str(cache), f"{place}/{out}", *tav_train(f"{place}/{out}", *words, *more)[3:]]
-        cases = [("none", command(bad, "bad-clip")), ("none", command(odd, "no-zip")), ("memory", command(good, "memory")),
+        launched = subprocess.run([sys.executable, "-c", PROGRAM, *command(bad, "bad-clip", "--processes", 2)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert launched.returncode == 2 and launched.stderr.startswith(f"tav: error: process 1: {bad}/clips/film0-0000000-8.npz") and launched.stderr.count("\n") == 1, launched
+        assert "x 2 processes" in launched.stdout and "step 2 is saved; --resume goes on from there" in launched.stdout, launched
+        assert find_checkpoint(f"{place}/bad-clip")[1]["step"] == 2 and read_metadata(f"{place}/bad-clip")["trained_steps"] == 2
+        goes_on = ["train", str(bad), f"{place}/bad-clip", "--resume", "--bad-clips", "skip", "--device", "cpu"]
+        cases = [("stop", goes_on), ("stop", command(bad, "skip", "--bad-clips", "skip")), ("none", command(odd, "no-zip")), ("memory", command(good, "memory")),
                  ("bug", command(good, "bug", "--preview-every", 1, "--preview-frames", 4, "--preview-steps", 1)), ("disk", command(good, "disk")),
-                 ("none", command(bad, "skip", "--bad-clips", "skip")), ("stop", command(good, "stop")), ("none", command(place, "no-cache")), ("gone", command(good, "gone"))]
+                 ("none", command(place, "no-cache")), ("gone", command(good, "gone"))]
         found = {Path(words[2]).name: ends for (_, words), ends in zip(cases, in_both(place, *cases), strict=True)}
-        says = dict([("bad-clip", "process 1: "), ("no-zip", "process 1: "), ("memory", "process 1: step 2: out of memory"), 
+        says = dict([("no-zip", "process 1: "), ("memory", "process 1: step 2: out of memory"),
                      ("bug", "process 0: KeyError: 'prompt' (<string>, line"), ("disk", "process 0: "), ("gone", "another process of this training is gone"), ("no-cache", f"{place}: no cache")])
         for name, begins in says.items():
             (code, out, err, left), second = found[name]
@@ -488,11 +521,12 @@ def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_t
             step = find_checkpoint(f"{place}/{name}", lambda line: None)[1]
             assert (step or {}).get("step") == {"disk": None, "no-cache": None, "bug": 3}.get(name, 2), (name, step)
             assert name in ("disk", "no-cache") or f"step {step['step']} is saved; --resume goes on from there" in out, (name, out)
-        assert "film0-0000000-8.npz" in found["bad-clip"][0][2] and "film0-0000000-8.npz: cannot be read" in found["no-zip"][0][2] and "No space left" in found["disk"][0][2]
-        (code, out, err, _), second = found["skip"]
-        assert code == second[0] == 0 and "film0-0000000-8.npz: has numbers that are none, and is skipped (process 1)" in out and not err
-        (code, out, err, _), second = found["stop"]
-        assert code == second[0] == 0 and "stopped at step 3 of 4" in out and find_checkpoint(f"{place}/stop")[1]["step"] == 3, out
+        assert "film0-0000000-8.npz: cannot be read" in found["no-zip"][0][2] and "No space left" in found["disk"][0][2]
+        for name in ("bad-clip", "skip"):
+            (code, out, err, _), second = found[name]
+            assert code == second[0] == 0 and "film0-0000000-8.npz: has numbers that are none, and is skipped (process 1)" in out and "stopped at step 4 of 8" in out and not err, found[name]
+        begun, straight = (state_of(f"{place}/{name}")[0] for name in ("bad-clip", "skip"))
+        assert begun.keys() == straight.keys() and all(torch.equal(begun[key], straight[key]) for key in begun), "what --processes began goes on in processes that others start, bit for bit"
 
 # %% ../nbs/24_trainer.ipynb #1c882255
 def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run():
