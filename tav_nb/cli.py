@@ -11,12 +11,12 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'VideoSettings', 'settings_of', 'named_in', 'compare_named', 'rate_of', 'playable', 'fps_of_source',
            'going_on', 'names_like', 'free_name', 'write_beside_others', 'write_finished', 'check_names', 'check_kinds',
            'choose_adapter', 'load', 'compute_on', 'fit_film', 'is_small', 'check_room', 'cap', 'let_segments_grow',
-           'read_sources', 'load_visitors', 'make_of_sources', 'make_frames', 'generate_command', 'add_prepare',
-           'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for', 'prepare_command',
-           'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score', 'check_score',
-           'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say', 'OutputError', 'show',
-           'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output', 'finish_output', 'quiet_imports',
-           'main']
+           'read_sources', 'load_visitors', 'make_of_sources', 'check_space_for', 'make_frames', 'generate_command',
+           'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for',
+           'prepare_command', 'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score',
+           'check_score', 'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say',
+           'OutputError', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output',
+           'finish_output', 'quiet_imports', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, difflib, json, logging, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
@@ -39,7 +39,7 @@ from .process import interruptible, run_copies, same_command, to_nowhere, usable
 from .schema import INVISIBLE, SchemaError, check_type, printable
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
-from .video import MAX_FPS, SUFFIXES, VideoError, check_output, iter_video, read_metadata, read_video, write_video
+from .video import MAX_FPS, SUFFIXES, VideoError, check_output, check_space, iter_video, read_metadata, read_video, write_video
 from .windows import KINDS, WEIGHTS, Context, plan_windows
 
 # %% ../nbs/13_cli.ipynb #036ec4f2
@@ -576,7 +576,12 @@ def make_of_sources(args, pipe, found, bar):
                 args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), **call)
 
 # %% ../nbs/13_cli.ipynb #719cdf1d
-def make_frames(args, direction=None):
+def check_space_for(args, path) -> None:
+    "Raise a `VideoError` if the video that `args` ask for cannot fit where it shall go"
+    side, before = made_for(args.model, args.config), 0 if args.before is None else len(args.before)
+    check_space(path, before + args.num_frames, args.height or side, args.width or side)
+
+def make_frames(args, direction=None, path=None):
     "The frames that `args` ask for, uint8 [F, H, W, 3], and `VideoSettings`: all that one needs to make them again."
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when huggingface_hub is imported
     let_segments_grow()
@@ -594,6 +599,7 @@ def make_frames(args, direction=None):
             context = check_context(args, adapter)
             found = read_sources(args, adapter) if args.video or args.control or args.ip_image else {}
             memory = None if found else fit_film(args, adapter, context, bar)
+            if path: check_space_for(args, path)
             pipe = load(args, adapter, bool(memory) and memory.offload)
             load_visitors(args, pipe)
             bar.set_description("drawing")
@@ -619,7 +625,7 @@ def generate_command(args):
     if args.fps is None: args.fps = fps_of_source(args)
     path, start = check_output(args.output or free_name(args.prompt, args.seed), args.fps), time.monotonic()
     context_of(args)
-    frames, settings = make_frames(args, direction)
+    frames, settings = make_frames(args, direction, path)
     frames = directing.joined(direction, frames)
     path = write_finished(frames, args, path, settings)
     count, height, width = frames.shape[:3]

@@ -30,6 +30,7 @@ import numpy as np
 import os
 import pytest
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -318,6 +319,18 @@ for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif
             for line, name in zip(lines, names):
                 assert line == f"full/{name}: cannot be written: File too large" + f"; the video is finished and kept as {folder}/room/{name}" * (where == "output")
         assert sorted(os.listdir(f"{folder}/room")) == sorted(names) and all(len(read_video(f"{folder}/room/{name}")[0]) == 3 for name in names)
+
+# %% ../nbs/13_cli.ipynb #96dcb658
+def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
+    from unittest.mock import patch
+
+    with tempfile.TemporaryDirectory() as folder:
+        usage = shutil.disk_usage(folder)
+        with patch("shutil.disk_usage", return_value=usage._replace(free=50_000)), patch("tav_nb.cli.load", side_effect=AssertionError("a model was loaded")):
+            for name in "frames", "film.webp", "film.gif":
+                code, said, err = tav("generate", "a girl walks", "-o", f"{folder}/{name}", "--num-frames", 30)
+                assert (code, said) == (2, "") and err.startswith(f"tav: error: {folder}/{name}: 30 frames of 128 x 128 pixels take at least 0.") and err.endswith(f"MB, and {folder} has 0.05 MB left\n"), (code, said, err)
+        assert not os.listdir(folder)
 
 # %% ../nbs/13_cli.ipynb #b0052dfa
 def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():

@@ -3,10 +3,12 @@
 from PIL import Image, ImageDraw
 from fractions import Fraction
 from pathlib import Path
-from tav_nb.video import VideoError, _finished, check_output, read_metadata, read_video, write_video
+from tav_nb.video import LEAST, VideoError, _finished, check_output, check_space, read_metadata, read_video, write_video
 import av
+import math
 import numpy as np
 import os
+import shutil
 import struct
 import tempfile
 
@@ -50,6 +52,19 @@ def encode(frames, path, pts=None, aspect=None, range_=None, space=None, codec="
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
+
+# %% ../nbs/06_video.ipynb #bccdfb31
+def test_a_video_that_cannot_fit_on_the_disk_is_refused_before_it_is_made():
+    with tempfile.TemporaryDirectory() as folder:
+        free = shutil.disk_usage(folder).free
+        for name in "a.mp4", "a.webm", "a.gif", "a.webp", "frames":
+            path = Path(folder)/name
+            check_space(path, 24, 64, 64)
+            too_many = math.ceil(1.5*free/LEAST[path.suffix]/(1024*1024*3))
+            try: check_space(path, too_many, 1024, 1024)
+            except VideoError as error: assert str(error).startswith(f"{path}: {too_many} frames of 1024 x 1024 pixels take at least ") and f"{folder} has " in str(error) and "\n" not in str(error)
+            else: raise AssertionError(f"{too_many} frames fit into {free} bytes")
+        assert not list(Path(folder).iterdir())
 
 # %% ../nbs/06_video.ipynb #67158c0b
 def test_a_place_that_cannot_take_a_video_is_refused_before_anything_is_written():
