@@ -13,6 +13,7 @@ from unittest.mock import patch
 import json
 import os
 import pickle
+import pytest
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,7 @@ def test_the_fingerprint_knows_shapes_and_not_weights():
     assert base_fingerprint(tiny_unet(in_channels=9)) == fingerprint, "an inpainting UNet takes the same adapter"
 
 # %% ../nbs/03_adapter.ipynb #db53fb90
+@pytest.mark.long
 def test_equal_content_is_equal_bytes_in_any_process_and_readable_for_those_who_may_read_new_files():
     PROGRAM = """
 import sys, torch

@@ -501,6 +501,7 @@ def test_info_prints_what_an_adapter_says_about_itself():
     assert (code, err) == (0, "") and json.loads(said)["max_frames"] >= 16
 
 # %% ../nbs/13_cli.ipynb #f843faa3
+@pytest.mark.long
 def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
     prompt = "a girl walks" + " and walks"*80  # more than a text encoder can take: that is said in one line, and nothing else
     with tempfile.TemporaryDirectory() as folder:
@@ -550,6 +551,7 @@ def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the
         assert code == 0 and err == "the model reads 77 tokens of a caption; longer, and cut: 1, first 'girl girl girl girl girl girl girl girl '...\n", err
 
 # %% ../nbs/13_cli.ipynb #86a37273
+@pytest.mark.long
 def test_a_dry_run_decides_the_same_and_encodes_nothing():
     with tempfile.TemporaryDirectory() as folder:
         for seed, changes in enumerate(({}, dict(still=True), dict(half=True))): toon_film(f"{folder}/film{seed}.webm", seed, **changes)

@@ -267,6 +267,7 @@ def test_other_thresholds_encode_only_what_was_not_there_and_remove_what_is_not_
         assert back.encoded == back.reused == 0 and len(list(Path(tmp, "cache/clips").iterdir())) == some.kept
 
 # %% ../nbs/18_dataset.ipynb #e26019fb
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_same_bytes():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:

@@ -6,6 +6,7 @@ from unittest.mock import patch
 import errno
 import itertools
 import os
+import pytest
 import secrets
 import signal
 import stat
@@ -224,6 +225,7 @@ def test_a_hidden_folder_that_is_swept_away_before_it_is_locked_is_made_again():
         assert len(set(seen)) == 2 and os.listdir(folder) == ["x"]
 
 # %% ../nbs/33_files.ipynb #fb2ac0ed
+@pytest.mark.long
 def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_its_writer_is_killed():
     def replace(path):
         with whole(path) as part: write_pages(part, "new")

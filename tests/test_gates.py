@@ -11,6 +11,7 @@ import sys
 import torch
 
 # %% ../nbs/37_gates.ipynb #76f41322
+@pytest.mark.long
 def test_the_kernels_are_the_library_s_gate_forwards_and_backwards():
     PROOF = """
 import torch

@@ -17,6 +17,7 @@ def test_more_conversations_than_one_launch_takes_give_the_same():
     torch.testing.assert_close(attend(q, k, v), together)
 
 # %% ../nbs/34_kernel.ipynb #6d3a27f4
+@pytest.mark.long
 def test_the_kernel_is_the_library_s_attention_forwards_and_backwards():
     PROOF = """
 import torch, torch.nn.functional as F

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import numpy as np
+import pytest
 import re
 import shutil
 import socket
@@ -157,7 +158,7 @@ def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
         assert json.loads(Path(folder, 'model_index.json').read_text())['scheduler'] == ['diffusers', 'DPMSolverMultistepScheduler']
         draw = dict(prompt='a girl', num_inference_steps=3, height=64, width=64, output_type='np')
         ours, theirs = (p(**draw, generator=torch.Generator().manual_seed(0)).images for p in (pipe, stock))
-        assert (ours == theirs).all()
+        assert abs(ours - theirs).max() < 1e-4  # not 0: where weights lie in memory decides which kernel multiplies them
 
 # %% ../nbs/14_models.ipynb #e20d3985
 def test_a_pipeline_into_which_somebody_put_our_scheduler_opens_with_it_where_this_package_is_installed():
@@ -203,6 +204,7 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
         with patch(f"{hub_file.__module__}.hf_hub_download", side_effect=error): assert words in said_of() and '\n' not in said_of(), said_of()
 
 # %% ../nbs/14_models.ipynb #2f53c16d
+@pytest.mark.long
 def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
     plain = load_pipeline(dtype=torch.float16)
     parts = ('unet', 'vae', 'text_encoder', 'text_encoder_2')

@@ -155,6 +155,7 @@ def test_many_films_at_once_are_the_films_that_generate_makes():
 
 # %% ../nbs/16_tiny.ipynb #05063c1e
 @pytest.mark.notest
+@pytest.mark.long
 def test_eight_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
     pipe = load_video_pipeline()
     row = score_table(pipe, 8, rows=['adapter on'], steps=8, num_frames=8, workers=1, log=None)['adapter on']
@@ -178,6 +179,7 @@ def test_the_untrained_parts_have_the_shapes_that_ship():
     assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in shipped.items()}
 
 # %% ../nbs/16_tiny.ipynb #bc649a73
+@pytest.mark.long
 def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
     from contextlib import redirect_stdout, redirect_stderr
     import io
