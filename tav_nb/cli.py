@@ -528,6 +528,7 @@ def check_room(args, adapter, film):
     device, dtype = compute_on(args)
     check_device(device)
     model, room = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype), room_on(device, None)
+    fitting.check_possible(model, *film, room, on_cpu=device == "cpu")
     peaks = fitting.measure(model, *film, guided=args.guidance_scale is None or args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
     if peaks.total > room: raise fitting.TooLarge(f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.gib_of(peaks.total)}, and {fitting.gib_of(room)} are there: fewer frames or a smaller --height and --width need less")
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL', 'LADDER', 'SPARE', 'Memory', 'some_of', 'ask', 'layers_of', 'over_frames', 'over_places', 'in_chunks',
            'offload_parts', 'configs_of', 'size_of', 'outline', 'Peaks', 'gib_of', 'told_on_meta', 'roomy', 'acted_out',
-           'measure_denoising', 'measure_decoding', 'measure', 'TooLarge', 'ladder', 'choose', 'longest', 'refusal']
+           'measure_denoising', 'measure_decoding', 'measure', 'TooLarge', 'ladder', 'least_peaks', 'check_possible',
+           'choose', 'longest', 'refusal']
 
 # %% ../nbs/30_fitting.ipynb #5f96001c
 from contextlib import contextmanager
@@ -260,8 +261,26 @@ def ladder(kind="auto", frames_at_once=None, guided=True, on_cpu=False):
     return list(dict.fromkeys(replace(step, frames_at_once=frames_at_once) if frames_at_once else step for step in steps))
 
 
+def least_peaks(model, num_frames, height, width, on_cpu=False):
+    "What a film needs whatever the settings, as `Peaks`, in no time: weights, latents with what is remembered of them, the first skip, a decoded frame, and on a CPU all finished frames"
+    scale, about = 2 ** (len(model.vae.config.block_out_channels) - 1), model.unet.config
+    places = num_frames * (height // scale) * (width // scale)
+    weights = sum(model.sizes.values()) if on_cpu else model.sizes["unet"]
+    denoising = places * (3 * 4 * about.in_channels + model.unet.dtype.itemsize * about.block_out_channels[0])
+    decoding = 3 * height * width * (model.vae.dtype.itemsize + on_cpu * 2 * num_frames)
+    return Peaks(weights, weights + denoising, (weights if on_cpu else model.sizes["vae"]) + decoding)
+
+
+def check_possible(model, num_frames, height, width, room, on_cpu=False):
+    "Raises `TooLarge` for a film that is so far beyond `room` bytes that acting it out would only take time"
+    least = least_peaks(model, num_frames, height, width, on_cpu)
+    if least.weights <= room < least.total:
+        raise TooLarge(f"{num_frames} frames of {width} x {height} need more than {gib_of(least.total)}, and {gib_of(room)} are there: fewer frames or a smaller --height and --width need less")
+
+
 def choose(model, num_frames, height, width, room, kind="auto", frames_at_once=None, **how):
     "The fastest `Memory` with which a film fits into `room` bytes, and its `Peaks`; `how` as in `measure`. Raises `TooLarge`"
+    check_possible(model, num_frames, height, width, room, how.get("on_cpu", False))
     steps = ladder(kind, frames_at_once, how.get("guided", True), how.get("on_cpu", False))
     need = partial(measure, model, num_frames, height, width, **how)
     first = need(steps[0])
@@ -289,8 +308,11 @@ def refusal(model, num_frames, height, width, room, kind, frames_at_once, least,
     need = lambda n=num_frames, h=height, w=width: measure(model, n, h, w, smallest, **how)
     fits = lambda *film: need(*film).total * SPARE <= room
     if (kind != "auto" or frames_at_once) and fits(): return said + f"--memory {'low' if kind == 'low' else 'auto'}{' without --frames-at-once' if frames_at_once else ''} would fit"
+    def might(h, w):  # would it fit if all but the weights became smaller as the frames do?
+        return least.weights + (least.total - least.weights) * h * w / (height * width) <= room
+
     ways = []
     if n := longest(fits, need, num_frames, room): ways.append(f"--num-frames {n}")
     sizes = ((round(height * part / 64) * 64, round(width * part / 64) * 64) for part in (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8))
-    if size := next((size for size in sizes if 0 < min(size) and size < (height, width) and fits(num_frames, *size)), None): ways.append(f"--height {size[0]} --width {size[1]}")
-    return said + (" or ".join(ways) + " would fit" if ways else f"too little for this model, whose weights alone take {gib_of(least.weights)}")
+    if size := next((size for size in sizes if 0 < min(size) and size < (height, width) and might(*size) and fits(num_frames, *size)), None): ways.append(f"--height {size[0]} --width {size[1]}")
+    return said + (" or ".join(ways) + " would fit" if ways else "fewer frames and a smaller --height and --width together would need less")

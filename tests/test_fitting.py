@@ -2,7 +2,7 @@
 
 from accelerate.hooks import CpuOffload
 from pathlib import Path
-from tav_nb.fitting import CLIPTextConfig, LADDER, Memory, TooLarge, UNet2DConditionModel, ask, choose, configs_of, in_chunks, ladder, measure, outline, told_on_meta
+from tav_nb.fitting import CLIPTextConfig, LADDER, Memory, TooLarge, UNet2DConditionModel, ask, choose, configs_of, in_chunks, ladder, least_peaks, measure, outline, told_on_meta
 from tav_nb.inference import adapter_of, conditions, generate, load_video_pipeline, start_latents
 from tav_nb.kernel import MAX_ROWS
 from tav_nb.memory import Live, flash
@@ -16,6 +16,7 @@ import json
 import pytest
 import shutil
 import tempfile
+import time
 import torch
 import torch.nn.functional as F
 
@@ -188,6 +189,26 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
     assert choose(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), "the longest that fits is named"
     assert "weights alone" in refused(*film, 1000)
     assert len(ladder(on_cpu=True)) == 5 and len(ladder(guided=False)) == 5 and not ladder("low", on_cpu=True)[0].offload
+
+# %% ../nbs/30_fitting.ipynb #3772b986
+def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
+    model = outline(configs_of(), adapter_of(None), torch.float32)
+    for film in ((4096, 4096, 4096), (100_000, 256, 256), (64, 16_384, 16_384)):
+        begun = time.process_time()
+        try:
+            choose(model, *film, 16 * 2**30, on_cpu=True)
+        except TooLarge as error:
+            assert "need more than" in str(error) and "16.0 GiB are there" in str(error) and "\n" not in str(error)
+        else:
+            raise AssertionError(film)
+        assert time.process_time() - begun < 1
+    for on_cpu in (True, False):  # it is never more than the estimate
+        for film in ((8, 64, 64), (24, 128, 64)):
+            low, real = least_peaks(model, *film, on_cpu), measure(model, *film, LADDER[-1], on_cpu=on_cpu)
+            assert low.denoising <= real.denoising and low.decoding <= real.decoding and low.weights <= real.weights, (low, real)
+    begun = time.process_time()
+    short, long = (measure(model, n, 64, 64, on_cpu=True) for n in (1000, 2000))  # windows of which only two are acted out
+    assert abs((long.denoising - long.weights) / (short.denoising - short.weights) - 2) < 0.05 and time.process_time() - begun < 20
 
 # %% ../nbs/30_fitting.ipynb #1a3d7aea
 def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_takes():
