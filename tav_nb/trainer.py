@@ -39,11 +39,11 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 import tav_nb
-from .adapter import FILE_NAME, STRUCTURE, find_adapter, load_adapter, read_metadata, save_adapter
+from .adapter import write_safetensors, FILE_NAME, STRUCTURE, find_adapter, load_adapter, read_metadata, save_adapter
 from .attention import sinusoidal_positions
 from .checkpoint import Average, CheckpointError, check_moments, check_tensors, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
 from .config import TrainConfig, check_changes, check_whole, read_run, resumed, write_toml
@@ -291,7 +291,7 @@ def save(core, run, clips):
         about = about_adapter(core, clips)
         save_adapter(core.unet, folder / "weights.safetensors", **about)
         with core.average.applied(): save_adapter(core.unet, folder, **about)
-        save_file(optimizer_tensors(core.optimizer, core.names), folder / "optimizer.safetensors")
+        write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(core.optimizer, core.names))
     state = dict(scaler=core.scaler.state_dict(), lost=core.lost, averaged=core.average.updates)
     path = save_checkpoint(run, core.step, write, state, core.config.keep_checkpoints)
     sweep(run)
@@ -547,7 +547,9 @@ class Log:
         self.on_event(dict(kind=kind, step=step, **values))
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         try:
-            with open(self.path, "a") as file: file.write(json.dumps(dict(kind=kind, step=step, **numbers)) + "\n")
+            line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+            with open(self.path, "a") as file:
+                file.write(json.dumps(dict(kind=kind, step=step, **line), allow_nan=False) + "\n")
         except OSError as error: self.say(f"{self.path}: cannot be written ({error.strerror}); the training goes on, and step {step} is not in it")
         if self.writer: self.with_tensorboard(lambda: self.writer.add(step, {f"{kind}/{name}": value for name, value in numbers.items()}))
 

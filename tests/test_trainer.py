@@ -13,6 +13,7 @@ from tav_nb.graphs import EACH, MOST, Unrecordable
 from tav_nb.loader import ClipLoader
 from tav_nb.memory import Need, set_checkpointing
 from tav_nb.models import EMBEDDED, load_pipeline
+from tav_nb.schema import parse_json
 from tav_nb.trainer import AgreedError, Core, Log, Processes, batch_sizes, build, check_memory, clip_losses, held_out_split, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
 from tav_nb.unet import add_temporal, temporal_modules
 from tav_nb.video import VideoError
@@ -341,6 +342,18 @@ def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
         kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
         assert kinds == {".safetensors", ".json"}, "nothing is pickled"
         assert read_metadata(folder)["trained_steps"] == 3 and not restore(small_core(), f"{folder}/none")
+
+# %% ../nbs/24_trainer.ipynb #2b1869f6
+def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_and_can_be_gone_on_with():
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(folder, TrainConfig(steps=3, tensorboard=False), 0, quiet=True)
+        log("train", 1, loss=math.nan, norm=math.inf, clips=2)
+        (line,) = Path(folder, "log.jsonl").read_text().splitlines()
+        assert parse_json(line, dict, "log.jsonl") == dict(kind="train", step=1, loss=None, norm=None, clips=2)
+        old = '{"kind": "train", "step": 1, "loss": NaN}\n'  # as it was written before
+        Path(folder, "log.jsonl").write_text(line + "\n" + old)
+        Log(folder, TrainConfig(steps=3, tensorboard=False), 2, quiet=True)
+        assert Path(folder, "log.jsonl").read_text() == line + "\n" + old
 
 # %% ../nbs/24_trainer.ipynb #a2d1f0c3
 def test_what_went_wrong_in_some_processes_is_one_line_in_all_of_them_and_names_which():
