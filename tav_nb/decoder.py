@@ -6,11 +6,11 @@
 __all__ = ['WHITE', 'PQ_M1', 'PQ_M2', 'PQ_C1', 'PQ_C2', 'PQ_C3', 'HLG_A', 'HLG_B', 'HLG_C', 'PEAK', 'HLG_SCREEN', 'RGB_AND_WHITE',
            'DECODE', 'EXACT', 'BT709', 'BT2020', 'FULL', 'UNKNOWN', 'TRANSFERS', 'FOREIGN_TRANSFERS',
            'FOREIGN_MATRICES', 'STRIP', 'TURNS', 'SKEW', 'NAMES_FILES', 'FORMATS', 'SEES_ALPHA', 'REPAIRS', 'MIN_LINES',
-           'LOOK_AT', 'STILLS', 'IMAGES', 'VIDEOS', 'SMALLEST', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light',
-           'light_to_pq', 'hlg_to_scene', 'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours',
-           'colours_of', 'upon_white', 'Orientation', 'orientation_of', 'frame_pixels', 'Opened', 'open_video',
-           'FieldDetector', 'deinterlace', 'detect_fields', 'Clock', 'image_pixels', 'is_image', 'folder_images',
-           'open_image', 'iter_frames', 'iter_images']
+           'LOOK_AT', 'GAMMA', 'COLOUR_CHUNKS', 'STILLS', 'IMAGES', 'VIDEOS', 'SMALLEST', 'DecodeError', 'Limits',
+           'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene', 'hlg_gamma', 'tone_map', 'xyz_matrix',
+           'matrix_to_709', 'to_srgb', 'Colours', 'colours_of', 'upon_white', 'Orientation', 'orientation_of',
+           'frame_pixels', 'Opened', 'open_video', 'FieldDetector', 'deinterlace', 'detect_fields', 'Clock',
+           'image_pixels', 'is_image', 'folder_images', 'open_image', 'iter_frames', 'iter_images']
 
 # %% ../nbs/42_decoder.ipynb #174f6ba9
 import io
@@ -558,6 +558,10 @@ class Clock:
         return f"time stands still or runs backwards at {self.repeated} of {self.count} frames" if self.repeated > few else ""
 
 # %% ../nbs/42_decoder.ipynb #3268dfa1
+GAMMA = 0.45455  # of a PNG whose numbers are nearly sRGB's
+COLOUR_CHUNKS = "icc_profile", "gamma", "srgb", "cicp"
+
+
 def _profile(image):
     "The image's own ICC profile, and one of sRGB; None if there is nothing to convert"
     data = image.info.get("icc_profile")
@@ -571,8 +575,34 @@ def _profile(image):
     return None if "srgb" in name.lower() else (profile, space)
 
 
+def _gamma_table(image):
+    "What the chunk gAMA of a PNG makes of each byte; None if there is nothing to convert"
+    gamma = image.info.get("gamma", GAMMA)
+    if image.info.get("icc_profile") or "srgb" in image.info or abs(gamma / GAMMA - 1) <= 0.05 or not 0.1 <= gamma <= 10:
+        return None
+    light = (np.arange(256) / 255) ** (1 / gamma)
+    return np.round(255 * _srgb_encoded(light)).astype(int).tolist()
+
+
+def _video_colours(image):
+    "(transfer, primaries) that the chunk cICP of a PNG states, as of a video; None if there is nothing to convert"
+    primaries, transfer, *_ = image.info.get("cicp") or (BT709, BT709)
+    found = TRANSFERS.get(transfer, "sdr"), primaries if primaries in RGB_AND_WHITE else BT709
+    return None if found == ("sdr", BT709) else found
+
+
+def _says_colours(image):
+    "Is there anything to convert?"
+    return _video_colours(image) or _profile(image) or _gamma_table(image)
+
+
 def _in_srgb(image):
     "An image of RGB, grey or CMYK as RGB of sRGB"
+    if colours := _video_colours(image):
+        return Image.fromarray(to_srgb(np.asarray(image.convert("RGB")).astype(np.uint16) * 257, *colours))
+    if table := _gamma_table(image):
+        rgb = image.convert("RGB")
+        return rgb.point(table * 3)
     found = _profile(image)
     space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}.get(image.mode)
     if found is None or found[1] != space:
@@ -593,18 +623,18 @@ def _of_16_bits(image):
 def image_pixels(image: Image.Image) -> np.ndarray:
     "A Pillow image as uint8 [H, W, 3]: upright, sRGB, upon white paper"
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        profile = image.info.get("icc_profile")
+        stated = {name: image.info[name] for name in COLOUR_CHUNKS if name in image.info}
         image = _of_16_bits(ImageOps.exif_transpose(image))
-        image.info |= {"icc_profile": profile} if profile else {}
+        image.info |= stated
     else:
         image = ImageOps.exif_transpose(image)
     if not image.has_transparency_data:
         return np.asarray(_in_srgb(image.convert("RGB") if image.mode in ("P", "1", "YCbCr", "HSV", "LAB") else image))
     premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     straight = (image.convert(premultiplied) if premultiplied else image).convert("RGBA")
-    if _profile(image):
+    if _says_colours(image):
         rgb = straight.convert("RGB")
-        rgb.info["icc_profile"] = image.info["icc_profile"]
+        rgb.info |= {name: image.info[name] for name in COLOUR_CHUNKS if name in image.info}
         rgb = _in_srgb(rgb)
         rgb.putalpha(straight.getchannel("A"))
         straight = rgb
@@ -629,6 +659,17 @@ def folder_images(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: (len(file.name), file.name))
 
 # %% ../nbs/42_decoder.ipynb #9ca04b33
+def _cicp(path):
+    "The four numbers of a PNG's chunk cICP; None if there is none before the pixels"
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            if head[4:] == b"cICP":
+                return tuple(file.read(4))
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    return None
+
+
 @contextmanager
 def open_image(path: Path, limits: Limits = Limits()) -> Iterator[Image.Image]:
     "A Pillow image whose pixels are not read yet, and are few enough"
@@ -639,6 +680,8 @@ def open_image(path: Path, limits: Limits = Limits()) -> Iterator[Image.Image]:
         raise DecodeError(f"more than {limits.max_pixels} pixels (--max-pixels)") from None
     with image:
         limits.check_size(*image.size)
+        if image.format == "PNG" and (cicp := _cicp(path)):
+            image.info["cicp"] = cicp
         yield image
 
 

@@ -3,7 +3,7 @@
 from PIL import Image, ImageCms, ImageOps
 from fractions import Fraction
 from pathlib import Path
-from tav_nb.decoder import Clock, DecodeError, FieldDetector, Limits, RGB_AND_WHITE, WHITE, _srgb_decoded, _srgb_encoded, check_regular, deinterlace, hlg_gamma, hlg_to_scene, image_pixels, iter_images, light_to_pq, matrix_to_709, open_video, pq_to_light, to_srgb, tone_map, xyz_matrix
+from tav_nb.decoder import Clock, DecodeError, FieldDetector, Limits, RGB_AND_WHITE, WHITE, _srgb_decoded, _srgb_encoded, check_regular, deinterlace, hlg_gamma, hlg_to_scene, image_pixels, iter_images, light_to_pq, matrix_to_709, open_image, open_video, pq_to_light, to_srgb, tone_map, xyz_matrix
 import av
 import math
 import numpy as np
@@ -202,6 +202,38 @@ def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_not_bel
     for profile in (b"", b"no profile", display_p3()[:200], ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()):
         image.info["icc_profile"] = profile
         assert np.array_equal(image_pixels(image), rgb), len(profile)
+
+# %% ../nbs/42_decoder.ipynb #744ebf64
+def test_a_png_whose_chunks_state_another_gamma_or_the_colours_of_a_video_becomes_srgb():
+    from PIL import PngImagePlugin
+
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    rgb = np.stack([ramp, ramp[::-1], ramp.T], 2)
+
+    def with_chunks(pixels, **chunks):
+        "What is seen of a PNG with these chunks"
+        info = PngImagePlugin.PngInfo()
+        for name, data in chunks.items(): info.add(name.encode(), data)
+        with tempfile.TemporaryDirectory() as folder:
+            Image.fromarray(pixels).save(f"{folder}/a.png", pnginfo=info)
+            with open_image(Path(folder) / "a.png") as image: seen = image_pixels(image)
+            ((again, _),) = iter_images(Path(folder) / "a.png")
+            assert np.array_equal(seen, again)
+        return seen
+
+    gamma = lambda value: struct.pack(">I", round(value * 100_000))
+    for value in 1.0, 0.55556:
+        right = np.round(255 * _srgb_encoded((rgb / 255) ** (1 / value)))
+        assert np.array_equal(with_chunks(rgb, gAMA=gamma(value)), right) and np.abs(right - rgb).max() > 10
+        assert np.array_equal(with_chunks(ramp, gAMA=gamma(value)), right[..., :1].repeat(3, 2)), "grey"
+        assert np.array_equal(with_chunks(ramp.astype(np.uint16) * 257, gAMA=gamma(value)), right[..., :1].repeat(3, 2)), "16 bits of grey"
+        assert np.array_equal(with_chunks(np.dstack([rgb, np.full_like(ramp, 255)]), gAMA=gamma(value)), right), "opaque alpha"
+        assert np.array_equal(with_chunks(rgb, gAMA=gamma(value), sRGB=b"\0"), rgb), "sRGB comes before gAMA"
+    for value in 0.45455, 0, 42_000: assert np.array_equal(with_chunks(rgb, gAMA=gamma(value)), rgb), value
+    for primaries, transfer, kind in (9, 16, "pq"), (9, 18, "hlg"), (12, 13, "sdr"):
+        right = to_srgb(rgb.astype(np.uint16) * 257, kind, primaries)
+        assert np.array_equal(with_chunks(rgb, cICP=bytes([primaries, transfer, 0, 1])), right) and np.abs(right.astype(int) - rgb).max() > 10, kind
+    assert np.array_equal(with_chunks(rgb, cICP=bytes([1, 13, 0, 1]), gAMA=gamma(0.45455)), rgb)
 
 # %% ../nbs/42_decoder.ipynb #3f6193a1
 def test_what_unfolds_to_more_than_the_limits_allow_is_refused_before_it_does():

@@ -92,6 +92,19 @@ def change_rows(random_, rows, kind):
     return rows
 
 
+def write_text(random_, path, text, kind, same):
+    "Write a table's text in another encoding, damaged or as it is; returns whether it says the same"
+    data = text.encode("utf-8", "surrogatepass")
+    if kind == "encoding":
+        data, same = encode(random_, text)
+    elif kind == "bytes":
+        data = flip(random_, data)
+    elif kind == "cut off":
+        data = data[: random_.randrange(len(data))]
+    path.write_bytes(data)
+    return same
+
+
 def write_csv(random_, folder, kind):
     rows, same = change_rows(random_, rows_of(random_), kind), kind in SAME
     text = as_csv(rows)
@@ -105,15 +118,7 @@ def write_csv(random_, folder, kind):
     elif kind == "quotes":
         place = random_.randrange(len(text))
         text = text[:place] + random_.choice(['"', ",", "\n", '""', '","']) + text[place:]
-    data = text.encode("utf-8", "surrogatepass")
-    if kind == "encoding":
-        data, same = encode(random_, text)
-    elif kind == "bytes":
-        data = flip(random_, data)
-    elif kind == "cut off":
-        data = data[: random_.randrange(len(data))]
-    (folder / "m.csv").write_bytes(data)
-    return same
+    return write_text(random_, folder / "m.csv", text, kind, same)
 
 
 def write_jsonl(random_, folder, kind):
@@ -132,15 +137,7 @@ def write_jsonl(random_, folder, kind):
         text += random_.choice(["[" * 10**5, '{"file": ' * 10**4, '{"file": "clip0.mp4", "caption": "x", "more": ' + "[" * 40 + "]" * 40 + "}"])
     elif kind == "no object":
         text += random_.choice(["null", "5", '"text"', "[1]", "true", "{", "}", "NaN", "//"]) + "\n"
-    data = text.encode("utf-8", "surrogatepass")
-    if kind == "encoding":
-        data, same = encode(random_, text)
-    elif kind == "bytes":
-        data = flip(random_, data)
-    elif kind == "cut off":
-        data = data[: random_.randrange(len(data))]
-    (folder / "m.jsonl").write_bytes(data)
-    return same
+    return write_text(random_, folder / "m.jsonl", text, kind, same)
 
 
 def write_parquet(random_, folder, kind):
