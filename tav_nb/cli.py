@@ -12,11 +12,11 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'going_on', 'names_like', 'free_name', 'write_beside_others', 'write_finished', 'check_names', 'check_kinds',
            'choose_adapter', 'load', 'compute_on', 'fit_film', 'is_small', 'check_room', 'cap', 'let_segments_grow',
            'read_sources', 'load_visitors', 'make_of_sources', 'check_space_for', 'make_frames', 'generate_command',
-           'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'made_for',
-           'prepare_command', 'tell', 'setting', 'add_train', 'train_settings', 'train_command', 'add_score',
-           'check_score', 'score_command', 'networks_on', 'add_info', 'info_command', 'make_parser', 'say',
-           'OutputError', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output',
-           'finish_output', 'quiet_imports', 'main']
+           'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'UNetSize',
+           'VAELevels', 'made_for', 'prepare_command', 'tell', 'setting', 'add_train', 'train_settings',
+           'train_command', 'add_score', 'check_score', 'score_command', 'networks_on', 'add_info', 'info_command',
+           'make_parser', 'say', 'OutputError', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused',
+           'without_output', 'finish_output', 'quiet_imports', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
 import argparse, difflib, json, logging, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
@@ -36,7 +36,7 @@ from .config import ConfigError, TrainConfig, check as check_setting, check_whol
 from .decoder import Limits
 from .files import recover, write_whole
 from .process import interruptible, run_copies, same_command, to_nowhere, usable_streams
-from .schema import INVISIBLE, SchemaError, check_type, printable
+from .schema import INVISIBLE, SchemaError, check_type, parse_json, printable
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from .video import MAX_FPS, SUFFIXES, VideoError, check_output, check_space, iter_video, read_metadata, read_video, write_video
@@ -719,6 +719,14 @@ def plan_items(args, items, progress, source_items):
         rows += found
     return rows
 
+class UNetSize(TypedDict):
+    "What the config of a UNet says about its size"
+    sample_size: Annotated[int, Meta(ge=1, le=10_000)]
+
+class VAELevels(TypedDict):
+    "What the config of a VAE says about its levels; each but the first halves the size"
+    block_out_channels: Annotated[list[int], Meta(min_length=1, max_length=10)]
+
 def made_for(model, config=None):
     "Side in pixels of the squares that a model was made for, as its configs say; SDXL's own for one that says nothing"
     place = Path(model or Path(tav_nb.__file__).parent/"weights/tiny-sdxl")
@@ -730,9 +738,9 @@ def made_for(model, config=None):
         else:
             from tav_nb.models import hub_file
             files = [hub_file(str(place), f"{part}/config.json") for part in ("unet", "vae")]
-        unet, vae = (json.loads(file.read_text()) for file in files)
+        unet, vae = (parse_json(file.read_text(), type, file) for file, type in zip(files, (UNetSize, VAELevels)))
         return unet["sample_size"]*2**(len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError): return 1024
+    except (OSError, ValueError): return 1024
 
 # %% ../nbs/13_cli.ipynb #45707403
 def prepare_command(args):

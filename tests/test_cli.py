@@ -35,6 +35,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tav_nb
 import tempfile
 import time
 import torch
@@ -563,6 +564,28 @@ def test_a_dry_run_decides_the_same_and_encodes_nothing():
         code, said, err = tav("prepare", folder, f"{folder}/dry", "--dry-run", "--min-motion", 0.05)
         assert code == 2 and "0 clips kept" in said and f"error: no clip was kept; {folder}/dry/report.html shows why" in err, (code, said, err)
         assert "1 clip kept" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1] and "from 1 of 1 files" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1]
+
+# %% ../nbs/13_cli.ipynb #a3109ecc
+def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_have_sdxl_s_own():
+    from safetensors.numpy import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        def made(unet, vae, name="base"):
+            for part, text in ("unet", unet), ("vae", vae):
+                place = Path(folder, name, part)
+                place.mkdir(parents=True, exist_ok=True)
+                (place/"config.json").write_text(text if isinstance(text, str) else json.dumps(text))
+            return f"{folder}/{name}"
+
+        right = dict(sample_size=24, more=1), dict(block_out_channels=[8, 8, 8, 8])
+        base, single = made(*right), Path(folder)/"single.safetensors"
+        save_file({"model.diffusion_model.label_emb.0.0.weight": np.zeros((1, 1), np.float32)}, single)
+        assert made_for(base) == 24*8 and made_for(str(single), str(Path(tav_nb.__file__).parent/"weights/tiny-sdxl")) == 128 and made_for(made(right[0], dict(block_out_channels=[8]))) == 24
+        for unet in {}, [], 5, dict(sample_size="24"), dict(sample_size=None), dict(sample_size=0), dict(sample_size=-64), dict(sample_size=10**9), "no JSON", "[" * 100_000, "":
+            assert made_for(made(unet, right[1], "odd")) == 1024, unet
+        for vae in {}, dict(block_out_channels=8), dict(block_out_channels=[]), dict(block_out_channels=[8]*40), dict(block_out_channels=["8"]):
+            assert made_for(made(right[0], vae, "odd")) == 1024, vae
+        assert made_for(f"{folder}/empty-name") == 1024 == made_for(folder)
 
 # %% ../nbs/13_cli.ipynb #deedb93e
 def test_every_mistake_of_prepare_is_one_line_before_pytorch_is_loaded_and_makes_nothing():
