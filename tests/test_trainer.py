@@ -507,6 +507,7 @@ def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumula
         for key in one: torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=2e-5)
 
 # %% ../nbs/24_trainer.ipynb #b51c0003
+@pytest.mark.long
 def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_the_first_and_both_end_with_code_2():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 8, MICRO, bad=(0,))
