@@ -1,4 +1,5 @@
 "Hands settings.ini to setuptools."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -24,8 +25,15 @@ setup(
     package_data={name: [*(f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")), "presets/*.toml"]},
     install_requires=settings["requirements"].split(),
     extras_require={
-        **{extra: settings[f"{extra}_requirements"].split() for extra in ("prepare", "score", "widgets", "browser", "train", "adam8bit")},
-        "dev": [name for extra in ("prepare", "score", "widgets", "train", "dev") for name in settings[f"{extra}_requirements"].split()],
+        **{
+            extra: settings[f"{extra}_requirements"].split()
+            for extra in ("prepare", "score", "widgets", "browser", "train", "adam8bit")
+        },
+        "dev": [
+            name
+            for extra in ("prepare", "score", "widgets", "train", "dev")
+            for name in settings[f"{extra}_requirements"].split()
+        ],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )

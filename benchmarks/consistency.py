@@ -1,14 +1,18 @@
-"""What the shipped adapter buys: consistency of films with the adapter on, off, and with the seed's noise, beside real clips, also at matched motion.
+"""What the shipped adapter buys: consistency of films with the adapter on, off, and with the seed's noise, beside real
+clips, also at matched motion.
 
-    python benchmarks/consistency.py [--scenes 64] [--pool 512] [--device cuda] [--out benchmarks/results/consistency.json]
-    python benchmarks/consistency.py --scenes 4 --pool 24 --steps 4 --device cpu --out /tmp/consistency.json        # a small one
+    python benchmarks/consistency.py [--scenes 64] [--pool 512] [--device cuda] [--out
+    benchmarks/results/consistency.json] python benchmarks/consistency.py --scenes 4 --pool 24 --steps 4 --device cpu
+    --out /tmp/consistency.json        # a small one
 
-Every row draws the same sealed scenes (never in training) with the embedded model, and measures each film as chapter 10 does. Means have 95 % intervals from 2000
-bootstrap samples of scenes. A film that moves less is more consistent for that alone; so each is also compared with a real clip, of a pool of other scenes, whose motion
-is nearest: at matched motion a ratio of 1 is as good as real. Films without a clip within 15 % of their motion are left out there, and their share is given.
+Every row draws the same sealed scenes (never in training) with the embedded model, and measures each film as chapter 10
+does. Means have 95 % intervals from 2000 bootstrap samples of scenes. A film that moves less is more consistent for
+that alone; so each is also compared with a real clip, of a pool of other scenes, whose motion is nearest: at matched
+motion a ratio of 1 is as good as real. Films without a clip within 15 % of their motion are left out there, and their
+share is given.
 """
+
 import argparse
-import json
 import os
 import sys
 import time
@@ -23,36 +27,61 @@ from tav_nb.consistency import measure
 from tav_nb.inference import load_video_pipeline, noise_for
 from tav_nb.toon import caption, random_scene
 
-METRICS = 'warping_error', 'residual', 'visible', 'motion', 'flickering', 'smoothness', 'drift', 'held', 'step_ratio', 'drawings_warping_error', 'drawings_motion', 'dynamic_degree'
-COMPARED = 'warping_error', 'residual', 'flickering', 'drift', 'step_ratio'
+METRICS = (
+    "warping_error",
+    "residual",
+    "visible",
+    "motion",
+    "flickering",
+    "smoothness",
+    "drift",
+    "held",
+    "step_ratio",
+    "drawings_warping_error",
+    "drawings_motion",
+    "dynamic_degree",
+)
+COMPARED = "warping_error", "residual", "flickering", "drift", "step_ratio"
 ROWS = {  # name: (noise, adapter on?); None is the noise that the adapter was trained with
-    'adapter on': (None, True), "adapter on, the seed's noise": ('seed', True), 'adapter off': ('independent', False), 'adapter off, the same noise': (None, False), "adapter off, the seed's noise": ('seed', False)}
+    "adapter on": (None, True),
+    "adapter on, the seed's noise": ("seed", True),
+    "adapter off": ("independent", False),
+    "adapter off, the same noise": (None, False),
+    "adapter off, the seed's noise": ("seed", False),
+}
 
 
 def figures(frames):
     "What is kept of one film"
     import cv2
+
     cv2.setNumThreads(1)
     found = measure(frames, fps=8)
-    return {name: found.video[name] for name in METRICS} | {'still': float(found.flags['still']), 'disordered': float(found.flags['disordered'])}
+    return {name: found.video[name] for name in METRICS} | {
+        "still": float(found.flags["still"]),
+        "disordered": float(found.flags["disordered"]),
+    }
 
 
 def measured(films, workers):
     "Films [N, F, H, W, 3] -> {metric: [N]}"
-    with tiny.pool(workers) as pool: rows = pool.map(figures, list(films), chunksize=4)
+    with tiny.pool(workers) as pool:
+        rows = pool.map(figures, list(films), chunksize=4)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def bootstrap(statistic, *values, samples=2000, seed=0):
     "A statistic of values [N] and its 95 % interval over resampled scenes; None where it cannot be said"
-    if not len(values[0]): return None
+    if not len(values[0]):
+        return None
     rng = np.random.default_rng(seed)
     drawn = [statistic(*(v[i] for v in values)) for i in rng.integers(0, len(values[0]), (samples, len(values[0])))]
     out = [float(statistic(*values)), *(float(x) for x in np.nanpercentile(drawn, (2.5, 97.5)))]
     return out if np.isfinite(out).all() else None
 
 
-def mean(values): return np.nan if np.isnan(values).all() else np.nanmean(values)
+def mean(values):
+    return np.nan if np.isnan(values).all() else np.nanmean(values)
 
 
 def ratio(a, b):
@@ -60,58 +89,91 @@ def ratio(a, b):
     return a[both].mean() / b[both].mean() if both.any() and b[both].mean() else np.nan
 
 
-def matched(found, pool, within=.15):
+def matched(found, pool, within=0.15):
     "Every film beside the real clip of the nearest motion: the share that has one, and ratios of the means"
-    apart = np.abs(np.log((found['motion'][:, None] + 1e-6) / (pool['motion'] + 1e-6)))  # film clip
+    apart = np.abs(np.log((found["motion"][:, None] + 1e-6) / (pool["motion"] + 1e-6)))  # film clip
     partner, near = apart.argmin(1), apart.min(1) <= within
-    out = {'share': float(near.mean()), 'pairs': int(near.sum())}
+    out = {"share": float(near.mean()), "pairs": int(near.sum())}
     for name in COMPARED:  # 1 - flickering is what changes
-        a, b = (1 - v if name == 'flickering' else v for v in (found[name][near], pool[name][partner[near]]))
-        out['change' if name == 'flickering' else name] = bootstrap(ratio, a, b)
+        a, b = (1 - v if name == "flickering" else v for v in (found[name][near], pool[name][partner[near]]))
+        out["change" if name == "flickering" else name] = bootstrap(ratio, a, b)
     return out
 
 
 def row(found, pool):
-    return {name: bootstrap(mean, values[~np.isnan(values)]) for name, values in found.items()} | {'matched': matched(found, pool)}
+    return {name: bootstrap(mean, values[~np.isnan(values)]) for name, values in found.items()} | {
+        "matched": matched(found, pool)
+    }
 
 
 def brief(name, found):
-    say = lambda x: 'unknown' if x is None else f'{x[0]:.4f} ({x[1]:.4f} to {x[2]:.4f})'
-    return f"{name:32} motion {say(found['motion'])}, warping error {say(found['warping_error'])}; at matched motion {say(found['matched']['warping_error'])} times that of real clips, {found['matched']['share']:.0%} matched"
+    def say(x):
+        return "unknown" if x is None else f"{x[0]:.4f} ({x[1]:.4f} to {x[2]:.4f})"
+
+    return (
+        f"{name:32} motion {say(found['motion'])}, warping error {say(found['warping_error'])}; at matched motion"
+        f" {say(found['matched']['warping_error'])} times that of real clips, {found['matched']['share']:.0%} matched"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--scenes', type=int, default=64)
-    parser.add_argument('--pool', type=int, default=512, help='real clips to find partners in (default: %(default)s)')
-    parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--frames', type=int, default=tiny.FRAMES)
-    parser.add_argument('--chunk', type=int, default=32, help='films at a time on the device (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=os.cpu_count())
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/consistency.json'))
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--pool", type=int, default=512, help="real clips to find partners in (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=tiny.FRAMES)
+    parser.add_argument("--chunk", type=int, default=32, help="films at a time on the device (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/consistency.json"))
     args = parser.parse_args()
     start, scenes = time.time(), tiny.sealed(args.scenes)
     pipe = load_video_pipeline(device=args.device, dtype=torch.float32)
     captions = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
     with tiny.pool(args.workers) as p:
         real = np.stack(p.map(partial(tiny._clip_of, args.frames), scenes, chunksize=8))
-        others = np.stack(p.map(partial(tiny._clip_of, args.frames), [random_scene(2 * 10**8 + i) for i in range(args.pool)], chunksize=8))
+        others = np.stack(
+            p.map(
+                partial(tiny._clip_of, args.frames),
+                [random_scene(2 * 10**8 + i) for i in range(args.pool)],
+                chunksize=8,
+            )
+        )
     pool, table = measured(others, args.workers), {}
 
     def add(name, films):
         table[name] = row(measured(films, args.workers), pool)
         print(brief(name, table[name]), flush=True)
 
-    decode = lambda latents: tiny.decode(pipe.vae, latents.flatten(0, 1)).cpu().numpy().reshape(real.shape)
-    add('real clips', real)
-    add('VAE round trip', decode(tiny.encode(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])))
+    def decode(latents):
+        return tiny.decode(pipe.vae, latents.flatten(0, 1)).cpu().numpy().reshape(real.shape)
+
+    add("real clips", real)
+    add(
+        "VAE round trip",
+        decode(tiny.encode(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])),
+    )
     trained = noise_for(pipe)
     for name, (noise, on) in ROWS.items():
         starts = tiny.start_noise(args.scenes, *((noise,) if noise else trained), num_frames=args.frames)
-        add(name, decode(tiny.sample(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk)))
-    tiny.record(args.out, command=f'python {" ".join(sys.argv)}', scenes=args.scenes, pool=args.pool, steps=args.steps, guidance=vars(tiny.GUIDANCE), frames=args.frames, noise=trained,
-                seconds=round(time.time() - start, 1), **tiny.about(args.device), intervals='95 %, bootstrap over scenes', table=table)
+        add(
+            name, decode(tiny.sample(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk))
+        )
+    tiny.record(
+        args.out,
+        command=f"python {' '.join(sys.argv)}",
+        scenes=args.scenes,
+        pool=args.pool,
+        steps=args.steps,
+        guidance=vars(tiny.GUIDANCE),
+        frames=args.frames,
+        noise=trained,
+        seconds=round(time.time() - start, 1),
+        **tiny.about(args.device),
+        intervals="95 %, bootstrap over scenes",
+        table=table,
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

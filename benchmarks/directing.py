@@ -1,11 +1,16 @@
-"""What directing does to films of the embedded model: pictures at their ends, films that go on, and the strength of the motion.
+"""What directing does to films of the embedded model: pictures at their ends, films that go on, and the strength of the
+motion.
 
-    python benchmarks/directing.py [--scenes 24] [--frames 16] [--steps 20] [--device auto] [--processes 1] [--toy] [--out benchmarks/results/directing.json]
+    python benchmarks/directing.py [--scenes 24] [--frames 16] [--steps 20] [--device auto] [--processes 1] [--toy]
+    [--out benchmarks/results/directing.json]
 
-Scenes of the cartoon world with a still camera, most of them walks and runs. Their first frame, or first and last, are given, once in the seed's noise and once in the pictures'
-(`invert`); whole films go on for half their length, in the noise of their own seed, of another, and in inverted noise; and films are made at six strengths of motion. `tear` is the
-change in grey levels from a known frame to the next, over the median change on both sides of it; a frozen film has `moves` 0, the real one 1. `--toy` is one scene of six small frames.
+Scenes of the cartoon world with a still camera, most of them walks and runs. Their first frame, or first and last, are
+given, once in the seed's noise and once in the pictures' (`invert`); whole films go on for half their length, in the
+noise of their own seed, of another, and in inverted noise; and films are made at six strengths of motion. `tear` is the
+change in grey levels from a known frame to the next, over the median change on both sides of it; a frozen film has
+`moves` 0, the real one 1. `--toy` is one scene of six small frames.
 """
+
 import argparse
 import json
 import platform
@@ -30,9 +35,13 @@ from tav_nb.inference import decode_frames, generate, load_video_pipeline
 
 def drawn(pipe, pictures, behind, latents, *rest):
     "`know_frames` with all known frames in the noise that was drawn"
-    if not pictures: return know_frames(pipe, pictures, behind, latents, *rest)
+    if not pictures:
+        return know_frames(pipe, pictures, behind, latents, *rest)
     clean = torch.stack([encode_picture(pipe, picture) for picture in pictures.values()])
-    return KnownFrames([*pictures], clean, latents[[*pictures]] / pipe.scheduler.init_noise_sigma, pipe.scheduler), latents
+    return (
+        KnownFrames([*pictures], clean, latents[[*pictures]] / pipe.scheduler.init_noise_sigma, pipe.scheduler),
+        latents,
+    )
 
 
 def inverted(pipe, pictures, behind, *rest):
@@ -43,10 +52,16 @@ def inverted(pipe, pictures, behind, *rest):
 def scenes(count):
     "Scenes whose motion can be seen: a still camera, no holds, nobody stands"
     found = (toon.random_scene(seed) for seed in range(10_000))
-    return [scene for scene, _ in zip((s for s in found if s.camera == 'still' and s.hold == 1 and s.action != 'stand'), range(count))]
+    return [
+        scene
+        for scene, _ in zip(
+            (s for s in found if s.camera == "still" and s.hold == 1 and s.action != "stand"), range(count)
+        )
+    ]
 
 
-def changes(film): return np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
+def changes(film):
+    return np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
 
 
 def tear(film, at):
@@ -61,78 +76,145 @@ def moves(film, real):
     return float(flows[0] / max(flows[1], 1e-6))
 
 
-def psnr(a, b): return float(10 * np.log10(255**2 / max(((a.astype(float) - b)**2).mean(), 1e-6)))
+def psnr(a, b):
+    return float(10 * np.log10(255**2 / max(((a.astype(float) - b) ** 2).mean(), 1e-6)))
 
 
 def looks(film, scene):
     "What the reader says of the film, next to what was asked for"
     seen = toon.read(film)
-    right = toon.CHECKS['direction'](scene, seen)
-    return dict(identity=[getattr(scene, name) == getattr(seen, name) for name in ('hair', 'outfit', 'background')].count(True) / 3, jitter=seen.jitter, drift=seen.drift, speed=seen.speed,
-                **({} if right is None else dict(direction=float(right), speed_share=seen.speed / scene.speed)))
+    right = toon.CHECKS["direction"](scene, seen)
+    return dict(
+        identity=[getattr(scene, name) == getattr(seen, name) for name in ("hair", "outfit", "background")].count(True)
+        / 3,
+        jitter=seen.jitter,
+        drift=seen.drift,
+        speed=seen.speed,
+        **({} if right is None else dict(direction=float(right), speed_share=seen.speed / scene.speed)),
+    )
 
 
 def between_pictures(pipe, scene, real, both, how, wish):
     "The figures of a film with its first frame given, or both ends"
     known = {0: real[0], **({len(real) - 1: real[-1]} if both else {})}
-    with patch.object(inference, 'know_frames', how): film = generate(direction=Direction(real[0], real[-1] if both else None), num_frames=len(real), **wish)
+    with patch.object(inference, "know_frames", how):
+        film = generate(direction=Direction(real[0], real[-1] if both else None), num_frames=len(real), **wish)
     seen = {frame: decode_frames(pipe, encode_picture(pipe, picture)[None])[0] for frame, picture in known.items()}
     inner = film[1:-1] if both else film[1:]
-    return film, dict(tear=max(tear(film, at) for at in ([0, -1] if both else [0])), ends=min(psnr(film[frame], picture) for frame, picture in seen.items()),
-                      real=psnr(inner, real[1:-1] if both else real[1:]), moves=moves(inner, real), **looks(inner, scene))
+    return film, dict(
+        tear=max(tear(film, at) for at in ([0, -1] if both else [0])),
+        ends=min(psnr(film[frame], picture) for frame, picture in seen.items()),
+        real=psnr(inner, real[1:-1] if both else real[1:]),
+        moves=moves(inner, real),
+        **looks(inner, scene),
+    )
 
 
 def go_on(scene, real, before, seed, how, wish):
     "The figures of the second part of a film, half as long as the first"
     told = Direction(before=before, overlap=min(8, len(before)))
-    with patch.object(inference, 'know_frames', how): new = generate(direction=told, num_frames=len(real) // 2, **wish | dict(seed=seed))
-    return new, dict(tear=tear(joined(told, new), len(before) - 1), goes_on=float(np.median(changes(new)) / np.median(changes(before))), **looks(new, scene))
+    with patch.object(inference, "know_frames", how):
+        new = generate(direction=told, num_frames=len(real) // 2, **wish | dict(seed=seed))
+    return new, dict(
+        tear=tear(joined(told, new), len(before) - 1),
+        goes_on=float(np.median(changes(new)) / np.median(changes(before))),
+        **looks(new, scene),
+    )
 
 
 def measure(args, number, scene):
     "The rows of one scene"
     torch.set_num_threads(args.threads)
     rows, pipe, real = [], load(args.device), toon.render(scene, args.frames, args.side, args.side).frames
-    wish = dict(prompt=toon.caption(scene, 0, complete=True), pipe=pipe, height=args.side, width=args.side, steps=args.steps, seed=number)
-    def row(name, film, figures): rows.append(dict(what=name, scene=number, action=scene.action, **figures))
-    for ends in ('first', 'both'):
-        for name, how in dict(drawn=drawn, inverted=know_frames).items(): row(f'{ends} {name}', *between_pictures(pipe, scene, real, ends == 'both', how, wish))
+    wish = dict(
+        prompt=toon.caption(scene, 0, complete=True),
+        pipe=pipe,
+        height=args.side,
+        width=args.side,
+        steps=args.steps,
+        seed=number,
+    )
+
+    def row(name, film, figures):
+        rows.append(dict(what=name, scene=number, action=scene.action, **figures))
+
+    for ends in ("first", "both"):
+        for name, how in dict(drawn=drawn, inverted=know_frames).items():
+            row(f"{ends} {name}", *between_pictures(pipe, scene, real, ends == "both", how, wish))
     for strength in args.motions:
         film = generate(direction=Direction(motion=strength), num_frames=args.frames, **wish)
-        row(f'motion {strength:g}', film, dict(moves=moves(film, real), **looks(film, scene)))
-        if strength == 1: before = film
-    for name, seed, how in (('own seed', number, know_frames), ('another seed', number + 1000, know_frames), ('inverted', number, inverted)): row(f'on {name}', *go_on(scene, real, before, seed, how, wish))
-    print(f'scene {number + 1} of {args.scenes}', file=sys.stderr, flush=True)
+        row(f"motion {strength:g}", film, dict(moves=moves(film, real), **looks(film, scene)))
+        if strength == 1:
+            before = film
+    for name, seed, how in (
+        ("own seed", number, know_frames),
+        ("another seed", number + 1000, know_frames),
+        ("inverted", number, inverted),
+    ):
+        row(f"on {name}", *go_on(scene, real, before, seed, how, wish))
+    print(f"scene {number + 1} of {args.scenes}", file=sys.stderr, flush=True)
     return rows
 
 
 @cache
-def load(device): return load_video_pipeline(device=device, dtype=torch.float32)
+def load(device):
+    return load_video_pipeline(device=device, dtype=torch.float32)
 
 
 def summary(rows):
     "Mean of each figure for each way, over the scenes that have it"
-    ways = dict.fromkeys(row['what'] for row in rows)
-    figures = lambda way: {name: [row[name] for row in rows if row['what'] == way and isinstance(row.get(name), (int, float)) and row[name] == row[name]] for name in dict.fromkeys(n for row in rows for n in row) if name != 'scene'}
-    return {way: {name: round(float(np.mean(values)), 4) for name, values in figures(way).items() if values} for way in ways}
+    ways = dict.fromkeys(row["what"] for row in rows)
+
+    def figures(way):
+        return {
+            name: [
+                row[name]
+                for row in rows
+                if row["what"] == way and isinstance(row.get(name), (int, float)) and row[name] == row[name]
+            ]
+            for name in dict.fromkeys(n for row in rows for n in row)
+            if name != "scene"
+        }
+
+    return {
+        way: {name: round(float(np.mean(values)), 4) for name, values in figures(way).items() if values} for way in ways
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--scenes', type=int, default=24); add('--frames', type=int, default=16); add('--side', type=int, default=128); add('--steps', type=int, default=20)
-    add('--motions', type=float, nargs='+', default=[0, .5, .75, 1, 1.25, 1.5])
-    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu'); add('--processes', type=int, default=1, help='that make films side by side'); add('--toy', action='store_true'); add('--out', default='benchmarks/results/directing.json')
+    add("--scenes", type=int, default=24)
+    add("--frames", type=int, default=16)
+    add("--side", type=int, default=128)
+    add("--steps", type=int, default=20)
+    add("--motions", type=float, nargs="+", default=[0, 0.5, 0.75, 1, 1.25, 1.5])
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--processes", type=int, default=1, help="that make films side by side")
+    add("--toy", action="store_true")
+    add("--out", default="benchmarks/results/directing.json")
     args = parser.parse_args()
-    if args.toy: args.scenes, args.frames, args.side, args.steps, args.motions = 1, 6, 64, 3, [.5, 1]
+    if args.toy:
+        args.scenes, args.frames, args.side, args.steps, args.motions = 1, 6, 64, 3, [0.5, 1]
     start, args.threads = time.perf_counter(), max(1, torch.get_num_threads() // args.processes)
-    with ProcessPoolExecutor(args.processes, get_context('spawn')) as pool: rows = sum(pool.map(partial(measure, args), range(args.scenes), scenes(args.scenes)), [])
-    about = dict(command='python ' + ' '.join(sys.argv), device=torch.cuda.get_device_name() if args.device.startswith('cuda') else platform.processor() or 'CPU', seconds=round(time.perf_counter() - start, 1),
-                 versions={name: version(name) for name in ('torch', 'diffusers', 'transformers')}, guidance=vars(guidance_for(load(args.device).unet)), settings={name: value for name, value in vars(args).items() if name not in ('out', 'toy', 'processes', 'threads')})
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+        rows = sum(pool.map(partial(measure, args), range(args.scenes), scenes(args.scenes)), [])
+    about = dict(
+        command="python " + " ".join(sys.argv),
+        device=torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU",
+        seconds=round(time.perf_counter() - start, 1),
+        versions={name: version(name) for name in ("torch", "diffusers", "transformers")},
+        guidance=vars(guidance_for(load(args.device).unet)),
+        settings={
+            name: value for name, value in vars(args).items() if name not in ("out", "toy", "processes", "threads")
+        },
+    )
     found = summary(rows)
-    for way, figures in found.items(): print(f'{way:16}', *(f'{name} {value:.3f}' for name, value in figures.items()))
+    for way, figures in found.items():
+        print(f"{way:16}", *(f"{name} {value:.3f}" for name, value in figures.items()))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(dict(about=about, means=found), indent=1) + '\n')
+    Path(args.out).write_text(json.dumps(dict(about=about, means=found), indent=1) + "\n")
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,11 @@
-"""Does it understand people? Forty sentences by somebody who has read the README and nothing else (`free_prompts.json`, with what was meant) go through `generate` as they are, and the films are read back.
+"""Does it understand people? Forty sentences by somebody who has read the README and nothing else (`free_prompts.json`,
+with what was meant) go through `generate` as they are, and the films are read back.
 
     python benchmarks/free_prompts.py [--out benchmarks/results/free_prompts.json]       three minutes on two cores
 
 Scored once for a model: whoever tunes on these sentences has to find new ones.
 """
+
 import argparse
 import json
 from dataclasses import replace
@@ -15,31 +17,56 @@ import torch
 from tav_nb.inference import generate, load_video_pipeline
 from tav_nb.toon import CHECKS, Scene, read, wilson
 
-SAID = json.loads(Path(__file__).with_suffix('.json').read_text())
+SAID = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
 def scene(meant):
     "What was meant, as a scene; which way somebody goes is all that counts of the speed"
-    way = meant['action'].split()[-1]
-    return replace(Scene(), **{name: meant[name] for name in ('hair', 'style', 'outfit', 'background', 'action')}, camera=meant['camera'] or 'still', speed={'left': -1., 'right': 1.}.get(way, 0.))
+    way = meant["action"].split()[-1]
+    return replace(
+        Scene(),
+        **{name: meant[name] for name in ("hair", "style", "outfit", "background", "action")},
+        camera=meant["camera"] or "still",
+        speed={"left": -1.0, "right": 1.0}.get(way, 0.0),
+    )
 
 
 def film(number):
     torch.set_num_threads(1)
-    reading = read(generate(SAID[number]['prompt'], load_video_pipeline(), seed=number))
+    reading = read(generate(SAID[number]["prompt"], load_video_pipeline(), seed=number))
     asked = scene(SAID[number])
-    return {name: right for name, check in CHECKS.items() if (name != 'camera' or SAID[number]['camera']) and (right := check(asked, reading)) is not None}
+    return {
+        name: right
+        for name, check in CHECKS.items()
+        if (name != "camera" or SAID[number]["camera"]) and (right := check(asked, reading)) is not None
+    }
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--workers', type=int, default=2)
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/free_prompts.json'))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/free_prompts.json"))
     args = parser.parse_args()
-    with get_context('spawn').Pool(args.workers) as pool: films = pool.map(film, range(len(SAID)), chunksize=1)
-    table = {name: (*wilson(sum(right := [bool(f[name]) for f in films if name in f]), len(right)), len(right)) for name in CHECKS}
-    for name, (share, low, high, count) in table.items(): print(f'{name:12} {share:.2f}   {low:.2f} to {high:.2f}, of {count}')
-    args.out.write_text(json.dumps(dict(command='python benchmarks/free_prompts.py', table=table, films=[{k: bool(v) for k, v in f.items()} for f in films]), indent=1) + '\n')
+    with get_context("spawn").Pool(args.workers) as pool:
+        films = pool.map(film, range(len(SAID)), chunksize=1)
+    table = {
+        name: (*wilson(sum(right := [bool(f[name]) for f in films if name in f]), len(right)), len(right))
+        for name in CHECKS
+    }
+    for name, (share, low, high, count) in table.items():
+        print(f"{name:12} {share:.2f}   {low:.2f} to {high:.2f}, of {count}")
+    args.out.write_text(
+        json.dumps(
+            dict(
+                command="python benchmarks/free_prompts.py",
+                table=table,
+                films=[{k: bool(v) for k, v in f.items()} for f in films],
+            ),
+            indent=1,
+        )
+        + "\n"
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

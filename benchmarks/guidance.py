@@ -1,8 +1,10 @@
-"""How far to go away from which answer, and until when: the embedded model's score on sealed scenes with other guidance than its own.
+"""How far to go away from which answer, and until when: the embedded model's score on sealed scenes with other guidance
+than its own.
 
-    python benchmarks/guidance.py [--scenes 512] [--device cuda] [--out benchmarks/results/guidance.json]       half a minute a row on an H100
-    python benchmarks/guidance.py --toy        two scenes, two rows, on the CPU; writes nothing
+python benchmarks/guidance.py [--scenes 512] [--device cuda] [--out benchmarks/results/guidance.json]       half a
+minute a row on an H100 python benchmarks/guidance.py --toy        two scenes, two rows, on the CPU; writes nothing
 """
+
 import argparse
 import sys
 import time
@@ -16,27 +18,66 @@ from tav_nb.adapter import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.guidance import Guidance
 from tav_nb.models import EMBEDDED
 
-# (least noise that is guided, temporal guidance): none, each of both on its own, the one that ships, then more and less of both
-PLAN = [Guidance(2.5, *both) for both in ((0., 0.), (.5, 0.), (0., 1.5), (.5, 1.5), (.5, .5), (.5, 2.5), (1., 1.5), (.5, 1.), (.5, 4.), (2., 1.5), (.25, 1.5))]
+# (least noise that is guided, temporal guidance): none, each of both on its own, the one that ships, then more and less
+# of both
+PLAN = [
+    Guidance(2.5, *both)
+    for both in (
+        (0.0, 0.0),
+        (0.5, 0.0),
+        (0.0, 1.5),
+        (0.5, 1.5),
+        (0.5, 0.5),
+        (0.5, 2.5),
+        (1.0, 1.5),
+        (0.5, 1.0),
+        (0.5, 4.0),
+        (2.0, 1.5),
+        (0.25, 1.5),
+    )
+]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--scenes', type=int, default=512)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--workers', type=int, default=14, help='processes that read films')
-    parser.add_argument('--toy', action='store_true')
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/guidance.json'))
+    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=14, help="processes that read films")
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/guidance.json"))
     args = parser.parse_args()
-    if args.toy: args.scenes, args.device, args.workers = 2, 'cpu', 1
+    if args.toy:
+        args.scenes, args.device, args.workers = 2, "cpu", 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start, pipe, rows = time.time(), tiny.load(EMBEDDED, args.device), []
     load_adapter(pipe.unet, EMBEDDED_ADAPTER)
     for guidance in PLAN[:2] if args.toy else PLAN:
-        score = tiny.score_table(pipe, args.scenes, ['adapter on'], steps=2 if args.toy else 20, guidance=guidance, workers=args.workers, log=None)['adapter on']
-        rows.append(dict(guidance=asdict(guidance), score={name: value for name, value in score.items() if not isinstance(value, dict)}))
+        score = tiny.score_table(
+            pipe,
+            args.scenes,
+            ["adapter on"],
+            steps=2 if args.toy else 20,
+            guidance=guidance,
+            workers=args.workers,
+            log=None,
+        )["adapter on"]
+        rows.append(
+            dict(
+                guidance=asdict(guidance),
+                score={name: value for name, value in score.items() if not isinstance(value, dict)},
+            )
+        )
         print(guidance, tiny.brief(score), flush=True)
-        if not args.toy: tiny.record(args.out, command='python ' + ' '.join(sys.argv).split(' --out')[0], scenes=args.scenes, seconds=round(time.time() - start, 1), **tiny.about(args.device), rows=rows)
+        if not args.toy:
+            tiny.record(
+                args.out,
+                command="python " + " ".join(sys.argv).split(" --out")[0],
+                scenes=args.scenes,
+                seconds=round(time.time() - start, 1),
+                **tiny.about(args.device),
+                rows=rows,
+            )
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

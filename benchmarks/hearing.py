@@ -1,10 +1,14 @@
-"""What does a base pass on to its temporal layers? A line through what they are given, the mean over the picture, has to tell how the camera moves and how long drawings are held.
+"""What does a base pass on to its temporal layers? A line through what they are given, the mean over the picture, has
+to tell how the camera moves and how long drawings are held.
 
-    python benchmarks/hearing.py [--model FOLDER] [--name ROW] [--out benchmarks/results/tiny_hearing.json]      two minutes on a core
+    python benchmarks/hearing.py [--model FOLDER] [--name ROW] [--out benchmarks/results/tiny_hearing.json]      two
+    minutes on a core
 
-The base is asked without an adapter, about 1,000 single frames under noise of sigma 8; a logistic regression learns on 700 of them and is asked about 300.
-The camera only counts where nobody walks, or the caption's walker would give it away. Rows of other bases in the file stay.
+The base is asked without an adapter, about 1,000 single frames under noise of sigma 8; a logistic regression learns on
+700 of them and is asked about 300. The camera only counts where nobody walks, or the caption's walker would give it
+away. Rows of other bases in the file stay.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -19,54 +23,87 @@ from tav_nb.tiny import ATTRIBUTES, SIZE, Asked, alphas, attributes, embed, enco
 from tav_nb.toon import caption, random_scene, render
 
 
-def told(x, y, learn=.7):
-    "Share of the last answers that a logistic regression on the first ones tells right, and the share of the commonest answer"
+def told(x, y, learn=0.7):
+    """Share of the last answers that a logistic regression on the first ones tells right, and the share of the
+    commonest answer
+    """
     x, y, m = (x - x.mean(0)) / (x.std(0) + 1e-6), y - y.min(), int(learn * len(y))
-    weight, bias = torch.zeros(x.shape[1], int(y.max()) + 1, requires_grad=True), torch.zeros(int(y.max()) + 1, requires_grad=True)
+    weight, bias = (
+        torch.zeros(x.shape[1], int(y.max()) + 1, requires_grad=True),
+        torch.zeros(int(y.max()) + 1, requires_grad=True),
+    )
     steps = torch.optim.LBFGS([weight, bias], max_iter=100)
 
     def loss():
         steps.zero_grad()
-        found = F.cross_entropy(x[:m] @ weight + bias, y[:m]) + .01 * weight.square().sum()
+        found = F.cross_entropy(x[:m] @ weight + bias, y[:m]) + 0.01 * weight.square().sum()
         found.backward()
         return found
 
     steps.step(loss)
-    return ((x[m:] @ weight + bias).argmax(1) == y[m:]).float().mean().item(), (y[m:].bincount().max() / len(y[m:])).item()
+    return ((x[m:] @ weight + bias).argmax(1) == y[m:]).float().mean().item(), (
+        y[m:].bincount().max() / len(y[m:])
+    ).item()
 
 
 @torch.no_grad()
 def heard(pipe, scenes, sigma=8, batch=50):
     "What each temporal layer would be given, `{block: [scenes, channels]}`"
-    asked, a = Asked(pipe.unet), alphas('cpu')
+    asked, a = Asked(pipe.unet), alphas("cpu")
     t = int((((1 - a) / a).sqrt() - sigma).abs().argmin())
     parts = []
     for some in torch.arange(len(scenes)).split(batch):
         embeds, pooled = embed(pipe, [caption(scenes[i], int(i), complete=True) for i in some])
         z = encode(pipe.vae, torch.from_numpy(np.concatenate([render(scenes[i], 1, SIZE, SIZE).frames for i in some])))
-        noisy = a[t].sqrt() * z + (1 - a[t]).sqrt() * torch.randn(z.shape, generator=torch.Generator().manual_seed(int(some[0])))
-        parts.append(asked(noisy, torch.full((len(some),), t), embeds, pooled, torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE]).float().expand(len(some), 6))[1])
+        noisy = a[t].sqrt() * z + (1 - a[t]).sqrt() * torch.randn(
+            z.shape, generator=torch.Generator().manual_seed(int(some[0]))
+        )
+        parts.append(
+            asked(
+                noisy,
+                torch.full((len(some),), t),
+                embeds,
+                pooled,
+                torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE]).float().expand(len(some), 6),
+            )[1]
+        )
     return dict(zip(asked.names, map(torch.cat, zip(*parts))))
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--model', type=Path, default=EMBEDDED, help='folder of a base (default: the one that ships)')
-    parser.add_argument('--name', default='the base that ships', help='of the row')
-    parser.add_argument('--scenes', type=int, default=1000)
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/tiny_hearing.json'))
+    parser.add_argument("--model", type=Path, default=EMBEDDED, help="folder of a base (default: the one that ships)")
+    parser.add_argument("--name", default="the base that ships", help="of the row")
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_hearing.json"))
     args = parser.parse_args()
-    scenes = [random_scene(10**7 + i, 'train') for i in range(args.scenes)]
+    scenes = [random_scene(10**7 + i, "train") for i in range(args.scenes)]
     answers, names = attributes(scenes), list(ATTRIBUTES)
-    stays = torch.tensor([s.action in ('jump', 'wave', 'stand', 'dance') for s in scenes])
+    stays = torch.tensor([s.action in ("jump", "wave", "stand", "dance") for s in scenes])
     row = {}
     for block, x in heard(load(args.model), scenes).items():
-        camera, hold = told(x[stays], answers[stays][:, names.index('camera')]), told(x, answers[:, names.index('hold')])
+        camera, hold = (
+            told(x[stays], answers[stays][:, names.index("camera")]),
+            told(x, answers[:, names.index("hold")]),
+        )
         row[block] = dict(camera=round(camera[0], 3), hold=round(hold[0], 3))
-        print(f'{block:70} camera {camera[0]:.3f} hold {hold[0]:.3f}', flush=True)
-    record = json.loads(args.out.read_text()) if args.out.exists() else dict(command='python benchmarks/hearing.py', device='cpu', torch=torch.__version__.split('+')[0], scenes=args.scenes, sigma=8, chance=dict(camera=round(camera[1], 3), hold=round(hold[1], 3)), rows={})
-    record['rows'][args.name] = row
-    write_whole(args.out, json.dumps(record, indent=1) + '\n')
+        print(f"{block:70} camera {camera[0]:.3f} hold {hold[0]:.3f}", flush=True)
+    record = (
+        json.loads(args.out.read_text())
+        if args.out.exists()
+        else dict(
+            command="python benchmarks/hearing.py",
+            device="cpu",
+            torch=torch.__version__.split("+")[0],
+            scenes=args.scenes,
+            sigma=8,
+            chance=dict(camera=round(camera[1], 3), hold=round(hold[1], 3)),
+            rows={},
+        )
+    )
+    record["rows"][args.name] = row
+    write_whole(args.out, json.dumps(record, indent=1) + "\n")
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,10 @@
-"""At which noise does the adapter help? Clips of sealed scenes get noise of eight levels, and the UNet says once what lies under it, with the adapter and without. Clips under a still camera and clips that pan are counted apart, and so is the ground alone, which a still camera shows sixteen times and a panning one never twice in the same place.
+"""At which noise does the adapter help? Clips of sealed scenes get noise of eight levels, and the UNet says once what
+lies under it, with the adapter and without. Clips under a still camera and clips that pan are counted apart, and so is
+the ground alone, which a still camera shows sixteen times and a panning one never twice in the same place.
 
-    python benchmarks/levels.py [--clips 24] [--out benchmarks/results/tiny_levels.json]       two minutes on two cores
+python benchmarks/levels.py [--clips 24] [--out benchmarks/results/tiny_levels.json]       two minutes on two cores
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -15,7 +18,7 @@ from tav_nb.noise import correlated_noise
 from tav_nb.tiny import FRAMES, SIZE, alphas, embed, encode, load, sealed
 from tav_nb.toon import LABELS, caption, render
 
-SIGMAS = (.3, .6, 1, 2, 4, 8, 16, 32)
+SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
 
 
 def clip_of(pipe, number, scene):
@@ -23,14 +26,20 @@ def clip_of(pipe, number, scene):
     clip = render(scene, FRAMES, SIZE, SIZE, truth=True)
     tokens, pooled = embed(pipe, [caption(scene, 10**8 + number, complete=True)])
     ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).expand(FRAMES, 6)
-    told = dict(encoder_hidden_states=tokens.expand(FRAMES, -1, -1), added_cond_kwargs=dict(text_embeds=pooled.expand(FRAMES, -1), time_ids=ids))
-    ground = F.avg_pool2d(torch.from_numpy(clip.labels == LABELS.index('ground')).float()[:, None], 8).amin(0, keepdim=True) > .99
+    told = dict(
+        encoder_hidden_states=tokens.expand(FRAMES, -1, -1),
+        added_cond_kwargs=dict(text_embeds=pooled.expand(FRAMES, -1), time_ids=ids),
+    )
+    ground = (
+        F.avg_pool2d(torch.from_numpy(clip.labels == LABELS.index("ground")).float()[:, None], 8).amin(0, keepdim=True)
+        > 0.99
+    )
     return encode(pipe.vae, torch.from_numpy(clip.frames)), told, ground
 
 
 def errors(pipe, z, told, ground, sigma, noise, on):
     "Mean square of what the UNet says lies under the noise, less what does: everywhere, and in the ground"
-    a = alphas('cpu')
+    a = alphas("cpu")
     t = int(((1 - a) / a).sqrt().sub(sigma).abs().argmin())
     x = a[t].sqrt() * z + (1 - a[t]).sqrt() * noise
     v = pipe.unet(x, t, **told, **(dict(num_frames=FRAMES) if on else {})).sample
@@ -41,20 +50,46 @@ def errors(pipe, z, told, ground, sigma, noise, on):
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--clips', type=int, default=24)
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/tiny_levels.json'))
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_levels.json"))
     args, pipe = parser.parse_args(), load(EMBEDDED)
     meta, scenes, rows = load_adapter(pipe.unet, EMBEDDED_ADAPTER), list(enumerate(sealed(512))), []
-    for camera in ('still', 'pan'):
-        chosen = [(i, s) for i, s in scenes if bool(s.pan) == (camera == 'pan')][:args.clips]
+    for camera in ("still", "pan"):
+        chosen = [(i, s) for i, s in scenes if bool(s.pan) == (camera == "pan")][: args.clips]
         clips = [clip_of(pipe, i, s) for i, s in chosen]
         for sigma in SIGMAS:
             for on in (True, False):
-                noises = [correlated_noise(z[None].shape, meta['noise'], meta['noise_strength'], torch.Generator().manual_seed(i))[0] for (i, _), (z, *_) in zip(chosen, clips)]
+                noises = [
+                    correlated_noise(
+                        z[None].shape, meta["noise"], meta["noise_strength"], torch.Generator().manual_seed(i)
+                    )[0]
+                    for (i, _), (z, *_) in zip(chosen, clips)
+                ]
                 found = torch.tensor([errors(pipe, *clip, sigma, noise, on) for clip, noise in zip(clips, noises)])
-                rows.append(dict(camera=camera, sigma=sigma, adapter=on, error=found[:, 0].mean().item(), ground=found[:, 1].nanmean().item()))
+                rows.append(
+                    dict(
+                        camera=camera,
+                        sigma=sigma,
+                        adapter=on,
+                        error=found[:, 0].mean().item(),
+                        ground=found[:, 1].nanmean().item(),
+                    )
+                )
                 print(rows[-1], flush=True)
-    args.out.write_text(json.dumps(dict(command='python benchmarks/levels.py', clips=args.clips, device='cpu', torch=torch.__version__, rows=rows), indent=1) + '\n')
+    args.out.write_text(
+        json.dumps(
+            dict(
+                command="python benchmarks/levels.py",
+                clips=args.clips,
+                device="cpu",
+                torch=torch.__version__,
+                rows=rows,
+            ),
+            indent=1,
+        )
+        + "\n"
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,14 @@
-"""Offloaded in every way a pipeline makes the same video: the embedded SDXL with its adapter, through `generate` and through a stock pipeline, beside the same without offloading.
+"""Offloaded in every way a pipeline makes the same video: the embedded SDXL with its adapter, through `generate` and
+through a stock pipeline, beside the same without offloading.
 
     python benchmarks/offload_gpu.py [--frames 24 30 72] [--out benchmarks/results/offload.json]
     python benchmarks/offload_gpu.py --toy          # small and on the CPU; writes nothing
 
-For each way of offloading and each number of frames: the largest difference of a pixel (of 255, `generate`) and of a latent (the stock pipeline) from the video without offloading,
-and the peak of the GPU's memory. More frames than the adapter's 24 go through windows. A row whose call raised an error says so.
+For each way of offloading and each number of frames: the largest difference of a pixel (of 255, `generate`) and of a
+latent (the stock pipeline) from the video without offloading, and the peak of the GPU's memory. More frames than the
+adapter's 24 go through windows. A row whose call raised an error says so.
 """
+
 import argparse
 import json
 import tempfile
@@ -35,7 +38,9 @@ def grouped(pipe, device, **how):
 
 
 def by_hand(offload):
-    "One of `accelerate`'s functions on each part: what the pipelines' own methods do, and what also works where the device is the CPU"
+    """One of `accelerate`'s functions on each part: what the pipelines' own methods do, and what also works where the
+    device is the CPU
+    """
 
     def run(pipe, device):
         for name in PARTS:
@@ -50,10 +55,14 @@ def ways(folder, cuda):
     found = {
         "none": lambda pipe, device: pipe.to(device),
         "cpu_offload": by_hand(accelerate.cpu_offload),
-        "disk_offload": lambda pipe, device: accelerate.disk_offload(pipe.to(device).unet, f"{folder}/accelerate", device),
+        "disk_offload": lambda pipe, device: accelerate.disk_offload(
+            pipe.to(device).unet, f"{folder}/accelerate", device
+        ),
         "group, blocks": lambda pipe, device: grouped(pipe, device, **blocks),
         "group, leaves": lambda pipe, device: grouped(pipe, device, **leaves),
-        "group, leaves on disk": lambda pipe, device: grouped(pipe, device, **leaves, offload_to_disk_path=f"{folder}/leaves"),
+        "group, leaves on disk": lambda pipe, device: grouped(
+            pipe, device, **leaves, offload_to_disk_path=f"{folder}/leaves"
+        ),
     }
     if cuda:
         found["model"] = lambda pipe, device: pipe.enable_model_cpu_offload(device=device)
@@ -67,8 +76,14 @@ def ways(folder, cuda):
 def both(pipe, frames, side, steps):
     "A video through `generate`, uint8 `[F, H, W, 3]`, and the latents of a stock pipeline, `f c h w`"
     ours = generate(PROMPT, pipe, frames, side, side, steps=steps, seed=1)
-    stock = dict(num_images_per_prompt=frames, cross_attention_kwargs={"num_frames": frames}, generator=torch.Generator().manual_seed(2))
-    theirs = pipe(PROMPT, height=side, width=side, num_inference_steps=steps, guidance_scale=3.0, output_type="latent", **stock).images
+    stock = dict(
+        num_images_per_prompt=frames,
+        cross_attention_kwargs={"num_frames": frames},
+        generator=torch.Generator().manual_seed(2),
+    )
+    theirs = pipe(
+        PROMPT, height=side, width=side, num_inference_steps=steps, guidance_scale=3.0, output_type="latent", **stock
+    ).images
     return ours, theirs.float().cpu()
 
 
@@ -115,12 +130,25 @@ def main():
                 expected = made if name == "none" else expected
                 rows.append(row)
                 print(row, flush=True)
-    right = all(row.get("finite") and row.get("largest_pixel_difference", 0) == 0 and row.get("largest_latent_difference", 0) <= 1e-4 for row in rows)
+    right = all(
+        row.get("finite")
+        and row.get("largest_pixel_difference", 0) == 0
+        and row.get("largest_latent_difference", 0) <= 1e-4
+        for row in rows
+    )
     print("all equal" if right else "NOT all equal")
     if not args.toy:
         machine = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-        about = dict(command="python benchmarks/offload_gpu.py", device=machine, dtype=str(dtype), size=args.size, steps=args.steps)
-        about |= dict(torch=torch.__version__, diffusers=diffusers.__version__, accelerate=accelerate.__version__, all_equal=right)
+        about = dict(
+            command="python benchmarks/offload_gpu.py",
+            device=machine,
+            dtype=str(dtype),
+            size=args.size,
+            steps=args.steps,
+        )
+        about |= dict(
+            torch=torch.__version__, diffusers=diffusers.__version__, accelerate=accelerate.__version__, all_equal=right
+        )
         write_whole(args.out, json.dumps(about | dict(rows=rows), indent=1) + "\n")
     raise SystemExit(not right)
 

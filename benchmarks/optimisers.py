@@ -1,9 +1,13 @@
-"""Which optimiser, and does the second loss help? Short trainings of the cartoon world on one core of a CPU, from the same start on the same clips: an adapter on the embedded base, and a UNet from nothing.
+"""Which optimiser, and does the second loss help? Short trainings of the cartoon world on one core of a CPU, from the
+same start on the same clips: an adapter on the embedded base, and a UNet from nothing.
 
-    python benchmarks/optimisers.py [--only ROW ...] [--steps 600] [--out benchmarks/results/optimisers.json]       some minutes a row
+    python benchmarks/optimisers.py [--only ROW ...] [--steps 600] [--out benchmarks/results/optimisers.json]       some
+    minutes a row
 
-Held-out figures: at five noise levels, the weighted mean square of the error, and of what it does between neighbouring frames.
+Held-out figures: at five noise levels, the weighted mean square of the error, and of what it does between neighbouring
+frames.
 """
+
 import argparse
 import json
 import time
@@ -13,40 +17,66 @@ import torch
 
 from tav_nb.models import EMBEDDED
 from tav_nb.noise import correlated_noise
-from tav_nb.tiny import alphas, bank, default_generator, density, encode, fit, importance, load, make_scheduler, make_unet, read_captions, split
+from tav_nb.tiny import (
+    alphas,
+    bank,
+    default_generator,
+    density,
+    encode,
+    fit,
+    importance,
+    load,
+    make_scheduler,
+    make_unet,
+    read_captions,
+    split,
+)
 from tav_nb.toon import random_scene, render
 from tav_nb.training import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict
 from tav_nb.unet import add_temporal, train_only_temporal
 
-CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64., 64, 0, 0, 64, 64])
+CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])
 ROWS = {  # name: (what learns, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)
-    'adapter, Adam 1e-3': ('adapter', None, 1e-3, 0.), 'adapter, Adam 2e-3': ('adapter', None, 2e-3, 0.), 'adapter, Adam 4e-3': ('adapter', None, 4e-3, 0.),
-    'adapter, Adam 8e-3': ('adapter', None, 8e-3, 0.), 'adapter, Muon 6e-3': ('adapter', 6e-3, 1e-2, 0.),
-    'adapter, Muon 6e-3, neighbours 1': ('adapter', 6e-3, 1e-2, 1.), 'adapter, Muon 6e-3, neighbours 3': ('adapter', 6e-3, 1e-2, 3.),
-    'UNet, Adam 1e-3': ('unet', None, 1e-3, 0.), 'UNet, Adam 2e-3': ('unet', None, 2e-3, 0.), 'UNet, Adam 4e-3': ('unet', None, 4e-3, 0.), 'UNet, Muon 4e-3': ('unet', 4e-3, 2e-3, 0.),
+    "adapter, Adam 1e-3": ("adapter", None, 1e-3, 0.0),
+    "adapter, Adam 2e-3": ("adapter", None, 2e-3, 0.0),
+    "adapter, Adam 4e-3": ("adapter", None, 4e-3, 0.0),
+    "adapter, Adam 8e-3": ("adapter", None, 8e-3, 0.0),
+    "adapter, Muon 6e-3": ("adapter", 6e-3, 1e-2, 0.0),
+    "adapter, Muon 6e-3, neighbours 1": ("adapter", 6e-3, 1e-2, 1.0),
+    "adapter, Muon 6e-3, neighbours 3": ("adapter", 6e-3, 1e-2, 3.0),
+    "UNet, Adam 1e-3": ("unet", None, 1e-3, 0.0),
+    "UNet, Adam 2e-3": ("unet", None, 2e-3, 0.0),
+    "UNet, Adam 4e-3": ("unet", None, 4e-3, 0.0),
+    "UNet, Muon 4e-3": ("unet", 4e-3, 2e-3, 0.0),
 }
 
 
 def clips_of(pipe):
     "Latents `[N, 8, 4, 8, 8]` and embeds of training scenes, all 64 pixels wide"
-    latents = torch.cat([encode(pipe.vae, torch.from_numpy(render(random_scene(seed, 'train'), FRAMES, 64, 64).frames))[None] for seed in range(CLIPS + UNSEEN)])
-    tokens, pooled = bank(pipe, [read_captions(1, 'train', seed) for seed in range(CLIPS + UNSEEN)])
+    latents = torch.cat(
+        [
+            encode(pipe.vae, torch.from_numpy(render(random_scene(seed, "train"), FRAMES, 64, 64).frames))[None]
+            for seed in range(CLIPS + UNSEEN)
+        ]
+    )
+    tokens, pooled = bank(pipe, [read_captions(1, "train", seed) for seed in range(CLIPS + UNSEEN)])
     return dict(latents=latents, prompt_embeds=tokens[:, 0].float(), pooled=pooled[:, 0].float(), time_ids=IDS)
 
 
-def some(clips, i): return {name: value if name == 'time_ids' else value[i] for name, value in clips.items()}
+def some(clips, i):
+    return {name: value if name == "time_ids" else value[i] for name, value in clips.items()}
 
 
 @torch.no_grad()
 def held_out(unet, clips):
     "`{t: [error, of neighbours]}` on the clips that were not seen, with fixed noise"
-    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas('cpu'), importance('cpu')
+    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas("cpu"), importance("cpu")
     for t in AT:
-        noise = correlated_noise(unseen['latents'].shape, 'progressive', 1., torch.Generator().manual_seed(t))
+        noise = correlated_noise(unseen["latents"].shape, "progressive", 1.0, torch.Generator().manual_seed(t))
         times = torch.full((UNSEEN,), t)
-        noisy, target = noisy_and_target(unseen['latents'], noise, a, times, 'v_prediction')
+        noisy, target = noisy_and_target(unseen["latents"], noise, a, times, "v_prediction")
         error = predict(unet, noisy, times, unseen) - target
-        plain, both = clip_errors(error).mean(), clip_errors(error, 1.).mean()
+        plain, both = clip_errors(error).mean(), clip_errors(error, 1.0).mean()
         found[t] = [round(x.item() * weights[t].item(), 5) for x in (plain, both - plain)]
     return found
 
@@ -54,47 +84,89 @@ def held_out(unet, clips):
 def run(row, clips, steps):
     kind, muon, adam, neighbours = ROWS[row]
     torch.manual_seed(0)
-    unet = load(EMBEDDED).unet if kind == 'adapter' else make_unet()
-    if kind == 'adapter': add_temporal(unet, max_frames=FRAMES), train_only_temporal(unet)
-    generator, scheduler, weights = default_generator('cpu'), make_scheduler(), importance('cpu')
-    options = dict(noise='progressive', noise_strength=1., neighbours=neighbours, caption_dropout=0., timestep_weights=weights)
+    unet = load(EMBEDDED).unet if kind == "adapter" else make_unet()
+    if kind == "adapter":
+        add_temporal(unet, max_frames=FRAMES), train_only_temporal(unet)
+    generator, scheduler, weights = default_generator("cpu"), make_scheduler(), importance("cpu")
+    options = dict(
+        noise="progressive", noise_strength=1.0, neighbours=neighbours, caption_dropout=0.0, timestep_weights=weights
+    )
 
     def loss_of():
-        if kind == 'adapter': return adapter_loss(unet, scheduler, some(clips, torch.randint(CLIPS, (4,))), generator, timestep_density=density('cpu'), **options)
+        if kind == "adapter":
+            return adapter_loss(
+                unet,
+                scheduler,
+                some(clips, torch.randint(CLIPS, (4,))),
+                generator,
+                timestep_density=density("cpu"),
+                **options,
+            )
         batch = some(clips, torch.randint(CLIPS, (32,)))
-        batch['latents'] = batch['latents'][torch.arange(32), torch.randint(FRAMES, (32,))][:, None]
+        batch["latents"] = batch["latents"][torch.arange(32), torch.randint(FRAMES, (32,))][:, None]
         return single(unet, batch, generator, weights)
 
     matrices, rest = split((name, p) for name, p in unet.named_parameters() if p.requires_grad)
     start = time.time()
-    log = fit(row, [dict(params=rest, weight_decay=0.)] if muon else [dict(params=rest, lr=10 * adam if kind == 'adapter' else adam, weight_decay=0.), dict(params=matrices)], loss_of, adam, 0, steps,
-              decay=.99, matrices=matrices if muon else (), matrix_lr=muon or 0., log_every=50)
-    if kind == 'unet': add_temporal(unet, max_frames=FRAMES)  # silent: it only lets frames come as clips
+    log = fit(
+        row,
+        (
+            [dict(params=rest, weight_decay=0.0)]
+            if muon
+            else [
+                dict(params=rest, lr=10 * adam if kind == "adapter" else adam, weight_decay=0.0),
+                dict(params=matrices),
+            ]
+        ),
+        loss_of,
+        adam,
+        0,
+        steps,
+        decay=0.99,
+        matrices=matrices if muon else (),
+        matrix_lr=muon or 0.0,
+        log_every=50,
+    )
+    if kind == "unet":
+        add_temporal(unet, max_frames=FRAMES)  # silent: it only lets frames come as clips
     return dict(held_out=held_out(unet, clips), losses=[loss for _, _, loss in log], seconds=round(time.time() - start))
 
 
 def single(unet, batch, generator, weights):
     "The loss of single frames"
-    times = draw_timesteps(len(batch['latents']), torch.ones(1000), generator)
-    noisy, target = noisy_and_target(batch['latents'], torch.randn(batch['latents'].shape), alphas('cpu'), times, 'v_prediction')
-    cond = dict(text_embeds=batch['pooled'], time_ids=IDS.expand(len(times), -1))
-    out = unet(noisy[:, 0], times, encoder_hidden_states=batch['prompt_embeds'], added_cond_kwargs=cond).sample
+    times = draw_timesteps(len(batch["latents"]), torch.ones(1000), generator)
+    noisy, target = noisy_and_target(
+        batch["latents"], torch.randn(batch["latents"].shape), alphas("cpu"), times, "v_prediction"
+    )
+    cond = dict(text_embeds=batch["pooled"], time_ids=IDS.expand(len(times), -1))
+    out = unet(noisy[:, 0], times, encoder_hidden_states=batch["prompt_embeds"], added_cond_kwargs=cond).sample
     return ((out - target[:, 0]).square().mean((1, 2, 3)) * weights[times]).mean()
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/optimisers.json'))
-    parser.add_argument('--only', nargs='*', default=list(ROWS))
-    parser.add_argument('--steps', type=int, default=600)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/optimisers.json"))
+    parser.add_argument("--only", nargs="*", default=list(ROWS))
+    parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
     torch.set_num_threads(1)
     clips = clips_of(load(EMBEDDED))
-    result = json.loads(args.out.read_text()) if args.out.exists() else dict(command='python benchmarks/optimisers.py', device='one core, x86_64', torch=torch.__version__.split('+')[0], steps=args.steps, rows={})
+    result = (
+        json.loads(args.out.read_text())
+        if args.out.exists()
+        else dict(
+            command="python benchmarks/optimisers.py",
+            device="one core, x86_64",
+            torch=torch.__version__.split("+")[0],
+            steps=args.steps,
+            rows={},
+        )
+    )
     for row in args.only:
-        result['rows'][row] = run(row, clips, args.steps)
-        print(row, result['rows'][row], flush=True)
-        args.out.write_text(json.dumps(result, indent=1) + '\n')
+        result["rows"][row] = run(row, clips, args.steps)
+        print(row, result["rows"][row], flush=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

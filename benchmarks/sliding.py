@@ -1,7 +1,9 @@
-"""Attention in overlapping windows: the kernel of chapter 40 beside one window after the other, on the sizes of SDXL's temporal layers, and the bytes that have to be moved.
+"""Attention in overlapping windows: the kernel of chapter 40 beside one window after the other, on the sizes of SDXL's
+temporal layers, and the bytes that have to be moved.
 
-    python benchmarks/sliding.py [--out benchmarks/results/sliding.json]       needs a GPU
+python benchmarks/sliding.py [--out benchmarks/results/sliding.json]       needs a GPU
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -16,42 +18,68 @@ from tav_nb.attention import TemporalSelfAttention
 from tav_nb.files import write_whole
 from tav_nb.windows import Context, plan_windows
 
-LAYERS = {'32 x 32 places, 20 heads': (32 * 32, 1280, 60), '64 x 64 places, 10 heads': (64 * 64, 640, 10)}  # at 1024 px: places, channels, layers
+LAYERS = {
+    "32 x 32 places, 20 heads": (32 * 32, 1280, 60),
+    "64 x 64 places, 10 heads": (64 * 64, 640, 10),
+}  # at 1024 px: places, channels, layers
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/sliding.json'))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sliding.json"))
     args, rate, rows = parser.parse_args(), copy_rate(), []
     for frames in (48, 72):
-        windows = plan_windows(frames, Context(), 24).on('cuda')
+        windows = plan_windows(frames, Context(), 24).on("cuda")
         for name, (s, c, layers) in LAYERS.items():
             torch.manual_seed(0)
-            layer = TemporalSelfAttention(c, c // 64).to('cuda', torch.float16).requires_grad_(False)
-            said = tuple(torch.randn(1, frames, s, c, device='cuda', dtype=torch.float16) for _ in range(3))
-            row = dict(frames=frames, windows=len(windows.starts), layer=name, layers=layers, floor_ms=round(4 * said[0].nbytes / rate * 1e3, 4))
+            layer = TemporalSelfAttention(c, c // 64).to("cuda", torch.float16).requires_grad_(False)
+            said = tuple(torch.randn(1, frames, s, c, device="cuda", dtype=torch.float16) for _ in range(3))
+            row = dict(
+                frames=frames,
+                windows=len(windows.starts),
+                layer=name,
+                layers=layers,
+                floor_ms=round(4 * said[0].nbytes / rate * 1e3, 4),
+            )
 
             def hear(said, layer):
                 layer.to_qkv.__class__ = Given  # the projections are the same in both, so they are no part of it
                 Given.said = said
                 return layer.hear_in(windows, said[0])
 
-            with patch.object(tav_nb.attention, 'slides', lambda *_: False): exact = hear(tuple(x[:, :, :64].double() for x in said), layer.double())
+            with patch.object(tav_nb.attention, "slides", lambda *_: False):
+                exact = hear(tuple(x[:, :, :64].double() for x in said), layer.double())
             layer.half()
-            for kind, can in (('kernel', True), ('one by one', False)):
-                with patch.object(tav_nb.attention, 'slides', lambda *_: can):
+            for kind, can in (("kernel", True), ("one by one", False)):
+                with patch.object(tav_nb.attention, "slides", lambda *_: can):
                     found = hear(said, layer)
-                    row[f'{kind}_ms'] = milliseconds(lambda: hear(said, layer))
-                row[f'{kind}_error'] = ((found[:, :, :64].double() - exact).norm() / exact.norm()).item()
+                    row[f"{kind}_ms"] = milliseconds(lambda: hear(said, layer))
+                row[f"{kind}_error"] = ((found[:, :, :64].double() - exact).norm() / exact.norm()).item()
             rows.append(row)
             print(row, flush=True)
             del said, layer, found, exact
-    write_whole(args.out, json.dumps(dict(command='python benchmarks/sliding.py', device=torch.cuda.get_device_name(), torch=torch.__version__, copy_bytes_a_second=rate, rows=rows), indent=1) + '\n')
+    write_whole(
+        args.out,
+        json.dumps(
+            dict(
+                command="python benchmarks/sliding.py",
+                device=torch.cuda.get_device_name(),
+                torch=torch.__version__,
+                copy_bytes_a_second=rate,
+                rows=rows,
+            ),
+            indent=1,
+        )
+        + "\n",
+    )
 
 
 class Given(tav_nb.attention.Linear):
     "A projection whose answer is there already, but for the positions"
-    def forward(self, x, parts=1, gate=None, positions=None): return self.said, F.linear(positions, self.weight).chunk(parts, dim=-1)
+
+    def forward(self, x, parts=1, gate=None, positions=None):
+        return self.said, F.linear(positions, self.weight).chunk(parts, dim=-1)
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,11 @@
-"""From which noise on is a film lost? Real clips of walkers get the noise of one of the twenty steps and are sampled from there: at first the noise hides nothing, at last all but everything. Then films from nothing but noise, and the same films sent back to the first step, noise over them, once and twice.
+"""From which noise on is a film lost? Real clips of walkers get the noise of one of the twenty steps and are sampled
+from there: at first the noise hides nothing, at last all but everything. Then films from nothing but noise, and the
+same films sent back to the first step, noise over them, once and twice.
 
-    python benchmarks/start.py [--clips 10] [--out benchmarks/results/tiny_start.json]       a quarter of an hour on two cores
+python benchmarks/start.py [--clips 10] [--out benchmarks/results/tiny_start.json]       a quarter of an hour on two
+cores
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -23,7 +27,8 @@ STEPS = 20
 class Films:
     "Films of sealed scenes from step `first` on, whose start shows some latents through the noise"
 
-    def __init__(self, pipe): self.pipe = pipe
+    def __init__(self, pipe):
+        self.pipe = pipe
 
     def scheduler(self):
         scheduler = SDXLAnime_BestHQScheduler.from_config(self.pipe.scheduler.config)
@@ -35,46 +40,79 @@ class Films:
         "Latents of the film; from noise alone if there are no latents to begin with"
         scheduler = self.scheduler()
         tokens, pooled = embed(self.pipe, [caption(scene, 10**8 + number, complete=True)])
-        both = lambda x: torch.cat([torch.zeros_like(x), x]).repeat_interleave(FRAMES, 0)
+
+        def both(x):
+            return torch.cat([torch.zeros_like(x), x]).repeat_interleave(FRAMES, 0)
+
         ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).expand(2 * FRAMES, 6)
-        cond = dict(encoder_hidden_states=both(tokens), added_cond_kwargs=dict(text_embeds=both(pooled), time_ids=ids), num_frames=FRAMES)
+        cond = dict(
+            encoder_hidden_states=both(tokens),
+            added_cond_kwargs=dict(text_embeds=both(pooled), time_ids=ids),
+            num_frames=FRAMES,
+        )
         z = noise
         if latents is not None:
-            alpha = 1 / (1 + scheduler.sigmas[first]**2)
+            alpha = 1 / (1 + scheduler.sigmas[first] ** 2)
             z = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        if first: scheduler.set_begin_index(first)
+        if first:
+            scheduler.set_begin_index(first)
         self.pipe.scheduler = scheduler
-        for t in scheduler.timesteps[first:]: z = denoise_step(self.pipe, z, t, GUIDANCE, cond)
+        for t in scheduler.timesteps[first:]:
+            z = denoise_step(self.pipe, z, t, GUIDANCE, cond)
         return z
 
 
 def row(pipe, scenes, films, **what):
     "What the reader says of films of some scenes"
     readings = [read(decode(pipe.vae, z).numpy()) for z in films]
-    right = [r.speed * scene.speed > 0 and abs(r.speed) > .01 for r, (_, scene) in zip(readings, scenes)]
-    found = what | dict(jitter=float(np.nanmean([r.jitter for r in readings])), drift=float(np.mean([r.drift for r in readings])), direction=float(np.mean(right)))
+    right = [r.speed * scene.speed > 0 and abs(r.speed) > 0.01 for r, (_, scene) in zip(readings, scenes)]
+    found = what | dict(
+        jitter=float(np.nanmean([r.jitter for r in readings])),
+        drift=float(np.mean([r.drift for r in readings])),
+        direction=float(np.mean(right)),
+    )
     print(found, flush=True)
     return found
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--clips', type=int, default=10)
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/tiny_start.json'))
+    parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_start.json"))
     args, pipe = parser.parse_args(), load(EMBEDDED)
     meta, films = load_adapter(pipe.unet, EMBEDDED_ADAPTER), Films(pipe)
-    scenes = [(i, scene) for i, scene in enumerate(sealed(512)) if scene.speed and scene.hold == 1][:args.clips]
-    noise, sigmas = start_noise(scenes[-1][0] + 1, meta['noise'], meta['noise_strength']), films.scheduler().sigmas
+    scenes = [(i, scene) for i, scene in enumerate(sealed(512)) if scene.speed and scene.hold == 1][: args.clips]
+    noise, sigmas = start_noise(scenes[-1][0] + 1, meta["noise"], meta["noise_strength"]), films.scheduler().sigmas
 
     clips = [encode(pipe.vae, torch.from_numpy(render(scene, FRAMES, SIZE, SIZE).frames)) for _, scene in scenes]
-    real = [row(pipe, scenes, [films.film(i, scene, noise[i], z, first) for (i, scene), z in zip(scenes, clips)], step=first, sigma=round(sigmas[first].item(), 3)) for first in (0, 2, 4, 6, 8, 10, 12, 14, 16, 19)]
+    real = [
+        row(
+            pipe,
+            scenes,
+            [films.film(i, scene, noise[i], z, first) for (i, scene), z in zip(scenes, clips)],
+            step=first,
+            sigma=round(sigmas[first].item(), 3),
+        )
+        for first in (0, 2, 4, 6, 8, 10, 12, 14, 16, 19)
+    ]
     own = [films.film(i, scene, noise[i]) for i, scene in scenes]
     again = [row(pipe, scenes, own, times=0)]
     for times in (1, 2):
-        other = [correlated_noise(z[None].shape, meta['noise'], meta['noise_strength'], torch.Generator().manual_seed(1000 * times + i))[0] for (i, _), z in zip(scenes, own)]
+        other = [
+            correlated_noise(
+                z[None].shape, meta["noise"], meta["noise_strength"], torch.Generator().manual_seed(1000 * times + i)
+            )[0]
+            for (i, _), z in zip(scenes, own)
+        ]
         own = [films.film(i, scene, n, z) for (i, scene), n, z in zip(scenes, other, own)]
         again.append(row(pipe, scenes, own, times=times))
-    args.out.write_text(json.dumps(dict(command='python benchmarks/start.py', clips=len(scenes), steps=STEPS, real=real, again=again), indent=1) + '\n')
+    args.out.write_text(
+        json.dumps(
+            dict(command="python benchmarks/start.py", clips=len(scenes), steps=STEPS, real=real, again=again), indent=1
+        )
+        + "\n"
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == "__main__":
+    main()

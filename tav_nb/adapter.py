@@ -13,7 +13,6 @@ __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTU
 import hashlib
 import json
 import os
-import re
 import struct
 from collections import Counter
 from pathlib import Path
@@ -29,7 +28,14 @@ from .attention import TemporalSelfAttention
 from .files import whole
 from .models import ModelError, hub_file, is_hub_id
 from .schema import SchemaError, first_not_finite, parse_json, printable
-from .unet import AFTER_SAVE, add_temporal, check_not_offloaded, temporal_blocks, temporal_modules, temporal_state_dict
+from tav_nb.unet import (
+    AFTER_SAVE,
+    add_temporal,
+    check_not_offloaded,
+    temporal_blocks,
+    temporal_modules,
+    temporal_state_dict,
+)
 
 # %% ../nbs/03_adapter.ipynb #f8a6687e
 FILE_NAME = "temporal_adapter.safetensors"
@@ -101,9 +107,19 @@ Count = Annotated[int, Meta(ge=1, le=2**16)]
 Amount = Annotated[float, Meta(ge=0, le=10**6)]
 Word = Annotated[str, Meta(max_length=1000)]
 Checksum = dict[Literal["sha256", "covers"], Word | list[Word]]
-KNOWN = dict(format=Word, format_version=Count, base=Word, base_blocks=Word, checksum=Checksum)  # types of what has a meaning
-KNOWN |= dict(max_frames=Count, positions=Literal["sinusoidal", "learned"], num_heads=Count | None, zero=Literal["proj", "gate"])
-KNOWN |= dict(noise=Word | None, noise_strength=Amount | None, prediction_type=Word | None, fps=Amount | None, num_frames=Count | None)
+KNOWN = dict(
+    format=Word, format_version=Count, base=Word, base_blocks=Word, checksum=Checksum
+)  # types of what has a meaning
+KNOWN |= dict(
+    max_frames=Count, positions=Literal["sinusoidal", "learned"], num_heads=Count | None, zero=Literal["proj", "gate"]
+)
+KNOWN |= dict(
+    noise=Word | None,
+    noise_strength=Amount | None,
+    prediction_type=Word | None,
+    fps=Amount | None,
+    num_frames=Count | None,
+)
 KNOWN |= dict(resolution=tuple[Count, Count] | None)
 KNOWN |= dict.fromkeys(("guidance_scale", "guidance_min_sigma", "temporal_guidance"), Amount | None)
 
@@ -111,7 +127,9 @@ KNOWN |= dict.fromkeys(("guidance_scale", "guidance_min_sigma", "temporal_guidan
 def parse_value(name, text, path):
     "One string of the metadata as a Python value; a string of another program, which need not be JSON, as it is"
     try:
-        value = parse_json(text, KNOWN.get(name, Any), f"{path}: its {printable(name)[:60]}", allow_nan=name not in KNOWN)
+        value = parse_json(
+            text, KNOWN.get(name, Any), f"{path}: its {printable(name)[:60]}", allow_nan=name not in KNOWN
+        )
     except SchemaError as error:
         if name not in KNOWN:
             return text
@@ -125,7 +143,9 @@ def parse_header(header, path):
         raise AdapterError(f"{path}: a safetensors file, but no temporal adapter; save_adapter writes those")
     metadata = {name: parse_value(name, header[name], path) for name in sorted(header)}
     if metadata.get("format_version") != FORMAT_VERSION:
-        raise AdapterError(f"{path}: format version {metadata.get('format_version')}, but this tav_nb reads {FORMAT_VERSION}")
+        raise AdapterError(
+            f"{path}: format version {metadata.get('format_version')}, but this tav_nb reads {FORMAT_VERSION}"
+        )
     if missing := [name for name in ("base", "base_blocks", *STRUCTURE) if name not in metadata]:
         raise AdapterError(f"{path}: its metadata does not say {', '.join(missing)}; save_adapter writes it")
     metadata.pop("checksum", None)  # of this file and no other
@@ -153,20 +173,29 @@ def checksum(tensors: dict, header: dict) -> str:
 
 
 def adapter_tensors(unet, dtype=None):
-    "The temporal layers as `{key: tensor}` on the CPU; raises an `AdapterError` if they are not all there, plain, and as `unet.temporal_config` says"
+    """The temporal layers as `{key: tensor}` on the CPU; raises an `AdapterError` if they are not all there, plain, and
+    as `unet.temporal_config` says
+    """
     state, config = temporal_state_dict(unet), unet.temporal_config
     if state.keys() != expected_shapes(unet, {name: config[name] for name in STRUCTURE}).keys():
-        raise AdapterError("another library has wrapped the temporal layers: take its layers out, or save before it puts them in")
+        raise AdapterError(
+            "another library has wrapped the temporal layers: take its layers out, or save before it puts them in"
+        )
     for key, value in state.items():
         if value.is_meta:
             raise AdapterError(f"{key} is offloaded: take the offloading off first (pipe.remove_all_hooks())")
         if hasattr(value, "__tensor_flatten__"):
-            raise AdapterError(f"{key} is a {type(value).__name__}, quantised or sharded: save the adapter before that, or gather it first")
+            raise AdapterError(
+                f"{key} is a {type(value).__name__}, quantised or sharded: save the adapter before that, or gather it"
+                " first"
+            )
     for name, block in temporal_blocks(unet).items():
         layer, heads = block.temporal_attn, config["num_heads"] or block.attn1.heads
         if (layer.num_heads, layer.max_frames) != (heads, config["max_frames"]):
             had = f"{layer.num_heads} heads and {layer.max_frames} frames"
-            raise AdapterError(f"{name}.temporal_attn has {had}, but {heads} and {config['max_frames']} in the UNet's temporal_config")
+            raise AdapterError(
+                f"{name}.temporal_attn has {had}, but {heads} and {config['max_frames']} in the UNet's temporal_config"
+            )
     return {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
 
 
@@ -182,7 +211,9 @@ def save_adapter(unet, path, dtype=None, **metadata):
         raise AdapterError(f"{path}: the UNet has no temporal layers to save; add_temporal(unet) puts them in")
     path = adapter_path(path)
     unet.temporal_config.update(metadata)
-    fixed = dict(format=FORMAT, format_version=FORMAT_VERSION, base=base_fingerprint(unet), base_blocks=describe_base(unet))
+    fixed = dict(
+        format=FORMAT, format_version=FORMAT_VERSION, base=base_fingerprint(unet), base_blocks=describe_base(unet)
+    )
     try:
         header = {key: json.dumps(value) for key, value in {**unet.temporal_config, **fixed}.items()}
     except (TypeError, ValueError) as error:
@@ -214,7 +245,9 @@ def refuse_file(path, error):
 
 
 def open_adapter(path):
-    "`(header, shapes)` of an adapter file from its header alone: strings as they are, `{key: shape}`; nothing is ever unpickled"
+    """`(header, shapes)` of an adapter file from its header alone: strings as they are, `{key: shape}`; nothing is ever
+    unpickled
+    """
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}
@@ -235,12 +268,18 @@ def read_tensors(path, header):
     except (OSError, SafetensorError) as error:
         refuse_file(path, error)
     if (key := first_not_finite(tensors)) is not None:
-        raise AdapterError(f"{path}: {key} is not finite; an adapter that was saved before its training diverged would be right")
+        raise AdapterError(
+            f"{path}: {key} is not finite; an adapter that was saved before its training diverged would be right"
+        )
     if "checksum" in header:
         said = parse_value("checksum", header["checksum"], path)
         covered = {name: header.get(name, "") for name in said.get("covers", ()) if isinstance(name, str)}
-        if KNOWN.keys() & header.keys() - covered.keys() - {"checksum"} or checksum(tensors, covered) != said.get("sha256"):
-            raise AdapterError(f"{path}: its content is not what was saved (the checksum differs); copy or download it again")
+        if KNOWN.keys() & header.keys() - covered.keys() - {"checksum"} or checksum(tensors, covered) != said.get(
+            "sha256"
+        ):
+            raise AdapterError(
+                f"{path}: its content is not what was saved (the checksum differs); copy or download it again"
+            )
     return tensors
 
 # %% ../nbs/03_adapter.ipynb #34de5dff
@@ -271,18 +310,24 @@ def read_metadata(where):
 def check_fit(unet, metadata, shapes, path):
     "Raise an `AdapterError` unless the file holds exactly the tensors that this UNet needs"
     if metadata["base"] != base_fingerprint(unet):
-        raise AdapterError(f"{path}: made for another base, {printable(metadata['base_blocks'])}; this one has {describe_base(unet)}")
+        raise AdapterError(
+            f"{path}: made for another base, {printable(metadata['base_blocks'])}; this one has {describe_base(unet)}"
+        )
     expected = expected_shapes(unet, {name: metadata[name] for name in STRUCTURE})
     for verb, keys in (("misses", expected.keys() - shapes), ("has unknown", shapes.keys() - expected)):
         if keys:
-            raise AdapterError(f"{path}: {verb} {len(keys)} tensors such as {printable(min(keys))}; {len(expected)} would be right")
+            raise AdapterError(
+                f"{path}: {verb} {len(keys)} tensors such as {printable(min(keys))}; {len(expected)} would be right"
+            )
     for key, shape in expected.items():
         if shapes[key] != shape:
             raise AdapterError(f"{path}: {key} has shape {shapes[key]}, but {shape} would be right")
     for name in ("max_frames", "num_heads") if temporal_modules(unet) else ():
         if unet.temporal_config[name] != metadata[name]:
             had = unet.temporal_config[name]
-            raise AdapterError(f"{path}: {name} is {metadata[name]}, but {had} in the UNet's layers; remove_temporal(unet) first")
+            raise AdapterError(
+                f"{path}: {name} is {metadata[name]}, but {had} in the UNet's layers; remove_temporal(unet) first"
+            )
 
 # %% ../nbs/03_adapter.ipynb #9c832673
 def load_adapter(unet, where, dtype=None):
@@ -291,8 +336,8 @@ def load_adapter(unet, where, dtype=None):
     - `where`: a `.safetensors` file, a folder that holds `temporal_adapter.safetensors`, or a Hub id
     - `dtype`: None keeps the file's. Any works with any base: the layers compute in the dtype of what they are given
 
-    Adds the layers as the metadata says, if there are none. Raises `AdapterError`, and leaves the UNet as it was, if the
-    file does not fit.
+    Adds the layers as the metadata says, if there are none. Raises `AdapterError`, and leaves the UNet as it was, if
+    the file does not fit.
     """
     path = find_adapter(where)
     header, shapes = open_adapter(path)
@@ -312,4 +357,6 @@ def load_adapter(unet, where, dtype=None):
     return metadata
 
 # %% ../nbs/03_adapter.ipynb #a7fd5e9b
-AFTER_SAVE[FILE_NAME] = save_adapter  # after `unet.save_pretrained` or `pipe.save_pretrained`: in its own file beside the plain base
+AFTER_SAVE[FILE_NAME] = (
+    save_adapter  # after `unet.save_pretrained` or `pipe.save_pretrained`: in its own file beside the plain base
+)

@@ -21,7 +21,9 @@ def sinusoidal_positions(
     max_frames,  # how many frames get a position
     dim,  # width of a position, even
 ):
-    "Positions `[max_frames, dim]` of unit scale: sines and cosines of the frame number (Vaswani et al. 2017, section 3.5)"
+    """Positions `[max_frames, dim]` of unit scale: sines and cosines of the frame number (Vaswani et al. 2017, section
+    3.5)
+    """
     angles = torch.arange(max_frames)[:, None] * torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # f (c/2) 2 -> f c
 
@@ -36,8 +38,8 @@ class LayerNorm(nn.LayerNorm):
 class Linear(nn.Linear):
     """`nn.Linear` in the dtype of its input
 
-    `parts` gives a list of so many equal parts of the output, `gate` scales it, and with `positions` the answer is a pair: the
-    same, and what the weight alone, without bias, makes of those.
+    `parts` gives a list of so many equal parts of the output, `gate` scales it, and with `positions` the answer is a
+    pair: the same, and what the weight alone, without bias, makes of those.
     """
 
     def forward(self, x, parts=1, gate=None, positions=None):
@@ -54,7 +56,10 @@ class Linear(nn.Linear):
 
     def forward_opaque(self, x, parts, gate, positions):
         "The same for a weight that wraps other tensors: it can be multiplied with, and not be cut"
-        linear = lambda x, bias: F.linear(x.to(self.weight.dtype), self.weight, bias).to(x.dtype)
+
+        def linear(x, bias):
+            return F.linear(x.to(self.weight.dtype), self.weight, bias).to(x.dtype)
+
         outputs = linear(x, self.bias)
         outputs = outputs if gate is None else gate.to(x.dtype) * outputs
         outputs = outputs.chunk(parts, dim=-1) if parts > 1 else outputs
@@ -135,13 +140,20 @@ class TemporalSelfAttention(nn.Module):
         return self.hear(*self.project_qkv(placed))
 
     def hear_in(self, windows, tokens):
-        "The same in overlapping windows: tokens are projected once, though a frame is in several windows, and positions, which each window counts anew, by themselves"
+        """The same in overlapping windows: tokens are projected once, though a frame is in several windows, and
+        positions, which each window counts anew, by themselves
+        """
         if len(windows.starts) == 1:
             return fuse(lambda start: self.hear_all(take(tokens, start, windows.length, dim=1)), windows, dim=1)
-        said, where = self.project_qkv(tokens, self.positions(windows.length).to(tokens.dtype))  # b f s c and l c, three times each
+        said, where = self.project_qkv(
+            tokens, self.positions(windows.length).to(tokens.dtype)
+        )  # b f s c and l c, three times each
         if slides(said[0], windows):
             return slide(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
-        placed = lambda start: [take(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
+
+        def placed(start):
+            return [take(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
+
         return fuse(lambda start: self.hear(*placed(start)), windows, dim=1)
 
     def forward(self, x, num_frames, windows=None):

@@ -27,8 +27,10 @@ from safetensors.torch import load_file, save_file
 from .files import sweep, whole
 from .schema import SchemaError, first_not_finite, parse_json
 
-try: import fcntl
-except ImportError: fcntl = None  # Windows has no such locks
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows has no such locks
 
 # %% ../nbs/25_checkpoint.ipynb #384da26d
 class CheckpointError(ValueError):
@@ -37,7 +39,8 @@ class CheckpointError(ValueError):
 
 def checksum(path):
     "SHA-256 of a file, in hexadecimal"
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(state, files):
@@ -47,13 +50,15 @@ def seal(state, files):
 
 # %% ../nbs/25_checkpoint.ipynb #2b616b6f
 def save_checkpoint(
-    run,    # folder of the run; checkpoints go to its subfolder `checkpoints`
-    step,   # updates that were made
+    run,  # folder of the run; checkpoints go to its subfolder `checkpoints`
+    step,  # updates that were made
     write,  # function of a folder that writes any files into it
     state,  # anything JSON can hold
     keep=3,  # newest checkpoints that stay
 ):
-    "Write a checkpoint, whole or not at all; returns its folder. Raises `CheckpointError`, and then the older ones are untouched"
+    """Write a checkpoint, whole or not at all; returns its folder. Raises `CheckpointError`, and then the older ones
+    are untouched
+    """
     home = Path(run) / "checkpoints"
     path = home / f"step-{step:08d}"
     try:
@@ -65,15 +70,22 @@ def save_checkpoint(
             files = {file.name: checksum(file) for file in sorted(part.iterdir())}
             (part / "state.json").write_text(json.dumps(seal(dict(state, step=step), files), indent=1))
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({' '.join(str(getattr(error, 'strerror', None) or error).split())})") from None
-    for old in checkpoints(run)[keep:]: shutil.rmtree(old, ignore_errors=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({' '.join(str(getattr(error, 'strerror', None) or error).split())})"
+        ) from None
+    for old in checkpoints(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
     return path
 
 
 def checkpoints(run):
     "The folders of all checkpoints of a run, the newest first"
     home = Path(run) / "checkpoints"
-    return sorted((path for path in home.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)), reverse=True) if home.is_dir() else []
+    return (
+        sorted((path for path in home.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)), reverse=True)
+        if home.is_dir()
+        else []
+    )
 
 # %% ../nbs/25_checkpoint.ipynb #83cf3c72
 @dataclass(frozen=True)
@@ -87,53 +99,76 @@ class SealedState:
 
 def check_checkpoint(path):
     "The state of a checkpoint; raises `CheckpointError` if a byte of it is not as it was written"
-    try: found = parse_json((path / "state.json").read_bytes(), SealedState, path / "state.json")
-    except OSError as error: raise CheckpointError(f"{path}: its state.json cannot be read ({error.strerror})") from None
-    except SchemaError as error: raise CheckpointError(str(error)) from None
-    if found.checksum != seal(found.state, found.files)["checksum"] or any(Path(name).name != name for name in found.files): raise CheckpointError(f"{path}: its state.json is not as it was written")
+    try:
+        found = parse_json((path / "state.json").read_bytes(), SealedState, path / "state.json")
+    except OSError as error:
+        raise CheckpointError(f"{path}: its state.json cannot be read ({error.strerror})") from None
+    except SchemaError as error:
+        raise CheckpointError(str(error)) from None
+    if found.checksum != seal(found.state, found.files)["checksum"] or any(
+        Path(name).name != name for name in found.files
+    ):
+        raise CheckpointError(f"{path}: its state.json is not as it was written")
     for name, expected in found.files.items():
-        try: same = checksum(path / name) == expected
-        except OSError: raise CheckpointError(f"{path}: its {name} is missing or cannot be read") from None
-        if not same: raise CheckpointError(f"{path}: its {name} is not as it was written")
+        try:
+            same = checksum(path / name) == expected
+        except OSError:
+            raise CheckpointError(f"{path}: its {name} is missing or cannot be read") from None
+        if not same:
+            raise CheckpointError(f"{path}: its {name} is not as it was written")
     return found.state
 
 
 def find_checkpoint(run, say=print, check=lambda path, state: None):
-    "`(folder, state)` of the newest checkpoint that is whole, `(None, None)` if there never was one; `say` gets a line about each that is damaged. `check(folder, state)` may raise `CheckpointError` for one that does not fit"
+    """`(folder, state)` of the newest checkpoint that is whole, `(None, None)` if there never was one; `say` gets a
+    line about each that is damaged. `check(folder, state)` may raise `CheckpointError` for one that does not fit
+    """
     damaged, home = [], Path(run) / "checkpoints"
     if home.is_dir():
-        with suppress(OSError): sweep(home)  # one that was being replaced when its process was killed comes back
+        with suppress(OSError):
+            sweep(home)  # one that was being replaced when its process was killed comes back
     for path in checkpoints(run):
         try:
             state = check_checkpoint(path)
             check(path, state)
-        except CheckpointError as error: damaged.append(f"{error}")
+        except CheckpointError as error:
+            damaged.append(f"{error}")
         else:
-            for line in damaged: say(f"{line}; going on from step {state['step']}, the one before")
+            for line in damaged:
+                say(f"{line}; going on from step {state['step']}, the one before")
             return path, state
-    if damaged: raise CheckpointError(f"{damaged[0]}, and no other is whole; a new run needs another folder")
+    if damaged:
+        raise CheckpointError(f"{damaged[0]}, and no other is whole; a new run needs another folder")
     return None, None
 
 # %% ../nbs/25_checkpoint.ipynb #5d7dd420
 LOCKS = set()  # open files of the locks that this process holds
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in LOCKS])
 
 
 def check_folder(run, resume):
     "Raises `CheckpointError` unless `run` can begin in there, or with `resume` go on"
     try:
-        if run.exists() and not run.is_dir(): raise CheckpointError(f"{run}: is a file, but a run needs a folder")
+        if run.exists() and not run.is_dir():
+            raise CheckpointError(f"{run}: is a file, but a run needs a folder")
         there = (run / "run.json").exists()
         others = not there and run.exists() and [path.name for path in run.iterdir() if path.name != ".lock"]
-    except OSError as error: raise CheckpointError(f"{run}: cannot be read ({error.strerror})") from None
-    if resume and not there: raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
-    if there and not resume: raise CheckpointError(f"{run}: holds a run already; --resume goes on with it, a new one needs another folder")
-    if others: raise CheckpointError(f"{run}: holds other files; a run needs a folder of its own")
+    except OSError as error:
+        raise CheckpointError(f"{run}: cannot be read ({error.strerror})") from None
+    if resume and not there:
+        raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
+    if there and not resume:
+        raise CheckpointError(f"{run}: holds a run already; --resume goes on with it, a new one needs another folder")
+    if others:
+        raise CheckpointError(f"{run}: holds other files; a run needs a folder of its own")
 
 
 @contextmanager
 def claim(run, resume=False):
-    "Inside the `with`, the folder `run` is ours. Raises `CheckpointError` if it holds another run, or with `resume` if it holds none, or if that is still going"
+    """Inside the `with`, the folder `run` is ours. Raises `CheckpointError` if it holds another run, or with `resume`
+    if it holds none, or if that is still going
+    """
     run = Path(run)
     with suppress(OSError):  # what killed processes left unfinished
         for folder in (run, run / "checkpoints", run / "previews"):
@@ -142,74 +177,121 @@ def claim(run, resume=False):
     check_folder(run, resume)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")  # the file stays, also after a kill, and says nothing by being there: what counts is the lock on it, which ends with its process
-    except OSError as error: raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
+        lock = open(
+            run / ".lock",
+            "w",
+            # the file stays, also after a kill, and says nothing by being there: what counts is the lock on it, which ends
+            # with its process
+        )
+    except OSError as error:
+        raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
     with lock:
-        try: fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise CheckpointError(f"{run}: a run is going on in there right now") from None
-        except OSError: pass  # some file systems know no locks, as Windows does not
+        try:
+            fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{run}: a run is going on in there right now") from None
+        except OSError:
+            pass  # some file systems know no locks, as Windows does not
         check_folder(run, resume)  # again, for a run may have come and gone
         LOCKS.add(lock)
-        try: yield run
-        finally: LOCKS.discard(lock)
+        try:
+            yield run
+        finally:
+            LOCKS.discard(lock)
 
 # %% ../nbs/25_checkpoint.ipynb #517abc99
 def optimizer_tensors(optimizer, names):
     "An optimiser's state as `{name|key: tensor}`, on the CPU; `names` are those of its parameters, in order"
     parameters, found = [p for group in optimizer.param_groups for p in group["params"]], {}
-    if hasattr(optimizer, "settle"): optimizer.settle()
+    if hasattr(optimizer, "settle"):
+        optimizer.settle()
     for name, parameter in zip(names, parameters, strict=True):
         for key, value in optimizer.state[parameter].items():
-            parts = {"": value} if type(value) is torch.Tensor else {f"|{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
-            found |= {f"{name}|{key}{part}": tensor.detach().to("cpu", copy=True).contiguous() for part, tensor in parts.items()}
+            parts = (
+                {"": value}
+                if type(value) is torch.Tensor
+                else {f"|{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
+            )
+            found |= {
+                f"{name}|{key}{part}": tensor.detach().to("cpu", copy=True).contiguous()
+                for part, tensor in parts.items()
+            }
     return found
 
 
 def fill_optimizer(optimizer, names, tensors):
     "The other way; bit for bit"
-    parameters, fused = [p for group in optimizer.param_groups for p in group["params"]], optimizer.defaults.get("fused")
+    parameters, fused = (
+        [p for group in optimizer.param_groups for p in group["params"]],
+        optimizer.defaults.get("fused"),
+    )
     for name, parameter in zip(names, parameters, strict=True):
         state, device = {}, parameter.device
         for key in sorted({full.split("|")[1] for full in tensors if full.split("|")[0] == name}):
-            parts = {full.split("|")[2]: tensors[full].to(device) for full in tensors if full.startswith(f"{name}|{key}|")}
-            if parts: state[key] = eight_bit(parts, signed=key == "exp_avg", shape=parameter.shape)
-            elif key != "step" and hasattr(optimizer, "wait"): state[key] = optimizer.wait(tensors[f"{name}|{key}"])
-            else: state[key] = tensors[f"{name}|{key}"].to(device if key != "step" or fused else "cpu", copy=True)
+            parts = {
+                full.split("|")[2]: tensors[full].to(device) for full in tensors if full.startswith(f"{name}|{key}|")
+            }
+            if parts:
+                state[key] = eight_bit(parts, signed=key == "exp_avg", shape=parameter.shape)
+            elif key != "step" and hasattr(optimizer, "wait"):
+                state[key] = optimizer.wait(tensors[f"{name}|{key}"])
+            else:
+                state[key] = tensors[f"{name}|{key}"].to(device if key != "step" or fused else "cpu", copy=True)
         optimizer.state[parameter] = state
 
 
 def eight_bit(parts, signed, shape):
     "One of torchao's 8-bit tensors, out of its parts"
     from torchao.optim.subclass_8bit import OptimState8bit
+
     return OptimState8bit(parts["codes"].view(shape), parts["scale"], parts["qmap"], signed)
 
 
 def check_tensors(path, expected):
-    "Tensors of a safetensors file, which has to hold those of the dict `expected`, `{name: shape}`, and no others, and all numbers finite. Raises `CheckpointError`"
-    try: tensors = load_file(path)
-    except (OSError, SafetensorError) as error: raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    """Tensors of a safetensors file, which has to hold those of the dict `expected`, `{name: shape}`, and no others,
+    and all numbers finite. Raises `CheckpointError`
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     for verb, names in (("misses", expected.keys() - tensors), ("has unknown", tensors.keys() - expected)):
-        if names: raise CheckpointError(f"{path}: {verb} {len(names)} tensors such as {min(names)}")
+        if names:
+            raise CheckpointError(f"{path}: {verb} {len(names)} tensors such as {min(names)}")
     for name, shape in expected.items():
-        if shape is not None and tensors[name].shape != shape: raise CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, but {tuple(shape)} would be right")
+        if shape is not None and tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, but {tuple(shape)} would be right"
+            )
     if (name := first_not_finite(tensors)) is not None:
         raise CheckpointError(f"{path}: {name} is not finite")
     return tensors
 
 
 def check_moments(path, names, parameters):
-    "An optimiser's tensors of a checkpoint, as `fill_optimizer` takes them. Raises `CheckpointError` unless each parameter has both moments and a step, or none has anything"
+    """An optimiser's tensors of a checkpoint, as `fill_optimizer` takes them. Raises `CheckpointError` unless each
+    parameter has both moments and a step, or none has anything
+    """
     try:
-        with safe_open(path, "pt") as file: keys = set(file.keys())
-    except (OSError, SafetensorError) as error: raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        with safe_open(path, "pt") as file:
+            keys = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     known = {full.split("|")[0] for full in keys}
     expected = {}
     for name, parameter in zip(names, parameters, strict=True):
-        if name not in known and len(known) == 0: continue  # no update was made yet
+        if name not in known and len(known) == 0:
+            continue  # no update was made yet
         expected[f"{name}|step"] = torch.Size([])
         for moment in ("exp_avg", "exp_avg_sq"):
-            parts = [part for part in ("codes", "scale", "qmap") if f"{name}|{moment}|{part}" in keys]  # torchao's, of 8 bits
-            expected |= {f"{name}|{moment}|{part}": None for part in ("codes", "scale", "qmap")} if parts else {f"{name}|{moment}": parameter.shape}
+            parts = [
+                part for part in ("codes", "scale", "qmap") if f"{name}|{moment}|{part}" in keys
+            ]  # torchao's, of 8 bits
+            expected |= (
+                {f"{name}|{moment}|{part}": None for part in ("codes", "scale", "qmap")}
+                if parts
+                else {f"{name}|{moment}": parameter.shape}
+            )
     return check_tensors(path, expected)
 
 # %% ../nbs/25_checkpoint.ipynb #078dc27c
@@ -236,18 +318,21 @@ class Average:
         self.means = tensors
 
     def finish(self):
-        if self.mixing: self.mixing.result()
+        if self.mixing:
+            self.mixing.result()
         self.mixing = None
 
     def before_update(self):
         "Before the parameters change: the card waits until they are copied; Python does not"
-        if self.stream: torch.cuda.current_stream().wait_stream(self.stream)
+        if self.stream:
+            torch.cuda.current_stream().wait_stream(self.stream)
 
     @torch.no_grad()
     def update(self):
         "After each update of the parameters; every `every`-th time something happens"
         self.updates += 1
-        if self.updates % self.every: return
+        if self.updates % self.every:
+            return
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)) ** self.every
         if not self.stream:
             torch._foreach_lerp_(self.means, [parameter.detach() for parameter in self.parameters], weight)
@@ -255,7 +340,8 @@ class Average:
         self.finish()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for copy, parameter in zip(self.copies, self.parameters): copy.copy_(parameter.detach(), non_blocking=True)
+            for copy, parameter in zip(self.copies, self.parameters):
+                copy.copy_(parameter.detach(), non_blocking=True)
         self.mixing = self.thread.submit(self.mix, self.stream.record_event(), weight)
 
     def mix(self, copied, weight):
@@ -266,12 +352,15 @@ class Average:
     @torch.no_grad()
     def copy_to_parameters(self, tensors=None):
         self.before_update()
-        for parameter, tensor in zip(self.parameters, tensors or self.tensors): parameter.copy_(tensor)
+        for parameter, tensor in zip(self.parameters, tensors or self.tensors):
+            parameter.copy_(tensor)
 
     @contextmanager
     def applied(self):
         "Inside the `with`, the parameters are the average; afterwards they are what they were, bit for bit"
         kept = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
         self.copy_to_parameters()
-        try: yield
-        finally: self.copy_to_parameters(kept)
+        try:
+            yield
+        finally:
+            self.copy_to_parameters(kept)

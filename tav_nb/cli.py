@@ -19,7 +19,22 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'without_output', 'finish_output', 'quiet_imports', 'main']
 
 # %% ../nbs/13_cli.ipynb #2d9574b3
-import argparse, difflib, json, logging, math, os, re, shlex, shutil, signal, stat, sys, tempfile, time, unicodedata, warnings
+import argparse
+import difflib
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import time
+import unicodedata
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -27,60 +42,89 @@ from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, get_args
+
 import numpy as np
-import tav_nb
 from msgspec import Meta
 from PIL import Image
+
+import tav_nb
 from . import directing, process
-from .config import ConfigError, TrainConfig, check as check_setting, check_whole, merge, parse as parse_setting, presets, read_config, resumed
+from .config import ConfigError, TrainConfig, check_whole, merge, presets, read_config, resumed
+from .config import check as check_setting
+from .config import parse as parse_setting
 from .decoder import Limits
 from .files import recover, write_whole
 from .process import interruptible, run_copies, same_command, to_nowhere, usable_streams
 from .schema import INVISIBLE, SchemaError, check_type, parse_json, printable
 from .shots import ShotOptions
 from .sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
-from .video import MAX_FPS, SUFFIXES, VideoError, check_output, check_space, iter_video, read_metadata, read_video, write_video
+from tav_nb.video import (
+    MAX_FPS,
+    SUFFIXES,
+    VideoError,
+    check_output,
+    check_space,
+    iter_video,
+    read_metadata,
+    read_video,
+    write_video,
+)
 from .windows import KINDS, WEIGHTS, Context, plan_windows
 
 # %% ../nbs/13_cli.ipynb #036ec4f2
 class UsageError(ValueError):
     "The command cannot be carried out as it was given; the message is one line."
 
+
 def shortened(text, length=60):
     "A word as it is repeated in a message: visible, in quotes, and no longer than that"
     text = printable(text)
     return f"'{text if len(text) <= length else text[:length] + '...'}'"
+
 
 def nearest_word(word, words):
     "What a mistyped word probably was, as the end of a message; empty if nothing is near"
     near = difflib.get_close_matches(str(word).lower()[:100], words, 1, 0.7)
     return f"; did you mean {words[near[0]] if isinstance(words, dict) else near[0]}?" if near else ""
 
+
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are exceptions, and name what was probably meant."
+
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.other_names = {}  # what other programs call an option: its name here
 
-    def error(self, message): raise UsageError(message)
+    def error(self, message):
+        raise UsageError(message)
 
     def _get_values(self, action, words):  # `--option=--` would become an empty list
-        if action.option_strings and words == ["--"]: raise argparse.ArgumentError(action, "expected one argument, not --")
+        if action.option_strings and words == ["--"]:
+            raise argparse.ArgumentError(action, "expected one argument, not --")
         return super()._get_values(action, words)
 
     def _check_value(self, action, value):  # argparse calls this for choices and commands
-        try: super()._check_value(action, value)
+        try:
+            super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message = f"invalid choice: {shortened(value)} (choose from {', '.join(map(str, action.choices))}){nearest_word(value, list(action.choices))}"
+            error.message = (
+                f"invalid choice: {shortened(value)} (choose from"
+                f" {', '.join(map(str, action.choices))}){nearest_word(value, list(action.choices))}"
+            )
             raise
 
     def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
-        if not unknown: return found
+        if not unknown:
+            return found
         parser = self.commands.choices[found.command]
         names = {name.lstrip("-"): name for name in parser._option_string_actions if name.startswith("--")}
         first = next((word for word in unknown if word.startswith("-")), None)
-        hint = nearest_word(first.partition("=")[0].lstrip("-"), parser.other_names | names) if first else "; a text of several words needs quotes around it"
+        hint = (
+            nearest_word(first.partition("=")[0].lstrip("-"), parser.other_names | names)
+            if first
+            else "; a text of several words needs quotes around it"
+        )
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)[:200]}{hint}")
 
 # %% ../nbs/13_cli.ipynb #40fe7527
@@ -98,59 +142,137 @@ Name = Annotated[str, Meta(max_length=5_000)]  # of a file, a folder or a Hub id
 # %% ../nbs/13_cli.ipynb #c14d8600
 MOST = 10**6  # of a number whose option has no end of its own
 
+
 def at_least(lowest, number=int, most=MOST):
     "A type for argparse: a number from `lowest` to `most`."
+
     def parse(text):
-        try: value = number(text) + 0  # -0 is 0
-        except ValueError: raise argparse.ArgumentTypeError(f"{shortened(text)} is not a {'whole ' if number is int else ''}number") from None
-        if not lowest <= value <= most: raise argparse.ArgumentTypeError(f"must be at least {lowest} and at most {most}, not {shortened(text)[1:-1]}")
+        try:
+            value = number(text) + 0  # -0 is 0
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{shortened(text)} is not a {'whole ' if number is int else ''}number"
+            ) from None
+        if not lowest <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"must be at least {lowest} and at most {most}, not {shortened(text)[1:-1]}"
+            )
         return value
+
     return parse
+
 
 def in_range(kind):
     "A type for argparse: a number of an `Annotated` type with both ends."
     number, limits = get_args(kind)
     return at_least(limits.ge, number, limits.le)
 
+
 def numbers(count=None, lowest=0, most=MOST, number=float):
     "A type for argparse: numbers from `lowest` to `most`, with commas between them."
+
     def parse(text):
         words = text.split(",")
-        if count and len(words) != count: raise argparse.ArgumentTypeError(f"needs {count} numbers, not {len(words)}: {shortened(text)}")
-        try: return [at_least(lowest, number, most)(word) for word in words]
-        except argparse.ArgumentTypeError as error: raise argparse.ArgumentTypeError(f"{error}, in {shortened(text)}") from None
+        if count and len(words) != count:
+            raise argparse.ArgumentTypeError(f"needs {count} numbers, not {len(words)}: {shortened(text)}")
+        try:
+            return [at_least(lowest, number, most)(word) for word in words]
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, in {shortened(text)}") from None
+
     return parse
+
 
 def side(text):
     "A type for argparse: a width or height that the VAE can halve three times."
     value = in_range(Pixels)(text)
-    if value % 8: raise argparse.ArgumentTypeError(f"must be a multiple of 8, not {value}; {value//8*8} and {value//8*8 + 8} are near")
+    if value % 8:
+        raise argparse.ArgumentTypeError(
+            f"must be a multiple of 8, not {value}; {value // 8 * 8} and {value // 8 * 8 + 8} are near"
+        )
     return value
 
 # %% ../nbs/13_cli.ipynb #7d90206d
 def add_device(parser):
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="numbers to compute with (float16 on a GPU, else float32)")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (auto: a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="numbers to compute with (float16 on a GPU, else float32)",
+    )
+
 
 def add_generate(parser):
     add = parser.add_argument
-    add("prompt", nargs="?", type=sentence, metavar="PROMPT", help="what shall be seen, in one sentence; or by frame, '0: a girl stands 24: a girl walks'")
-    add("-o", "--output", metavar="FILE", help=f"{', '.join(SUFFIXES)}, or a folder for PNGs; named after the prompt unless given")
+    add(
+        "prompt",
+        nargs="?",
+        type=sentence,
+        metavar="PROMPT",
+        help="what shall be seen, in one sentence; or by frame, '0: a girl stands 24: a girl walks'",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=f"{', '.join(SUFFIXES)}, or a folder for PNGs; named after the prompt unless given",
+    )
     add("--num-frames", type=in_range(Frames), default=16, metavar="N", help="frames of the video (16)")
-    add("--fps", type=in_range(Rate), metavar="N", help=f"frames a second when played (those of --video, --control or --extend; else {USUAL_FPS:g})")
+    add(
+        "--fps",
+        type=in_range(Rate),
+        metavar="N",
+        help=f"frames a second when played (those of --video, --control or --extend; else {USUAL_FPS:g})",
+    )
     add("--height", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--width", type=side, metavar="PIXELS", help="a multiple of 8 (what the model was made for)")
     add("--steps", type=in_range(Steps), default=20, metavar="N", help="denoising steps (20)")
-    add("--guidance-scale", type=in_range(Scale), metavar="X", help="how literally the prompt is taken; 1 switches guidance off and takes half the time or less (what the adapter recommends, 2.5 for the embedded one; else 5)")
-    add("--guidance-min-sigma", type=in_range(Scale), metavar="X", help="noise below which nothing is guided (what the adapter recommends, 0.5 for the embedded one; else 0)")
-    add("--temporal-guidance", type=in_range(Scale), metavar="X", help="steadier films: how far to go beyond what the model says without the adapter, one question more in a step (what the adapter recommends, 1.5 for the embedded one; else 0)")
+    add(
+        "--guidance-scale",
+        type=in_range(Scale),
+        metavar="X",
+        help=(
+            "how literally the prompt is taken; 1 switches guidance off and takes half the time or less (what the"
+            " adapter recommends, 2.5 for the embedded one; else 5)"
+        ),
+    )
+    add(
+        "--guidance-min-sigma",
+        type=in_range(Scale),
+        metavar="X",
+        help="noise below which nothing is guided (what the adapter recommends, 0.5 for the embedded one; else 0)",
+    )
+    add(
+        "--temporal-guidance",
+        type=in_range(Scale),
+        metavar="X",
+        help=(
+            "steadier films: how far to go beyond what the model says without the adapter, one question more in a step"
+            " (what the adapter recommends, 1.5 for the embedded one; else 0)"
+        ),
+    )
     add("--negative-prompt", type=sentence, metavar="TEXT", help="what shall not be seen")
     add("--seed", type=in_range(Seed), default=0, metavar="N", help="the same seed gives the same video (0)")
-    add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
-    add("--config", metavar="BASE", help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)")
+    add(
+        "--model",
+        metavar="BASE",
+        help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)",
+    )
+    add(
+        "--config",
+        metavar="BASE",
+        help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)",
+    )
     either = parser.add_mutually_exclusive_group().add_argument
     either("--adapter", metavar="FILE", help="a temporal adapter: file, folder or Hub id (the one beside the model)")
-    either("--images", action="store_true", help="go on without an adapter: frames that have nothing to do with each other")
+    either(
+        "--images", action="store_true", help="go on without an adapter: frames that have nothing to do with each other"
+    )
     add("--noise", choices=NOISES, help="how the noise of neighbouring frames is related (as the adapter was trained)")
     add("--noise-strength", type=in_range(Scale), metavar="X", help="how closely (as the adapter was trained)")
     add_direction(parser)
@@ -165,8 +287,14 @@ def add_limits(parser):
     add = parser.add_argument_group("how much of a source is looked at").add_argument
     for limit in fields(Limits):
         lowest = 1 if isinstance(limit.default, int) else 0.001
-        add(f"--{limit.name.replace('_', '-')}", type=at_least(lowest, type(limit.default), 10**15), default=argparse.SUPPRESS, metavar=limit.metadata["unit"],
-            help=f"at most: {limit.metadata['help']} ({limit.default:,})")
+        add(
+            f"--{limit.name.replace('_', '-')}",
+            type=at_least(lowest, type(limit.default), 10**15),
+            default=argparse.SUPPRESS,
+            metavar=limit.metadata["unit"],
+            help=f"at most: {limit.metadata['help']} ({limit.default:,})",
+        )
+
 
 def limits_of(args) -> Limits:
     "The `Limits` that `args` ask for."
@@ -175,62 +303,129 @@ def limits_of(args) -> Limits:
 # %% ../nbs/13_cli.ipynb #9d71527a
 def add_memory(parser):
     add = parser.add_argument
-    add("--memory", dest="fitting", choices=("auto", "fast", "low"), default="auto", help="auto: the fastest way that fits, fast: everything at once, low: as little at once as can be (auto)")
-    add("--frames-at-once", type=in_range(Frames), metavar="N", help="frames that go together through the layers that do not know of time (as --memory finds)")
+    add(
+        "--memory",
+        dest="fitting",
+        choices=("auto", "fast", "low"),
+        default="auto",
+        help="auto: the fastest way that fits, fast: everything at once, low: as little at once as can be (auto)",
+    )
+    add(
+        "--frames-at-once",
+        type=in_range(Frames),
+        metavar="N",
+        help="frames that go together through the layers that do not know of time (as --memory finds)",
+    )
     add("--memory-limit", type=at_least(0.01, float), metavar="GIB", help="use at most this much (all that is free)")
 
 # %% ../nbs/13_cli.ipynb #a990be58
 def add_context(parser):
     add = parser.add_argument
-    add("--context", choices=KINDS, help="where a video longer than the adapter's clips is put together: in windows inside its attention, over the UNet's predictions (slower, memory of one window), "
-        f"or none, all frames at once ({Context.kind})")
-    add("--context-length", type=at_least(2, most=100_000), metavar="N", help="frames of a window (the longest clip that the adapter has positions for)")
-    add("--context-overlap", type=at_least(0, most=100_000), metavar="N", help="frames that neighbouring windows share (a quarter of a window)")
+    add(
+        "--context",
+        choices=KINDS,
+        help=(
+            "where a video longer than the adapter's clips is put together: in windows inside its attention, over the"
+            f" UNet's predictions (slower, memory of one window), or none, all frames at once ({Context.kind})"
+        ),
+    )
+    add(
+        "--context-length",
+        type=at_least(2, most=100_000),
+        metavar="N",
+        help="frames of a window (the longest clip that the adapter has positions for)",
+    )
+    add(
+        "--context-overlap",
+        type=at_least(0, most=100_000),
+        metavar="N",
+        help="frames that neighbouring windows share (a quarter of a window)",
+    )
     add("--loop", action="store_true", help="let the end of the video flow into its beginning")
+
 
 def context_of(args):
     "The `Context` that `args` ask for; raises `UsageError` for what cannot be together."
-    if args.images and (args.loop or args.context or args.context_length or args.context_overlap is not None): raise UsageError("--images are not related to each other: no --loop or --context with them")
-    try: return Context(args.context or Context.kind, args.context_length, args.context_overlap, loop=args.loop)
-    except ValueError as error: raise UsageError(f"--context: {error}") from None
+    if args.images and (args.loop or args.context or args.context_length or args.context_overlap is not None):
+        raise UsageError("--images are not related to each other: no --loop or --context with them")
+    try:
+        return Context(args.context or Context.kind, args.context_length, args.context_overlap, loop=args.loop)
+    except ValueError as error:
+        raise UsageError(f"--context: {error}") from None
+
 
 def check_context(args, adapter):
-    "What will be done about windows, as `generate` takes it and a video's metadata keeps it; refuses windows that the adapter cannot have before anything is loaded."
-    if args.images: return None
+    """What will be done about windows, as `generate` takes it and a video's metadata keeps it; refuses windows that the
+    adapter cannot have before anything is loaded.
+    """
+    if args.images:
+        return None
     from tav_nb.adapter import read_metadata
+
     context, longest = context_of(args), read_metadata(adapter)["max_frames"]
-    try: windows = plan_windows(args.num_frames, context, longest)
-    except ValueError as error: raise UsageError(f"--context: {error}") from None
-    if windows is None: return None
-    return asdict(context if context.kind == "none" else replace(context, **dict(zip(("length", "overlap"), context.numbers(longest)))))
+    try:
+        windows = plan_windows(args.num_frames, context, longest)
+    except ValueError as error:
+        raise UsageError(f"--context: {error}") from None
+    if windows is None:
+        return None
+    return asdict(
+        context
+        if context.kind == "none"
+        else replace(context, **dict(zip(("length", "overlap"), context.numbers(longest))))
+    )
 
 # %% ../nbs/13_cli.ipynb #21483fc5
 def weighted(text):
     "A type for argparse: a file, or a file and a weight with a colon between them."
     path, colon, weight = text.rpartition(":")
-    try: value = float(weight) if colon else math.inf
-    except ValueError: value = math.inf
-    if not math.isfinite(value): return text, 1.0  # a colon that belongs to the name
-    if abs(value) > 1000: raise argparse.ArgumentTypeError(f"the weight must be between -1000 and 1000, not {shortened(weight)[1:-1]}")
+    try:
+        value = float(weight) if colon else math.inf
+    except ValueError:
+        value = math.inf
+    if not math.isfinite(value):
+        return text, 1.0  # a colon that belongs to the name
+    if abs(value) > 1000:
+        raise argparse.ArgumentTypeError(f"the weight must be between -1000 and 1000, not {shortened(weight)[1:-1]}")
     return path, value
+
 
 def share(text):
     "A type for argparse: a number above 0, and at most 1."
-    if not (value := at_least(0, float, 1)(text)): raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    if not (value := at_least(0, float, 1)(text)):
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
     return value
+
 
 def sentence(text):
     "A type for argparse: a text that a tokenizer can read."
     longest = get_args(Text)[1].max_length
-    if len(text) > longest: raise argparse.ArgumentTypeError(f"has {len(text)} characters, more than {longest}")
-    try: text.encode()
-    except UnicodeEncodeError: raise argparse.ArgumentTypeError(f"{shortened(text)} holds bytes that are no text in UTF-8") from None
+    if len(text) > longest:
+        raise argparse.ArgumentTypeError(f"has {len(text)} characters, more than {longest}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} holds bytes that are no text in UTF-8") from None
     return text
+
 
 def add_sources(parser):
     add = parser.add_argument_group("made of more than a sentence").add_argument
-    add("--lora", action="append", default=[], type=weighted, metavar="FILE[:WEIGHT]", help="a LoRA of diffusers or kohya, and how much of it (1); may be repeated")
-    add("--textual-inversion", action="append", default=[], metavar="FILE", help="a new word, to be written as the file is called; may be repeated")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        type=weighted,
+        metavar="FILE[:WEIGHT]",
+        help="a LoRA of diffusers or kohya, and how much of it (1); may be repeated",
+    )
+    add(
+        "--textual-inversion",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a new word, to be written as the file is called; may be repeated",
+    )
     add("--video", metavar="VIDEO", help="begin with this video or folder of PNGs instead of noise")
     add("--strength", type=share, metavar="X", help="how much of the way the video goes back to noise, at most 1 (0.6)")
     add("--mask", metavar="FILE", help="a picture, video or folder: draw anew only what is white in it")
@@ -242,40 +437,94 @@ def add_sources(parser):
     add("--ip-encoder", metavar="FOLDER", help="the CLIP, if it is elsewhere")
     add("--ip-scale", type=in_range(Scale), metavar="X", help="how much the picture counts (1)")
 
+
 def check_sources(args):
     "Refuse half a pair and missing files, without loading anything."
-    for option, other in (("strength", "video"), ("mask", "video"), ("control", "controlnet"), ("controlnet", "control"), ("control_scale", "control"),
-                          ("ip_image", "ip_adapter"), ("ip_adapter", "ip_image"), ("ip_encoder", "ip_adapter"), ("ip_scale", "ip_adapter"), ("config", "model")):
+    for option, other in (
+        ("strength", "video"),
+        ("mask", "video"),
+        ("control", "controlnet"),
+        ("controlnet", "control"),
+        ("control_scale", "control"),
+        ("ip_image", "ip_adapter"),
+        ("ip_adapter", "ip_image"),
+        ("ip_encoder", "ip_adapter"),
+        ("ip_scale", "ip_adapter"),
+        ("config", "model"),
+    ):
         if (value := getattr(args, option)) is not None and getattr(args, other) is None:
-            raise UsageError(f"--{option.replace('_', '-')} {value}: goes with --{other.replace('_', '-')}, which is missing")
+            raise UsageError(
+                f"--{option.replace('_', '-')} {value}: goes with --{other.replace('_', '-')}, which is missing"
+            )
     if args.video or args.control or args.ip_image:
         for option in ("first_frame", "last_frame", "seeds", "extend"):
-            if value := getattr(args, option): raise UsageError(f"--{option.replace('_', '-')} {value}: does not go with --video, --control and --ip-image")
-        if args.fitting != "auto" or args.frames_at_once or args.memory_limit: raise UsageError("--memory, --frames-at-once and --memory-limit do not go with --video, --control and --ip-image")
-        if args.context == "predictions": raise UsageError("--context predictions does not go with --video, --control and --ip-image; attention does")
+            if value := getattr(args, option):
+                raise UsageError(
+                    f"--{option.replace('_', '-')} {value}: does not go with --video, --control and --ip-image"
+                )
+        if args.fitting != "auto" or args.frames_at_once or args.memory_limit:
+            raise UsageError(
+                "--memory, --frames-at-once and --memory-limit do not go with --video, --control and --ip-image"
+            )
+        if args.context == "predictions":
+            raise UsageError("--context predictions does not go with --video, --control and --ip-image; attention does")
         for option in ("guidance_min_sigma", "temporal_guidance"):
-            if (value := getattr(args, option)) is not None: raise UsageError(f"--{option.replace('_', '-')} {value:g}: does not go with --video, --control and --ip-image; --guidance-scale does")
-        if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1: raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
-    named = [(option, getattr(args, option)) for option in ("video", "mask", "control", "ip_adapter", "ip_image", "ip_encoder")]
-    named += [("lora", path) for path, _ in args.lora] + [("textual_inversion", path) for path in args.textual_inversion]
+            if (value := getattr(args, option)) is not None:
+                raise UsageError(
+                    f"--{option.replace('_', '-')} {value:g}: does not go with --video, --control and --ip-image;"
+                    " --guidance-scale does"
+                )
+        if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1:
+            raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
+    named = [
+        (option, getattr(args, option))
+        for option in ("video", "mask", "control", "ip_adapter", "ip_image", "ip_encoder")
+    ]
+    named += [("lora", path) for path, _ in args.lora] + [
+        ("textual_inversion", path) for path in args.textual_inversion
+    ]
     for option, name in named:
-        if name and not Path(name).exists(): raise UsageError(f"--{option.replace('_', '-')} {name}: there is no such file or folder")
-    if args.strength is not None and args.steps*args.strength < 1:
-        raise UsageError(f"--strength {args.strength:g}: of {args.steps} steps none would be left; {1/args.steps:.2g} is the least")
+        if name and not Path(name).exists():
+            raise UsageError(f"--{option.replace('_', '-')} {name}: there is no such file or folder")
+    if args.strength is not None and args.steps * args.strength < 1:
+        raise UsageError(
+            f"--strength {args.strength:g}: of {args.steps} steps none would be left; {1 / args.steps:.2g} is the least"
+        )
 
 # %% ../nbs/13_cli.ipynb #40f6cd05
 def add_direction(parser):
     add = parser.add_argument
     add("--first-frame", metavar="FILE", help="the picture that the video begins with, of the video's size")
     add("--last-frame", metavar="FILE", help="the picture that it ends on")
-    add("--motion", type=in_range(Scale), default=1.0, metavar="X", help="how much the adapter counts: 1 as trained, 0 not at all (1)")
-    add("--seeds", metavar="TEXT", help="a seed for each stretch of frames, as in '0: 1 24: 7'; before the first it is --seed")
-    add("--extend", metavar="VIDEO", help="go on from the end of a video, for N frames more; prompt and numbers are the video's unless given, model, adapter and other files are not")
+    add(
+        "--motion",
+        type=in_range(Scale),
+        default=1.0,
+        metavar="X",
+        help="how much the adapter counts: 1 as trained, 0 not at all (1)",
+    )
+    add(
+        "--seeds",
+        metavar="TEXT",
+        help="a seed for each stretch of frames, as in '0: 1 24: 7'; before the first it is --seed",
+    )
+    add(
+        "--extend",
+        metavar="VIDEO",
+        help=(
+            "go on from the end of a video, for N frames more; prompt and numbers are the video's unless given, model,"
+            " adapter and other files are not"
+        ),
+    )
     parser.set_defaults(before=None)  # the frames of that video
+
 
 def read_direction(args):
     "The `Direction` that `args` ask for; refuses what can be refused without PyTorch."
-    if args.prompt is None: raise UsageError("there is no prompt" + (f", and {args.extend} says nothing about its own" if args.extend else ""))
+    if args.prompt is None:
+        raise UsageError(
+            "there is no prompt" + (f", and {args.extend} says nothing about its own" if args.extend else "")
+        )
     direction = directing.Direction(args.first_frame, args.last_frame, args.motion, args.seeds, args.before)
     local = Path(args.model).is_dir() if args.model else True  # the size of others is known once they are loaded
     height, width = (n or (made_for(args.model) if local else None) for n in (args.height, args.width))
@@ -285,14 +534,17 @@ def read_direction(args):
 # %% ../nbs/13_cli.ipynb #0b6c4e07
 class ContextSettings(TypedDict, total=False):
     "How a long video was put together (chapter 29)"
+
     kind: Literal[KINDS]
     length: Annotated[int, Meta(ge=2, le=100_000)] | None
     overlap: Annotated[int, Meta(ge=0, le=100_000)] | None
     weights: Literal[WEIGHTS]
     loop: bool
 
+
 class VideoSettings(TypedDict, total=False):
     "What `tav generate` writes into a video, and `--extend` reads from it; a file may lack any of it"
+
     prompt: Text | None
     negative_prompt: Text | None
     num_frames: Frames
@@ -338,72 +590,117 @@ class VideoSettings(TypedDict, total=False):
 
 # %% ../nbs/13_cli.ipynb #83a88921
 OWN_MODEL, OWN_ADAPTER = "the tiny SDXL of tav_nb", "beside the model"  # what a video says in place of a name
-TAKEN_OVER = "negative_prompt", "steps", "seed", "guidance_scale", "guidance_min_sigma", "temporal_guidance", "noise", "noise_strength", "motion", "images"
+TAKEN_OVER = (
+    "negative_prompt",
+    "steps",
+    "seed",
+    "guidance_scale",
+    "guidance_min_sigma",
+    "temporal_guidance",
+    "noise",
+    "noise_strength",
+    "motion",
+    "images",
+)
+
 
 def settings_of(path) -> VideoSettings:
     "The settings inside a video, each of its type and within its bounds; raises `UsageError` for others"
     try:
         about = check_type(read_metadata(path), VideoSettings, "its settings cannot be used here")
-        for name in ("prompt", "negative_prompt"): sentence(about.get(name) or "")
-    except (SchemaError, argparse.ArgumentTypeError) as error: raise UsageError(f"{path}: {error}") from None
+        for name in ("prompt", "negative_prompt"):
+            sentence(about.get(name) or "")
+    except (SchemaError, argparse.ArgumentTypeError) as error:
+        raise UsageError(f"{path}: {error}") from None
     return about
+
 
 def named_in(settings) -> list[str]:
     "Model, adapter and what else comes from files, as words of a command"
     given = [(option, settings.get(option)) for option in ("model", "config", "adapter")]
-    given += [("lora", f"{name}:{weight:g}") for name, weight in settings.get("lora") or ()] + [("textual-inversion", name) for name in settings.get("textual_inversion") or ()]
-    return [f"--{option} {shlex.quote(printable(name))}" for option, name in given if name and name not in (OWN_MODEL, OWN_ADAPTER)]
+    given += [("lora", f"{name}:{weight:g}") for name, weight in settings.get("lora") or ()] + [
+        ("textual-inversion", name) for name in settings.get("textual_inversion") or ()
+    ]
+    return [
+        f"--{option} {shlex.quote(printable(name))}"
+        for option, name in given
+        if name and name not in (OWN_MODEL, OWN_ADAPTER)
+    ]
+
 
 def compare_named(path, about, args):
     "Say in which files a video was made otherwise than the one that goes on from it"
     then, now = named_in(about), named_in(vars(args))
-    if not about or sorted(then) == sorted(now): return
+    if not about or sorted(then) == sorted(now):
+        return
     missing = [word for word in then if word not in now]
     own = f"{OWN_MODEL} alone"
-    say(f"note: {path} was made with {' '.join(then) or own}; this video is made with {' '.join(now) or own}" + (f"; {' '.join(missing)} would use the same" if missing else ""))
+    say(
+        f"note: {path} was made with {' '.join(then) or own}; this video is made with {' '.join(now) or own}"
+        + (f"; {' '.join(missing)} would use the same" if missing else "")
+    )
 
 # %% ../nbs/13_cli.ipynb #25143601
 def rate_of(times):
     "Frames a second of a video, from the times of its frames"
-    if len(times) < 2: return USUAL_FPS
-    rate = (len(times) - 1)/(times[-1] - times[0])
-    return float(round(rate)) if abs(rate - round(rate)) < rate/2000 else round(rate, 3)  # times in milliseconds are rounded
+    if len(times) < 2:
+        return USUAL_FPS
+    rate = (len(times) - 1) / (times[-1] - times[0])
+    return (
+        float(round(rate)) if abs(rate - round(rate)) < rate / 2000 else round(rate, 3)
+    )  # times in milliseconds are rounded
+
 
 def playable(rate, output, source):
     "The rate of a source as far as the format of the output can play it"
     fastest = MAX_FPS.get(Path(output or ".mp4").suffix.lower(), 1000)
     lowest, highest = get_args(Rate)[1].ge, min(fastest, get_args(Rate)[1].le)
-    if lowest <= rate <= highest: return rate
+    if lowest <= rate <= highest:
+        return rate
     nearest = min(max(rate, lowest), highest)
     say(f"note: {source} plays at {rate:g} fps, which cannot be kept here: {nearest:g} instead (--fps)")
     return nearest
 
+
 def fps_of_source(args):
     "Frames a second of a video that follows another one: those of the other, so that it moves as fast"
     source = args.video or args.control
-    if not source: return USUAL_FPS
+    if not source:
+        return USUAL_FPS
     times = [time for _, time in islice(iter_video(source, limits_of(args)), args.num_frames)]
     return playable(rate_of(times), args.output, source)
 
 # %% ../nbs/13_cli.ipynb #9a3fdfd5
 def going_on(argv):
-    "The words of a command with `--extend`, read on top of the settings of the video that it names; `before` are its frames."
+    """The words of a command with `--extend`, read on top of the settings of the video that it names; `before` are its
+    frames.
+    """
     args = make_parser().parse_args(argv)
     about, (frames, times) = settings_of(args.extend), read_video(args.extend, limits_of(args))
     height, width = frames.shape[1:3]
     for name, pixels in (("high", height), ("wide", width)):
-        try: side(str(pixels))
-        except argparse.ArgumentTypeError as error: raise UsageError(f"{args.extend}: is {pixels} pixels {name}, which {error}") from None
+        try:
+            side(str(pixels))
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{args.extend}: is {pixels} pixels {name}, which {error}") from None
     taken = {name: about[name] for name in TAKEN_OVER if about.get(name) is not None}
-    if context := about.get("context"): taken |= {option: context.get(name) for option, name in (("context", "kind"), ("context_length", "length"), ("context_overlap", "overlap"))}
+    if context := about.get("context"):
+        taken |= {
+            option: context.get(name)
+            for option, name in (("context", "kind"), ("context_length", "length"), ("context_overlap", "overlap"))
+        }
     parser = make_parser()
     parser.commands.choices[args.command].set_defaults(**taken, height=height, width=width)
     args = parser.parse_args(argv)
-    if args.adapter: args.images = False
+    if args.adapter:
+        args.images = False
     if args.prompt is None and about.get("prompt"):
-        try: args.prompt = list(directing.by_frame(about["prompt"]).values())[-1]
-        except directing.DirectionError as error: raise UsageError(f"{args.extend}: {error}") from None
-    if args.fps is None: args.fps = playable(about.get("fps") or rate_of(times), args.output, args.extend)
+        try:
+            args.prompt = list(directing.by_frame(about["prompt"]).values())[-1]
+        except directing.DirectionError as error:
+            raise UsageError(f"{args.extend}: {error}") from None
+    if args.fps is None:
+        args.fps = playable(about.get("fps") or rate_of(times), args.output, args.extend)
     args.before = frames
     compare_named(args.extend, about, args)
     return args
@@ -413,7 +710,9 @@ def names_like(path):
     "Those of a path and of the same with 2, 3, 4 ... behind its name that nobody has"
     for n in count(1):
         name = path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}")
-        if not os.path.lexists(name): yield name
+        if not os.path.lexists(name):
+            yield name
+
 
 def free_name(
     prompt,
@@ -422,22 +721,34 @@ def free_name(
 ) -> Path:
     "A name for an `.mp4` made of prompt and seed, with a number behind it if it is taken."
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "video"
-    return next(names_like(Path(folder)/f"{words}-seed{seed}.mp4"))
+    return next(names_like(Path(folder) / f"{words}-seed{seed}.mp4"))
+
 
 def write_beside_others(frames, path, fps, settings) -> Path:
     "Write a video under a name that nobody has, also if another command looks for one at the same time"
     for name in names_like(path):
-        try: return write_video(frames, name, fps, settings, replace=False)
-        except FileExistsError: continue
+        try:
+            return write_video(frames, name, fps, settings, replace=False)
+        except FileExistsError:
+            continue
+
 
 def write_finished(frames, args, path, settings) -> Path:
     "Write the finished video; where it cannot be written, keep it elsewhere and say so in a `UsageError`"
-    try: return write_video(frames, path, args.fps, settings) if args.output else write_beside_others(frames, path, args.fps, settings)
-    except VideoError as error: reason = error
+    try:
+        return (
+            write_video(frames, path, args.fps, settings)
+            if args.output
+            else write_beside_others(frames, path, args.fps, settings)
+        )
+    except VideoError as error:
+        reason = error
     homes = [Path(tempfile.gettempdir()), Path("~").expanduser(), Path.cwd()]
     for folder in (folder for folder in homes if os.path.realpath(folder) != os.path.dirname(os.path.realpath(path))):
-        try: kept = write_beside_others(frames, folder/path.name, args.fps, settings)
-        except (ValueError, OSError): continue
+        try:
+            kept = write_beside_others(frames, folder / path.name, args.fps, settings)
+        except (ValueError, OSError):
+            continue
         raise UsageError(f"{reason}; the video is finished and kept as {kept}")
     raise reason
 
@@ -449,46 +760,81 @@ def check_names(args):
         if name and not Path(name).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
             raise UsageError(f"--{option} {name}: there is no such file or folder")
 
-NO_PATHS = "command", "prompt", "negative_prompt", "seeds", "caption", "licence", "preview_prompt"  # texts that may look like one
+
+NO_PATHS = (
+    "command",
+    "prompt",
+    "negative_prompt",
+    "seeds",
+    "caption",
+    "licence",
+    "preview_prompt",
+)  # texts that may look like one
+
 
 def check_kinds(args):
     "Refuse what is neither a file nor a folder: a pipe or a device would be waited for, or replaced."
-    words = [one for name, value in vars(args).items() if name not in NO_PATHS for one in (value if isinstance(value, list) else [value])]
+    words = [
+        one
+        for name, value in vars(args).items()
+        if name not in NO_PATHS
+        for one in (value if isinstance(value, list) else [value])
+    ]
     for word in words:
-        if isinstance(word, tuple) and word: word = word[0]  # a file and its weight
-        if not isinstance(word, str): continue
-        try: mode = os.stat(word).st_mode
-        except (OSError, ValueError): continue
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)): raise UsageError(f"{word}: is neither a file nor a folder")
+        if isinstance(word, tuple) and word:
+            word = word[0]  # a file and its weight
+        if not isinstance(word, str):
+            continue
+        try:
+            mode = os.stat(word).st_mode
+        except (OSError, ValueError):
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UsageError(f"{word}: is neither a file nor a folder")
 
 # %% ../nbs/13_cli.ipynb #b3458d1e
 def choose_adapter(args):
     "The file of the adapter that `args` mean; None with `--images`."
     from tav_nb.adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter
     from tav_nb.models import EMBEDDED, find_config, find_model
+
     find_config(args.model, args.config)  # what a one-file checkpoint lacks comes first
-    if args.images: return None
-    if args.adapter: return find_adapter(args.adapter)
+    if args.images:
+        return None
+    if args.adapter:
+        return find_adapter(args.adapter)
     model = find_model(args.model)
-    try: return find_adapter(EMBEDDED_ADAPTER if model == EMBEDDED else model.parent if Path(model).is_file() else model)
-    except AdapterError as error: raise UsageError(f"without an adapter frames do not cohere: --adapter names one, --images goes on all the same ({error})") from None
+    try:
+        return find_adapter(EMBEDDED_ADAPTER if model == EMBEDDED else model.parent if Path(model).is_file() else model)
+    except AdapterError as error:
+        raise UsageError(
+            f"without an adapter frames do not cohere: --adapter names one, --images goes on all the same ({error})"
+        ) from None
 
 # %% ../nbs/13_cli.ipynb #a1a4422e
 def load(args, adapter=None, offload=False, **parts):
-    "The pipeline that `args` ask for, with its parts on the GPU only while they work if they are to `offload`; `parts` as in `load_pipeline`."
+    """The pipeline that `args` ask for, with its parts on the GPU only while they work if they are to `offload`;
+    `parts` as in `load_pipeline`.
+    """
     from tav_nb.adapter import load_adapter
     from tav_nb.models import load_pipeline
+
     device, dtype = compute_on(args)
     pipe = load_pipeline(args.model, "cpu" if offload else device, dtype, config=args.config, **parts)
-    if adapter: load_adapter(pipe.unet, adapter)
-    if offload: pipe.enable_model_cpu_offload(device=device)
+    if adapter:
+        load_adapter(pipe.unet, adapter)
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
     return pipe
+
 
 def compute_on(args):
     "The device, by name, and the dtype that `args` mean."
     import torch
+
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    if device == "cuda" and "LOCAL_RANK" in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU for each process of torchrun
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU for each process of torchrun
     return device, getattr(torch, args.dtype or ("float32" if device == "cpu" else "float16"))
 
 # %% ../nbs/13_cli.ipynb #84e7a5e3
@@ -498,83 +844,165 @@ def fit_film(args, adapter, context, bar):
     from tav_nb.inference import check_request
     from tav_nb.memory import room_on
     from tav_nb.models import check_device
+
     side = made_for(args.model, args.config)
     film, asked = (args.num_frames, args.height or side, args.width or side), (args.fitting, args.frames_at_once)
-    if (*asked, args.memory_limit) == ("auto", None, None) and is_small(args, film): return fitting.Memory()
+    if (*asked, args.memory_limit) == ("auto", None, None) and is_small(args, film):
+        return fitting.Memory()
     device, dtype = compute_on(args)
     check_device(device)
     model = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype)
     context = Context(**context) if context else None
     check_request(model, *film, args.steps, args.images, context)
-    if context and context.kind == "predictions": film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
+    if context and context.kind == "predictions":
+        film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
     room = room_on(device, args.memory_limit)
-    memory, peaks = fitting.choose(model, *film, room, *asked, guided=args.guidance_scale is None or args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
+    memory, peaks = fitting.choose(
+        model,
+        *film,
+        room,
+        *asked,
+        guided=args.guidance_scale is None or args.guidance_scale > 1,
+        images=args.images,
+        on_cpu=device == "cpu",
+    )
     bar.clear()
     say(f"needs {peaks}, {fitting.gib_of(room)} are there: {memory}")
-    if args.memory_limit: cap(device, args.memory_limit)
+    if args.memory_limit:
+        cap(device, args.memory_limit)
     return memory
+
 
 def is_small(args, film):
     "Is this a video that the embedded model makes on any machine? Then an estimate would take longer than it is worth."
     from tav_nb.models import EMBEDDED, find_model
+
     return find_model(args.model) == EMBEDDED and film[0] <= 64 and math.prod(film) <= 2**20
+
 
 def check_room(args, adapter, film):
     "Raises `TooLarge` for a video made of others that cannot fit: stock pipelines have everything in memory at once."
-    if is_small(args, film): return
+    if is_small(args, film):
+        return
     from tav_nb import fitting
     from tav_nb.memory import room_on
     from tav_nb.models import check_device
+
     device, dtype = compute_on(args)
     check_device(device)
     model, room = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype), room_on(device, None)
     fitting.check_possible(model, *film, room, on_cpu=device == "cpu")
-    peaks = fitting.measure(model, *film, guided=args.guidance_scale is None or args.guidance_scale > 1, images=args.images, on_cpu=device == "cpu")
-    if peaks.total > room: raise fitting.TooLarge(f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.gib_of(peaks.total)}, and {fitting.gib_of(room)} are there: fewer frames or a smaller --height and --width need less")
+    peaks = fitting.measure(
+        model,
+        *film,
+        guided=args.guidance_scale is None or args.guidance_scale > 1,
+        images=args.images,
+        on_cpu=device == "cpu",
+    )
+    if peaks.total > room:
+        raise fitting.TooLarge(
+            f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.gib_of(peaks.total)}, and {fitting.gib_of(room)}"
+            " are there: fewer frames or a smaller --height and --width need less"
+        )
+
 
 def cap(device, limit):
     "Let PyTorch take no more than `limit` GiB of a GPU."
     import torch
-    if "cuda" in device: torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory), torch.device(device).index or 0)
+
+    if "cuda" in device:
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory),
+            torch.device(device).index or 0,
+        )
+
 
 def let_segments_grow():
-    "Tell PyTorch, before it is loaded, to let its pieces of a GPU's memory grow; tensors of many sizes would leave holes."
+    """Tell PyTorch, before it is loaded, to let its pieces of a GPU's memory grow; tensors of many sizes would leave
+    holes.
+    """
     major, minor = map(int, version("torch").split(".")[:2])
-    os.environ.setdefault("PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault(
+        "PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+    )
 
 # %% ../nbs/13_cli.ipynb #d3a12b0c
 def read_sources(args, adapter):
-    "The videos and the picture that `args` name, as `stock_for` takes them; the film's size goes into `args` if it was not given."
+    """The videos and the picture that `args` name, as `stock_for` takes them; the film's size goes into `args` if it
+    was not given.
+    """
     from tav_nb.pipelines import fit_frames, size_like
-    if args.video and args.strength is None: args.strength = 0.6
-    films = {name: read_video(path, limits_of(args), args.num_frames)[0] for name in ("video", "mask", "control") if (path := getattr(args, name))}
-    if films.get("mask") is not None and len(films["mask"]) == 1: films["mask"] = films["mask"].repeat(args.num_frames, 0)
+
+    if args.video and args.strength is None:
+        args.strength = 0.6
+    films = {
+        name: read_video(path, limits_of(args), args.num_frames)[0]
+        for name in ("video", "mask", "control")
+        if (path := getattr(args, name))
+    }
+    if films.get("mask") is not None and len(films["mask"]) == 1:
+        films["mask"] = films["mask"].repeat(args.num_frames, 0)
     side = made_for(args.model, args.config)
-    if films and not (args.height or args.width): args.height, args.width = size_like(next(iter(films.values())), side)
+    if films and not (args.height or args.width):
+        args.height, args.width = size_like(next(iter(films.values())), side)
     check_room(args, adapter, (args.num_frames, args.height or side, args.width or side))
-    found = {name: fit_frames(frames, args.num_frames, args.height or side, args.width or side, getattr(args, name)) for name, frames in films.items()}
-    if "mask" in found: found["mask"] = found["mask"].mean(-1) > 127
+    found = {
+        name: fit_frames(frames, args.num_frames, args.height or side, args.width or side, getattr(args, name))
+        for name, frames in films.items()
+    }
+    if "mask" in found:
+        found["mask"] = found["mask"].mean(-1) > 127
     if args.ip_image:
-        try: found["picture"] = Image.fromarray(directing.read_picture(args.ip_image))
-        except directing.DirectionError as error: raise UsageError(f"--ip-image {error}") from None
+        try:
+            found["picture"] = Image.fromarray(directing.read_picture(args.ip_image))
+        except directing.DirectionError as error:
+            raise UsageError(f"--ip-image {error}") from None
     return found
+
 
 def load_visitors(args, pipe):
     "Put LoRAs, new words and an IP-Adapter into a pipeline."
     from tav_nb.pipelines import load_ip_adapter, load_loras, load_word
-    if args.lora: load_loras(pipe, args.lora)
-    for path in args.textual_inversion: load_word(pipe, path)
-    if args.ip_adapter: load_ip_adapter(pipe, args.ip_adapter, args.ip_encoder, 1.0 if args.ip_scale is None else args.ip_scale)
+
+    if args.lora:
+        load_loras(pipe, args.lora)
+    for path in args.textual_inversion:
+        load_word(pipe, path)
+    if args.ip_adapter:
+        load_ip_adapter(pipe, args.ip_adapter, args.ip_encoder, 1.0 if args.ip_scale is None else args.ip_scale)
+
 
 def make_of_sources(args, pipe, found, bar):
     "A film from the stock pipeline that goes with what was found."
     from tav_nb.pipelines import film, load_control, stock_for
-    if args.control: found = {**found, "controlnet": load_control(pipe, args.controlnet), "control_scale": 1.0 if args.control_scale is None else args.control_scale}
-    if args.video: found = {**found, "strength": args.strength}
+
+    if args.control:
+        found = {
+            **found,
+            "controlnet": load_control(pipe, args.controlnet),
+            "control_scale": 1.0 if args.control_scale is None else args.control_scale,
+        }
+    if args.video:
+        found = {**found, "strength": args.strength}
     stock, call = stock_for(pipe, **found)
-    if args.video: bar.reset(int(args.steps*call["strength"]))
-    return film(stock, args.prompt, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt, args.seed,
-                args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), **call)
+    if args.video:
+        bar.reset(int(args.steps * call["strength"]))
+    return film(
+        stock,
+        args.prompt,
+        args.num_frames,
+        args.height,
+        args.width,
+        args.steps,
+        args.guidance_scale,
+        args.negative_prompt,
+        args.seed,
+        args.noise,
+        args.noise_strength,
+        args.images,
+        callback=lambda *_: bar.update(),
+        **call,
+    )
 
 # %% ../nbs/13_cli.ipynb #719cdf1d
 def check_space_for(args, path) -> None:
@@ -582,40 +1010,90 @@ def check_space_for(args, path) -> None:
     side, before = made_for(args.model, args.config), 0 if args.before is None else len(args.before)
     check_space(path, before + args.num_frames, args.height or side, args.width or side)
 
+
 def make_frames(args, direction=None, path=None):
     "The frames that `args` ask for, uint8 [F, H, W, 3], and `VideoSettings`: all that one needs to make them again."
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when huggingface_hub is imported
     let_segments_grow()
     from tqdm import tqdm
-    with tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar, warnings.catch_warnings(action="ignore"):
+
+    with (
+        tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar,
+        warnings.catch_warnings(action="ignore"),
+    ):
+
         def tell(text):
             bar.clear()
             say(f"note: {text}")
+
         from tav_nb.guidance import Guidance, guidance_for
         from tav_nb.inference import generate, noise_for
         from tav_nb.models import quiet
         from tav_nb.unet import set_context
+
         with quiet(tell):
             adapter = choose_adapter(args)
             context = check_context(args, adapter)
             found = read_sources(args, adapter) if args.video or args.control or args.ip_image else {}
             memory = None if found else fit_film(args, adapter, context, bar)
-            if path: check_space_for(args, path)
+            if path:
+                check_space_for(args, path)
             pipe = load(args, adapter, bool(memory) and memory.offload)
             load_visitors(args, pipe)
             bar.set_description("drawing")
             bar.reset()  # its clock starts here
-            if found and context: set_context(pipe.unet, Context(**context))
-            frames = make_of_sources(args, pipe, found, bar) if found else generate(args.prompt, pipe, args.num_frames, args.height, args.width, args.steps, args.guidance_scale, args.negative_prompt,
-                              args.seed, args.noise, args.noise_strength, args.images, callback=lambda *_: bar.update(), context=context, direction=direction, memory=memory,
-                              guidance_min_sigma=args.guidance_min_sigma, temporal_guidance=args.temporal_guidance)
+            if found and context:
+                set_context(pipe.unet, Context(**context))
+            frames = (
+                make_of_sources(args, pipe, found, bar)
+                if found
+                else generate(
+                    args.prompt,
+                    pipe,
+                    args.num_frames,
+                    args.height,
+                    args.width,
+                    args.steps,
+                    args.guidance_scale,
+                    args.negative_prompt,
+                    args.seed,
+                    args.noise,
+                    args.noise_strength,
+                    args.images,
+                    callback=lambda *_: bar.update(),
+                    context=context,
+                    direction=direction,
+                    memory=memory,
+                    guidance_min_sigma=args.guidance_min_sigma,
+                    temporal_guidance=args.temporal_guidance,
+                )
+            )
     noise, strength = noise_for(pipe, args.noise, args.noise_strength)
     guidance = guidance_for(pipe.unet, args.guidance_scale, args.guidance_min_sigma, args.temporal_guidance)
-    if found: guidance = Guidance(guidance.scale)  # stock pipelines know of no other
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "output", "before", "context_length", "context_overlap", "loop")}
-    return frames, {**given, "context": context, "fitted": memory and asdict(memory), "height": frames.shape[1], "width": frames.shape[2], "noise": noise, "noise_strength": strength, "guidance_scale": guidance.scale, "guidance_min_sigma": guidance.min_sigma, "temporal_guidance": guidance.temporal * (not args.images and args.motion > 0),
-                    "model": args.model or OWN_MODEL, "adapter": args.adapter or (adapter and OWN_ADAPTER), "device": str(pipe._execution_device),
-                    "dtype": str(pipe.dtype).removeprefix("torch."), "made_by": f"tav_nb {tav_nb.__version__}"}
+    if found:
+        guidance = Guidance(guidance.scale)  # stock pipelines know of no other
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in ("command", "output", "before", "context_length", "context_overlap", "loop")
+    }
+    return frames, {
+        **given,
+        "context": context,
+        "fitted": memory and asdict(memory),
+        "height": frames.shape[1],
+        "width": frames.shape[2],
+        "noise": noise,
+        "noise_strength": strength,
+        "guidance_scale": guidance.scale,
+        "guidance_min_sigma": guidance.min_sigma,
+        "temporal_guidance": guidance.temporal * (not args.images and args.motion > 0),
+        "model": args.model or OWN_MODEL,
+        "adapter": args.adapter or (adapter and OWN_ADAPTER),
+        "device": str(pipe._execution_device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "made_by": f"tav_nb {tav_nb.__version__}",
+    }
 
 # %% ../nbs/13_cli.ipynb #9d36e045
 def generate_command(args):
@@ -623,44 +1101,122 @@ def generate_command(args):
     direction = read_direction(args)
     check_names(args)
     check_sources(args)
-    if args.fps is None: args.fps = fps_of_source(args)
+    if args.fps is None:
+        args.fps = fps_of_source(args)
     path, start = check_output(args.output or free_name(args.prompt, args.seed), args.fps), time.monotonic()
     context_of(args)
     frames, settings = make_frames(args, direction, path)
     frames = directing.joined(direction, frames)
     path = write_finished(frames, args, path, settings)
     count, height, width = frames.shape[:3]
-    show(f"{path}: {count} frames of {width} x {height}, {count/args.fps:.1f} s at {args.fps:g} fps, made in {time.monotonic() - start:.0f} s")
+    show(
+        f"{path}: {count} frames of {width} x {height}, {count / args.fps:.1f} s at {args.fps:g} fps, made in"
+        f" {time.monotonic() - start:.0f} s"
+    )
 
 # %% ../nbs/13_cli.ipynb #e5140897
 MOST_FRAMES = 1000  # of a clip to train on
+
 
 def add_prepare(parser):
     add, default = parser.add_argument, ShotOptions()
     add("source", metavar="SOURCE", help="a folder of videos, one video, a Sakuga table, or the Anita dataset")
     add("out", metavar="OUT", help="folder of the cache of this source; what is in there and right stays as it is")
-    add("--captions", metavar="TABLE", help=".csv, .jsonl or .parquet with the columns file and caption (the one in SOURCE, or clip.txt beside clip.mp4)")
+    add(
+        "--captions",
+        metavar="TABLE",
+        help=(
+            ".csv, .jsonl or .parquet with the columns file and caption (the one in SOURCE, or clip.txt beside"
+            " clip.mp4)"
+        ),
+    )
     add("--caption", metavar="TEXT", help="for all that have none")
     add("--licence", metavar="TEXT", help="of all whose licence is not stated elsewhere")
     add("--videos", metavar="FOLDER", help="where the videos of a Sakuga table are")
     add("--layer", choices=LAYERS, help="of the Anita dataset (composition)")
-    add("--drawing-fps", type=at_least(0.1, float, 1000), metavar="N", help="drawings a second where the source does not say, as in the Anita dataset (12)")
-    add("--fps", type=at_least(1, float, 1000), default=default.fps, metavar="N", help=f"frames a second of the clips ({default.fps:g})")
-    add("--timing", choices=("time", "drawings"), default=default.timing, help="take the picture shown at each moment, or each drawing once (time)")
-    add("--min-frames", type=at_least(2, most=MOST_FRAMES), default=default.min_frames, metavar="N", help=f"drop what is shorter ({default.min_frames})")
-    add("--max-frames", type=at_least(2, most=MOST_FRAMES), default=default.max_frames, metavar="N", help=f"cut what is longer ({default.max_frames})")
-    add("--overlap", type=at_least(0, most=MOST_FRAMES), default=default.overlap, metavar="N", help=f"frames that neighbouring clips share ({default.overlap})")
+    add(
+        "--drawing-fps",
+        type=at_least(0.1, float, 1000),
+        metavar="N",
+        help="drawings a second where the source does not say, as in the Anita dataset (12)",
+    )
+    add(
+        "--fps",
+        type=at_least(1, float, 1000),
+        default=default.fps,
+        metavar="N",
+        help=f"frames a second of the clips ({default.fps:g})",
+    )
+    add(
+        "--timing",
+        choices=("time", "drawings"),
+        default=default.timing,
+        help="take the picture shown at each moment, or each drawing once (time)",
+    )
+    add(
+        "--min-frames",
+        type=at_least(2, most=MOST_FRAMES),
+        default=default.min_frames,
+        metavar="N",
+        help=f"drop what is shorter ({default.min_frames})",
+    )
+    add(
+        "--max-frames",
+        type=at_least(2, most=MOST_FRAMES),
+        default=default.max_frames,
+        metavar="N",
+        help=f"cut what is longer ({default.max_frames})",
+    )
+    add(
+        "--overlap",
+        type=at_least(0, most=MOST_FRAMES),
+        default=default.overlap,
+        metavar="N",
+        help=f"frames that neighbouring clips share ({default.overlap})",
+    )
     add_choice(parser, default)
+
 
 def add_choice(parser, default):
     add = parser.add_argument
-    add("--min-motion", type=at_least(0, float), default=default.min_motion, metavar="X", help=f"drop what moves less, as a share of the diagonal a step ({default.min_motion:g})")
-    add("--max-motion", type=at_least(0, float), default=default.max_motion, metavar="X", help=f"drop what moves more ({default.max_motion:g})")
-    add("--max-still", type=at_least(0, float), default=default.max_still, metavar="X", help=f"drop what holds a larger share of its frames ({default.max_still:g})")
-    add("--resolution", type=at_least(64, most=8192), metavar="PIXELS", help="clips get about as many pixels as a square with this side (what the model was made for)")
+    add(
+        "--min-motion",
+        type=at_least(0, float),
+        default=default.min_motion,
+        metavar="X",
+        help=f"drop what moves less, as a share of the diagonal a step ({default.min_motion:g})",
+    )
+    add(
+        "--max-motion",
+        type=at_least(0, float),
+        default=default.max_motion,
+        metavar="X",
+        help=f"drop what moves more ({default.max_motion:g})",
+    )
+    add(
+        "--max-still",
+        type=at_least(0, float),
+        default=default.max_still,
+        metavar="X",
+        help=f"drop what holds a larger share of its frames ({default.max_still:g})",
+    )
+    add(
+        "--resolution",
+        type=at_least(64, most=8192),
+        metavar="PIXELS",
+        help="clips get about as many pixels as a square with this side (what the model was made for)",
+    )
     add("--flip", action="store_true", help="also keep a mirrored copy where the caption says neither left nor right")
-    add("--model", metavar="BASE", help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)")
-    add("--config", metavar="BASE", help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)")
+    add(
+        "--model",
+        metavar="BASE",
+        help="a folder in diffusers' layout, one .safetensors file, or a Hub id (the tiny SDXL inside this package)",
+    )
+    add(
+        "--config",
+        metavar="BASE",
+        help="for a one-file model: folder or Hub id that has its settings and tokenizers (the folder that it lies in)",
+    )
     add("--limit", type=at_least(1), metavar="N", help="only the first N files, to try things out")
     add("--dry-run", action="store_true", help="decide, and show the decisions, but load no model and encode nothing")
     add("--page", metavar="FILE", help="the page that shows every clip (report.html in OUT)")
@@ -672,22 +1228,43 @@ def add_choice(parser, default):
 def chosen_items(args):
     "All items of the source that `args` name; refuses what cannot be, without loading anything slow."
     check_names(args)
-    if args.min_frames > args.max_frames: raise UsageError(f"--min-frames {args.min_frames} is more than --max-frames {args.max_frames}")
-    if args.overlap >= args.min_frames: raise UsageError(f"--overlap {args.overlap} must be less than --min-frames {args.min_frames}")
-    if args.min_motion > args.max_motion: raise UsageError(f"--min-motion {args.min_motion:g} is more than --max-motion {args.max_motion:g}")
-    if Path(args.out).exists() and not Path(args.out).is_dir(): raise UsageError(f"{args.out}: is a file, but the cache is a folder")
-    if args.page and not Path(os.path.realpath(args.page)).parent.is_dir(): raise UsageError(f"--page {args.page}: there is no folder for it")
+    if args.min_frames > args.max_frames:
+        raise UsageError(f"--min-frames {args.min_frames} is more than --max-frames {args.max_frames}")
+    if args.overlap >= args.min_frames:
+        raise UsageError(f"--overlap {args.overlap} must be less than --min-frames {args.min_frames}")
+    if args.min_motion > args.max_motion:
+        raise UsageError(f"--min-motion {args.min_motion:g} is more than --max-motion {args.max_motion:g}")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise UsageError(f"{args.out}: is a file, but the cache is a folder")
+    if args.page and not Path(os.path.realpath(args.page)).parent.is_dir():
+        raise UsageError(f"--page {args.page}: there is no folder for it")
     for option in ("captions", "videos"):
-        if (name := getattr(args, option)) and not Path(name).exists(): raise UsageError(f"--{option} {name}: there is no such file or folder")
+        if (name := getattr(args, option)) and not Path(name).exists():
+            raise UsageError(f"--{option} {name}: there is no such file or folder")
     source = Path(args.source)
     if source.exists():  # an option that this source has no use for is a mistake about the source
-        if args.captions and not source.is_dir(): raise UsageError(f"--captions {args.captions}: goes with a folder, and {source} is none")
-        if args.videos and not (source.is_file() and is_sakuga(source)): raise UsageError(f"--videos {args.videos}: goes with a Sakuga table, and {source} is none")
-        if args.layer and not anita_layers(source): raise UsageError(f"--layer {args.layer}: goes with the Anita dataset, and {source} is none")
-    return open_source(source, args.caption, table=args.captions, layer=args.layer, fps=args.drawing_fps, videos=args.videos, licence=args.licence)
+        if args.captions and not source.is_dir():
+            raise UsageError(f"--captions {args.captions}: goes with a folder, and {source} is none")
+        if args.videos and not (source.is_file() and is_sakuga(source)):
+            raise UsageError(f"--videos {args.videos}: goes with a Sakuga table, and {source} is none")
+        if args.layer and not anita_layers(source):
+            raise UsageError(f"--layer {args.layer}: goes with the Anita dataset, and {source} is none")
+    return open_source(
+        source,
+        args.caption,
+        table=args.captions,
+        layer=args.layer,
+        fps=args.drawing_fps,
+        videos=args.videos,
+        licence=args.licence,
+    )
+
 
 def shot_options(args):
-    return ShotOptions(**{name: value for name, value in vars(args).items() if name in ShotOptions.__dataclass_fields__}, limits=limits_of(args))
+    return ShotOptions(
+        **{name: value for name, value in vars(args).items() if name in ShotOptions.__dataclass_fields__},
+        limits=limits_of(args),
+    )
 
 # %% ../nbs/13_cli.ipynb #e4156cdb
 def encode_items(args, items, progress, source_items):
@@ -696,19 +1273,36 @@ def encode_items(args, items, progress, source_items):
     from tav_nb.encode import EncodeOptions, too_long
     from tav_nb.loader import read_manifest
     from tav_nb.models import quiet
+
     needed()
     check_source(args.out, source_items)
-    with quiet(): pipe = load(args, unet=None)  # captions and pictures need no UNet
+    with quiet():
+        pipe = load(args, unet=None)  # captions and pictures need no UNet
     if cut := too_long(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):
-        print(f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first '{printable(cut[0][:40])}'...", file=sys.stderr)
+        print(
+            f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first"
+            f" '{printable(cut[0][:40])}'...",
+            file=sys.stderr,
+        )
     progress.start("preparing")
-    done = prepare(items, args.out, pipe, shot_options(args), EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), workers=args.workers, progress=progress, source_items=source_items)
+    done = prepare(
+        items,
+        args.out,
+        pipe,
+        shot_options(args),
+        EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip),
+        workers=args.workers,
+        progress=progress,
+        source_items=source_items,
+    )
     return read_manifest(args.out) if done.complete else None
+
 
 def plan_items(args, items, progress, source_items):
     "Decide about the clips of all items, and encode none; returns the rows that a manifest would have."
     from tav_nb.dataset import check_source, needed
     from tav_nb.encode import EncodeOptions, mark_copies, plan_file
+
     needed()
     check_source(args.out, source_items)
     progress.start("looking")
@@ -719,62 +1313,95 @@ def plan_items(args, items, progress, source_items):
         rows += found
     return rows
 
+
 class UNetSize(TypedDict):
     "What the config of a UNet says about its size"
+
     sample_size: Annotated[int, Meta(ge=1, le=10_000)]
+
 
 class VAELevels(TypedDict):
     "What the config of a VAE says about its levels; each but the first halves the size"
+
     block_out_channels: Annotated[list[int], Meta(min_length=1, max_length=10)]
+
 
 def made_for(model, config=None):
     "Side in pixels of the squares that a model was made for, as its configs say; SDXL's own for one that says nothing"
-    place = Path(model or Path(tav_nb.__file__).parent/"weights/tiny-sdxl")
+    place = Path(model or Path(tav_nb.__file__).parent / "weights/tiny-sdxl")
     if place.is_file():
         from tav_nb.models import find_config
+
         place = Path(find_config(model, config))
     try:
-        if place.is_dir(): files = [place/part/"config.json" for part in ("unet", "vae")]
+        if place.is_dir():
+            files = [place / part / "config.json" for part in ("unet", "vae")]
         else:
             from tav_nb.models import hub_file
+
             files = [hub_file(str(place), f"{part}/config.json") for part in ("unet", "vae")]
         unet, vae = (parse_json(file.read_text(), type, file) for file, type in zip(files, (UNetSize, VAELevels)))
-        return unet["sample_size"]*2**(len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError): return 1024
+        return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError):
+        return 1024
 
 # %% ../nbs/13_cli.ipynb #45707403
 def prepare_command(args):
     "Make the cache that `args` ask for, and say what became of the clips."
     source_items = chosen_items(args)
-    items = [item for group in by_file(source_items)[:args.limit] for item in group]
+    items = [item for group in by_file(source_items)[: args.limit] for item in group]
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads on a CPU shall sleep, not spin, when they wait for each other: the threads that read files need the cores
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY",
+        "PASSIVE",
+        # PyTorch's threads on a CPU shall sleep, not spin, when they wait for each other: the threads that read files need
+        # the cores
+    )
     from tav_nb.report import Progress
+
     with Progress(len(by_file(items))) as progress, warnings.catch_warnings(action="ignore"):
         progress.start("loading")
-        try: rows = (plan_items if args.dry_run else encode_items)(args, items, progress, source_items)
+        try:
+            rows = (plan_items if args.dry_run else encode_items)(args, items, progress, source_items)
         except KeyboardInterrupt:
-            kept = "nothing was written" if args.dry_run else f"the clips of {progress.n} of {progress.total} files are in {args.out}, and the same command goes on from there"
+            kept = (
+                "nothing was written"
+                if args.dry_run
+                else (
+                    f"the clips of {progress.n} of {progress.total} files are in {args.out}, and the same command goes"
+                    " on from there"
+                )
+            )
             raise KeyboardInterrupt(kept) from None
-    if rows is None: show(f"{args.out}: the files of this process are done, others are still at work")
-    else: tell(args, rows)
+    if rows is None:
+        show(f"{args.out}: the files of this process are done, others are still at work")
+    else:
+        tell(args, rows)
+
 
 def tell(args, rows):
     "Print a summary and write the page; raises `UsageError` if no clip was kept."
     from tav_nb.report import summary, write_page
-    page = Path(args.page or Path(args.out)/"report.html")
+
+    page = Path(args.page or Path(args.out) / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
     write_page(args.out, page, rows)
     show(f"{args.out}: {summary(rows)}\n{page} shows every clip{'; nothing was encoded' if args.dry_run else ''}")
-    if not any(row["kept"] for row in rows): raise UsageError(f"no clip was kept; {page} shows why")
+    if not any(row["kept"] for row in rows):
+        raise UsageError(f"no clip was kept; {page} shows why")
 
 # %% ../nbs/13_cli.ipynb #b354ae4c
 def setting(name):
     "A type for argparse: a word as a value for a setting."
+
     def read(text):
-        try: return check_setting(name, parse_setting(name, text))
-        except ConfigError as error: raise argparse.ArgumentTypeError(str(error)) from None
+        try:
+            return check_setting(name, parse_setting(name, text))
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
     return read
+
 
 def add_train(parser):
     add = parser.add_argument
@@ -783,56 +1410,133 @@ def add_train(parser):
     add("--config", metavar="NAME", help=f"settings to begin with: a .toml file, or one of {', '.join(presets())}")
     add("--resume", action="store_true", help="go on with the run in OUT from its last checkpoint")
     add("--dry-run", action="store_true", help="say what would be trained and whether it fits, and stop there")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto: a GPU if there is one)")
-    add("--processes", type=at_least(1, most=64), default=1, metavar="N", help="processes on this machine that share the work, each with a GPU of its own if there are GPUs (1)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (auto: a GPU if there is one)",
+    )
+    add(
+        "--processes",
+        type=at_least(1, most=64),
+        default=1,
+        metavar="N",
+        help="processes on this machine that share the work, each with a GPU of its own if there are GPUs (1)",
+    )
     parser.other_names |= dict.fromkeys(("num-processes", "nproc", "nproc-per-node", "num-gpus", "gpus"), "--processes")
     for f in fields(TrainConfig):
-        parser.other_names |= {word.replace('_', '-'): f"--{f.name.replace('_', '-')}" for word in f.metadata["also"]}
-        value = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else "none" if f.default in (None, "") else str(f.default).lower() if isinstance(f.default, bool) else f.default
-        add(f"--{f.name.replace('_', '-')}", type=setting(f.name), default=argparse.SUPPRESS, metavar="|".join(f.metadata["choices"] or ()) or "X", help=f"{f.metadata['help']} ({value})".replace("%", "%%"))
+        parser.other_names |= {word.replace("_", "-"): f"--{f.name.replace('_', '-')}" for word in f.metadata["also"]}
+        value = (
+            ",".join(map(str, f.default))
+            if isinstance(f.default, tuple)
+            else (
+                "none"
+                if f.default in (None, "")
+                else str(f.default).lower()
+                if isinstance(f.default, bool)
+                else f.default
+            )
+        )
+        add(
+            f"--{f.name.replace('_', '-')}",
+            type=setting(f.name),
+            default=argparse.SUPPRESS,
+            metavar="|".join(f.metadata["choices"] or ()) or "X",
+            help=f"{f.metadata['help']} ({value})".replace("%", "%%"),
+        )
 
 # %% ../nbs/13_cli.ipynb #0386fab8
 def train_settings(args):
     "The `TrainConfig` that `args` ask for; with `--resume`, on top of what the run began with."
     given = {name: value for name, value in vars(args).items() if name in TrainConfig.__dataclass_fields__}
-    if not args.resume: return check_whole(merge(read_config(args.config) if args.config else TrainConfig(), given))
+    if not args.resume:
+        return check_whole(merge(read_config(args.config) if args.config else TrainConfig(), given))
     return resumed(args.out, (asdict(read_config(args.config)) if args.config else {}) | given)
+
 
 def train_command(args):
     "Train as `args` ask for; Ctrl-C and SIGTERM save and end it well."
     settings = partial(train_settings, args)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 < args.processes != world: raise UsageError(f"--processes {args.processes}: {world} processes have been started already; leave the option out")
-    if world == 1:  # what is wrong with them is said before PyTorch is there; of several processes the first one says it, once all are
+    if world > 1 < args.processes != world:
+        raise UsageError(
+            f"--processes {args.processes}: {world} processes have been started already; leave the option out"
+        )
+    if (
+        world == 1
+        # what is wrong with them is said before PyTorch is there; of several processes the first one says it, once all are
+    ):
         settings()
-        if not (Path(args.cache)/"manifest.parquet").is_file(): raise UsageError(f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one")
-        if args.processes > 1: raise SystemExit(run_copies(same_command(args.words), args.processes))
+        if not (Path(args.cache) / "manifest.parquet").is_file():
+            raise UsageError(
+                f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one"
+            )
+        if args.processes > 1:
+            raise SystemExit(run_copies(same_command(args.words), args.processes))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
         from tav_nb.trainer import AgreedError, GoneError, train
-        try: train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
+
+        try:
+            train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
         except AgreedError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
-            if isinstance(error, GoneError) and process.launched: raise SystemExit(process.GONE) from None  # the launcher knows which one
-            if os.environ.get("RANK", "0") != "0": raise SystemExit(2) from None
+            if isinstance(error, GoneError) and process.launched:
+                raise SystemExit(process.GONE) from None  # the launcher knows which one
+            if os.environ.get("RANK", "0") != "0":
+                raise SystemExit(2) from None
             raise
 
 # %% ../nbs/13_cli.ipynb #17a5a549
 def add_score(parser):
     add = parser.add_argument
     add("videos", nargs="+", metavar="VIDEO", help="videos, animated GIFs or WebPs, or folders of PNGs")
-    add("--reference", metavar="FILE", help="the same film as it really is, frame by frame: adds what differs from it, and its own scores")
+    add(
+        "--reference",
+        metavar="FILE",
+        help="the same film as it really is, frame by frame: adds what differs from it, and its own scores",
+    )
     add("--controls", action="store_true", help="also score each film frozen, shuffled and flickering")
-    for form in ("json", "csv", "html"): add(f"--{form}", metavar="FILE", help=f"also write {form.upper()}" + (", one page with curves and strips" if form == "html" else " (- is the terminal, in place of the table)"))
+    for form in ("json", "csv", "html"):
+        add(
+            f"--{form}",
+            metavar="FILE",
+            help=f"also write {form.upper()}"
+            + (
+                ", one page with curves and strips" if form == "html" else " (- is the terminal, in place of the table)"
+            ),
+        )
     add("--convert", action="store_true", help="make 8-bit RGB of grey, transparent, deep and HDR pictures")
-    add("--side", type=at_least(64, most=16_384), default=512, metavar="PIXELS", help="look at pictures of at most this size (512)")
-    add("--region", type=numbers(4, most=1), metavar="T,L,H,W", help="what to follow for drift: top, left, height, width in shares of the picture (its middle half)")
-    add("--seams", type=numbers(number=int), default=(), metavar="N,N", help="frames at which a new window began, for the seam score")
+    add(
+        "--side",
+        type=at_least(64, most=16_384),
+        default=512,
+        metavar="PIXELS",
+        help="look at pictures of at most this size (512)",
+    )
+    add(
+        "--region",
+        type=numbers(4, most=1),
+        metavar="T,L,H,W",
+        help="what to follow for drift: top, left, height, width in shares of the picture (its middle half)",
+    )
+    add(
+        "--seams",
+        type=numbers(number=int),
+        default=(),
+        metavar="N,N",
+        help="frames at which a new window began, for the seam score",
+    )
     add("--flow", metavar="FILE", help="weights of torchvision's RAFT (OpenCV's DIS, which needs none)")
     add("--dino", metavar="FOLDER", help="a DINO: subject consistency")
     add("--clip", metavar="FOLDER", help="a CLIP: background and frame consistency")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where such networks compute (auto: a GPU if there is one)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where such networks compute (auto: a GPU if there is one)",
+    )
     add_limits(parser)
 
 # %% ../nbs/13_cli.ipynb #6074d518
@@ -840,19 +1544,31 @@ def check_score(args):
     "Refuse what cannot be, without reading a film: missing files, places that cannot be written, results over films."
     sources = [*args.videos, *filter(None, [args.reference])]
     for option in ("flow", "dino", "clip"):
-        if (name := getattr(args, option)) and not Path(name).exists(): raise UsageError(f"--{option} {name}: there is no such file or folder")
+        if (name := getattr(args, option)) and not Path(name).exists():
+            raise UsageError(f"--{option} {name}: there is no such file or folder")
     for name in sources:
-        if not recover(name).exists(): raise UsageError(f"{name}: there is no such file or folder")
+        if not recover(name).exists():
+            raise UsageError(f"{name}: there is no such file or folder")
     results = {form: name for form in ("json", "csv", "html") if (name := getattr(args, form)) and name != "-"}
-    if args.html == "-" or args.json == args.csv == "-": raise UsageError("the terminal takes either --json - or --csv -")
-    if len({os.path.realpath(name) for name in results.values()}) < len(results): raise UsageError(f"several results would go to the same file: {', '.join(results.values())}")
+    if args.html == "-" or args.json == args.csv == "-":
+        raise UsageError("the terminal takes either --json - or --csv -")
+    if len({os.path.realpath(name) for name in results.values()}) < len(results):
+        raise UsageError(f"several results would go to the same file: {', '.join(results.values())}")
     for form, name in results.items():
         path = Path(name)
-        if not Path(os.path.realpath(path)).parent.is_dir(): raise UsageError(f"--{form} {name}: there is no folder for it")
-        if path.is_dir(): raise UsageError(f"--{form} {name}: is a folder")
-        if path.is_symlink() and not path.exists(): raise UsageError(f"--{form} {name}: is a link to nothing")
-        if os.path.realpath(path) in [os.path.realpath(source) for source in sources]: raise UsageError(f"--{form} {name}: would replace a film")
-        if path.exists() and path.suffix.lower() != f".{form}": raise UsageError(f"--{form} {name}: is there already, and no .{form} that could be replaced; choose another name or remove it")
+        if not Path(os.path.realpath(path)).parent.is_dir():
+            raise UsageError(f"--{form} {name}: there is no folder for it")
+        if path.is_dir():
+            raise UsageError(f"--{form} {name}: is a folder")
+        if path.is_symlink() and not path.exists():
+            raise UsageError(f"--{form} {name}: is a link to nothing")
+        if os.path.realpath(path) in [os.path.realpath(source) for source in sources]:
+            raise UsageError(f"--{form} {name}: would replace a film")
+        if path.exists() and path.suffix.lower() != f".{form}":
+            raise UsageError(
+                f"--{form} {name}: is there already, and no .{form} that could be replaced; choose another name or"
+                " remove it"
+            )
     return results
 
 # %% ../nbs/13_cli.ipynb #46645c60
@@ -860,36 +1576,70 @@ def score_command(args):
     "Measure the films that `args` name, print the table, write what else is asked for."
     results = check_score(args)
     from tqdm import tqdm
+
     from tav_nb import score
+
     limits = limits_of(args)
     with warnings.catch_warnings(action="ignore"):  # Pillow warns of what is refused here
         films = [score.read_film(name, args.side, args.convert, limits) for name in args.videos]
         reference = score.read_film(args.reference, args.side, args.convert, limits) if args.reference else None
-        watch = lambda jobs: tqdm(jobs, desc="measuring", unit="film", leave=False, disable=None)
-        scored = score.score_films(films, reference, args.controls, watch, flow=args.flow or "dis", region=args.region, windows=args.seams, dino=args.dino, clip=args.clip, device=networks_on(args))
-    about = {"made_by": f"tav_nb {tav_nb.__version__}", "settings": {name: value for name, value in vars(args).items() if name not in ("command", "json", "csv", "html")}}
-    texts = {"json": lambda: json_escaped(score.as_json(scored, **about)), "csv": lambda: score.as_csv(scored), "html": lambda: score.as_page(scored)}
-    for form, name in results.items(): write_whole(name, texts[form]().encode("utf-8", "backslashreplace"))  # names of films may hold what no text can
-    if on_screen := next((form for form in ("json", "csv") if getattr(args, form) == "-"), None): show(texts[on_screen]().rstrip("\n"))
-    else: show("\n".join([score.as_table(scored, shutil.get_terminal_size((100, 24)).columns), *results.values()]))
+
+        def watch(jobs):
+            return tqdm(jobs, desc="measuring", unit="film", leave=False, disable=None)
+
+        scored = score.score_films(
+            films,
+            reference,
+            args.controls,
+            watch,
+            flow=args.flow or "dis",
+            region=args.region,
+            windows=args.seams,
+            dino=args.dino,
+            clip=args.clip,
+            device=networks_on(args),
+        )
+    about = {
+        "made_by": f"tav_nb {tav_nb.__version__}",
+        "settings": {
+            name: value for name, value in vars(args).items() if name not in ("command", "json", "csv", "html")
+        },
+    }
+    texts = {
+        "json": lambda: json_escaped(score.as_json(scored, **about)),
+        "csv": lambda: score.as_csv(scored),
+        "html": lambda: score.as_page(scored),
+    }
+    for form, name in results.items():
+        write_whole(name, texts[form]().encode("utf-8", "backslashreplace"))  # names of films may hold what no text can
+    if on_screen := next((form for form in ("json", "csv") if getattr(args, form) == "-"), None):
+        show(texts[on_screen]().rstrip("\n"))
+    else:
+        show("\n".join([score.as_table(scored, shutil.get_terminal_size((100, 24)).columns), *results.values()]))
+
 
 def networks_on(args):
     "The device for RAFT, DINO and CLIP; PyTorch is not loaded where there is none of them."
-    if args.device != "auto" or not (args.flow or args.dino or args.clip): return args.device.replace("auto", "cpu")
+    if args.device != "auto" or not (args.flow or args.dino or args.clip):
+        return args.device.replace("auto", "cpu")
     import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 # %% ../nbs/13_cli.ipynb #6d2fc7ee
 def add_info(parser):
     parser.add_argument("file", metavar="FILE", help="a video made by tav, or a temporal adapter")
 
+
 def info_command(args):
     "Print the settings inside a file as JSON."
     path = Path(args.file)
-    if path.suffix == ".safetensors" or (path/"temporal_adapter.safetensors").exists():
+    if path.suffix == ".safetensors" or (path / "temporal_adapter.safetensors").exists():
         from tav_nb import adapter
+
         found = adapter.read_metadata(path)
-    else: found = read_metadata(path)
+    else:
+        found = read_metadata(path)
     show_json(found)
 
 # %% ../nbs/13_cli.ipynb #870bea5b
@@ -901,9 +1651,12 @@ COMMANDS = {
     "info": ("print the settings inside a video or an adapter", add_info, info_command),
 }
 
+
 def make_parser():
     "The argument parser of `tav`."
-    parser = Parser(prog="tav", description="Teach SDXL to move: clips to train on, videos of a sentence.", allow_abbrev=False)
+    parser = Parser(
+        prog="tav", description="Teach SDXL to move: clips to train on, videos of a sentence.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"tav {tav_nb.__version__}")
     parser.commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (about, add_arguments, _) in COMMANDS.items():
@@ -915,57 +1668,84 @@ def make_parser():
 def say(text):
     "One line on the standard error, without the codes that a terminal would obey"
     line = printable(" ".join(str(text).split()))
-    if len(line) > 2000: line = f"{line[:1000]} ... {line[-900:]}"  # somebody's file name or text has no end
-    try: print(f"tav: {line}", file=sys.stderr, flush=True)
-    except OSError: to_nowhere(sys.stderr)
+    if len(line) > 2000:
+        line = f"{line[:1000]} ... {line[-900:]}"  # somebody's file name or text has no end
+    try:
+        print(f"tav: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        to_nowhere(sys.stderr)
+
 
 class OutputError(Exception):
     "What a command prints cannot be written; its argument is the system's error."
 
+
 def show(text):
     "Lines on the standard output, without the codes that a terminal would obey"
-    try: print(printable(text, keep="\n"), flush=True)
+    try:
+        print(printable(text, keep="\n"), flush=True)
     except OSError as error:
         to_nowhere(sys.stdout)
         raise OutputError(error) from None
+
 
 def json_escaped(text):
     "JSON whose texts have an escape for whatever a terminal would obey or a file in UTF-8 cannot hold"
     return "".join(json.dumps(c)[1:-1] if unicodedata.category(c) in INVISIBLE and c != "\n" else c for c in text)
 
+
 def show_json(value):
     "A value as JSON on the standard output, with an escape for whatever a terminal would obey or cannot show"
     text = json_escaped(json.dumps(value, indent=2, ensure_ascii=False))
-    try: text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError: text = json.dumps(value, indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
     show(text)
+
 
 def interrupted(reason=""):
     say(f"interrupted; {str(reason) or 'nothing was written'}")
     return 130
 
+
 def refused(error):
     "Say why a command cannot be carried out; raises what is no reason but a fault of this program"
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search("out of memory|allocate memory", str(error)):
-        say("error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype float16 need less")
-    elif isinstance(error, OSError) and error.filename is not None: say(f"error: {error.filename}: {error.strerror}")
-    elif isinstance(error, (ValueError, OSError)): say(f"error: {error}")
-    else: raise error
+    if (
+        isinstance(error, MemoryError)
+        or isinstance(error, RuntimeError)
+        and re.search("out of memory|allocate memory", str(error))
+    ):
+        say(
+            "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype float16"
+            " need less"
+        )
+    elif isinstance(error, OSError) and error.filename is not None:
+        say(f"error: {error.filename}: {error.strerror}")
+    elif isinstance(error, (ValueError, OSError)):
+        say(f"error: {error}")
+    else:
+        raise error
     return 2
+
 
 def without_output(error):
     "The exit code of a command whose output cannot be written"
-    if isinstance(error, BrokenPipeError): return 141  # nobody reads it any more; a shell counts programs that end so
+    if isinstance(error, BrokenPipeError):
+        return 141  # nobody reads it any more; a shell counts programs that end so
     say(f"error: the output cannot be written: {error.strerror}")
     return 2
 
+
 def finish_output():
     "Write what was printed and not yet written; the exit code"
-    try: sys.stdout.flush()
+    try:
+        sys.stdout.flush()
     except OSError as error:
         to_nowhere(sys.stdout)
         return without_output(error)
     return 0
+
 
 @contextmanager
 def quiet_imports():
@@ -973,30 +1753,43 @@ def quiet_imports():
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # both are read when the libraries are imported
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     before = {name: logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")}
-    for name in before: logging.getLogger(name).setLevel(logging.ERROR)
-    try: yield
+    for name in before:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        for name, level in before.items(): logging.getLogger(name).setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
 
 def main(
     argv=None,  # the words after `tav`; those of the command line unless given
-) -> int:  # 0 if all went well, 2 if the command cannot be carried out, 130 if it was interrupted, 141 if nobody reads what it prints
+    # 0 if all went well, 2 if the command cannot be carried out, 130 if it was interrupted, 141 if nobody reads what it
+    # prints
+) -> int:
     "The command `tav`."
     argv = sys.argv[1:] if argv is None else argv
     with usable_streams(), quiet_imports(), interruptible() as signals:
         try:
             args = make_parser().parse_args(argv)
             check_kinds(args)
-            if "processes" in args: args.words = argv
-            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # such images are refused, in one line
-                if getattr(args, "extend", None): args = going_on(argv)
+            if "processes" in args:
+                args.words = argv
+            with warnings.catch_warnings(
+                action="ignore", category=Image.DecompressionBombWarning
+            ):  # such images are refused, in one line
+                if getattr(args, "extend", None):
+                    args = going_on(argv)
                 COMMANDS[args.command][2](args)
             return finish_output()
-        except SystemExit as end: return end.code or finish_output()  # --help and --version, and processes that leave the word to another
+        except SystemExit as end:
+            return end.code or finish_output()  # --help and --version, and processes that leave the word to another
         except KeyboardInterrupt as stop:
             signals.ending = True
             return interrupted(stop)
-        except OutputError as failed: return without_output(failed.args[0])
+        except OutputError as failed:
+            return without_output(failed.args[0])
         except Exception as error:
-            if signals.asked: return interrupted()  # a library made an error of its own of it
+            if signals.asked:
+                return interrupted()  # a library made an error of its own of it
             return refused(error)

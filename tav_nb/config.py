@@ -28,71 +28,291 @@ class ConfigError(ValueError):
 
 def option(default, help, choices=None, lowest=0, highest=10**9, below=math.inf, also=""):
     "A field of `TrainConfig`"
-    return field(default=default, metadata=dict(help=help, choices=choices, lowest=lowest, highest=highest, below=below, also=also.split()))
+    return field(
+        default=default,
+        metadata=dict(help=help, choices=choices, lowest=lowest, highest=highest, below=below, also=also.split()),
+    )
 
 # %% ../nbs/23_config.ipynb #6c7d9650
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that a training depends on, except for the clips"
 
-    model: str = option("", "base: a folder in diffusers' layout or a Hub id; empty is the tiny SDXL inside this package", also="base base_model pretrained_model_name_or_path")
-    model_config: str = option("", "for a base in one file: folder or Hub id that has its settings and tokenizers; empty is the folder that it lies in", also="base_config original_config")
-    adapter: str = option("", "adapter to begin with: a file, a folder, the output of another run; empty begins anew", also="resume_from init_from motion_module")
-    max_frames: int = option(24, "longest clip in frames that a new adapter has positions for; 24 at 12 a second are two seconds", lowest=2, highest=100_000, also="max_length num_positions")
-    positions: str = option("sinusoidal", "of a new adapter; unit-scale sines taught walking where a table from 0.02 did not (chapter 01)", ("sinusoidal", "learned"), also="pos_emb pos_embed position_encoding")
-    num_heads: int = option(0, "of each layer of a new adapter; 0 takes its block's own number, heads of 64 channels in SDXL; what moves is followed better with more (chapter 16)", highest=10_000, also="heads attention_heads num_attention_heads")
-    zero: str = option("proj", "what starts at zero in a new adapter; a closed gate learns in a crawl", ("proj", "gate"), also="init zero_init")
-    dtype: str = option("auto", "numbers of the frozen base; auto is float16 on a GPU and float32 on a CPU; bfloat16 if float16 overflows", ("auto", "float32", "float16", "bfloat16"), also="mixed_precision precision fp16 bf16")
+    model: str = option(
+        "",
+        "base: a folder in diffusers' layout or a Hub id; empty is the tiny SDXL inside this package",
+        also="base base_model pretrained_model_name_or_path",
+    )
+    model_config: str = option(
+        "",
+        "for a base in one file: folder or Hub id that has its settings and tokenizers; empty is the folder that it"
+        " lies in",
+        also="base_config original_config",
+    )
+    adapter: str = option(
+        "",
+        "adapter to begin with: a file, a folder, the output of another run; empty begins anew",
+        also="resume_from init_from motion_module",
+    )
+    max_frames: int = option(
+        24,
+        "longest clip in frames that a new adapter has positions for; 24 at 12 a second are two seconds",
+        lowest=2,
+        highest=100_000,
+        also="max_length num_positions",
+    )
+    positions: str = option(
+        "sinusoidal",
+        "of a new adapter; unit-scale sines taught walking where a table from 0.02 did not (chapter 01)",
+        ("sinusoidal", "learned"),
+        also="pos_emb pos_embed position_encoding",
+    )
+    num_heads: int = option(
+        0,
+        "of each layer of a new adapter; 0 takes its block's own number, heads of 64 channels in SDXL; what moves is"
+        " followed better with more (chapter 16)",
+        highest=10_000,
+        also="heads attention_heads num_attention_heads",
+    )
+    zero: str = option(
+        "proj",
+        "what starts at zero in a new adapter; a closed gate learns in a crawl",
+        ("proj", "gate"),
+        also="init zero_init",
+    )
+    dtype: str = option(
+        "auto",
+        "numbers of the frozen base; auto is float16 on a GPU and float32 on a CPU; bfloat16 if float16 overflows",
+        ("auto", "float32", "float16", "bfloat16"),
+        also="mixed_precision precision fp16 bf16",
+    )
 
-    lengths: tuple[int, ...] = option((8, 12, 16, 20, 24), "frames that a batch may have; mixed, for an adapter that saw only 8 cannot do 9", lowest=2, highest=100_000, also="num_frames frames sample_n_frames clip_length video_length")
-    batch_size: int = option(2, "clips in a micro-step of one process; decides the memory", lowest=1, highest=100_000, also="batch train_batch_size micro_batch_size")
-    accumulation: int = option(8, "micro-steps of one process in an update; costs time, no memory", lowest=1, highest=1_000_000, also="grad_accum grad_accumulation gradient_accumulation gradient_accumulation_steps")
-    resolution: int = option(0, "side in pixels that the cache must have been made for; 0 takes any", highest=16_384, also="size image_size sample_size width height")
-    zeros: float = option(0.05, "share of captions that become zeros, what SDXL means by no negative prompt; guidance needs it", below=1, also="uncond_prob cond_drop_prob")
-    empty: float = option(0.05, "share of captions that become the empty one", below=1, also="caption_dropout cfg_dropout proportion_empty_prompts")
-    held_out: int = option(1, "source files kept away from training, for the held-out loss; 0 trains on all", also="holdout validation_split")
-    bad_clips: str = option("stop", "a clip with numbers that are none: stop and name it, or skip it and say so", ("stop", "skip"), also="skip_bad nan")
-    workers: int = option(2, "processes that read clips ahead; 0 reads when a step asks", highest=256, also="num_workers dataloader_num_workers")
+    lengths: tuple[int, ...] = option(
+        (8, 12, 16, 20, 24),
+        "frames that a batch may have; mixed, for an adapter that saw only 8 cannot do 9",
+        lowest=2,
+        highest=100_000,
+        also="num_frames frames sample_n_frames clip_length video_length",
+    )
+    batch_size: int = option(
+        2,
+        "clips in a micro-step of one process; decides the memory",
+        lowest=1,
+        highest=100_000,
+        also="batch train_batch_size micro_batch_size",
+    )
+    accumulation: int = option(
+        8,
+        "micro-steps of one process in an update; costs time, no memory",
+        lowest=1,
+        highest=1_000_000,
+        also="grad_accum grad_accumulation gradient_accumulation gradient_accumulation_steps",
+    )
+    resolution: int = option(
+        0,
+        "side in pixels that the cache must have been made for; 0 takes any",
+        highest=16_384,
+        also="size image_size sample_size width height",
+    )
+    zeros: float = option(
+        0.05,
+        "share of captions that become zeros, what SDXL means by no negative prompt; guidance needs it",
+        below=1,
+        also="uncond_prob cond_drop_prob",
+    )
+    empty: float = option(
+        0.05,
+        "share of captions that become the empty one",
+        below=1,
+        also="caption_dropout cfg_dropout proportion_empty_prompts",
+    )
+    held_out: int = option(
+        1,
+        "source files kept away from training, for the held-out loss; 0 trains on all",
+        also="holdout validation_split",
+    )
+    bad_clips: str = option(
+        "stop",
+        "a clip with numbers that are none: stop and name it, or skip it and say so",
+        ("stop", "skip"),
+        also="skip_bad nan",
+    )
+    workers: int = option(
+        2,
+        "processes that read clips ahead; 0 reads when a step asks",
+        highest=256,
+        also="num_workers dataloader_num_workers",
+    )
 
-    noise: str = option("mixed", "how the noise of the frames is related; goes into the adapter, for sampling has to use the same", ("mixed", "progressive", "independent"), also="noise_type")
-    noise_strength: float | None = option(None, "alpha of the noise; none is the paper's: 1 for mixed, 2 for progressive", highest=1e6, also="alpha noise_alpha")
-    weighting: str = option("min-snr", "of timesteps in the loss: Min-SNR; picture, which counts heavy noise as a v loss does (chapter 16); none", ("min-snr", "picture", "none"), also="loss_weighting min_snr")
-    neighbours: float = option(1.0, "weight of a second loss, of what the error does from frame to frame: flicker shows, a common error does not (chapter 08)", highest=1e6, also="temporal_loss flicker temporal_consistency")
-    gamma: float = option(5.0, "roof of the signal-to-noise ratio in the weighting; the paper's 5", lowest=0.01, highest=1e6, also="snr_gamma min_snr_gamma")
-    timesteps: str = option("even", "drawn evenly, or half of them by their noise level, where a clip's motion is decided", ("even", "noisy"), also="timestep_sampling timestep_bias_strategy")
-    position_offsets: bool = option(True, "let clips begin at a random position, so that all positions learn; only sinusoidal ones can", also="random_positions")
+    noise: str = option(
+        "mixed",
+        "how the noise of the frames is related; goes into the adapter, for sampling has to use the same",
+        ("mixed", "progressive", "independent"),
+        also="noise_type",
+    )
+    noise_strength: float | None = option(
+        None,
+        "alpha of the noise; none is the paper's: 1 for mixed, 2 for progressive",
+        highest=1e6,
+        also="alpha noise_alpha",
+    )
+    weighting: str = option(
+        "min-snr",
+        "of timesteps in the loss: Min-SNR; picture, which counts heavy noise as a v loss does (chapter 16); none",
+        ("min-snr", "picture", "none"),
+        also="loss_weighting min_snr",
+    )
+    neighbours: float = option(
+        1.0,
+        "weight of a second loss, of what the error does from frame to frame: flicker shows, a common error does not"
+        " (chapter 08)",
+        highest=1e6,
+        also="temporal_loss flicker temporal_consistency",
+    )
+    gamma: float = option(
+        5.0,
+        "roof of the signal-to-noise ratio in the weighting; the paper's 5",
+        lowest=0.01,
+        highest=1e6,
+        also="snr_gamma min_snr_gamma",
+    )
+    timesteps: str = option(
+        "even",
+        "drawn evenly, or half of them by their noise level, where a clip's motion is decided",
+        ("even", "noisy"),
+        also="timestep_sampling timestep_bias_strategy",
+    )
+    position_offsets: bool = option(
+        True,
+        "let clips begin at a random position, so that all positions learn; only sinusoidal ones can",
+        also="random_positions",
+    )
 
-    steps: int = option(10_000, "updates; the schedule ends here", lowest=1, also="max_steps max_train_steps train_steps iterations epochs num_epochs num_train_epochs")
-    lr: float = option(1e-4, "learning rate of projections; gates, norms and learned positions have ten times as much", below=1, also="learning_rate")
+    steps: int = option(
+        10_000,
+        "updates; the schedule ends here",
+        lowest=1,
+        also="max_steps max_train_steps train_steps iterations epochs num_epochs num_train_epochs",
+    )
+    lr: float = option(
+        1e-4,
+        "learning rate of projections; gates, norms and learned positions have ten times as much",
+        below=1,
+        also="learning_rate",
+    )
     weight_decay: float = option(1e-4, "of projections only", below=1, also="wd adam_weight_decay")
-    warmup_steps: int = option(100, "updates in which the learning rate rises; Adam's second moments need about as many", also="warmup lr_warmup_steps")
-    schedule: str = option("cosine", "of the learning rate: down to a twentieth at the end, or constant", ("cosine", "constant"), also="scheduler lr_scheduler lr_schedule")
-    max_norm: float = option(1.0, "gradients are clipped to this norm", lowest=1e-6, highest=1e10, also="max_grad_norm grad_clip clip_grad_norm gradient_clipping")
-    adam8bit: bool = option(False, "keep Adam's moments in 8 bits: 2.3 GiB less on SDXL; needs torchao: pip install 'tav_nb[adam8bit]'", also="use_8bit_adam optimizer optim")
-    adam_offload: bool = option(False, "Adam's moments wait in the computer's memory and visit the card for an update: 3.1 GiB less on SDXL, the same numbers bit for bit (chapter 35)", also="offload_optimizer optimizer_cpu_offload cpu_offload")
-    ema_decay: float = option(0.999, "of the running average of the weights, an update; it is what is saved as the adapter; 0 for none", below=1, also="ema use_ema")
-    ema_every: int = option(1, "updates between two updates of the average, which lives in the computer's memory; 10 cost nothing on a card", lowest=1, also="ema_interval")
+    warmup_steps: int = option(
+        100,
+        "updates in which the learning rate rises; Adam's second moments need about as many",
+        also="warmup lr_warmup_steps",
+    )
+    schedule: str = option(
+        "cosine",
+        "of the learning rate: down to a twentieth at the end, or constant",
+        ("cosine", "constant"),
+        also="scheduler lr_scheduler lr_schedule",
+    )
+    max_norm: float = option(
+        1.0,
+        "gradients are clipped to this norm",
+        lowest=1e-6,
+        highest=1e10,
+        also="max_grad_norm grad_clip clip_grad_norm gradient_clipping",
+    )
+    adam8bit: bool = option(
+        False,
+        "keep Adam's moments in 8 bits: 2.3 GiB less on SDXL; needs torchao: pip install 'tav_nb[adam8bit]'",
+        also="use_8bit_adam optimizer optim",
+    )
+    adam_offload: bool = option(
+        False,
+        "Adam's moments wait in the computer's memory and visit the card for an update: 3.1 GiB less on SDXL, the same"
+        " numbers bit for bit (chapter 35)",
+        also="offload_optimizer optimizer_cpu_offload cpu_offload",
+    )
+    ema_decay: float = option(
+        0.999,
+        "of the running average of the weights, an update; it is what is saved as the adapter; 0 for none",
+        below=1,
+        also="ema use_ema",
+    )
+    ema_every: int = option(
+        1,
+        "updates between two updates of the average, which lives in the computer's memory; 10 cost nothing on a card",
+        lowest=1,
+        also="ema_interval",
+    )
     max_overflows: int = option(20, "updates in a row that may be lost to overflow before the run stops", lowest=1)
 
-    checkpointing: str = option("blocks", "compute activations twice instead of keeping them; offload: and what is kept waits in the computer's memory", ("blocks", "offload", "none"), also="gradient_checkpointing grad_checkpointing activation_checkpointing")
-    compile: bool = option(False, "torch.compile of the transformer blocks; each clip length compiles once", also="torch_compile")
-    cuda_graphs: bool = option(True, "record a micro-step on a GPU once for each shape of batch and play it back, so that it never waits for Python (chapter 39); not with checkpointing offload", also="cuda_graph graphs cudagraphs")
-    memory_limit: float = option(0.0, "GiB of the card that may be used; 0 is all that is free", highest=1e6, also="vram max_memory")
+    checkpointing: str = option(
+        "blocks",
+        "compute activations twice instead of keeping them; offload: and what is kept waits in the computer's memory",
+        ("blocks", "offload", "none"),
+        also="gradient_checkpointing grad_checkpointing activation_checkpointing",
+    )
+    compile: bool = option(
+        False, "torch.compile of the transformer blocks; each clip length compiles once", also="torch_compile"
+    )
+    cuda_graphs: bool = option(
+        True,
+        "record a micro-step on a GPU once for each shape of batch and play it back, so that it never waits for Python"
+        " (chapter 39); not with checkpointing offload",
+        also="cuda_graph graphs cudagraphs",
+    )
+    memory_limit: float = option(
+        0.0, "GiB of the card that may be used; 0 is all that is free", highest=1e6, also="vram max_memory"
+    )
 
-    checkpoint_every: int = option(500, "updates between checkpoints; a kill -9 loses at most as many", lowest=1, also="save_every save_steps checkpointing_steps")
-    keep_checkpoints: int = option(3, "newest checkpoints that stay; at least two, so that a damaged one has one before it", lowest=2, also="save_total_limit checkpoints_total_limit")
+    checkpoint_every: int = option(
+        500,
+        "updates between checkpoints; a kill -9 loses at most as many",
+        lowest=1,
+        also="save_every save_steps checkpointing_steps",
+    )
+    keep_checkpoints: int = option(
+        3,
+        "newest checkpoints that stay; at least two, so that a damaged one has one before it",
+        lowest=2,
+        also="save_total_limit checkpoints_total_limit",
+    )
     eval_every: int = option(250, "updates between held-out losses; 0 for none", also="eval_steps validation_steps")
     preview_every: int = option(500, "updates between preview videos; 0 for none", also="sample_every")
-    preview_prompt: str = option("", "what the previews show; empty is a caption of the cache", also="prompt validation_prompt")
+    preview_prompt: str = option(
+        "", "what the previews show; empty is a caption of the cache", also="prompt validation_prompt"
+    )
     preview_frames: int = option(16, "length of the previews in frames", lowest=2, highest=100_000)
-    preview_steps: int = option(20, "denoising steps of the previews", lowest=1, highest=1000, also="num_inference_steps")
-    log_every: int = option(10, "updates between lines in log.jsonl and TensorBoard", lowest=1, also="log_interval logging_steps")
-    tensorboard: bool = option(False, "also write for TensorBoard: pip install 'tav_nb[train]'", also="report_to log_with")
+    preview_steps: int = option(
+        20, "denoising steps of the previews", lowest=1, highest=1000, also="num_inference_steps"
+    )
+    log_every: int = option(
+        10, "updates between lines in log.jsonl and TensorBoard", lowest=1, also="log_interval logging_steps"
+    )
+    tensorboard: bool = option(
+        False, "also write for TensorBoard: pip install 'tav_nb[train]'", also="report_to log_with"
+    )
     seed: int = option(0, "of everything random", below=2**31, also="random_seed manual_seed")
 
 # %% ../nbs/23_config.ipynb #c163a0c6
-FREE = ("steps", "workers", "memory_limit", "checkpointing", "adam_offload", "compile", "cuda_graphs", "checkpoint_every", "keep_checkpoints", "eval_every", "preview_every", "preview_prompt", "preview_frames",
-        "preview_steps", "log_every", "tensorboard", "max_overflows", "bad_clips")
+FREE = (
+    "steps",
+    "workers",
+    "memory_limit",
+    "checkpointing",
+    "adam_offload",
+    "compile",
+    "cuda_graphs",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+    "preview_every",
+    "preview_prompt",
+    "preview_frames",
+    "preview_steps",
+    "log_every",
+    "tensorboard",
+    "max_overflows",
+    "bad_clips",
+)
 
 # %% ../nbs/23_config.ipynb #858c26c1
 TYPES = get_type_hints(TrainConfig)
@@ -102,11 +322,20 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 def parse(name, text):
     "A word of the command line as a value for the field `name`; one that cannot be stays text, for `check` to refuse"
     kind, truths = TYPES[name], {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    if kind is str: return text
-    if kind is bool: return truths.get(text.lower(), text)
-    if kind == float | None and text == "none": return None
-    try: return [int(part) for part in text.split(",")] if kind == tuple[int, ...] else (int if kind is int else float)(text)
-    except ValueError: return text
+    if kind is str:
+        return text
+    if kind is bool:
+        return truths.get(text.lower(), text)
+    if kind == float | None and text == "none":
+        return None
+    try:
+        return (
+            [int(part) for part in text.split(",")]
+            if kind == tuple[int, ...]
+            else (int if kind is int else float)(text)
+        )
+    except ValueError:
+        return text
 
 
 def spelled(value, length=80):
@@ -120,7 +349,11 @@ def spelled(value, length=80):
 
 def bounds(about):
     "The bounds of a number in words; `about` is the metadata of its field"
-    upper = f"below {about['below']:g}" if about["below"] < math.inf else f"at most {about['highest']:{'d' if isinstance(about['highest'], int) else 'g'}}"
+    upper = (
+        f"below {about['below']:g}"
+        if about["below"] < math.inf
+        else f"at most {about['highest']:{'d' if isinstance(about['highest'], int) else 'g'}}"
+    )
     return f"at least {about['lowest']} and {upper}"
 
 
@@ -128,18 +361,27 @@ def check(name, value, where=""):
     "The value that the field `name` takes for `value`; raises `ConfigError` if it can take none"
     about, kind = next(f.metadata for f in fields(TrainConfig) if f.name == name), TYPES[name]
     given = value
-    wrong = lambda what: ConfigError(f"{where}{name} must be {what}, not {spelled(given)}")
+
+    def wrong(what):
+        return ConfigError(f"{where}{name} must be {what}, not {spelled(given)}")
+
     if kind == tuple[int, ...]:
-        if not isinstance(value, (list, tuple)) or not value or any(type(one) is not int for one in value): raise wrong("a list of whole numbers")
+        if not isinstance(value, (list, tuple)) or not value or any(type(one) is not int for one in value):
+            raise wrong("a list of whole numbers")
         numbers = value = tuple(sorted(set(value)))
     else:
-        if kind == float | None and value is None: return None
+        if kind == float | None and value is None:
+            return None
         kind = float if kind == float | None else kind
-        if kind is float and type(value) is int: value = float(value) if abs(value) < 10**300 else math.inf
-        if type(value) is not kind: raise wrong(WORDS[kind])
+        if kind is float and type(value) is int:
+            value = float(value) if abs(value) < 10**300 else math.inf
+        if type(value) is not kind:
+            raise wrong(WORDS[kind])
         numbers = [] if kind in (str, bool) else [value]
-    if about["choices"] and value not in about["choices"]: raise wrong(" or ".join(about["choices"]))
-    if not all(about["lowest"] <= number <= about["highest"] and number < about["below"] for number in numbers): raise wrong(bounds(about))
+    if about["choices"] and value not in about["choices"]:
+        raise wrong(" or ".join(about["choices"]))
+    if not all(about["lowest"] <= number <= about["highest"] and number < about["below"] for number in numbers):
+        raise wrong(bounds(about))
     return value
 
 # %% ../nbs/23_config.ipynb #b0136fd9
@@ -152,17 +394,31 @@ def nearest(name):
 def merge(config, values, where=""):
     "`config` with `values`, a dict, checked; `where` says where they come from. Raises `ConfigError`"
     for name in values:
-        if name not in TYPES: raise ConfigError(f"{where}there is no setting {name[:100]!r}; the nearest is {nearest(name)!r}")
-    return replace(config, **{name: value if value == "?" else check(name, value, where) for name, value in values.items()})
+        if name not in TYPES:
+            raise ConfigError(f"{where}there is no setting {name[:100]!r}; the nearest is {nearest(name)!r}")
+    return replace(
+        config, **{name: value if value == "?" else check(name, value, where) for name, value in values.items()}
+    )
 
 
 def check_whole(config):
     "Raises `ConfigError` if settings are missing or do not go together; returns the config"
     for name, value in asdict(config).items():
-        if value == "?": raise ConfigError(f"{name} has to be given: --{name.replace('_', '-')} ({next(f.metadata['help'] for f in fields(config) if f.name == name)})")
-    if config.adam8bit and config.adam_offload: raise ConfigError("adam8bit and adam_offload are two ways to the same end; the second changes no number: --adam8bit false")
-    if config.zeros + config.empty > 1: raise ConfigError(f"zeros {config.zeros:g} and empty {config.empty:g} are shares of all captions, together at most 1")
-    if not config.adapter and max(config.lengths) > config.max_frames: raise ConfigError(f"lengths go up to {max(config.lengths)} frames, but max_frames is {config.max_frames}")
+        if value == "?":
+            raise ConfigError(
+                f"{name} has to be given: --{name.replace('_', '-')}"
+                f" ({next(f.metadata['help'] for f in fields(config) if f.name == name)})"
+            )
+    if config.adam8bit and config.adam_offload:
+        raise ConfigError(
+            "adam8bit and adam_offload are two ways to the same end; the second changes no number: --adam8bit false"
+        )
+    if config.zeros + config.empty > 1:
+        raise ConfigError(
+            f"zeros {config.zeros:g} and empty {config.empty:g} are shares of all captions, together at most 1"
+        )
+    if not config.adapter and max(config.lengths) > config.max_frames:
+        raise ConfigError(f"lengths go up to {max(config.lengths)} frames, but max_frames is {config.max_frames}")
     return config
 
 # %% ../nbs/23_config.ipynb #932df636
@@ -177,19 +433,33 @@ def presets():
 def read_config(name):
     "The settings in a `.toml` file, or in the preset of this name. Raises `ConfigError`, one line"
     path = PRESETS / f"{name}.toml" if name in presets() else Path(name)
-    if path.is_dir(): raise ConfigError(f"{path}: a folder, but --config is a file of settings; --model-config {path} is what a base in one file lacks")
+    if path.is_dir():
+        raise ConfigError(
+            f"{path}: a folder, but --config is a file of settings; --model-config {path} is what a base in one file"
+            " lacks"
+        )
     if not path.is_file():
         near = difflib.get_close_matches(str(name), presets(), 1, 0.4)
-        raise ConfigError(f"{name}: no such file, and no such preset; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(presets())}"))
+        raise ConfigError(
+            f"{name}: no such file, and no such preset; "
+            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(presets())}")
+        )
     try:
-        with open(path, "rb") as file: text = file.read(2**20 + 1)
-        if len(text) > 2**20: raise ConfigError(f"{path}: more than 1 MiB, which no settings are")
+        with open(path, "rb") as file:
+            text = file.read(2**20 + 1)
+        if len(text) > 2**20:
+            raise ConfigError(f"{path}: more than 1 MiB, which no settings are")
         values = tomllib.loads(text.decode("utf-8-sig"))  # some editors put a mark in front
-    except UnicodeDecodeError: raise ConfigError(f"{path}: no TOML, which is text in UTF-8") from None
-    except RecursionError: raise ConfigError(f"{path}: no TOML: lists are nested too deep") from None
-    except ConfigError: raise
-    except ValueError as error: raise ConfigError(f"{path}: no TOML: {error}") from None
-    except OSError as error: raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: no TOML, which is text in UTF-8") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: no TOML: lists are nested too deep") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: no TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     return merge(TrainConfig(), values, f"{name}: ")
 
 # %% ../nbs/23_config.ipynb #d19c7a8b
@@ -224,37 +494,56 @@ def read_run(run):
     path = Path(run) / "run.json"
     try:
         record = parse_json(path.read_bytes(), RunRecord, path)
-    except FileNotFoundError: raise ConfigError(f"{run}: holds no run to go on with; leave out --resume to begin one") from None
-    except OSError as error: raise ConfigError(f"{path}: cannot be read ({error.strerror}); a new run needs another folder") from None
-    except SchemaError as error: raise ConfigError(f"{error}; a new run needs another folder") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{run}: holds no run to go on with; leave out --resume to begin one") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); a new run needs another folder") from None
+    except SchemaError as error:
+        raise ConfigError(f"{error}; a new run needs another folder") from None
     return record, merge(TrainConfig(), record.config, f"{path}: ")
 
 
 def on_the_hub(name):
     "Whether loading `name` would ask the Hub, for there is nothing of that name here"
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists() and not Path(name).parent.is_dir()
+    return (
+        bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists() and not Path(name).parent.is_dir()
+    )
 
 
 def check_changes(run, began, config):
     "Raises `ConfigError` if a run that began with the first settings cannot go on with the second ones"
     for name in differences(began, config):
-        if name in FREE: continue
+        if name in FREE:
+            continue
         option, value = f"--{name.replace('_', '-')}", getattr(config, name)
-        word = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) or value is None else value
+        word = (
+            ",".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value).lower()
+            if isinstance(value, bool) or value is None
+            else value
+        )
         raise ConfigError(
-            f"{name} was {getattr(began, name)!r} when this run began and cannot become {value!r}: what goes on ends with the same bits as if it had never stopped. "
-            f"A new run may begin with what this one has learned: tav train CACHE NEW_FOLDER --config {run}/config.toml --adapter {run}{'' if name == 'adapter' else f' {option} {word}'}. "
-            f"With --resume may change: {', '.join(other.replace('_', '-') for other in FREE)}"
+            f"{name} was {getattr(began, name)!r} when this run began and cannot become {value!r}: what goes on ends"
+            " with the same bits as if it had never stopped. A new run may begin with what this one has learned: tav"
+            f" train CACHE NEW_FOLDER --config {run}/config.toml --adapter"
+            f" {run}{'' if name == 'adapter' else f' {option} {word}'}. With --resume may change:"
+            f" {', '.join(other.replace('_', '-') for other in FREE)}"
         )
 
 
 def resumed(run, given):
-    "The settings with which a run goes on: those that it began with, and those in `given`, a dict. Raises `ConfigError` for one that cannot change, and for a base on the Hub that only run.json names"
+    """The settings with which a run goes on: those that it began with, and those in `given`, a dict. Raises
+    `ConfigError` for one that cannot change, and for a base on the Hub that only run.json names
+    """
     _, began = read_run(run)
     for name in ("model", "model_config", "adapter"):
         if name not in given and on_the_hub(getattr(began, name)):
             word = f"--{name.replace('_', '-')} {getattr(began, name)}"
-            raise ConfigError(f"{run}: began with {name} {getattr(began, name)!r}, which is not on this disk, and no file chooses what is fetched from the Hub; --resume {word} goes on with it")
+            raise ConfigError(
+                f"{run}: began with {name} {getattr(began, name)!r}, which is not on this disk, and no file chooses"
+                f" what is fetched from the Hub; --resume {word} goes on with it"
+            )
     config = merge(began, given)
     check_changes(run, began, config)
     return config

@@ -8,42 +8,55 @@ __all__ = ['METRICS', 'ConsistencyError', 'check_frames', 'dis_flow', 'raft_flow
            'features', 'feature_consistency', 'all_pairs', 'Scores', 'shrink', 'measure', 'controls', 'plot_scores']
 
 # %% ../nbs/10_consistency.ipynb #88dea135
-import json, math
+import json
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+
 import numpy as np
 
 # %% ../nbs/10_consistency.ipynb #bf6d25b8
 class ConsistencyError(ValueError):
     "Frames, weights or options that cannot be measured; the message is one line."
 
+
 def check_frames(
     frames,  # uint8 [F, H, W, 3], or a sequence of pictures [H, W, 3] of one size
 ):  # uint8 [F, H, W, 3]
     "A film as one array. Raises `ConsistencyError` for one frame, several sizes, grey, alpha, or other than 8 bits."
     shapes = sorted({np.shape(frame) for frame in frames})
-    if len(frames) < 2: raise ConsistencyError(f"at least 2 frames are needed to compare any, not {len(frames)}")
-    if len(shapes) > 1: raise ConsistencyError(f"frames of different sizes: {' and '.join(map(str, shapes[:2]))}")
+    if len(frames) < 2:
+        raise ConsistencyError(f"at least 2 frames are needed to compare any, not {len(frames)}")
+    if len(shapes) > 1:
+        raise ConsistencyError(f"frames of different sizes: {' and '.join(map(str, shapes[:2]))}")
     if len(shapes[0]) != 3 or shapes[0][2] != 3:
-        raise ConsistencyError(f"a frame is [height, width, 3], not {list(shapes[0])}: turn grey into RGB, lay alpha over a colour")
-    if min(shapes[0][:2]) < 16: raise ConsistencyError(f"frames of at least 16 x 16 pixels are needed, not {shapes[0][0]} x {shapes[0][1]}")
+        raise ConsistencyError(
+            f"a frame is [height, width, 3], not {list(shapes[0])}: turn grey into RGB, lay alpha over a colour"
+        )
+    if min(shapes[0][:2]) < 16:
+        raise ConsistencyError(f"frames of at least 16 x 16 pixels are needed, not {shapes[0][0]} x {shapes[0][1]}")
     kinds = {np.asarray(frame).dtype.name for frame in frames}
-    if kinds != {"uint8"}: raise ConsistencyError(f"frames are bytes (uint8), not {', '.join(sorted(kinds))}: scale them to 0..255")
+    if kinds != {"uint8"}:
+        raise ConsistencyError(f"frames are bytes (uint8), not {', '.join(sorted(kinds))}: scale them to 0..255")
     return np.asarray(frames)
 
 # %% ../nbs/10_consistency.ipynb #b34966c1
 def _cv2():
     "OpenCV, imported late: only who measures needs it."
-    try: import cv2
-    except ImportError: raise ConsistencyError("measuring films needs OpenCV: pip install 'tav_nb[score]'") from None
+    try:
+        import cv2
+    except ImportError:
+        raise ConsistencyError("measuring films needs OpenCV: pip install 'tav_nb[score]'") from None
     return cv2
 
 # %% ../nbs/10_consistency.ipynb #ad65383f
-def _grey(frame): return _cv2().cvtColor(frame, _cv2().COLOR_RGB2GRAY)
+def _grey(frame):
+    return _cv2().cvtColor(frame, _cv2().COLOR_RGB2GRAY)
+
 
 def dis_flow(
-    now,    # uint8 [H, W, 3]
+    now,  # uint8 [H, W, 3]
     after,  # uint8 [H, W, 3]
 ):  # float32 [H, W, 2], in pixels (x, y)
     "Where each pixel of `now` is in `after`: dense inverse search (Kroeger et al. 2016), OpenCV's medium preset."
@@ -52,18 +65,25 @@ def dis_flow(
 
 # %% ../nbs/10_consistency.ipynb #f62d4c99
 def raft_flow(
-    weights,       # a file with torchvision's weights of `raft_small` or `raft_large` (.pth or .safetensors)
+    weights,  # a file with torchvision's weights of `raft_small` or `raft_large` (.pth or .safetensors)
     device="cpu",
 ):  # a function like `dis_flow`
-    "RAFT (Teed and Deng 2020) as torchvision has it; raises `ConsistencyError` without torchvision or for a file that does not fit."
+    """RAFT (Teed and Deng 2020) as torchvision has it; raises `ConsistencyError` without torchvision or for a file that
+    does not fit.
+    """
     import torch
-    try: from torchvision.models import optical_flow
-    except ImportError: raise ConsistencyError("RAFT needs torchvision: pip install torchvision, or measure with flow='dis'") from None
+
+    try:
+        from torchvision.models import optical_flow
+    except ImportError:
+        raise ConsistencyError("RAFT needs torchvision: pip install torchvision, or measure with flow='dis'") from None
     state = _weights(weights)
     for make in optical_flow.raft_small, optical_flow.raft_large:
         model = make(weights=None).eval()
-        if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}: break
-    else: raise ConsistencyError(f"{weights} does not hold the weights of torchvision's RAFT")
+        if {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in state.items()}:
+            break
+    else:
+        raise ConsistencyError(f"{weights} does not hold the weights of torchvision's RAFT")
     model.load_state_dict(state)
     return lambda now, after: _raft(model.to(device), torch.device(device), now, after)
 
@@ -72,149 +92,207 @@ def _weights(path):
     "A dict of tensors from a file; pickles only as far as they are plain tensors."
     import torch
     from safetensors.torch import load_file
-    try: return load_file(path) if str(path).endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error: raise ConsistencyError(f"cannot read weights from {path} ({type(error).__name__})") from None
+
+    try:
+        return (
+            load_file(path)
+            if str(path).endswith(".safetensors")
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise ConsistencyError(f"cannot read weights from {path} ({type(error).__name__})") from None
+
 
 def _raft(model, device, now, after):
     "RAFT wants values in -1..1, sides that are multiples of 8 and at least 128."
     import torch
-    x = torch.from_numpy(np.stack([now, after])).to(device).permute(0, 3, 1, 2)/127.5 - 1  # f h w c -> f c h w
+
+    x = torch.from_numpy(np.stack([now, after])).to(device).permute(0, 3, 1, 2) / 127.5 - 1  # f h w c -> f c h w
     h, w = x.shape[2:]
-    bottom, right = (max(128, -(-side//8)*8) - side for side in (h, w))
+    bottom, right = (max(128, -(-side // 8) * 8) - side for side in (h, w))
     x = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="replicate")
-    with torch.no_grad(): flow = model(x[:1], x[1:])[-1]  # 1 2 h w, the last of its refinements
+    with torch.no_grad():
+        flow = model(x[:1], x[1:])[-1]  # 1 2 h w, the last of its refinements
     return flow[0, :, :h, :w].permute(1, 2, 0).cpu().numpy()  # 2 h w -> h w 2
 
 # %% ../nbs/10_consistency.ipynb #c70d82ac
-def _squared(x): return np.einsum("...c,...c->...", x, x)  # numpy's own sum over so short an axis takes five times as long
+def _squared(x):
+    return np.einsum("...c,...c->...", x, x)  # numpy's own sum over so short an axis takes five times as long
 
-def _grid(flow): return np.meshgrid(np.arange(flow.shape[1], dtype=np.float32), np.arange(flow.shape[0], dtype=np.float32))
+
+def _grid(flow):
+    return np.meshgrid(np.arange(flow.shape[1], dtype=np.float32), np.arange(flow.shape[0], dtype=np.float32))
+
 
 def warp(
     image,  # [H, W, C], bytes or float32
-    flow,   # float32 [H, W, 2], in pixels
+    flow,  # float32 [H, W, 2], in pixels
 ):  # float32 [H, W, C]
     "The picture at `x + flow(x)` for every pixel x, bilinear; beyond the border comes the border."
     cv2, (xs, ys) = _cv2(), _grid(flow)
-    return cv2.remap(np.asarray(image, np.float32), xs + flow[..., 0], ys + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(
+        np.asarray(image, np.float32),
+        xs + flow[..., 0],
+        ys + flow[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
 # %% ../nbs/10_consistency.ipynb #0b10387f
 def visible(
-    forward,           # float32 [H, W, 2], from now to after
-    backward,          # float32 [H, W, 2], from after to now
+    forward,  # float32 [H, W, 2], from now to after
+    backward,  # float32 [H, W, 2], from after to now
     boundaries=False,  # also drop the edges of the flow, as Lai et al. do?
 ):  # bool [H, W]
-    "Pixels of now that are still seen after: |w' + w|^2 <= 0.01 (|w'|^2 + |w|^2) + 0.5, where w' is the way back (Lai et al. 2018, after Ruder et al. 2016)."
+    """Pixels of now that are still seen after: |w' + w|^2 <= 0.01 (|w'|^2 + |w|^2) + 0.5, where w' is the way back (Lai
+    et al. 2018, after Ruder et al. 2016).
+    """
     back, (xs, ys) = warp(backward, forward), _grid(forward)
     x, y = xs + forward[..., 0], ys + forward[..., 1]
-    seen = _squared(back + forward) <= 0.01*(_squared(back) + _squared(forward)) + 0.5
+    seen = _squared(back + forward) <= 0.01 * (_squared(back) + _squared(forward)) + 0.5
     seen &= (x >= 0) & (y >= 0) & (x <= xs[0, -1]) & (y <= ys[-1, 0])
     if boundaries:
         slope = np.zeros_like(xs)
         slope[:, :-1] += _squared(np.diff(forward, axis=1))
         slope[:-1] += _squared(np.diff(forward, axis=0))
-        seen &= slope <= 0.01*_squared(forward) + 0.002
+        seen &= slope <= 0.01 * _squared(forward) + 0.002
     return seen
 
 # %% ../nbs/10_consistency.ipynb #dfa1912e
 def warping_error(
-    now,        # uint8 [H, W, 3]
-    after,      # uint8 [H, W, 3]
-    flow,       # float32 [H, W, 2], from now to after
+    now,  # uint8 [H, W, 3]
+    after,  # uint8 [H, W, 3]
+    flow,  # float32 [H, W, 2], from now to after
     mask=True,  # bool [H, W]: the pixels that count; all of them unless given
 ):  # float; colours are in 0..1
-    "Mean squared length of the change of colour along the flow: sum M |x_t - warp(x_t+1)|^2 / sum M (Lai et al. 2018); nan where M is empty."
-    change = _squared(np.asarray(now, np.float32) - warp(after, flow))/255**2  # h w c -> h w
+    """Mean squared length of the change of colour along the flow: sum M |x_t - warp(x_t+1)|^2 / sum M (Lai et al.
+    2018); nan where M is empty.
+    """
+    change = _squared(np.asarray(now, np.float32) - warp(after, flow)) / 255**2  # h w c -> h w
     mask = np.broadcast_to(mask, change.shape)
     return float(change[mask].mean(dtype=np.float64)) if mask.any() else math.nan
 
 # %% ../nbs/10_consistency.ipynb #872d8685
 def motion(flow):  # float, share of the diagonal
     "Mean length of the flow."
-    return float(np.sqrt(_squared(flow)).mean(dtype=np.float64)/math.hypot(*flow.shape[:2]))
+    return float(np.sqrt(_squared(flow)).mean(dtype=np.float64) / math.hypot(*flow.shape[:2]))
+
 
 def fastest(flow):  # float, in pixels
     "Mean length of the longest 5 % of the flow (VBench, dynamic degree)."
     lengths = np.sqrt(_squared(flow)).ravel()
-    count = max(1, int(lengths.size*0.05))
+    count = max(1, int(lengths.size * 0.05))
     return float(np.partition(lengths, -count)[-count:].mean(dtype=np.float64))
 
+
 def dynamic_degree(
-    speeds,     # `fastest` of each pair, of frames taken about 8 times a second
-    size,       # (height, width) in pixels
-    fps=8,      # frames a second of the film; slower films may move faster per pair
+    speeds,  # `fastest` of each pair, of frames taken about 8 times a second
+    size,  # (height, width) in pixels
+    fps=8,  # frames a second of the film; slower films may move faster per pair
 ):  # 1.0 or 0.0
-    "Does the film move? At least round(4 N/16) of N frames are followed by a pair faster than 6 min(H, W)/256 max(1, 8/fps) pixels (VBench)."
-    limit = max(1, 8/fps)*6*min(size)/256
-    return float(sum(speed > limit for speed in speeds) >= max(1, round(4*(len(speeds) + 1)/16)))
+    """Does the film move? At least round(4 N/16) of N frames are followed by a pair faster than 6 min(H, W)/256 max(1,
+    8/fps) pixels (VBench).
+    """
+    limit = max(1, 8 / fps) * 6 * min(size) / 256
+    return float(sum(speed > limit for speed in speeds) >= max(1, round(4 * (len(speeds) + 1) / 16)))
 
 # %% ../nbs/10_consistency.ipynb #21bf54f2
 def flickering(
-    now, after,  # uint8 [H, W, 3]
+    now,
+    after,  # uint8 [H, W, 3]
 ):  # float, 1 is no change
     "(255 - mean |x_t - x_t+1|)/255 (VBench, temporal flickering)."
-    return 1 - _cv2().absdiff(now, after).mean(dtype=np.float64)/255
+    return 1 - _cv2().absdiff(now, after).mean(dtype=np.float64) / 255
+
 
 def smoothness(
-    before, now, after,  # uint8 [H, W, 3]
-    flow,                # float32 [H, W, 2], from before to after
+    before,
+    now,
+    after,  # uint8 [H, W, 3]
+    flow,  # float32 [H, W, 2], from before to after
 ):  # float, 1 is perfectly smooth
     "(255 - mean |x_t - between(x_t-1, x_t+1)|)/255 (VBench, motion smoothness, with the flow in the place of AMT)."
-    between = (warp(before, -flow/2) + warp(after, flow/2))/2
-    return 1 - float(np.abs(now - between).mean(dtype=np.float64))/255
+    between = (warp(before, -flow / 2) + warp(after, flow / 2)) / 2
+    return 1 - float(np.abs(now - between).mean(dtype=np.float64)) / 255
 
 # %% ../nbs/10_consistency.ipynb #aa36a956
 def held(
-    frames,    # uint8 [F, H, W, 3]
+    frames,  # uint8 [F, H, W, 3]
     change=6,  # of 255, in the mean of an 8 x 8 cell
 ):  # bool [F-1]: is the second frame of the pair still the same drawing?
     "Which pairs hold a drawing; compared with the drawing's first frame, so that a slow drift adds up."
-    cells = [_cv2().resize(x, (max(1, x.shape[1]//8), max(1, x.shape[0]//8)), interpolation=_cv2().INTER_AREA).astype(int) for x in frames]
+    cells = [
+        _cv2()
+        .resize(x, (max(1, x.shape[1] // 8), max(1, x.shape[0] // 8)), interpolation=_cv2().INTER_AREA)
+        .astype(int)
+        for x in frames
+    ]
     same, drawing = [], cells[0]
     for cell in cells[1:]:
         same.append(bool(np.abs(cell - drawing).max() < change))
-        if not same[-1]: drawing = cell
+        if not same[-1]:
+            drawing = cell
     return np.array(same)
+
 
 def step_ratio(
     frames,  # uint8 [F, H, W, 3]
 ):  # float; nan for fewer than three frames or a film that is one picture
     "How much changes over one frame, compared with two."
-    one, two = (np.mean([1 - flickering(*pair) for pair in zip(frames, frames[d:])]) if len(frames) > d else 0 for d in (1, 2))
-    return float(one/two) if two else math.nan
+    one, two = (
+        np.mean([1 - flickering(*pair) for pair in zip(frames, frames[d:])]) if len(frames) > d else 0 for d in (1, 2)
+    )
+    return float(one / two) if two else math.nan
 
 # %% ../nbs/10_consistency.ipynb #d4eab798
 def tof(
-    now, after,                      # uint8 [H, W, 3], of the film
-    reference_now, reference_after,  # uint8 [H, W, 3], of the real one
+    now,
+    after,  # uint8 [H, W, 3], of the film
+    reference_now,
+    reference_after,  # uint8 [H, W, 3], of the real one
 ):  # float, in pixels
-    "Mean length of OF(b_t-1, b_t) - OF(g_t-1, g_t), Farneback's flow (TecoGAN, Chu et al. 2020; without its crop at the border)."
-    farneback = lambda a, b: _cv2().calcOpticalFlowFarneback(_grey(a), _grey(b), None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    """Mean length of OF(b_t-1, b_t) - OF(g_t-1, g_t), Farneback's flow (TecoGAN, Chu et al. 2020; without its crop at
+    the border).
+    """
+
+    def farneback(a, b):
+        return _cv2().calcOpticalFlowFarneback(_grey(a), _grey(b), None, 0.5, 3, 15, 3, 5, 1.2, 0)
+
     difference = farneback(reference_now, reference_after) - farneback(now, after)
     return float(np.sqrt(_squared(difference)).mean(dtype=np.float64))
 
 # %% ../nbs/10_consistency.ipynb #451fc59d
 def follow(
-    box,   # (top, left, height, width) in pixels, floats
+    box,  # (top, left, height, width) in pixels, floats
     flow,  # float32 [H, W, 2], from this frame to the next
 ):  # the box in the next frame
     "Move a region with the median of the flow inside; it stays within the picture."
     (top, left, height, width), (y, x) = box, _corner(box, flow.shape)
-    dx, dy = np.median(flow[y:y + round(height), x:x + round(width)].reshape(-1, 2), axis=0)
-    return min(max(top + float(dy), 0.), flow.shape[0] - height), min(max(left + float(dx), 0.), flow.shape[1] - width), height, width
+    dx, dy = np.median(flow[y : y + round(height), x : x + round(width)].reshape(-1, 2), axis=0)
+    return (
+        min(max(top + float(dy), 0.0), flow.shape[0] - height),
+        min(max(left + float(dx), 0.0), flow.shape[1] - width),
+        height,
+        width,
+    )
 
-def _corner(box, shape): return min(round(box[0]), shape[0] - round(box[2])), min(round(box[1]), shape[1] - round(box[3]))
+
+def _corner(box, shape):
+    return min(round(box[0]), shape[0] - round(box[2])), min(round(box[1]), shape[1] - round(box[3]))
+
 
 def drift(
     frames,  # uint8 [F, H, W, 3]
-    boxes,   # one (top, left, height, width) a frame, all of one size
+    boxes,  # one (top, left, height, width) a frame, all of one size
 ):  # float [F], colours in 0..1
     "Earth mover's distance of the region's colours from those in the first frame, mean over the channels."
+
     def colours(frame, box):
         (y, x), height, width = _corner(box, frame.shape), round(box[2]), round(box[3])
-        return np.sort(frame[y:y + height, x:x + width].reshape(-1, 3).astype(float), axis=0)  # h w c -> (h w) c
+        return np.sort(frame[y : y + height, x : x + width].reshape(-1, 3).astype(float), axis=0)  # h w c -> (h w) c
+
     first = colours(frames[0], boxes[0])
-    return np.array([np.abs(colours(*at) - first).mean()/255 for at in zip(frames, boxes)])
+    return np.array([np.abs(colours(*at) - first).mean() / 255 for at in zip(frames, boxes)])
 
 # %% ../nbs/10_consistency.ipynb #34dc5e86
 def features(
@@ -223,48 +301,63 @@ def features(
     device="cpu",
     batch=16,  # pictures at a time
 ):  # float32 [F, C], of length 1
-    "What a network sees in each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where there is no such network."
+    """What a network sees in each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where
+    there is no such network.
+    """
     import torch
+
     with _no_bars():
         from transformers import AutoImageProcessor, AutoModel
+
         try:
             prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
             model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().to(device)
-        except (OSError, ValueError) as error: raise ConsistencyError(f"no DINO or CLIP in {folder}: {str(error).splitlines()[0]}") from None
+        except (OSError, ValueError) as error:
+            raise ConsistencyError(f"no DINO or CLIP in {folder}: {str(error).splitlines()[0]}") from None
     seen = []
     for start in range(0, len(frames), batch):
-        pixels = prepare(images=list(frames[start:start + batch]), return_tensors="pt").pixel_values.to(device)
-        with torch.no_grad(): seen.append(_embedded(model, pixels).float().cpu())
+        pixels = prepare(images=list(frames[start : start + batch]), return_tensors="pt").pixel_values.to(device)
+        with torch.no_grad():
+            seen.append(_embedded(model, pixels).float().cpu())
     return torch.nn.functional.normalize(torch.cat(seen), dim=-1).numpy()
+
 
 @contextmanager
 def _no_bars():
     "transformers loads without a word; afterwards it is as loud as before."
     from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.disable_progress_bar(), logging.set_verbosity_error()
-    try: yield
+    try:
+        yield
     finally:
         logging.set_verbosity(level)
-        if bars: logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
+
 
 def _embedded(model, pixels):
-    if hasattr(model, "get_image_features"): return model.get_image_features(pixel_values=pixels).pooler_output
+    if hasattr(model, "get_image_features"):
+        return model.get_image_features(pixel_values=pixels).pooler_output
     return model(pixel_values=pixels).last_hidden_state[:, 0]
 
 # %% ../nbs/10_consistency.ipynb #4e504927
 def feature_consistency(
     features,  # [F, C], of length 1
 ):  # float [F-1]
-    "(max(0, c(f_t, f_t-1)) + max(0, c(f_t, f_1)))/2 for t >= 2, c the cosine (VBench: subject consistency from DINO, background consistency from CLIP)."
-    neighbour, first = (features[1:]*features[:-1]).sum(-1), features[1:]@features[0]
-    return (np.maximum(neighbour, 0) + np.maximum(first, 0))/2
+    """(max(0, c(f_t, f_t-1)) + max(0, c(f_t, f_1)))/2 for t >= 2, c the cosine (VBench: subject consistency from DINO,
+    background consistency from CLIP).
+    """
+    neighbour, first = (features[1:] * features[:-1]).sum(-1), features[1:] @ features[0]
+    return (np.maximum(neighbour, 0) + np.maximum(first, 0)) / 2
+
 
 def all_pairs(
     features,  # [F, C], of length 1
 ):  # float
     "Mean cosine of all pairs of different frames (CLIP frame consistency in LOVEU-TGVE)."
-    return float((features@features.T)[~np.eye(len(features), dtype=bool)].mean())
+    return float((features @ features.T)[~np.eye(len(features), dtype=bool)].mean())
 
 # %% ../nbs/10_consistency.ipynb #3b60812e
 METRICS = {  # name: (per, unit, what is better, meaning)
@@ -294,13 +387,16 @@ METRICS = {  # name: (per, unit, what is better, meaning)
 # %% ../nbs/10_consistency.ipynb #6cb35823
 @dataclass
 class Scores:
-    "What was measured: `video` has the mean of everything per frame and per pair beside its own numbers. nan: cannot be said."
+    """What was measured: `video` has the mean of everything per frame and per pair beside its own numbers. nan: cannot
+    be said.
+    """
+
     per_frame: dict = field(repr=False)  # name: float [F]
-    per_pair: dict = field(repr=False)   # name: float [F-1]; the pair t is frames t and t+1
-    video: dict                          # name: float
-    flags: dict                          # still, disordered: bool; cuts: list of pairs
-    size: tuple                          # (height, width) that was measured, in pixels
-    boxes: list = field(repr=False)      # the tracked region in each frame: (top, left, height, width) in pixels of `size`
+    per_pair: dict = field(repr=False)  # name: float [F-1]; the pair t is frames t and t+1
+    video: dict  # name: float
+    flags: dict  # still, disordered: bool; cuts: list of pairs
+    size: tuple  # (height, width) that was measured, in pixels
+    boxes: list = field(repr=False)  # the tracked region in each frame: (top, left, height, width) in pixels of `size`
 
     @property
     def worst(self):  # int
@@ -309,50 +405,81 @@ class Scores:
 
     def to_json(self):  # str
         "Everything as JSON; nan becomes null."
-        plain = lambda x: (None if math.isnan(x) else float(x)) if isinstance(x, float) else x
-        series = lambda named: {name: [plain(float(x)) for x in values] for name, values in named.items()}
-        return json.dumps({"per_frame": series(self.per_frame), "per_pair": series(self.per_pair), "size": self.size, "flags": self.flags,
-                           "video": {name: plain(value) for name, value in self.video.items()}, "worst": self.worst, "boxes": self.boxes})
+
+        def plain(x):
+            return (None if math.isnan(x) else float(x)) if isinstance(x, float) else x
+
+        def series(named):
+            return {name: [plain(float(x)) for x in values] for name, values in named.items()}
+
+        return json.dumps(
+            {
+                "per_frame": series(self.per_frame),
+                "per_pair": series(self.per_pair),
+                "size": self.size,
+                "flags": self.flags,
+                "video": {name: plain(value) for name, value in self.video.items()},
+                "worst": self.worst,
+                "boxes": self.boxes,
+            }
+        )
 
 # %% ../nbs/10_consistency.ipynb #7afee9d3
 def shrink(
     frames,  # uint8 [F, H, W, 3]
-    side,    # of at most so many pixels; None: as they are
+    side,  # of at most so many pixels; None: as they are
 ):  # uint8 [F, h, w, 3]
     "Smaller pictures of the same shape; small ones stay as they are."
     height, width = frames.shape[1:3]
-    if not side or max(height, width) <= side: return frames
-    size = tuple(max(1, round(n*side/max(height, width))) for n in (width, height))
+    if not side or max(height, width) <= side:
+        return frames
+    size = tuple(max(1, round(n * side / max(height, width))) for n in (width, height))
     return np.stack([_cv2().resize(frame, size, interpolation=_cv2().INTER_AREA) for frame in frames])
+
 
 def _pair(now, after, forward, backward):
     "One row of figures."
     mask = visible(forward, backward)
-    return {"warping_error": warping_error(now, after, forward, mask), "residual": warping_error(now, after, forward), "visible": float(mask.mean()),
-            "motion": motion(forward), "fastest": fastest(forward), "flickering": flickering(now, after)}
+    return {
+        "warping_error": warping_error(now, after, forward, mask),
+        "residual": warping_error(now, after, forward),
+        "visible": float(mask.mean()),
+        "motion": motion(forward),
+        "fastest": fastest(forward),
+        "flickering": flickering(now, after),
+    }
+
 
 def _reference(now, after, reference_now, reference_after, flow):
     forward, backward = flow(reference_now, reference_after), flow(reference_after, reference_now)
-    return {"tof": tof(now, after, reference_now, reference_after),
-            "reference_warping_error": warping_error(now, after, forward, visible(forward, backward))}
+    return {
+        "tof": tof(now, after, reference_now, reference_after),
+        "reference_warping_error": warping_error(now, after, forward, visible(forward, backward)),
+    }
 
 # %% ../nbs/10_consistency.ipynb #c84a29a0
 def _against(residual, others):
     "How much more is left over here than usually; nan if nothing ever is."
     usual = np.median(others) if len(others) else 0
-    return float(np.mean(residual)/usual) if usual > 0 else math.nan
+    return float(np.mean(residual) / usual) if usual > 0 else math.nan
+
 
 def _of_the_video(frames, pairs, flow, fps, windows):
     "Numbers that only a whole film has."
     changing, residual = ~pairs["held"], pairs["residual"]
-    every = max(1, round((fps or 8)/8))
+    every = max(1, round((fps or 8) / 8))
     sampled = frames[::every]
     speeds = pairs["fastest"] if every == 1 else [fastest(flow(a, b)) for a, b in pairwise(sampled)]
     at = np.isin(np.arange(1, len(frames)), windows)
-    return {"dynamic_degree": dynamic_degree(speeds, frames.shape[1:3], fps or 8), "step_ratio": step_ratio(frames),
-            "drawings_warping_error": _mean(pairs["warping_error"][changing]), "drawings_motion": _mean(pairs["motion"][changing]),
-            "loop_closure": _against(warping_error(frames[-1], frames[0], flow(frames[-1], frames[0])), residual[changing]),
-            "seam": _against(residual[at], residual[changing & ~at]) if at.any() else math.nan}
+    return {
+        "dynamic_degree": dynamic_degree(speeds, frames.shape[1:3], fps or 8),
+        "step_ratio": step_ratio(frames),
+        "drawings_warping_error": _mean(pairs["warping_error"][changing]),
+        "drawings_motion": _mean(pairs["motion"][changing]),
+        "loop_closure": _against(warping_error(frames[-1], frames[0], flow(frames[-1], frames[0])), residual[changing]),
+        "seam": _against(residual[at], residual[changing & ~at]) if at.any() else math.nan,
+    }
+
 
 def _mean(values):
     values = np.asarray(values, float)
@@ -361,37 +488,48 @@ def _mean(values):
 # %% ../nbs/10_consistency.ipynb #3ad375a1
 def _flags(pairs, ratio):
     residual, moving = pairs["residual"], pairs["held"].mean() <= 0.9
-    around = lambda t: np.delete(residual[max(0, t - 6):t + 7], min(t, 6))
-    cuts = [t for t in range(len(residual)) if residual[t] > 0.01 and len(residual) > 2 and residual[t] >= 3*around(t).max()]
+
+    def around(t):
+        return np.delete(residual[max(0, t - 6) : t + 7], min(t, 6))
+
+    cuts = [
+        t
+        for t in range(len(residual))
+        if residual[t] > 0.01 and len(residual) > 2 and residual[t] >= 3 * around(t).max()
+    ]
     disordered = bool(moving and ratio >= 0.87)
     return {"still": bool(not moving), "disordered": disordered, "cuts": [] if disordered else cuts}
+
 
 def _seen(frames, dino, clip, device):
     "Figures from networks, if there are any: per pair, and of the film."
     pairs, video = {}, {}
-    if dino: pairs["subject_consistency"] = feature_consistency(features(frames, dino, device))
+    if dino:
+        pairs["subject_consistency"] = feature_consistency(features(frames, dino, device))
     if clip:
         f = features(frames, clip, device)
-        pairs |= {"background_consistency": feature_consistency(f), "clip_consistency": (f[1:]*f[:-1]).sum(-1)}
+        pairs |= {"background_consistency": feature_consistency(f), "clip_consistency": (f[1:] * f[:-1]).sum(-1)}
         video["clip_all_pairs"] = all_pairs(f)
     return pairs, video
 
 # %% ../nbs/10_consistency.ipynb #4bd1e570
 def measure(
-    frames,          # uint8 [F, H, W, 3], or a sequence of pictures of one size
-    fps=None,        # frames a second; only VBench's dynamic degree asks for it, and 8 are assumed
-    flow="dis",      # 'dis', a file with RAFT's weights, or a function (now, after) -> float32 [H, W, 2]
+    frames,  # uint8 [F, H, W, 3], or a sequence of pictures of one size
+    fps=None,  # frames a second; only VBench's dynamic degree asks for it, and 8 are assumed
+    flow="dis",  # 'dis', a file with RAFT's weights, or a function (now, after) -> float32 [H, W, 2]
     reference=None,  # the real film, frame by frame the same thing: for tOF and the warping error along its flow
-    region=None,     # (top, left, height, width) in shares of the picture to track; its middle half unless given
-    windows=(),      # numbers of the frames at which a new window began, for the seam score
-    side=512,        # look at pictures of at most this size, in pixels; None: as they are
-    dino=None,       # folder of a DINO: subject consistency
-    clip=None,       # folder of a CLIP: background and CLIP frame consistency
-    device="cpu",    # where the networks compute
+    region=None,  # (top, left, height, width) in shares of the picture to track; its middle half unless given
+    windows=(),  # numbers of the frames at which a new window began, for the seam score
+    side=512,  # look at pictures of at most this size, in pixels; None: as they are
+    dino=None,  # folder of a DINO: subject consistency
+    clip=None,  # folder of a CLIP: background and CLIP frame consistency
+    device="cpu",  # where the networks compute
 ):  # Scores
     "Everything that can be said about how a film holds together. Raises `ConsistencyError`, one line."
-    if flow == "dis": flow = dis_flow
-    elif not callable(flow): flow = raft_flow(flow, device)
+    if flow == "dis":
+        flow = dis_flow
+    elif not callable(flow):
+        flow = raft_flow(flow, device)
     frames, reference = check_frames(frames), None if reference is None else check_frames(reference)
     if reference is not None and reference.shape != frames.shape:
         raise ConsistencyError(f"the reference has the shape {list(reference.shape)}, the film {list(frames.shape)}")
@@ -400,7 +538,11 @@ def measure(
     seen, more = _seen(frames, dino, clip, device)
     pairs = {name: np.array([row[name] for row in rows]) for name in rows[0]} | {"held": held(frames)} | seen
     singles = {"smoothness": _smooth(frames, flow), "drift": drift(frames, boxes)}
-    video = {name: _mean(values) for name, values in (pairs | singles).items()} | _of_the_video(frames, pairs, flow, fps, windows) | more
+    video = (
+        {name: _mean(values) for name, values in (pairs | singles).items()}
+        | _of_the_video(frames, pairs, flow, fps, windows)
+        | more
+    )
     return Scores(singles, pairs, video, _flags(pairs, video["step_ratio"]), frames.shape[1:3], boxes)
 
 # %% ../nbs/10_consistency.ipynb #898c2f81
@@ -408,19 +550,32 @@ def _rows(frames, flow, reference, region):
     "A row of figures and a box for each pair, from one look at its flow."
     top, left, height, width = region or (0.25, 0.25, 0.5, 0.5)
     h, w = frames.shape[1:3]
-    if not (0 <= top and 0 <= left and 0 < height*h >= 1 and 0 < width*w >= 1 and top + height <= 1 and left + width <= 1):
-        raise ConsistencyError(f"the region {region} is not (top, left, height, width) within the picture, in shares of it")
-    rows, boxes = [], [(top*h, left*w, height*h, width*w)]
+    if not (
+        0 <= top
+        and 0 <= left
+        and 0 < height * h >= 1
+        and 0 < width * w >= 1
+        and top + height <= 1
+        and left + width <= 1
+    ):
+        raise ConsistencyError(
+            f"the region {region} is not (top, left, height, width) within the picture, in shares of it"
+        )
+    rows, boxes = [], [(top * h, left * w, height * h, width * w)]
     for t, (now, after) in enumerate(pairwise(frames)):
         forward, backward = flow(now, after), flow(after, now)
-        rows.append(_pair(now, after, forward, backward) | (_reference(now, after, *reference[t:t + 2], flow) if reference is not None else {}))
+        rows.append(
+            _pair(now, after, forward, backward)
+            | (_reference(now, after, *reference[t : t + 2], flow) if reference is not None else {})
+        )
         boxes.append(follow(boxes[-1], forward))
     return rows, boxes
+
 
 def _smooth(frames, flow):
     "Smoothness of the odd frames that have two neighbours, nan for the others."
     odd = range(1, len(frames) - 1, 2)
-    found = {t: smoothness(*frames[t - 1:t + 2], flow(frames[t - 1], frames[t + 1])) for t in odd}
+    found = {t: smoothness(*frames[t - 1 : t + 2], flow(frames[t - 1], frames[t + 1])) for t in odd}
     return np.array([found.get(t, math.nan) for t in range(len(frames))])
 
 # %% ../nbs/10_consistency.ipynb #94baf803
@@ -431,36 +586,62 @@ def controls(
     "The film broken in three ways, to read its scores against."
     frames, rng = check_frames(frames), np.random.default_rng(seed)
     sign = np.where(np.arange(len(frames)) % 2, 8, -8).astype(np.int16)[:, None, None, None]
-    return {"static": np.repeat(frames[len(frames)//2:][:1], len(frames), 0), "shuffled": rng.permutation(frames),
-            "flickering": np.clip(frames.astype(np.int16) + sign, 0, 255).astype(np.uint8)}
+    return {
+        "static": np.repeat(frames[len(frames) // 2 :][:1], len(frames), 0),
+        "shuffled": rng.permutation(frames),
+        "flickering": np.clip(frames.astype(np.int16) + sign, 0, 255).astype(np.uint8),
+    }
 
 # %% ../nbs/10_consistency.ipynb #c9b9a609
 def plot_scores(
     scores,  # dict of name: Scores, or one Scores
-    names=("warping_error", "visible", "motion", "flickering"),  # what to draw over time, from `METRICS`, per frame or per pair
+    names=(
+        "warping_error",
+        "visible",
+        "motion",
+        "flickering",
+    ),  # what to draw over time, from `METRICS`, per frame or per pair
 ):  # array of axes, one a name and one more
-    "Curves over time, one colour a film, and the warping error against the motion: further right is livelier, lower is steadier. Squared colours get a logarithmic axis that has a zero; still films are drawn dotted and hollow."
+    """Curves over time, one colour a film, and the warping error against the motion: further right is livelier, lower
+    is steadier. Squared colours get a logarithmic axis that has a zero; still films are drawn dotted and hollow.
+    """
     from matplotlib import pyplot as plt
+
     scores = {"": scores} if isinstance(scores, Scores) else scores
-    axes = plt.subplots(1, len(names) + 1, figsize=(2.2*(len(names) + 1), 2.2), layout="constrained", dpi=80)[1]
+    axes = plt.subplots(1, len(names) + 1, figsize=(2.2 * (len(names) + 1), 2.2), layout="constrained", dpi=80)[1]
     for number, (film, found) in enumerate(scores.items()):
         still, colour = found.flags["still"], f"C{number}"
-        for ax, name in zip(axes, names): _curve(ax, found, name, color=colour, ls=":" if still else "-", label=film)
-        axes[-1].plot(found.video["motion"], found.video["warping_error"], "o", color=colour, mfc="none" if still else colour, label=film)
+        for ax, name in zip(axes, names):
+            _curve(ax, found, name, color=colour, ls=":" if still else "-", label=film)
+        axes[-1].plot(
+            found.video["motion"],
+            found.video["warping_error"],
+            "o",
+            color=colour,
+            mfc="none" if still else colour,
+            label=film,
+        )
     axes[-1].set_title("warping_error, motion", fontsize=8)
     axes[-1].set_xlabel(METRICS["motion"][1], fontsize=7)
     for ax, name in zip(axes, [*names, "warping_error"]):
-        if METRICS[name][1].startswith("squared"): ax.set_yscale("symlog", linthresh=1e-4)
+        if METRICS[name][1].startswith("squared"):
+            ax.set_yscale("symlog", linthresh=1e-4)
     axes[-1].set_ylim(bottom=0)
-    for ax in axes: ax.tick_params(labelsize=6)
-    if any(scores): axes[-1].legend(fontsize=6)
+    for ax in axes:
+        ax.tick_params(labelsize=6)
+    if any(scores):
+        axes[-1].legend(fontsize=6)
     return axes
+
 
 def _curve(ax, found, name, **style):
     "Pairs are drawn between their frames."
-    if name in found.per_pair: x, y = np.arange(len(found.per_pair[name])) + 0.5, found.per_pair[name].astype(float)
-    elif name in found.per_frame: x, y = np.arange(len(found.per_frame[name])), found.per_frame[name]
-    else: raise ConsistencyError(f"{name} was not measured per frame or per pair")
+    if name in found.per_pair:
+        x, y = np.arange(len(found.per_pair[name])) + 0.5, found.per_pair[name].astype(float)
+    elif name in found.per_frame:
+        x, y = np.arange(len(found.per_frame[name])), found.per_frame[name]
+    else:
+        raise ConsistencyError(f"{name} was not measured per frame or per pair")
     known = ~np.isnan(y)
     ax.plot(x[known], y[known], lw=1, **style)
     ax.set_title(name, fontsize=8)

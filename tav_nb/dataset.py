@@ -8,17 +8,43 @@ __all__ = ['VALUES', 'RecordRow', 'DatasetError', 'write_whole', 'npz_bytes', 'i
            'empty_is_whole', 'write_about', 'read_ahead', 'Summary', 'ranks', 'prepare']
 
 # %% ../nbs/18_dataset.ipynb #a660d12f
-import base64, io, json, os, queue, re, threading, time
+import base64
+import io
+import json
+import os
+import queue
+import re
+import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
+
 import numpy as np
-import tav_nb
 from msgspec import Meta
-from .encode import ROW, SCHEMA, EncodeOptions, Encoder, arrays_of, content, draw, encode_text, fingerprint, key_of, mark_copies, plan_file, refused, safe_vae, signature
-from .files import sweep, write_whole as write_file
+
+import tav_nb
+from tav_nb.encode import (
+    ROW,
+    SCHEMA,
+    EncodeOptions,
+    Encoder,
+    arrays_of,
+    content,
+    draw,
+    encode_text,
+    fingerprint,
+    key_of,
+    mark_copies,
+    plan_file,
+    refused,
+    safe_vae,
+    signature,
+)
+from .files import sweep
+from .files import write_whole as write_file
 from .loader import NEEDED, CacheError, FileName, check_arrays, check_finite, read_manifest
 from .schema import check_type, parse_json, printable, read_arrays
 from .shots import ShotOptions, SourceError
@@ -31,9 +57,13 @@ class DatasetError(ValueError):
 # %% ../nbs/18_dataset.ipynb #68add163
 def write_whole(path, data, durable=True):
     "Write bytes to a file that is there completely or not at all. Raises `DatasetError` if that cannot be."
-    try: write_file(path, data, durable)
+    try:
+        write_file(path, data, durable)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror}. What was finished before is whole; once there is room, the same command goes on from there") from None
+        raise DatasetError(
+            f"{path}: cannot be written: {error.strerror}. What was finished before is whole; once there is room, the"
+            " same command goes on from there"
+        ) from None
 
 # %% ../nbs/18_dataset.ipynb #a94df898
 def npz_bytes(arrays):
@@ -49,14 +79,19 @@ def is_whole(path: Path, arrays: dict) -> bool:
 
 # %% ../nbs/18_dataset.ipynb #8043a1bd
 def read_clip(path, row=None) -> dict:
-    "The arrays of a clip, `meta` as a dict; empty if there is no such file, none that can be read, one whose arrays are no clip's, or not of the size that `row` says."
+    """The arrays of a clip, `meta` as a dict; empty if there is no such file, none that can be read, one whose arrays
+    are no clip's, or not of the size that `row` says.
+    """
     try:
         arrays = read_arrays(path)
-        if not {*NEEDED, "meta"} <= arrays.keys() or check_arrays(arrays) or check_finite(arrays): return {}
+        if not {*NEEDED, "meta"} <= arrays.keys() or check_arrays(arrays) or check_finite(arrays):
+            return {}
         frames, _, height, width = arrays["latents"].shape
-        if row and (frames, height, width) != (row["frames"], row["height"]//8, row["width"]//8): return {}
+        if row and (frames, height, width) != (row["frames"], row["height"] // 8, row["width"] // 8):
+            return {}
         return arrays | {"meta": parse_json(str(arrays["meta"]), dict[str, Any], path)}
-    except (OSError, ValueError): return {}  # whatever it is, the answer is to make it anew
+    except (OSError, ValueError):
+        return {}  # whatever it is, the answer is to make it anew
 
 # %% ../nbs/18_dataset.ipynb #4ba32e0f
 def intact(path, row) -> bool:
@@ -67,14 +102,22 @@ def intact(path, row) -> bool:
     return clip["meta"].get("cache_key") == row["cache_key"] and is_whole(path, read_arrays(path))
 
 # %% ../nbs/18_dataset.ipynb #9178286f
-VALUES = {"string": str, "int32": Annotated[int, Meta(ge=-2**31, lt=2**31)], "float32": float, "float64": float, "bool": bool, "binary": str}
+VALUES = {
+    "string": str,
+    "int32": Annotated[int, Meta(ge=-(2**31), lt=2**31)],
+    "float32": float,
+    "float64": float,
+    "bool": bool,
+    "binary": str,
+}
 RecordRow = TypedDict("RecordRow", {name: FileName if name == "clip" else VALUES[kind] for name, kind in ROW.items()})
 
 
 class Record(TypedDict):
     "What is remembered of a finished file."
-    key: str        # `file_key`
-    sha256: str     # of the source
+
+    key: str  # `file_key`
+    sha256: str  # of the source
     signature: str  # its size and date
     sizes: dict[FileName, Annotated[int, Meta(ge=0)]]  # of its clips
     rows: list[RecordRow]
@@ -89,19 +132,28 @@ def record_bytes(record):
 
 class Cache:
     "A folder OUT: clips/*.npz, records/*.json, cache.json, _empty.npz, manifest.parquet."
+
     def __init__(self, out):
-        self.out, self.clips, self.records, self.manifest = (Path(out)/name for name in ("", "clips", "records", "manifest.parquet"))
+        self.out, self.clips, self.records, self.manifest = (
+            Path(out) / name for name in ("", "clips", "records", "manifest.parquet")
+        )
         try:
-            for folder in (self.clips, self.records): folder.mkdir(parents=True, exist_ok=True)
-            for folder in (self.out, self.clips, self.records): sweep(folder)
-        except OSError as error: raise DatasetError(f"{out}: cannot be a cache: {error.strerror}") from None
+            for folder in (self.clips, self.records):
+                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.out, self.clips, self.records):
+                sweep(folder)
+        except OSError as error:
+            raise DatasetError(f"{out}: cannot be a cache: {error.strerror}") from None
         self.stored = {}  # names of items -> names of their files in clips/
         for name in os.listdir(self.clips):
-            if match := re.fullmatch(r"(.+)-\d{7,}-\d+(-flip)?\.npz", name): self.stored.setdefault(match[1], set()).add(name)
+            if match := re.fullmatch(r"(.+)-\d{7,}-\d+(-flip)?\.npz", name):
+                self.stored.setdefault(match[1], set()).add(name)
 
-    def path(self, row): return self.clips/f"{row['clip']}.npz"
+    def path(self, row):
+        return self.clips / f"{row['clip']}.npz"
 
-    def record_path(self, items): return self.records/f"{items[0].name}.json"
+    def record_path(self, items):
+        return self.records / f"{items[0].name}.json"
 
     def record(self, items):
         "What is remembered of a file; empty if nothing is, or if it is damaged."
@@ -109,25 +161,33 @@ class Cache:
         try:
             record = parse_json(path.read_bytes(), dict, path)
             check_type(record, Record, path)  # but the very numbers stay: 0 is not 0.0 to a checksum
-            if record.get("checksum") not in (None, json.loads(record_bytes(record))["checksum"]): return {}
+            if record.get("checksum") not in (None, json.loads(record_bytes(record))["checksum"]):
+                return {}
             self.rows(record)
             return record
-        except (OSError, ValueError): return {}
+        except (OSError, ValueError):
+            return {}
 
     def write_record(self, items, record):
         "Remember what is known of a file, unless that is what is remembered."
         path, data = self.record_path(items), record_bytes(record)
-        try: same = path.read_bytes() == data
-        except OSError: same = False
-        if not same: write_whole(path, data)
+        try:
+            same = path.read_bytes() == data
+        except OSError:
+            same = False
+        if not same:
+            write_whole(path, data)
 
     def content(self, items):
-        "The hash and the signature of a file, the hash from its record as long as the signature is the one in there; both empty if there is no such file."
+        """The hash and the signature of a file, the hash from its record as long as the signature is the one in there;
+        both empty if there is no such file.
+        """
         record, path = self.record(items), items[0].path
         try:
             stat = signature(path)
             return (record["sha256"] if record.get("signature") == stat else content(path)), stat
-        except OSError: return "", ""
+        except OSError:
+            return "", ""
 
     def rows(self, record):
         "The rows of a record."
@@ -140,17 +200,33 @@ class Cache:
 # %% ../nbs/18_dataset.ipynb #12f28808
 def file_key(items, sha256, encoder, shots):
     "A key over everything that decides which clips a file gives and what is in them."
-    about = [{name: value for name, value in (asdict(item) | {"path": str(item.path)}).items() if name != "refusal" or value} for item in items]
-    return key_of(sha256=sha256, items=about, shots=shots.decisive(), options=asdict(encoder.options),
-                model=encoder.model, dtypes=encoder.dtypes, schema=SCHEMA, version=tav_nb.__version__)
+    about = [
+        {name: value for name, value in (asdict(item) | {"path": str(item.path)}).items() if name != "refusal" or value}
+        for item in items
+    ]
+    return key_of(
+        sha256=sha256,
+        items=about,
+        shots=shots.decisive(),
+        options=asdict(encoder.options),
+        model=encoder.model,
+        dtypes=encoder.dtypes,
+        schema=SCHEMA,
+        version=tav_nb.__version__,
+    )
 
 # %% ../nbs/18_dataset.ipynb #cf369f59
 def finished(cache, items, encoder, shots):
-    "The record of a file if it is finished and nothing has changed since; and the file's hash, empty if there is no such file."
+    """The record of a file if it is finished and nothing has changed since; and the file's hash, empty if there is no
+    such file.
+    """
     record, (sha256, stat) = cache.record(items), cache.content(items)
-    if not record or record["key"] != file_key(items, sha256, encoder, shots): return None, sha256, stat
+    if not record or record["key"] != file_key(items, sha256, encoder, shots):
+        return None, sha256, stat
     clips = {cache.path(row).name: row for row in record["rows"] if row["kept"]}
-    whole = clips.keys() == record["sizes"].keys() and all(intact(cache.clips/name, row) for name, row in clips.items())
+    whole = clips.keys() == record["sizes"].keys() and all(
+        intact(cache.clips / name, row) for name, row in clips.items()
+    )
     return (record | {"sha256": sha256, "signature": stat} if whole else None), sha256, stat
 
 # %% ../nbs/18_dataset.ipynb #9b76d9f1
@@ -158,38 +234,61 @@ def finish(cache, items, key, sha256, stat, rows):
     "All clips of a file are written: remove those of an earlier plan, and remember."
     sizes = {(path := cache.path(row)).name: path.stat().st_size for row in rows if row["kept"]}
     for item in items:
-        for name in cache.stored.get(item.name, set()) - sizes.keys(): (cache.clips/name).unlink(missing_ok=True)
-    cache.write_record(items, {"key": key, "sha256": sha256, "signature": stat, "sizes": sizes,
-                               "rows": [row | {"thumbs": base64.b64encode(row["thumbs"]).decode()} for row in rows]})
+        for name in cache.stored.get(item.name, set()) - sizes.keys():
+            (cache.clips / name).unlink(missing_ok=True)
+    cache.write_record(
+        items,
+        {
+            "key": key,
+            "sha256": sha256,
+            "signature": stat,
+            "sizes": sizes,
+            "rows": [row | {"thumbs": base64.b64encode(row["thumbs"]).decode()} for row in rows],
+        },
+    )
 
 # %% ../nbs/18_dataset.ipynb #5321c898
 def needed():
     "pyarrow; raises `DatasetError` if it or OpenCV is missing."
-    try: import cv2, pyarrow, pyarrow.parquet
-    except ImportError as error: raise DatasetError(f"preparing clips needs {error.name}: pip install 'tav_nb[prepare]'") from None
+    try:
+        import cv2
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DatasetError(f"preparing clips needs {error.name}: pip install 'tav_nb[prepare]'") from None
     return pyarrow
 
 # %% ../nbs/18_dataset.ipynb #5e6963b9
 def write_manifest(cache, rows):
     "All rows as one parquet table; an equal one is left alone."
     arrow = needed()
-    table = arrow.Table.from_pylist(rows, arrow.schema([(name, getattr(arrow, kind.replace("bool", "bool_"))()) for name, kind in ROW.items()]))
+    table = arrow.Table.from_pylist(
+        rows, arrow.schema([(name, getattr(arrow, kind.replace("bool", "bool_"))()) for name, kind in ROW.items()])
+    )
     out = io.BytesIO()
     arrow.parquet.write_table(table, out, compression="zstd")
-    if not cache.manifest.exists() or cache.manifest.read_bytes() != out.getvalue(): write_whole(cache.manifest, out.getvalue())
+    if not cache.manifest.exists() or cache.manifest.read_bytes() != out.getvalue():
+        write_whole(cache.manifest, out.getvalue())
 
 # %% ../nbs/18_dataset.ipynb #aeb5e6a9
 def check_source(
     out: Path,  # a cache, or where one will be
     items: list[Item],  # all of the source
 ):
-    "Raise `DatasetError` if the manifest in `out` lists kept clips of files that are there, but are not of this source."
-    manifest = Path(out)/"manifest.parquet"
+    """Raise `DatasetError` if the manifest in `out` lists kept clips of files that are there, but are not of this
+    source.
+    """
+    manifest = Path(out) / "manifest.parquet"
     try:
         rows = read_manifest(out, ["clip", "file", "kept"])
     except CacheError:  # none, or one that cannot be read and will be written anew
         return
-    paths, names, lost, common = {os.path.realpath(item.path) for item in items}, {item.name for item in items}, [], False
+    paths, names, lost, common = (
+        {os.path.realpath(item.path) for item in items},
+        {item.name for item in items},
+        [],
+        False,
+    )
     for row in rows:
         file, clip = row["file"], row["clip"]
         moved = not os.path.exists(file) and re.sub(r"-\d{7,}-\d+(-flip)?$", "", clip) in names
@@ -199,8 +298,11 @@ def check_source(
             lost.append(file)
     lost = [file for file in lost if not common or os.path.exists(file)]
     if lost:
-        raise DatasetError(f"{out}: its manifest lists clips of files that this source does not have, such as {printable(lost[0])} ({len(set(lost))} in all), and training would no longer see them. "
-                           f"Choose another OUT, or a SOURCE that holds both (a folder with links to both will do); if these clips shall go, delete {manifest} first")
+        raise DatasetError(
+            f"{out}: its manifest lists clips of files that this source does not have, such as {printable(lost[0])}"
+            f" ({len(set(lost))} in all), and training would no longer see them. Choose another OUT, or a SOURCE that"
+            f" holds both (a folder with links to both will do); if these clips shall go, delete {manifest} first"
+        )
 
 # %% ../nbs/18_dataset.ipynb #9d2a1d47
 def empty_is_whole(path, encoder):
@@ -208,19 +310,43 @@ def empty_is_whole(path, encoder):
     first, second = (getattr(encoder.pipe, part).config for part in ("text_encoder", "text_encoder_2"))
     try:
         arrays = read_arrays(path)
-        if list(arrays) != list(NEEDED[1:3]) or check_arrays(arrays) or check_finite(arrays) or not is_whole(path, arrays): return False
-    except (OSError, ValueError): return False
-    return arrays["text_embeds"].shape == (encoder.pipe.tokenizer.model_max_length, first.hidden_size + second.hidden_size) and arrays["pooled_embeds"].shape == (second.projection_dim,)
+        if (
+            list(arrays) != list(NEEDED[1:3])
+            or check_arrays(arrays)
+            or check_finite(arrays)
+            or not is_whole(path, arrays)
+        ):
+            return False
+    except (OSError, ValueError):
+        return False
+    return arrays["text_embeds"].shape == (
+        encoder.pipe.tokenizer.model_max_length,
+        first.hidden_size + second.hidden_size,
+    ) and arrays["pooled_embeds"].shape == (second.projection_dim,)
 
 
 def write_about(cache, encoder, shots):
     "cache.json, which says what made the cache, and the entry for no caption."
-    about = {"schema_version": SCHEMA, "model": encoder.model, "model_name": encoder.name, "dtypes": encoder.dtypes,
-             "scaling_factor": encoder.pipe.vae.config.scaling_factor, "options": asdict(encoder.options), "shots": shots.decisive()}
-    data, path, empty = json.dumps(about, indent=1, default=str).encode(), cache.out/"cache.json", cache.out/"_empty.npz"
-    try: same = path.read_bytes() == data
-    except OSError: same = False
-    if same and empty_is_whole(empty, encoder): return
+    about = {
+        "schema_version": SCHEMA,
+        "model": encoder.model,
+        "model_name": encoder.name,
+        "dtypes": encoder.dtypes,
+        "scaling_factor": encoder.pipe.vae.config.scaling_factor,
+        "options": asdict(encoder.options),
+        "shots": shots.decisive(),
+    }
+    data, path, empty = (
+        json.dumps(about, indent=1, default=str).encode(),
+        cache.out / "cache.json",
+        cache.out / "_empty.npz",
+    )
+    try:
+        same = path.read_bytes() == data
+    except OSError:
+        same = False
+    if same and empty_is_whole(empty, encoder):
+        return
     cache.outdated()
     embeds, pooled = encode_text(encoder.pipe, "")
     write_whole(empty, npz_bytes({"text_embeds": embeds, "pooled_embeds": pooled}))
@@ -229,75 +355,103 @@ def write_about(cache, encoder, shots):
 # %% ../nbs/18_dataset.ipynb #c1f13e6c
 class _Ahead:
     "Threads that fill a short queue."
+
     def __init__(self, jobs, read, workers, depth):
         self.waiting, self.read, self.ready, self.workers = iter(jobs), read, queue.Queue(depth), workers
         self.stop, self.lock = threading.Event(), threading.Lock()
 
     def put(self, thing):
         while not self.stop.is_set():
-            try: return self.ready.put(thing, timeout=0.1)
-            except queue.Full: pass
+            try:
+                return self.ready.put(thing, timeout=0.1)
+            except queue.Full:
+                pass
 
     def work(self):
         "What one thread does: job after job, and tell when there are no more."
         try:
             while not self.stop.is_set():
-                with self.lock: job = next(self.waiting, self.stop)
-                if job is self.stop: break
+                with self.lock:
+                    job = next(self.waiting, self.stop)
+                if job is self.stop:
+                    break
                 for thing in self.read(job):
                     self.put((job, thing))
-                    if self.stop.is_set(): return
+                    if self.stop.is_set():
+                        return
                 self.put((job, None))
-        except BaseException as error: self.put(error)
+        except BaseException as error:
+            self.put(error)
         self.put(self.stop)
 
     def things(self):
         "What all threads have read, until the last has told that there is no more."
         while self.workers:
             thing = self.ready.get()
-            if isinstance(thing, BaseException): raise thing
-            if thing is self.stop: self.workers -= 1
-            else: yield thing
+            if isinstance(thing, BaseException):
+                raise thing
+            if thing is self.stop:
+                self.workers -= 1
+            else:
+                yield thing
 
 # %% ../nbs/18_dataset.ipynb #c8cc184a
 @contextmanager
 def read_ahead(jobs, read, workers=2, depth=2):
-    "Inside the `with`, an iterator over (job, thing) for all things that `read(job)` yields; a job's things come in order, `None` after its last."
+    """Inside the `with`, an iterator over (job, thing) for all things that `read(job)` yields; a job's things come in
+    order, `None` after its last.
+    """
     ahead = _Ahead(jobs, read, workers, depth)
     threads = [threading.Thread(target=ahead.work, daemon=True) for _ in range(workers)]
-    for thread in threads: thread.start()
-    try: yield ahead.things()
+    for thread in threads:
+        thread.start()
+    try:
+        yield ahead.things()
     finally:
         ahead.stop.set()
-        for thread in threads: thread.join()
+        for thread in threads:
+            thread.join()
 
 # %% ../nbs/18_dataset.ipynb #4944791c
 def _read_file(items, cache, encoder, shots):
-    "Yield ('done', record), or ('plan', ...) and then ('clip', clip, frames) for each clip that has to be written; frames is None where old latents will do."
+    """Yield ('done', record), or ('plan', ...) and then ('clip', clip, frames) for each clip that has to be written;
+    frames is None where old latents will do.
+    """
     record, sha256, stat = finished(cache, items, encoder, shots)
-    if record: return (yield "done", record)
+    if record:
+        return (yield "done", record)
     info, clips = plan_file(items, shots, encoder.options, sha256)
     clips = [encoder.keyed(clip) for clip in clips]
     yield "plan", sha256, stat, [clip.row for clip in clips]
     kept = [(clip, read_clip(cache.path(clip.row), clip.row).get("meta", {})) for clip in clips if clip.row["kept"]]
-    new = [(clip, meta) for clip, meta in kept if meta.get("cache_key") != clip.row["cache_key"] or not intact(cache.path(clip.row), clip.row)]
+    new = [
+        (clip, meta)
+        for clip, meta in kept
+        if meta.get("cache_key") != clip.row["cache_key"] or not intact(cache.path(clip.row), clip.row)
+    ]
     for clip, meta in new:
-        if meta.get("latents_key") == clip.row["latents_key"]: yield "clip", clip, None
+        if meta.get("latents_key") == clip.row["latents_key"]:
+            yield "clip", clip, None
     drawn = [clip for clip, meta in new if meta.get("latents_key") != clip.row["latents_key"]]
-    try: yield from (("clip", clip, frames) for clip, frames in draw(items[0].path, info, drawn))
-    except SourceError as error: yield "broken", str(error)
+    try:
+        yield from (("clip", clip, frames) for clip, frames in draw(items[0].path, info, drawn))
+    except SourceError as error:
+        yield "broken", str(error)
 
 # %% ../nbs/18_dataset.ipynb #6e353f60
 @dataclass
 class Summary:
     "What a run did."
-    files: int = 0       # source files seen
-    unchanged: int = 0   # of which nothing had to be done
-    kept: int = 0        # clips in the cache
-    reasons: Counter = field(default_factory=Counter)  # of dropped clips: what stands before the first colon -> how many
-    encoded: int = 0     # clips whose latents were computed
-    frames: int = 0      # and their frames
-    reused: int = 0      # clips that were written anew with old latents
+
+    files: int = 0  # source files seen
+    unchanged: int = 0  # of which nothing had to be done
+    kept: int = 0  # clips in the cache
+    reasons: Counter = field(
+        default_factory=Counter
+    )  # of dropped clips: what stands before the first colon -> how many
+    encoded: int = 0  # clips whose latents were computed
+    frames: int = 0  # and their frames
+    reused: int = 0  # clips that were written anew with old latents
     seconds: float = 0.0
     waited: float = 0.0  # seconds in which encoding waited for frames
     complete: bool = False  # is the manifest written, that is, have all ranks finished?
@@ -308,7 +462,9 @@ class Summary:
         self.files += 1
         self.kept += sum(row["kept"] for row in rows)
         self.reasons.update(row["reason"].partition(":")[0] for row in rows if not row["kept"])
-        self.problems += dict.fromkeys(f"{row['file']}: {row['reason']}" for row in rows if row["reason"].startswith(("unreadable", "damaged")))
+        self.problems += dict.fromkeys(
+            f"{row['file']}: {row['reason']}" for row in rows if row["reason"].startswith(("unreadable", "damaged"))
+        )
 
 # %% ../nbs/18_dataset.ipynb #bc18f683
 def ranks():
@@ -318,26 +474,33 @@ def ranks():
 # %% ../nbs/18_dataset.ipynb #4b62b8d3
 class _Run:
     "One rank's work in progress."
+
     def __init__(self, cache, encoder, shots, progress):
         self.cache, self.encoder, self.shots, self.progress = cache, encoder, shots, progress
         self.summary, self.plans = Summary(), {}  # plans: id of a file's items -> what came with 'plan'
 
     def take(self, items, kind, *what):
         "One thing that a thread has read."
-        if kind == "done": self.plans[id(items)] = what[0]
+        if kind == "done":
+            self.plans[id(items)] = what[0]
         elif kind == "plan":
             self.plans[id(items)] = list(what)
-            if self.cache.record(items): self.cache.outdated()
-        elif kind == "broken": self.plans[id(items)][2] = [clip.row for clip in refused(items, f"unreadable: {what[0]}")]
-        else: self.write(*what)
+            if self.cache.record(items):
+                self.cache.outdated()
+        elif kind == "broken":
+            self.plans[id(items)][2] = [clip.row for clip in refused(items, f"unreadable: {what[0]}")]
+        else:
+            self.write(*what)
 
     def write(self, clip, frames):
         "Encode a clip, write it, count it."
         path = self.cache.path(clip.row)
         self.cache.stored.setdefault(clip.item, set()).add(path.name)
         write_whole(path, npz_bytes(arrays_of(self.encoder, clip, frames, read_clip(path, clip.row))), durable=False)
-        if frames is None: self.summary.reused += 1
-        else: self.summary.encoded, self.summary.frames = self.summary.encoded + 1, self.summary.frames + len(frames)
+        if frames is None:
+            self.summary.reused += 1
+        else:
+            self.summary.encoded, self.summary.frames = self.summary.encoded + 1, self.summary.frames + len(frames)
 
     def finish(self, items):
         "A file's last clip is written."
@@ -350,7 +513,8 @@ class _Run:
             sha256, stat, rows = plan_
             finish(self.cache, items, file_key(items, sha256, self.encoder, self.shots), sha256, stat, rows)
         self.summary.add(rows)
-        if self.progress: self.progress(items, rows)
+        if self.progress:
+            self.progress(items, rows)
 
 # %% ../nbs/18_dataset.ipynb #a9220c00
 def _all_rows(cache, groups, encoder, shots):
@@ -358,7 +522,8 @@ def _all_rows(cache, groups, encoder, shots):
     rows = []
     for items in groups:
         record = cache.record(items)
-        if not record or record["key"] != file_key(items, record["sha256"], encoder, shots): return None
+        if not record or record["key"] != file_key(items, record["sha256"], encoder, shots):
+            return None
         rows += cache.rows(record)
     return rows
 
@@ -367,20 +532,26 @@ def _checked(items):
     "The items in groups of one file each; raises an error if they, or this installation, are not fit for a run."
     check_captions(items)
     needed()
-    if not items: raise DatasetError("there is nothing to prepare")
-    if twice := [name for name, count in Counter(item.name for item in items).items() if count > 1]: raise DatasetError(f"two items have the name {twice[0]}")
+    if not items:
+        raise DatasetError("there is nothing to prepare")
+    if twice := [name for name, count in Counter(item.name for item in items).items() if count > 1]:
+        raise DatasetError(f"two items have the name {twice[0]}")
     return by_file(items)
 
 # %% ../nbs/18_dataset.ipynb #05a697ab
 def _work(run, groups, workers):
     "Take what the threads read until there is no more."
-    read = lambda items: _read_file(items, run.cache, run.encoder, run.shots)
+
+    def read(items):
+        return _read_file(items, run.cache, run.encoder, run.shots)
+
     with safe_vae(run.encoder.pipe.vae), read_ahead(groups, read, workers) as things:
         while True:
             asked = time.perf_counter()
             items, thing = next(things, (None, None))
             run.summary.waited += time.perf_counter() - asked
-            if items is None: return
+            if items is None:
+                return
             run.take(items, *thing) if thing else run.finish(items)
 
 # %% ../nbs/18_dataset.ipynb #69e2e5d2
@@ -408,6 +579,7 @@ def prepare(
     groups = by_file(mark_copies(items, lambda path: run.cache.content(files[path])[0]))
     write_about(run.cache, run.encoder, run.shots)
     _work(run, groups[rank::world], workers)
-    if rows := _all_rows(run.cache, groups, run.encoder, run.shots): write_manifest(run.cache, rows)
+    if rows := _all_rows(run.cache, groups, run.encoder, run.shots):
+        write_manifest(run.cache, rows)
     run.summary.complete, run.summary.seconds = bool(rows), time.perf_counter() - start
     return run.summary

@@ -17,11 +17,11 @@ import io
 import math
 import stat
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
 
 import av
 import numpy as np
@@ -63,13 +63,21 @@ class Limits:
         if width < 1 or height < 1:
             raise DecodeError(f"frames of {width} x {height} pixels")
         if not 1 / self.max_stretch <= stretch <= self.max_stretch:
-            raise DecodeError(f"its pixels are {stretch:.6g} times as wide as high, beyond {self.max_stretch:g} (--max-stretch)")
+            raise DecodeError(
+                f"its pixels are {stretch:.6g} times as wide as high, beyond {self.max_stretch:g} (--max-stretch)"
+            )
         if width * height * max(stretch, 1 / stretch) > self.max_pixels:
-            shape = f"{width} x {height} pixels" if stretch == 1 else f"{width} x {height} pixels of {stretch:.6g} times their height"
+            shape = (
+                f"{width} x {height} pixels"
+                if stretch == 1
+                else f"{width} x {height} pixels of {stretch:.6g} times their height"
+            )
             raise DecodeError(f"frames of {shape}, more than {self.max_pixels} (--max-pixels)")
 
     def watch(self) -> Callable[[int, float], None]:
-        "A function to be called with the count of frames and their time in seconds; it raises a `DecodeError` at the first frame beyond a limit"
+        """A function to be called with the count of frames and their time in seconds; it raises a `DecodeError` at the
+        first frame beyond a limit
+        """
         start = time.monotonic()
 
         def check(count: int, moment: float) -> None:
@@ -123,7 +131,9 @@ HLG_SCREEN = 400.0  # cd/m2 of the screen on which HLG's reference white is as b
 
 
 def tone_map(light: np.ndarray, peak: float, white: float = WHITE) -> np.ndarray:
-    "ITU-R BT.2390-11, 5.4.1: light of up to `peak` cd/m2 for a screen that goes up to `white`; below a knee nothing changes"
+    """ITU-R BT.2390-11, 5.4.1: light of up to `peak` cd/m2 for a screen that goes up to `white`; below a knee nothing
+    changes
+    """
     if peak <= white:
         return np.minimum(light, white)
     top, most = light_to_pq(peak), light_to_pq(white) / light_to_pq(peak)
@@ -208,14 +218,27 @@ EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolatio
 BT709, BT2020, FULL, UNKNOWN = 1, 9, 2, 2  # as FFmpeg numbers them
 TRANSFERS = {8: "linear", 16: "pq", 18: "hlg"}  # all others are shown alike
 FOREIGN_TRANSFERS = {9: "logarithmic", 10: "logarithmic"}
-FOREIGN_MATRICES = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE 2085", 12: "a matrix of its own primaries", 13: "a matrix of its own primaries", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-R", 17: "YCgCo-R"}
+FOREIGN_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE 2085",
+    12: "a matrix of its own primaries",
+    13: "a matrix of its own primaries",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-R",
+    17: "YCgCo-R",
+}
 
 
 @lru_cache
 def _format(name):
     "(Can it be transparent? Does it store RGB or grey, which no matrix leads to?)"
     form = av.VideoFormat(name)
-    return form.has_palette or any(part.is_alpha for part in form.components), form.is_rgb or form.has_palette or len(form.components) < 3
+    return (
+        form.has_palette or any(part.is_alpha for part in form.components),
+        form.is_rgb or form.has_palette or len(form.components) < 3,
+    )
 
 
 @dataclass(frozen=True)
@@ -245,12 +268,16 @@ def colours_of(frame: av.VideoFrame) -> Colours:
         raise DecodeError(f"its colours are stored as {FOREIGN_MATRICES[matrix]} and are not converted")
     kind = TRANSFERS.get(transfer, "sdr")
     if kind in ("pq", "hlg"):
-        return Colours(kind, primaries if primaries in RGB_AND_WHITE else BT2020, alpha, _peak(frame) if kind == "pq" else PEAK)
+        return Colours(
+            kind, primaries if primaries in RGB_AND_WHITE else BT2020, alpha, _peak(frame) if kind == "pq" else PEAK
+        )
     return Colours(kind, primaries if primaries in RGB_AND_WHITE else BT709, alpha)
 
 
 def _peak(frame):
-    "cd/m2 of the brightest light: MaxCLL if the file states it, else the peak of the screen on which the master was made, else 1,000"
+    """cd/m2 of the brightest light: MaxCLL if the file states it, else the peak of the screen on which the master was
+    made, else 1,000
+    """
     stated = {data.type.name: bytes(data) for data in frame.side_data}
     light, master = stated.get("CONTENT_LIGHT_LEVEL", b""), stated.get("MASTERING_DISPLAY_METADATA", b"")
     found = [float(int.from_bytes(light[:4], "little"))] if len(light) >= 4 else []
@@ -277,13 +304,18 @@ def _settings(frame, colours):
 def _scaled(frame, size, format, **settings):
     "A frame as an array of `size`, (height, width); going down, every stored pixel counts equally"
     way = Interpolation.AREA if size[0] < frame.height else Interpolation.BICUBIC | EXACT
-    return frame.to_ndarray(format=format, width=size[1], height=size[0], interpolation=way, threads=1, **settings)  # to start others takes ten times as long as a small frame
+    return frame.to_ndarray(
+        format=format, width=size[1], height=size[0], interpolation=way, threads=1, **settings
+    )  # to start others takes ten times as long as a small frame
 
 
 def _in_strips(signal, colours):
     "`to_srgb` of a whole picture, uint16 [H, W, 3]"
     rows = max(1, STRIP // signal.shape[1])
-    parts = [to_srgb(signal[i : i + rows], colours.transfer, colours.primaries, colours.peak) for i in range(0, len(signal), rows)]
+    parts = [
+        to_srgb(signal[i : i + rows], colours.transfer, colours.primaries, colours.peak)
+        for i in range(0, len(signal), rows)
+    ]
     return np.concatenate(parts)
 
 # %% ../nbs/42_decoder.ipynb #01a9df2b
@@ -296,7 +328,14 @@ def upon_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _upon_paper(frame, colours):
     "A frame that may be transparent, as an opaque one of sRGB; None if nothing of it is transparent"
     plain = (colours.transfer, colours.primaries) == ("sdr", BT709)
-    stored = frame.to_ndarray(format="rgba" if plain else "rgba64le", width=frame.width, height=frame.height, interpolation=Interpolation.BICUBIC | EXACT, threads=1, **_settings(frame, colours))
+    stored = frame.to_ndarray(
+        format="rgba" if plain else "rgba64le",
+        width=frame.width,
+        height=frame.height,
+        interpolation=Interpolation.BICUBIC | EXACT,
+        threads=1,
+        **_settings(frame, colours),
+    )
     rgb, alpha = stored[..., :3], stored[..., 3]
     alpha = alpha if plain else ((alpha.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if alpha.min() == 255:
@@ -337,7 +376,9 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
         plain = (-signs[0], signs[1], -signs[2], signs[3]) if mirrored else signs
         if plain in TURNS:
             return Orientation(TURNS[plain], mirrored)
-    raise DecodeError(f"is to be shown turned or sheared by the matrix {a:g} {b:g} {c:g} {d:g}, which is no quarter turn")
+    raise DecodeError(
+        f"is to be shown turned or sheared by the matrix {a:g} {b:g} {c:g} {d:g}, which is no quarter turn"
+    )
 
 # %% ../nbs/42_decoder.ipynb #3de02960
 def frame_pixels(
@@ -346,7 +387,9 @@ def frame_pixels(
     orientation: Orientation = Orientation(),
     format: str = "rgb24",  # or 'gray', the brightness alone
 ) -> np.ndarray:
-    "A decoded frame as uint8 [H, W, 3] (or [H, W], grey): upright, sRGB in full range, upon white paper, scaled in the same step"
+    """A decoded frame as uint8 [H, W, 3] (or [H, W], grey): upright, sRGB in full range, upon white paper, scaled in
+    the same step
+    """
     size = orientation.size(size or orientation.size((frame.height, frame.width)))
     colours = colours_of(frame)
     if colours.alpha and (opaque := _upon_paper(frame, colours)):
@@ -359,7 +402,21 @@ def frame_pixels(
     return orientation.apply(array)
 
 # %% ../nbs/42_decoder.ipynb #fa2957c3
-NAMES_FILES = {"concat", "dash", "hls", "imf", "image2", "image2pipe", "lavfi", "rtp", "rtsp", "sap", "sdp", "tty", "webm_dash_manifest"}  # formats that are lists of other files, or devices
+NAMES_FILES = {
+    "concat",
+    "dash",
+    "hls",
+    "imf",
+    "image2",
+    "image2pipe",
+    "lavfi",
+    "rtp",
+    "rtsp",
+    "sap",
+    "sdp",
+    "tty",
+    "webm_dash_manifest",
+}  # formats that are lists of other files, or devices
 FORMATS = ",".join(sorted(av.formats_available - NAMES_FILES))
 SEES_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # codec: the decoder that does
 
@@ -397,7 +454,9 @@ class Opened:
 def _container(path: Path, bound: dict) -> av.container.InputContainer:
     "An open file whose streams are read within a bound, as far as they are known before anything is read"
     try:
-        return av.open(str(path), options={"format_whitelist": FORMATS}, stream_options=[bound] * 8, metadata_errors="replace")
+        return av.open(
+            str(path), options={"format_whitelist": FORMATS}, stream_options=[bound] * 8, metadata_errors="replace"
+        )
     except av.FFmpegError:
         raise
     except ValueError:  # FLV and MPEG show their streams only while they are read; each decoder gets the bound later
@@ -406,7 +465,9 @@ def _container(path: Path, bound: dict) -> av.container.InputContainer:
 
 @contextmanager
 def open_video(path: Path, limits: Limits = Limits()) -> Iterator[Opened]:
-    "An `Opened` video; raises a `DecodeError` if it has no pictures, none that can be decoded, or larger ones than the limits allow"
+    """An `Opened` video; raises a `DecodeError` if it has no pictures, none that can be decoded, or larger ones than
+    the limits allow
+    """
     check_regular(Path(path))
     bound = {"max_pixels": str(limits.max_pixels)}
     with _container(path, bound) as container:
@@ -555,7 +616,11 @@ class Clock:
     def problem(self) -> str:
         "What is wrong with the times as a whole, or nothing"
         few = max(2, self.count // 50)
-        return f"time stands still or runs backwards at {self.repeated} of {self.count} frames" if self.repeated > few else ""
+        return (
+            f"time stands still or runs backwards at {self.repeated} of {self.count} frames"
+            if self.repeated > few
+            else ""
+        )
 
 # %% ../nbs/42_decoder.ipynb #3268dfa1
 GAMMA = 0.45455  # of a PNG whose numbers are nearly sRGB's
@@ -578,7 +643,12 @@ def _profile(image):
 def _gamma_table(image):
     "What the chunk gAMA of a PNG makes of each byte; None if there is nothing to convert"
     gamma = image.info.get("gamma", GAMMA)
-    if image.info.get("icc_profile") or "srgb" in image.info or abs(gamma / GAMMA - 1) <= 0.05 or not 0.1 <= gamma <= 10:
+    if (
+        image.info.get("icc_profile")
+        or "srgb" in image.info
+        or abs(gamma / GAMMA - 1) <= 0.05
+        or not 0.1 <= gamma <= 10
+    ):
         return None
     light = (np.arange(256) / 255) ** (1 / gamma)
     return np.round(255 * _srgb_encoded(light)).astype(int).tolist()
@@ -643,9 +713,52 @@ def image_pixels(image: Image.Image) -> np.ndarray:
 # %% ../nbs/42_decoder.ipynb #f7fadf1b
 STILLS = ".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"  # also the frames of a folder
 IMAGES = (*STILLS, ".apng", ".gif")  # what Pillow opens, moving or not
-VIDEOS = (".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flc", ".fli", ".flv", ".h264", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v",
-          ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".swf", ".ts", ".vob", ".webm",
-          ".wmv", ".wtv", ".y4m")  # what FFmpeg opens; it tries any other as well
+VIDEOS = (
+    ".264",
+    ".265",
+    ".3g2",
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".divx",
+    ".dv",
+    ".f4v",
+    ".flc",
+    ".fli",
+    ".flv",
+    ".h264",
+    ".hevc",
+    ".ivf",
+    ".m1v",
+    ".m2t",
+    ".m2ts",
+    ".m2v",
+    ".m4v",
+    ".mjpeg",
+    ".mjpg",
+    ".mk3d",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpe",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".mxf",
+    ".nut",
+    ".ogm",
+    ".ogv",
+    ".qt",
+    ".rm",
+    ".rmvb",
+    ".swf",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
+    ".wtv",
+    ".y4m",
+)  # what FFmpeg opens; it tries any other as well
 
 
 def is_image(path: Path) -> bool:

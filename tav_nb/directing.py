@@ -8,11 +8,14 @@ __all__ = ['DirectionError', 'by_frame', 'travel', 'read_picture', 'check_pictur
            'encode_picture', 'know_frames']
 
 # %% ../nbs/32_directing.ipynb #e5f493ea
-import math, re
+import math
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
+
 from .decoder import DecodeError, image_pixels, open_image
 from .show import to_image
 from .video import UNREADABLE
@@ -21,45 +24,66 @@ from .video import UNREADABLE
 class DirectionError(ValueError):
     "A film cannot be directed so; the message is one line."
 
-_key = r'(?:^|(?<=\s))([-+]?\d[\d.]*):'
+
+_key = r"(?:^|(?<=\s))([-+]?\d[\d.]*):"
 
 # %% ../nbs/32_directing.ipynb #dfdd1af8
-def by_frame(given,          # '0: a girl stands 24: a girl walks', {0: ..., 24: ...}, or one value for the whole film
-             what='prompt',  # or 'seed', whose values are numbers
-             ):              # {frame: value}, in the order of frames
+def by_frame(
+    given,  # '0: a girl stands 24: a girl walks', {0: ..., 24: ...}, or one value for the whole film
+    what="prompt",  # or 'seed', whose values are numbers
+):  # {frame: value}, in the order of frames
     "What holds from which frame on. Raises `DirectionError`: out of order, unreadable, nothing behind a colon"
-    if isinstance(given, dict): pairs = sorted(given.items(), key=lambda item: _frame(item[0], what))
-    elif isinstance(given, int): pairs = [(0, given)]
+    if isinstance(given, dict):
+        pairs = sorted(given.items(), key=lambda item: _frame(item[0], what))
+    elif isinstance(given, int):
+        pairs = [(0, given)]
     else:
-        before, *pieces = re.split(_key + (r'(?!\d)' if what == 'prompt' else ''), given)
+        before, *pieces = re.split(_key + (r"(?!\d)" if what == "prompt" else ""), given)
         pairs = list(zip(pieces[::2], pieces[1::2])) or [(0, before)]
         if pieces and before.strip():
-            raise DirectionError(f"{before.strip()[:40]!r} stands before the first frame: {what}s by frame look like '{_looks[what]}'")
+            raise DirectionError(
+                f"{before.strip()[:40]!r} stands before the first frame: {what}s by frame look like '{_looks[what]}'"
+            )
     return _checked([(_frame(key, what), _value(value, what, key)) for key, value in pairs], what)
 
 # %% ../nbs/32_directing.ipynb #179cff08
-_looks = {'prompt': '0: a girl stands 24: a girl walks', 'seed': '0: 1 24: 7'}
+_looks = {"prompt": "0: a girl stands 24: a girl walks", "seed": "0: 1 24: 7"}
+
 
 def _frame(key, what):
-    if not re.fullmatch(r'\d+', str(key)): raise DirectionError(f'{key!r} is not the number of a frame: they are whole and begin with 0, as in {_looks[what]!r}')
+    if not re.fullmatch(r"\d+", str(key)):
+        raise DirectionError(
+            f"{key!r} is not the number of a frame: they are whole and begin with 0, as in {_looks[what]!r}"
+        )
     return int(key)
 
+
 def _value(value, what, key):
-    if what == 'prompt' and isinstance(value, str) and (value := value.strip(' \t\n,;|')): return value
-    if what == 'prompt': raise DirectionError(f'no prompt for frame {key}' if key else 'the prompt is empty')
-    if not (re.fullmatch(r'\d+', str(value).strip()) and int(value) < 2**63): raise DirectionError(f'{str(value).strip()!r} is not a seed: seeds are whole numbers from 0 on, as in {_looks[what]!r}')
+    if what == "prompt" and isinstance(value, str) and (value := value.strip(" \t\n,;|")):
+        return value
+    if what == "prompt":
+        raise DirectionError(f"no prompt for frame {key}" if key else "the prompt is empty")
+    if not (re.fullmatch(r"\d+", str(value).strip()) and int(value) < 2**63):
+        raise DirectionError(
+            f"{str(value).strip()!r} is not a seed: seeds are whole numbers from 0 on, as in {_looks[what]!r}"
+        )
     return int(value)
+
 
 def _checked(pairs, what):
     for (a, _), (b, _) in zip(pairs, pairs[1:]):
-        if a >= b: raise DirectionError(f'the {what} for frame {b} comes after the one for frame {a}: they must be in order, each frame once')
+        if a >= b:
+            raise DirectionError(
+                f"the {what} for frame {b} comes after the one for frame {a}: they must be in order, each frame once"
+            )
     return dict(pairs)
 
 # %% ../nbs/32_directing.ipynb #06d70751
-def travel(embeddings,  # k ...: one for each key frame
-           frames,      # the k key frames, in order
-           num_frames,  # f
-           ):           # f ...
+def travel(
+    embeddings,  # k ...: one for each key frame
+    frames,  # the k key frames, in order
+    num_frames,  # f
+):  # f ...
     "An embedding for each frame, linear between key frames, constant outside"
     place = np.interp(range(num_frames), frames, range(len(frames)))  # f, in key frames
     before = place.astype(int)
@@ -67,15 +91,21 @@ def travel(embeddings,  # k ...: one for each key frame
     return embeddings[before.tolist()].lerp(embeddings[after.tolist()], share.view(-1, *[1] * (embeddings.ndim - 1)))
 
 # %% ../nbs/32_directing.ipynb #019e5339
-def read_picture(picture,  # a file, a Pillow image, or an array [H, W, 3]
-                 ):        # uint8 [H, W, 3]
+def read_picture(
+    picture,  # a file, a Pillow image, or an array [H, W, 3]
+):  # uint8 [H, W, 3]
     "A picture, upright, in sRGB, upon white. Raises `DirectionError`"
-    if isinstance(picture, (np.ndarray, Image.Image)): return to_image(picture)
+    if isinstance(picture, (np.ndarray, Image.Image)):
+        return to_image(picture)
     try:
-        with open_image(picture) as image: return image_pixels(image)
-    except FileNotFoundError: raise DirectionError(f'{picture}: there is no such picture') from None
-    except DecodeError as error: raise DirectionError(f'{picture}: cannot be read as a picture: {error}') from None
-    except UNREADABLE: raise DirectionError(f'{picture}: cannot be read as a picture') from None
+        with open_image(picture) as image:
+            return image_pixels(image)
+    except FileNotFoundError:
+        raise DirectionError(f"{picture}: there is no such picture") from None
+    except DecodeError as error:
+        raise DirectionError(f"{picture}: cannot be read as a picture: {error}") from None
+    except UNREADABLE:
+        raise DirectionError(f"{picture}: cannot be read as a picture") from None
 
 # %% ../nbs/32_directing.ipynb #0ba89077
 def check_picture(picture, what, height, width):
@@ -83,96 +113,145 @@ def check_picture(picture, what, height, width):
     h, w = picture.shape[:2]
     if (h, w) != (height or h, width or w):
         fits = not (h % 8 or w % 8)
-        raise DirectionError(f'the {what} is {w} x {h} pixels, the film {width} x {height}: scale it to {width} x {height}' + (f', or make the film {w} wide and {h} high' if fits else ''))
+        raise DirectionError(
+            f"the {what} is {w} x {h} pixels, the film {width} x {height}: scale it to {width} x {height}"
+            + (f", or make the film {w} wide and {h} high" if fits else "")
+        )
 
 # %% ../nbs/32_directing.ipynb #8c897bf5
 class KnownFrames:
-    "Frames of a film that are given, and the noise in which they appear: at each step they are put back, as noisy as that step"
-    def __init__(self, where,  # their numbers in the film, k
-                 latents,      # k c h w, clean
-                 noise,        # k c h w, of unit variance
-                 scheduler):
+    """Frames of a film that are given, and the noise in which they appear: at each step they are put back, as noisy as
+    that step
+    """
+
+    def __init__(
+        self,
+        where,  # their numbers in the film, k
+        latents,  # k c h w, clean
+        noise,  # k c h w, of unit variance
+        scheduler,
+    ):
         self.where, self.latents, self.noise, self.scheduler = where, latents, noise, scheduler
 
-    def put(self, latents,  # f c h w
-            t=None,         # the step's time; None after the last
-            ):              # f c h w
+    def put(
+        self,
+        latents,  # f c h w
+        t=None,  # the step's time; None after the last
+    ):  # f c h w
         "The film's latents with the known frames in their places"
-        if not self.where: return latents
-        if t is not None and getattr(self.scheduler, 'begin_index', 0) is None: self.scheduler.set_begin_index(0)  # in many steps some times come twice
+        if not self.where:
+            return latents
+        if t is not None and getattr(self.scheduler, "begin_index", 0) is None:
+            self.scheduler.set_begin_index(0)  # in many steps some times come twice
         latents = latents.clone()
         latents[self.where] = self.latents if t is None else self.scheduler.add_noise(self.latents, self.noise, t[None])
         return latents
 
 # %% ../nbs/32_directing.ipynb #b9d30b1b
 def invert(pipe, latents, unet_kwargs, steps):
-    "The noise `k c h w`, of unit variance, of which the model would make the clean `latents`: its path walked backwards, each frame on its own"
+    """The noise `k c h w`, of unit variance, of which the model would make the clean `latents`: its path walked
+    backwards, each frame on its own
+    """
     import torch
     from diffusers import DDIMInverseScheduler
-    names = 'num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type', 'rescale_betas_zero_snr'
-    backwards = DDIMInverseScheduler(**{name: pipe.scheduler.config[name] for name in names if name in pipe.scheduler.config}, clip_sample=False, timestep_spacing='trailing')
+
+    names = (
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+    )
+    backwards = DDIMInverseScheduler(
+        **{name: pipe.scheduler.config[name] for name in names if name in pipe.scheduler.config},
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
     backwards.set_timesteps(steps, device=latents.device)
     with torch.no_grad():
-        for t in backwards.timesteps: latents = backwards.step(pipe.unet(latents.to(pipe.unet.dtype), t, **unet_kwargs).sample.float(), t, latents).prev_sample
+        for t in backwards.timesteps:
+            latents = backwards.step(
+                pipe.unet(latents.to(pipe.unet.dtype), t, **unet_kwargs).sample.float(), t, latents
+            ).prev_sample
     spread, mean = torch.std_mean(latents, dim=(1, 2, 3), keepdim=True)  # k 1 1 1
     return (latents - mean) / spread
 
 # %% ../nbs/32_directing.ipynb #405aa59a
-def noise_given(noise,        # f c h w, as drawn
-                where,        # numbers of k frames
-                given,        # k c h w: the noise that those frames shall have
-                correlation,  # f f, of the frames (`noise_correlation`)
-                ):            # f c h w
+def noise_given(
+    noise,  # f c h w, as drawn
+    where,  # numbers of k frames
+    given,  # k c h w: the noise that those frames shall have
+    correlation,  # f f, of the frames (`noise_correlation`)
+):  # f c h w
     "Noise with the law of `noise` in which some frames are given"
     import torch
+
     correlation = correlation.double()
-    carried = correlation[:, where] @ torch.linalg.pinv(correlation[where][:, where])  # f k, also where frames have all in common
-    return noise + torch.einsum('fk,kchw->fchw', carried.to(noise), given - noise[where])
+    carried = correlation[:, where] @ torch.linalg.pinv(
+        correlation[where][:, where]
+    )  # f k, also where frames have all in common
+    return noise + torch.einsum("fk,kchw->fchw", carried.to(noise), given - noise[where])
 
 # %% ../nbs/32_directing.ipynb #b680962f
 @contextmanager
 def motion_strength(unet, strength):
     "Inside the `with`, what time adds to the frames counts `strength` times; 1 touches nothing"
     from tav_nb.unet import temporal_modules
+
     layers = temporal_modules(unet).values() if strength != 1 else []
     hooks = [layer.register_forward_hook(lambda layer, args, said: said * strength) for layer in layers]
-    try: yield unet
+    try:
+        yield unet
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../nbs/32_directing.ipynb #0b3f4995
-def directed_noise(shape,          # (b, f, c, h, w)
-                   kind, strength, # as in `correlated_noise`
-                   seeds,          # {frame: seed}; the first also draws what all frames share
-                   loop=False,     # does the film begin again after its last frame?
-                   ):              # b f c h w
+def directed_noise(
+    shape,  # (b, f, c, h, w)
+    kind,
+    strength,  # as in `correlated_noise`
+    seeds,  # {frame: seed}; the first also draws what all frames share
+    loop=False,  # does the film begin again after its last frame?
+):  # b f c h w
     "Correlated noise in which each stretch of frames has its own seed"
     import torch
+
     from tav_nb.noise import relate_frames
+
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn((shape[0], 1, *shape[2:]), generator=generator), torch.randn(shape, generator=generator)
+
     (_, first), *others = sorted(seeds.items())
     shared, own = draw(first)
-    for frame, seed in others: own[:, frame:] = draw(seed)[1][:, frame:]
+    for frame, seed in others:
+        own[:, frame:] = draw(seed)[1][:, frame:]
     return relate_frames(shared, own, kind, strength, loop)
 
 # %% ../nbs/32_directing.ipynb #7b0e4a09
 @dataclass(frozen=True, eq=False)
 class Direction:
     "What a film is told beside its prompt. Raises `DirectionError` for what can be seen to be wrong at once"
+
     first_frame: object = None  # the picture it begins with: a file, a Pillow image or an array [H, W, 3]
-    last_frame: object = None   # the picture it ends on
-    motion: float = 1.0         # how much the temporal layers count: 1 as trained, 0 not at all
-    seeds: object = None        # a seed for each stretch, '0: 1 24: 7' or {0: 1, 24: 7}
-    before: object = None       # a film, uint8 [F, H, W, 3], to go on from; frames count from its end
-    overlap: int = 8            # how many of its last frames the new ones see
+    last_frame: object = None  # the picture it ends on
+    motion: float = 1.0  # how much the temporal layers count: 1 as trained, 0 not at all
+    seeds: object = None  # a seed for each stretch, '0: 1 24: 7' or {0: 1, 24: 7}
+    before: object = None  # a film, uint8 [F, H, W, 3], to go on from; frames count from its end
+    overlap: int = 8  # how many of its last frames the new ones see
 
     def __post_init__(self):
-        if not 0 <= self.motion < math.inf: raise DirectionError(f'the motion must be 0 or more, not {self.motion}')
-        if self.overlap < 1: raise DirectionError(f'at least 1 frame must overlap, not {self.overlap}')
-        if self.before is not None and self.first_frame is not None: raise DirectionError('a film that goes on has its first frame already: give either')
-        if self.seeds is not None: by_frame(self.seeds, 'seed')
+        if not 0 <= self.motion < math.inf:
+            raise DirectionError(f"the motion must be 0 or more, not {self.motion}")
+        if self.overlap < 1:
+            raise DirectionError(f"at least 1 frame must overlap, not {self.overlap}")
+        if self.before is not None and self.first_frame is not None:
+            raise DirectionError("a film that goes on has its first frame already: give either")
+        if self.seeds is not None:
+            by_frame(self.seeds, "seed")
 
     @property
     def behind(self):
@@ -181,15 +260,26 @@ class Direction:
 
 # %% ../nbs/32_directing.ipynb #033d210a
 def pictures_of(direction, num_frames, height, width):
-    "`{frame: uint8 [H, W, 3]}`: all that is known, counted from the first frame that stands in the window. Raises `DirectionError`"
+    """`{frame: uint8 [H, W, 3]}`: all that is known, counted from the first frame that stands in the window. Raises
+    `DirectionError`
+    """
     known, behind = {}, direction.behind
-    if behind: known |= enumerate(direction.before[-behind:])
-    if direction.first_frame is not None: known[0] = read_picture(direction.first_frame)
+    if behind:
+        known |= enumerate(direction.before[-behind:])
+    if direction.first_frame is not None:
+        known[0] = read_picture(direction.first_frame)
     if direction.last_frame is not None:
-        if num_frames == 1 and direction.first_frame is not None: raise DirectionError('a film of 1 frame cannot begin with one picture and end on another')
+        if num_frames == 1 and direction.first_frame is not None:
+            raise DirectionError("a film of 1 frame cannot begin with one picture and end on another")
         known[behind + num_frames - 1] = read_picture(direction.last_frame)
     for frame, picture in known.items():
-        what = 'film before' if frame < behind else 'first frame' if frame == 0 and direction.first_frame is not None else 'last frame'
+        what = (
+            "film before"
+            if frame < behind
+            else "first frame"
+            if frame == 0 and direction.first_frame is not None
+            else "last frame"
+        )
         check_picture(picture, what, height, width)
     return known
 
@@ -198,7 +288,11 @@ def check_direction(direction, prompt, num_frames, height, width):
     "Raises `DirectionError`, one line, for prompts, seeds or pictures that such a film cannot have"
     for what, given in dict(prompt=prompt, seed=direction.seeds).items():
         last = max(by_frame(given, what), default=0) if given is not None else 0
-        if last >= num_frames: raise DirectionError(f'there is a {what} for frame {last}, but the {"new " * bool(direction.behind)}film has {num_frames} frames, 0 to {num_frames - 1}')
+        if last >= num_frames:
+            raise DirectionError(
+                f"there is a {what} for frame {last}, but the {'new ' * bool(direction.behind)}film has {num_frames}"
+                f" frames, 0 to {num_frames - 1}"
+            )
     pictures_of(direction, num_frames, height, width)
 
 # %% ../nbs/32_directing.ipynb #bf4b1eec
@@ -210,25 +304,40 @@ def joined(direction, frames):
 def seeds_of(direction, seed):
     "`{frame: seed}` and the number of frames drawn before the first one of the window"
     length = 0 if direction.before is None else len(direction.before)
-    given = by_frame(direction.seeds, 'seed') if direction.seeds is not None else {}
+    given = by_frame(direction.seeds, "seed") if direction.seeds is not None else {}
     return {0: seed} | {frame + length: one for frame, one in given.items()}, length - direction.behind
 
 # %% ../nbs/32_directing.ipynb #1b1efb47
 def encode_picture(pipe, picture):
     "The clean latents `c h w` of a picture, uint8 `[H, W, 3]`, in float32"
     from tav_nb.vae import encode_images
-    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))  # c h w in memory, for the order there decides about the last bits
+
+    planes = np.ascontiguousarray(
+        picture.transpose(2, 0, 1)
+    )  # c h w in memory, for the order there decides about the last bits
     return encode_images(pipe.vae, planes.transpose(1, 2, 0)[None], pipe._execution_device)[0]
 
 # %% ../nbs/32_directing.ipynb #947e3e6c
 def know_frames(pipe, pictures, behind, latents, unet_kwargs, correlation, steps):
-    "The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them; the first `behind` keep their own"
+    """The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them; the first `behind`
+    keep their own
+    """
     import torch
-    if not pictures: return KnownFrames([], None, None, pipe.scheduler), latents
+
+    if not pictures:
+        return KnownFrames([], None, None, pipe.scheduler), latents
     where, noise = list(pictures), latents / pipe.scheduler.init_noise_sigma
     clean = torch.stack([encode_picture(pipe, picture) for picture in pictures.values()])  # k c h w
     if given := where[behind:]:
-        of = lambda x: x[-len(latents):][given]  # of the half with the prompt, (g f) ... -> k ...
-        text = dict(encoder_hidden_states=of(unet_kwargs['encoder_hidden_states']), added_cond_kwargs={name: of(x) for name, x in unet_kwargs['added_cond_kwargs'].items()})
-        noise = noise_given(noise, where, torch.cat([noise[where[:behind]], invert(pipe, clean[behind:], text, steps)]), correlation)
+
+        def of(x):
+            return x[-len(latents) :][given]  # of the half with the prompt, (g f) ... -> k ...
+
+        text = dict(
+            encoder_hidden_states=of(unet_kwargs["encoder_hidden_states"]),
+            added_cond_kwargs={name: of(x) for name, x in unet_kwargs["added_cond_kwargs"].items()},
+        )
+        noise = noise_given(
+            noise, where, torch.cat([noise[where[:behind]], invert(pipe, clean[behind:], text, steps)]), correlation
+        )
     return KnownFrames(where, clean, noise[where], pipe.scheduler), noise * pipe.scheduler.init_noise_sigma

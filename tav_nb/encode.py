@@ -9,15 +9,21 @@ __all__ = ['SCHEMA', 'MAX_SIDE', 'PARTS', 'ROW', 'EMPTY_ROW', 'EncodeError', 'En
            'plan_file', 'draw', 'Encoder', 'arrays_of', 'encode_file']
 
 # %% ../nbs/22_encode.ipynb #e23b00fe
-import hashlib, io, json, math, re
+import hashlib
+import io
+import json
+import math
+import re
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
+
 from .models import EMBEDDED, quiet
 from .shots import ShotOptions, SourceError, frames_of, plan, scan
 from .sources import Item
@@ -27,24 +33,35 @@ from .vae import encode_images, latent_statistics, upcast_vae
 class EncodeError(ValueError):
     "Clips cannot be encoded in this way; the message is one line."
 
+
 SCHEMA = 1  # goes into every key: a later version of this chapter that changes what is stored counts it up
 
 # %% ../nbs/22_encode.ipynb #2ca92f7d
 MAX_SIDE = 8192  # pixels; SDXL was made for 1024
 
+
 @dataclass(frozen=True)
 class EncodeOptions:
     "How clips become latents."
-    resolution: int | None = None  # buckets have at most the pixels of a square with this side; None: what the model was made for
-    multiple: int = 64             # of which sides are multiples, as in SDXL's own training
-    max_aspect: float = 2.5        # no bucket is longer than this; the widest films are 2.4 to 1
-    flip: bool = False             # also keep a mirrored copy of each clip whose caption does not speak of left or right
-    at_once: int = 4               # frames that the VAE gets together, always: another number changes the last bits; 4 of 1024 px fit into 20 GB
+
+    resolution: int | None = (
+        None  # buckets have at most the pixels of a square with this side; None: what the model was made for
+    )
+    multiple: int = 64  # of which sides are multiples, as in SDXL's own training
+    max_aspect: float = 2.5  # no bucket is longer than this; the widest films are 2.4 to 1
+    flip: bool = False  # also keep a mirrored copy of each clip whose caption does not speak of left or right
+    # frames that the VAE gets together, always: another number changes the last bits; 4 of 1024 px fit into 20 GB
+    at_once: int = 4
 
     def __post_init__(self):
-        if self.multiple < 8 or self.multiple % 8: raise EncodeError(f"multiple must be a multiple of 8, not {self.multiple}")
-        if self.resolution is not None and not self.multiple <= self.resolution <= MAX_SIDE: raise EncodeError(f"resolution must be at least {self.multiple} and at most {MAX_SIDE}, not {self.resolution}")
-        if self.max_aspect < 1 or self.at_once < 1: raise EncodeError(f"max_aspect and at_once must be at least 1, not {self.max_aspect} and {self.at_once}")
+        if self.multiple < 8 or self.multiple % 8:
+            raise EncodeError(f"multiple must be a multiple of 8, not {self.multiple}")
+        if self.resolution is not None and not self.multiple <= self.resolution <= MAX_SIDE:
+            raise EncodeError(
+                f"resolution must be at least {self.multiple} and at most {MAX_SIDE}, not {self.resolution}"
+            )
+        if self.max_aspect < 1 or self.at_once < 1:
+            raise EncodeError(f"max_aspect and at_once must be at least 1, not {self.max_aspect} and {self.at_once}")
 
 # %% ../nbs/22_encode.ipynb #c65023be
 @lru_cache
@@ -54,29 +71,37 @@ def buckets(
     max_aspect=2.5,
 ) -> list[tuple[int, int]]:  # (height, width), from tall to wide
     "The sizes that clips can have: for every width the largest height that keeps within the pixels of the square."
-    found = {(resolution**2//width//multiple*multiple, width) for width in range(multiple, int(resolution*max_aspect) + 1, multiple)}
-    return sorted((size for size in found if size[0] and max(size)/min(size) <= max_aspect), key=lambda size: size[1]/size[0])
+    found = {
+        (resolution**2 // width // multiple * multiple, width)
+        for width in range(multiple, int(resolution * max_aspect) + 1, multiple)
+    }
+    return sorted(
+        (size for size in found if size[0] and max(size) / min(size) <= max_aspect), key=lambda size: size[1] / size[0]
+    )
 
 # %% ../nbs/22_encode.ipynb #f55f23a9
 def nearest_bucket(height, width, sizes):
     "The bucket whose shape differs least from a picture's; of two alike, the larger."
-    return min(sizes, key=lambda size: (round(abs(math.log(size[1]/size[0]*height/width)), 6), -size[0]*size[1]))
+    return min(
+        sizes, key=lambda size: (round(abs(math.log(size[1] / size[0] * height / width)), 6), -size[0] * size[1])
+    )
 
 # %% ../nbs/22_encode.ipynb #b3e15a12
 @dataclass(frozen=True)
 class Sizes:
     "SDXL's micro-conditioning of a clip, in pixels."
+
     original_size: tuple  # (height, width) of the upright source without its bars
     crop_top_left: tuple  # (top, left) of the crop in the scaled picture
-    target_size: tuple    # (height, width) of the bucket
-    scaled: tuple         # (height, width) of the scaled picture; not part of the conditioning
+    target_size: tuple  # (height, width) of the bucket
+    scaled: tuple  # (height, width) of the scaled picture; not part of the conditioning
 
 # %% ../nbs/22_encode.ipynb #59fffb86
 def sizes_for(height, width, target, flip=False):
     "Scale so that the bucket is covered, and cut off what is over on both sides alike."
-    scale = max(target[0]/height, target[1]/width)
-    scaled = tuple(max(t, round(n*scale)) for t, n in zip(target, (height, width)))
-    top, left = ((n - t)//2 for t, n in zip(target, scaled))
+    scale = max(target[0] / height, target[1] / width)
+    scaled = tuple(max(t, round(n * scale)) for t, n in zip(target, (height, width)))
+    top, left = ((n - t) // 2 for t, n in zip(target, scaled))
     return Sizes((height, width), (top, scaled[1] - target[1] - left if flip else left), tuple(target), scaled)
 
 # %% ../nbs/22_encode.ipynb #49b619c2
@@ -86,12 +111,16 @@ def to_bucket(
     flip=False,  # mirror it first
 ):  # uint8 [h, w, 3]
     "A frame scaled and cut to its bucket."
-    if flip: frame = frame[:, ::-1]
-    if frame.shape[:2] == sizes.target_size: return np.ascontiguousarray(frame)
+    if flip:
+        frame = frame[:, ::-1]
+    if frame.shape[:2] == sizes.target_size:
+        return np.ascontiguousarray(frame)
     (h, w), (top, left), (high, wide) = frame.shape[:2], sizes.crop_top_left, sizes.target_size
-    y, x = h/sizes.scaled[0], w/sizes.scaled[1]  # source pixels a scaled pixel
-    box = left*x, top*y, (left + wide)*x, (top + high)*y
-    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((wide, high), Image.Resampling.LANCZOS, box=box))
+    y, x = h / sizes.scaled[0], w / sizes.scaled[1]  # source pixels a scaled pixel
+    box = left * x, top * y, (left + wide) * x, (top + high) * y
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(frame)).resize((wide, high), Image.Resampling.LANCZOS, box=box)
+    )
 
 # %% ../nbs/22_encode.ipynb #8735e2c1
 @contextmanager
@@ -100,8 +129,10 @@ def safe_vae(vae):
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
-        with upcast_vae(vae): yield vae
-    finally: torch.backends.cudnn.deterministic = before
+        with upcast_vae(vae):
+            yield vae
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 # %% ../nbs/22_encode.ipynb #2408ac1a
 def encode_frames(
@@ -113,22 +144,33 @@ def encode_frames(
     "The scaled latents of a clip."
     drawings, latents = np.flatnonzero(~hold_mask), []
     for start in range(0, len(drawings), at_once):
-        chosen = drawings[start:start + at_once]
+        chosen = drawings[start : start + at_once]
         full = np.pad(chosen, (0, at_once - len(chosen)), "edge")
-        latents.append(encode_images(vae, frames[full])[:len(chosen)])
+        latents.append(encode_images(vae, frames[full])[: len(chosen)])
     latents = torch.cat(latents).half().cpu().numpy()
     return latents[np.cumsum(~hold_mask) - 1]
 
 # %% ../nbs/22_encode.ipynb #67e96e5a
 @torch.no_grad()
 def encode_text(pipe, caption):
-    "`text_embeds` float16 [77, D] and `pooled_embeds` float16 [P] of a caption; what goes beyond 77 tokens is not read."
-    with quiet(): embeds, _, pooled, _ = pipe.encode_prompt(caption, device=pipe._execution_device, do_classifier_free_guidance=False)
+    """`text_embeds` float16 [77, D] and `pooled_embeds` float16 [P] of a caption; what goes beyond 77 tokens is not
+    read.
+    """
+    with quiet():
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            caption, device=pipe._execution_device, do_classifier_free_guidance=False
+        )
     return embeds[0].half().cpu().numpy(), pooled[0].half().cpu().numpy()
 
+
 def too_long(pipe, captions):
-    "Those of `captions` that go on beyond what the model reads, `pipe.tokenizer.model_max_length` tokens with start and end."
-    with quiet(): return [caption for caption in captions if len(pipe.tokenizer(caption).input_ids) > pipe.tokenizer.model_max_length]
+    """Those of `captions` that go on beyond what the model reads, `pipe.tokenizer.model_max_length` tokens with start
+    and end.
+    """
+    with quiet():
+        return [
+            caption for caption in captions if len(pipe.tokenizer(caption).input_ids) > pipe.tokenizer.model_max_length
+        ]
 
 # %% ../nbs/22_encode.ipynb #58c46a67
 def key_of(**parts):
@@ -148,28 +190,41 @@ def _weights(module, *about):
 # %% ../nbs/22_encode.ipynb #6b7e9b59
 PARTS = "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"
 
+
 def check_model(pipe):
     "Raises `EncodeError` if the model lacks a part that is needed here."
     for part in PARTS:
-        if getattr(pipe, part, None) is None: raise EncodeError(f"this model has no {part}, without which no clip can be prepared; a whole SDXL has {', '.join(PARTS)}")
+        if getattr(pipe, part, None) is None:
+            raise EncodeError(
+                f"this model has no {part}, without which no clip can be prepared; a whole SDXL has {', '.join(PARTS)}"
+            )
 
 # %% ../nbs/22_encode.ipynb #6cab558a
 def fingerprint(
     pipe,  # an SDXL pipeline
 ) -> dict[str, str]:
-    "What a cache remembers about its model: a hash of each part that shapes what is stored. Raises `EncodeError` if a part is missing."
+    """What a cache remembers about its model: a hash of each part that shapes what is stored. Raises `EncodeError` if a
+    part is missing.
+    """
     check_model(pipe)
     public = {name: value for name, value in pipe.vae.config.items() if name[0] != "_" and name != "sample_size"}
-    scaled = ("scaled by latents_mean and latents_std",) if latent_statistics(pipe.vae, torch.empty(0)) else ()  # earlier versions ignored these two, and a cache of theirs holds other latents
+    scaled = (
+        ("scaled by latents_mean and latents_std",) if latent_statistics(pipe.vae, torch.empty(0)) else ()
+    )  # earlier versions ignored these two, and a cache of theirs holds other latents
     found = {"vae": _weights(pipe.vae, public, *scaled)}
     for end in ("", "_2"):
         encoder, tokenizer = (getattr(pipe, part + end) for part in ("text_encoder", "tokenizer"))
-        words = json.loads(tokenizer.backend_tokenizer.to_str()) | dict(padding=None, truncation=None), tokenizer.model_max_length  # these two are as it was last used
+        words = (
+            json.loads(tokenizer.backend_tokenizer.to_str()) | dict(padding=None, truncation=None),
+            tokenizer.model_max_length,
+        )  # these two are as it was last used
         found["text_encoder" + end] = _weights(encoder, words, encoder.config.hidden_act)
     return found
 
 # %% ../nbs/22_encode.ipynb #90535709
-def _files(path): return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+def _files(path):
+    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+
 
 def signature(path):
     "Size and date of a source, as a hash."
@@ -180,8 +235,10 @@ def content(path):
     "The hash of a source's bytes."
     codes = []
     for p in _files(path):
-        if not p.is_file() and p.exists(): raise OSError(f"{p} is no file")  # a pipe would never end
-        with open(p, "rb") as file: codes.append((p.name if path.is_dir() else "", hashlib.file_digest(file, "sha256").hexdigest()))
+        if not p.is_file() and p.exists():
+            raise OSError(f"{p} is no file")  # a pipe would never end
+        with open(p, "rb") as file:
+            codes.append((p.name if path.is_dir() else "", hashlib.file_digest(file, "sha256").hexdigest()))
     return codes[0][1] if not path.is_dir() else key_of(files=codes)
 
 # %% ../nbs/22_encode.ipynb #50824fe0
@@ -203,53 +260,100 @@ def mark_copies(
         if original is not item:
             other = [name for name in ("caption", "licence") if getattr(item, name) != getattr(original, name)]
             name = "/".join(original.path.parts[-2:])
-            item = replace(item, refusal=f"copy: the same bytes as {name}{', which has another ' + ' and another '.join(other) if other else ''}")
+            item = replace(
+                item,
+                refusal=(
+                    "copy: the same bytes as"
+                    f" {name}{', which has another ' + ' and another '.join(other) if other else ''}"
+                ),
+            )
         marked.append(item)
     return marked
 
 # %% ../nbs/22_encode.ipynb #ce3937a6
-ROW = {"clip": "string", "file": "string", "source": "string", "licence": "string", "caption": "string", "frames": "int32", "height": "int32", "width": "int32",
-       "fps": "float32", "start": "float64", "stop": "float64", "shot": "int32", "hold": "int32", "kept": "bool", "reason": "string", "cache_key": "string",
-       "latents_key": "string", "text_key": "string", "figures": "string", "thumbs": "binary", "thumb_count": "int32"}
-EMPTY_ROW = {name: {"string": "", "binary": b"", "bool": False}.get(kind, 0) for name, kind in ROW.items()} | {"figures": "{}"}
+ROW = {
+    "clip": "string",
+    "file": "string",
+    "source": "string",
+    "licence": "string",
+    "caption": "string",
+    "frames": "int32",
+    "height": "int32",
+    "width": "int32",
+    "fps": "float32",
+    "start": "float64",
+    "stop": "float64",
+    "shot": "int32",
+    "hold": "int32",
+    "kept": "bool",
+    "reason": "string",
+    "cache_key": "string",
+    "latents_key": "string",
+    "text_key": "string",
+    "figures": "string",
+    "thumbs": "binary",
+    "thumb_count": "int32",
+}
+EMPTY_ROW = {name: {"string": "", "binary": b"", "bool": False}.get(kind, 0) for name, kind in ROW.items()} | {
+    "figures": "{}"
+}
 
 # %% ../nbs/22_encode.ipynb #31aeebcf
 @dataclass(frozen=True)
 class Planned:
     "One clip before its pixels are read."
-    row: dict           # its row of the manifest, see `ROW`
+
+    row: dict  # its row of the manifest, see `ROW`
     window: object = None  # of `tav_nb.shots`; None if the whole file was refused
-    sizes: object = None   # `Sizes`, if it is kept
+    sizes: object = None  # `Sizes`, if it is kept
     flip: bool = False
-    sha256: str = ""    # of the source
-    item: str = ""      # the name of its item
-    repair: str = ""    # what was done to its pictures: `Info.treatment`
+    sha256: str = ""  # of the source
+    item: str = ""  # the name of its item
+    repair: str = ""  # what was done to its pictures: `Info.treatment`
 
 # %% ../nbs/22_encode.ipynb #45615f67
 def thumb_strip(thumbs, height=64, count=6):
     "A few small frames [H, W, 3] side by side as a JPEG, and how many there are."
-    if not len(thumbs): return b"", 0
+    if not len(thumbs):
+        return b"", 0
     chosen = [thumbs[i] for i in np.unique(np.linspace(0, len(thumbs) - 1, count).round().astype(int))]
     images = [Image.fromarray(frame) for frame in chosen]
-    images = [image.resize((max(1, round(image.width*height/image.height)), height), Image.Resampling.BILINEAR) for image in images]
+    images = [
+        image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.BILINEAR)
+        for image in images
+    ]
     out = io.BytesIO()
-    Image.fromarray(np.concatenate([np.asarray(image) for image in images], 1)).save(out, "JPEG", quality=70)  # h (n w) c
+    Image.fromarray(np.concatenate([np.asarray(image) for image in images], 1)).save(
+        out, "JPEG", quality=70
+    )  # h (n w) c
     return out.getvalue(), len(images)
 
 # %% ../nbs/22_encode.ipynb #4c6ead1a
 def _about(item):
     "The columns of a row that come from its item."
-    return EMPTY_ROW | {"file": str(item.path), "source": item.source, "licence": item.licence, "caption": item.caption or ""}
+    return EMPTY_ROW | {
+        "file": str(item.path),
+        "source": item.source,
+        "licence": item.licence,
+        "caption": item.caption or "",
+    }
+
 
 def refused(items, reason):
     "The plan of a file that gives no clip at all: one row an item."
-    return [Planned(_about(item) | {"reason": reason, "start": item.start or 0.0, "stop": item.stop or 0.0}) for item in items]
+    return [
+        Planned(_about(item) | {"reason": reason, "start": item.start or 0.0, "stop": item.stop or 0.0})
+        for item in items
+    ]
 
 # %% ../nbs/22_encode.ipynb #719f692d
 def _part(scanned, item):
     "A scan with its shots cut to the part of the file that an item means."
-    if item.start is None and item.stop is None: return scanned
-    start, stop = np.searchsorted(scanned.times, [(item.start or 0) - 1e-3, (math.inf if item.stop is None else item.stop) - 1e-3])
+    if item.start is None and item.stop is None:
+        return scanned
+    start, stop = np.searchsorted(
+        scanned.times, [(item.start or 0) - 1e-3, (math.inf if item.stop is None else item.stop) - 1e-3]
+    )
     cut = [replace(shot, start=max(shot.start, int(start)), stop=min(shot.stop, int(stop))) for shot in scanned.shots]
     return replace(scanned, shots=[shot for shot in cut if shot.start < shot.stop])
 
@@ -257,13 +361,38 @@ def _part(scanned, item):
 def _planned(item, window, info, flip, options, sha256):
     "The plan of one window."
     thumbs, count = thumb_strip(window.thumbs)
-    name = f"{item.name}-{round(window.start*1000):07d}-{len(window.times)}{'-flip' if flip else ''}"
-    row = _about(item) | {"frames": len(window.times), "start": window.start, "stop": window.stop, "fps": window.fps, "shot": window.shot, "hold": window.hold, "kept": window.kept,
-                          "reason": window.reason, "figures": json.dumps({name: float(f"{value:.6g}") for name, value in window.figures.items()}), "thumbs": thumbs, "thumb_count": count}
-    if not window.kept: return Planned(row, window)
+    name = f"{item.name}-{round(window.start * 1000):07d}-{len(window.times)}{'-flip' if flip else ''}"
+    row = _about(item) | {
+        "frames": len(window.times),
+        "start": window.start,
+        "stop": window.stop,
+        "fps": window.fps,
+        "shot": window.shot,
+        "hold": window.hold,
+        "kept": window.kept,
+        "reason": window.reason,
+        "figures": json.dumps({name: float(f"{value:.6g}") for name, value in window.figures.items()}),
+        "thumbs": thumbs,
+        "thumb_count": count,
+    }
+    if not window.kept:
+        return Planned(row, window)
     height, width = window.crop[2:]
-    sizes = sizes_for(height, width, nearest_bucket(height, width, buckets(options.resolution, options.multiple, options.max_aspect)), flip)
-    return Planned(row | {"clip": name, "height": sizes.target_size[0], "width": sizes.target_size[1]}, window, sizes, flip, sha256, item.name, info.treatment)
+    sizes = sizes_for(
+        height,
+        width,
+        nearest_bucket(height, width, buckets(options.resolution, options.multiple, options.max_aspect)),
+        flip,
+    )
+    return Planned(
+        row | {"clip": name, "height": sizes.target_size[0], "width": sizes.target_size[1]},
+        window,
+        sizes,
+        flip,
+        sha256,
+        item.name,
+        info.treatment,
+    )
 
 # %% ../nbs/22_encode.ipynb #2e3bec72
 def plan_file(
@@ -274,33 +403,53 @@ def plan_file(
 ) -> tuple[object, list[Planned]]:  # what is known about the file, and its clips in order
     "What will become of a file; its pixels are only looked at in small."
     made = [clip for item in items if item.refusal for clip in refused([item], item.refusal)]
-    if not (items := [item for item in items if not item.refusal]): return None, made
-    try: scanned = scan(items[0].path, shots, fps=items[0].fps)
-    except SourceError as error: return None, made + refused(items, f"unreadable: {str(error).removeprefix(f'{items[0].path}: ')}")
+    if not (items := [item for item in items if not item.refusal]):
+        return None, made
+    try:
+        scanned = scan(items[0].path, shots, fps=items[0].fps)
+    except SourceError as error:
+        return None, made + refused(items, f"unreadable: {str(error).removeprefix(f'{items[0].path}: ')}")
     for item in items:
         flips = (False, True) if options.flip and not re.search(r"\b(left|right)\b", item.caption.lower()) else (False,)
         windows = plan(_part(scanned, item), shots)
-        clips = [_planned(item, window, scanned.info, flip, options, sha256) for window in windows for flip in (flips if window.kept else (False,))]
-        made += clips or refused([item], f"short: the file ends after {scanned.info.length:.2f} s, before its part begins")
+        clips = [
+            _planned(item, window, scanned.info, flip, options, sha256)
+            for window in windows
+            for flip in (flips if window.kept else (False,))
+        ]
+        made += clips or refused(
+            [item], f"short: the file ends after {scanned.info.length:.2f} s, before its part begins"
+        )
     return scanned.info, made
 
 # %% ../nbs/22_encode.ipynb #24b30537
 def draw(path, info, clips):
     "Yield (clip, frames uint8 [F, h, w, 3]) for the clips of one file, in the order of time."
     unique = {}
-    for clip in clips: unique.setdefault(id(clip.window), []).append(clip)
+    for clip in clips:
+        unique.setdefault(id(clip.window), []).append(clip)
     groups, done = sorted(unique.values(), key=lambda group: group[0].window.start), 0
-    for done, (group, frames) in enumerate(zip(groups, frames_of(path, [group[0].window for group in groups], info)), 1):
-        for clip in group: yield clip, np.stack([to_bucket(frame, clip.sizes, clip.flip) for frame in frames])  # f h w c
-    if done < len(groups): raise SourceError(f"{path}: was shorter when it was read again")
+    for done, (group, frames) in enumerate(
+        zip(groups, frames_of(path, [group[0].window for group in groups], info)), 1
+    ):
+        for clip in group:
+            yield clip, np.stack([to_bucket(frame, clip.sizes, clip.flip) for frame in frames])  # f h w c
+    if done < len(groups):
+        raise SourceError(f"{path}: was shorter when it was read again")
 
 # %% ../nbs/22_encode.ipynb #f4bff4fa
 class Encoder:
     "Turns frames and captions into what a clip of the cache holds."
+
     def __init__(self, pipe, options=EncodeOptions()):
         self.pipe, self.model = pipe, fingerprint(pipe)
-        self.options = replace(options, resolution=options.resolution or pipe.default_sample_size*pipe.vae_scale_factor)
-        if not buckets(self.options.resolution, options.multiple, options.max_aspect): raise EncodeError(f"resolution {self.options.resolution}: no size with sides that are multiples of {options.multiple}")
+        self.options = replace(
+            options, resolution=options.resolution or pipe.default_sample_size * pipe.vae_scale_factor
+        )
+        if not buckets(self.options.resolution, options.multiple, options.max_aspect):
+            raise EncodeError(
+                f"resolution {self.options.resolution}: no size with sides that are multiples of {options.multiple}"
+            )
         path = str(pipe.config._name_or_path)
         self.name = "the tiny SDXL of tav_nb" if path == str(EMBEDDED) else path
         self.dtypes = {"vae": str(pipe.vae.dtype), "text": str(pipe.text_encoder.dtype)}
@@ -308,36 +457,89 @@ class Encoder:
 
     def keyed(self, clip):
         "The same clip with its keys: one for the latents, one for the text, one for everything."
-        if not clip.row["kept"]: return clip
+        if not clip.row["kept"]:
+            return clip
         window = clip.window
-        latents = key_of(schema=SCHEMA, source=clip.sha256, times=window.times.tolist(), hold=window.hold_mask.tolist(), crop=list(map(int, window.crop)),
-                       sizes=asdict(clip.sizes), flip=clip.flip, repair=clip.repair, vae=self.model["vae"], dtype=self.dtypes["vae"], at_once=self.options.at_once)
-        text = key_of(schema=SCHEMA, caption=clip.row["caption"], dtype=self.dtypes["text"], **{k: v for k, v in self.model.items() if k != "vae"})
+        latents = key_of(
+            schema=SCHEMA,
+            source=clip.sha256,
+            times=window.times.tolist(),
+            hold=window.hold_mask.tolist(),
+            crop=list(map(int, window.crop)),
+            sizes=asdict(clip.sizes),
+            flip=clip.flip,
+            repair=clip.repair,
+            vae=self.model["vae"],
+            dtype=self.dtypes["vae"],
+            at_once=self.options.at_once,
+        )
+        text = key_of(
+            schema=SCHEMA,
+            caption=clip.row["caption"],
+            dtype=self.dtypes["text"],
+            **{k: v for k, v in self.model.items() if k != "vae"},
+        )
         rest = {name: clip.row[name] for name in ("clip", "source", "licence", "shot", "fps")}
-        return replace(clip, row=clip.row | {"latents_key": latents, "text_key": text, "cache_key": key_of(latents=latents, text=text, **rest)})
+        return replace(
+            clip,
+            row=clip.row
+            | {
+                "latents_key": latents,
+                "text_key": text,
+                "cache_key": key_of(latents=latents, text=text, **rest),
+            },
+        )
 
 # %% ../nbs/22_encode.ipynb #b8eef396
 def _meta(row, sha256):
     names = "source", "licence", "caption", "shot", "start", "stop", "cache_key", "latents_key", "text_key"
-    return {"clip_id": row["clip"], "file": Path(row["file"]).name, "source_sha256": sha256, **{name: row[name] for name in names}, "schema_version": SCHEMA}
+    return {
+        "clip_id": row["clip"],
+        "file": Path(row["file"]).name,
+        "source_sha256": sha256,
+        **{name: row[name] for name in names},
+        "schema_version": SCHEMA,
+    }
 
 # %% ../nbs/22_encode.ipynb #0514ee1f
 def arrays_of(encoder, clip, frames=None, old=None):
     """What is stored of a clip: a dict of arrays.
 
-    Latents come from `frames`, or from `old`, an earlier file of the same clip whose `latents_key` is the same; so do embeddings.
-    Raises `EncodeError` if the VAE gives numbers that are none.
+    Latents come from `frames`, or from `old`, an earlier file of the same clip whose `latents_key` is the same; so do
+    embeddings. Raises `EncodeError` if the VAE gives numbers that are none.
     """
     row, window, old = clip.row, clip.window, old or {}
-    same = lambda name: old.get("meta", {}).get(name) == row[name]
-    latents = old["latents"] if same("latents_key") else encode_frames(encoder.pipe.vae, frames, window.hold_mask, encoder.options.at_once)
+
+    def same(name):
+        return old.get("meta", {}).get(name) == row[name]
+
+    latents = (
+        old["latents"]
+        if same("latents_key")
+        else encode_frames(encoder.pipe.vae, frames, window.hold_mask, encoder.options.at_once)
+    )
     embeds, pooled = (old["text_embeds"], old["pooled_embeds"]) if same("text_key") else encoder.text(row["caption"])
     for name, array in (("VAE", latents), ("text encoder", embeds), ("text encoder", pooled)):
-        if not np.isfinite(array).all(): raise EncodeError(f"{row['clip']}: the {name} gives numbers that are not finite; it needs more than {encoder.pipe.vae.dtype}")
-    sizes = {name: np.array(getattr(clip.sizes, name), np.int32) for name in ("original_size", "crop_top_left", "target_size")}
-    return {"latents": latents, "text_embeds": embeds, "pooled_embeds": pooled, **sizes, "frame_times": np.asarray(window.times, np.float64),
-            "hold_mask": np.asarray(window.hold_mask, bool), "fps": np.float32(row["fps"]), "scaling_factor": np.float32(encoder.pipe.vae.config.scaling_factor),
-            "meta": np.array(json.dumps(_meta(row, clip.sha256), ensure_ascii=False))}
+        if not np.isfinite(array).all():
+            raise EncodeError(
+                f"{row['clip']}: the {name} gives numbers that are not finite; it needs more than"
+                f" {encoder.pipe.vae.dtype}"
+            )
+    sizes = {
+        name: np.array(getattr(clip.sizes, name), np.int32)
+        for name in ("original_size", "crop_top_left", "target_size")
+    }
+    return {
+        "latents": latents,
+        "text_embeds": embeds,
+        "pooled_embeds": pooled,
+        **sizes,
+        "frame_times": np.asarray(window.times, np.float64),
+        "hold_mask": np.asarray(window.hold_mask, bool),
+        "fps": np.float32(row["fps"]),
+        "scaling_factor": np.float32(encoder.pipe.vae.config.scaling_factor),
+        "meta": np.array(json.dumps(_meta(row, clip.sha256), ensure_ascii=False)),
+    }
 
 # %% ../nbs/22_encode.ipynb #19bf5ec2
 def encode_file(
@@ -346,9 +548,12 @@ def encode_file(
     shots=None,  # `ShotOptions`
 ):  # yields (row, arrays); arrays is None for what is dropped
     "One source file as its clips: their rows of the manifest, and what is stored of them."
-    info, clips = plan_file(items, shots or ShotOptions(), encoder.options, content(items[0].path) if items[0].path.exists() else "")
+    info, clips = plan_file(
+        items, shots or ShotOptions(), encoder.options, content(items[0].path) if items[0].path.exists() else ""
+    )
     clips = [encoder.keyed(clip) for clip in clips]
     drawn = draw(items[0].path, info, [clip for clip in clips if clip.row["kept"]])
     yield from ((clip.row, None) for clip in clips if not clip.row["kept"])
     with safe_vae(encoder.pipe.vae):
-        for clip, frames in drawn: yield clip.row, arrays_of(encoder, clip, frames)
+        for clip, frames in drawn:
+            yield clip.row, arrays_of(encoder, clip, frames)

@@ -32,12 +32,16 @@ except ImportError:
 # %% ../nbs/33_files.ipynb #bd667637
 def sync(path):
     "Wait until a file or folder is on the disk, where the file system has a way to say so"
-    if os.name == "nt" and path.is_dir(): return  # Windows cannot, and need not
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot, and need not
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try: os.fsync(handle)
+    try:
+        os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP): raise
-    finally: os.close(handle)
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 # %% ../nbs/33_files.ipynb #1d5e8ef4
 HIDDEN = re.compile(r"\.tav-([0-9a-f]{6})-([0-9a-f]{6})-([0-9a-f]{6})-(\d+)-(\d+)-[0-9a-f]{8}")
@@ -56,9 +60,14 @@ def process_start(pid: int) -> str | None:
 
 @cache
 def this_place() -> tuple[str, str, str]:
-    "Hashes of the computer's name, of its present run and of the process namespace; process ids are comparable where all three are equal"
+    """Hashes of the computer's name, of its present run and of the process namespace; process ids are comparable where
+    all three are equal
+    """
     found = [platform.node()]
-    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
         try:
             found.append(read())
         except OSError:
@@ -110,7 +119,9 @@ def make_hidden(path: Path) -> tuple[Path, int | None]:
 
 # %% ../nbs/33_files.ipynb #c85debe3
 def exchange(one: Path, other: Path) -> bool:
-    "Two files or folders of one file system take each other's place, completely or not at all; False where the system cannot do this"
+    """Two files or folders of one file system take each other's place, completely or not at all; False where the system
+    cannot do this
+    """
     names = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None)
@@ -164,11 +175,13 @@ def publish(part: Path, path: Path):
 
 @contextmanager
 def whole(path: str | os.PathLike, durable: bool = True, replace: bool = True):
-    """A name in a hidden folder beside `path` for a file or a folder, which becomes `path` at the end of the block; if the block fails, it goes away, and `path` is what it was
+    """A name in a hidden folder beside `path` for a file or a folder, which becomes `path` at the end of the block; if
+    the block fails, it goes away, and `path` is what it was
 
-    With `durable=False` a power failure right afterwards may bring back what was there before, but never half of the new file; many small files are written faster so.
-    Without `replace`, whoever finishes first has the name, and the others get a `FileExistsError`.
-    Raises what the block raises, and `OSError` if the disk does not take it; it names the file that was asked for, not the hidden one.
+    With `durable=False` a power failure right afterwards may bring back what was there before, but never half of the
+    new file; many small files are written faster so. Without `replace`, whoever finishes first has the name, and the
+    others get a `FileExistsError`. Raises what the block raises, and `OSError` if the disk does not take it; it names
+    the file that was asked for, not the hidden one.
     """
     path = Path(path)
     hidden, lock = make_hidden(path)
@@ -190,7 +203,7 @@ def whole(path: str | os.PathLike, durable: bool = True, replace: bool = True):
         name = str(error.filename or "")
         if name != str(part) and not name.startswith(f"{part}{os.sep}"):
             raise
-        raise OSError(error.errno, error.strerror, f"{path}{name[len(str(part)):]}") from None
+        raise OSError(error.errno, error.strerror, f"{path}{name[len(str(part)) :]}") from None
     finally:
         put_back(aside, path)
         shutil.rmtree(hidden, ignore_errors=True)
@@ -235,7 +248,9 @@ def sweep(folder: str | os.PathLike):
 
 
 def recover(path: str | os.PathLike) -> Path:
-    "The path; if nothing is there because its writer was killed while replacing it, what was there before comes back first"
+    """The path; if nothing is there because its writer was killed while replacing it, what was there before comes back
+    first
+    """
     path = Path(path)
     if not os.path.lexists(path):
         with suppress(OSError):

@@ -35,19 +35,35 @@ with quiet():
 @dataclass(frozen=True)
 class Memory:
     "How much of a film is in memory at the same time"
+
     guidance_at_once: bool = True  # both sides of the guidance in one batch
     frames_at_once: int | None = None  # frames that go together through layers that do not know of time; None is all
-    tile: int | None = None  # frames with more pixels than a square of this side are decoded in tiles of that size; None decodes them whole
+    tile: int | None = (
+        # frames with more pixels than a square of this side are decoded in tiles of that size; None decodes them whole
+        None
+    )
     offload: bool = False  # text encoders, UNet and VAE are on the GPU one after the other, each only while it works
 
     def __post_init__(self):
-        if self.frames_at_once is not None and self.frames_at_once < 1: raise ValueError(f"frames_at_once is at least 1, or None for all, not {self.frames_at_once}")
-        if self.tile is not None and (self.tile < 64 or self.tile % 64): raise ValueError(f"tiles have a side of 64 pixels or a multiple of it, not {self.tile}")
+        if self.frames_at_once is not None and self.frames_at_once < 1:
+            raise ValueError(f"frames_at_once is at least 1, or None for all, not {self.frames_at_once}")
+        if self.tile is not None and (self.tile < 64 or self.tile % 64):
+            raise ValueError(f"tiles have a side of 64 pixels or a multiple of it, not {self.tile}")
 
     def __str__(self):
-        parts = ["both sides of the guidance at once" if self.guidance_at_once else "one side of the guidance after the other"]
-        if self.frames_at_once: parts.append(f"{self.frames_at_once} frame{'s' * (self.frames_at_once > 1)} at once where time does not matter")
-        if self.tile: parts.append(f"large frames decoded in tiles of {self.tile} px")
+        parts = [
+            (
+                "both sides of the guidance at once"
+                if self.guidance_at_once
+                else "one side of the guidance after the other"
+            )
+        ]
+        if self.frames_at_once:
+            parts.append(
+                f"{self.frames_at_once} frame{'s' * (self.frames_at_once > 1)} at once where time does not matter"
+            )
+        if self.tile:
+            parts.append(f"large frames decoded in tiles of {self.tile} px")
         return ", ".join(parts + ["parts of the model in turn"] * self.offload)
 
 # %% ../nbs/30_fitting.ipynb #89799427
@@ -66,8 +82,11 @@ def ask(
     "What the UNet says, in 32 bits, once for each side of the guidance: `g f c h w`"
     f, batch = len(x), len(told["encoder_hidden_states"])
     with torch.no_grad(), in_chunks(unet, memory.frames_at_once):
-        if memory.guidance_at_once: return unet(torch.cat([x] * (batch // f)), t, **told).sample.float().unflatten(0, (-1, f))  # (g f) ... -> g f ...
-        sides = [some_of(told, lambda y: y[start:start + f], batch) for start in range(0, batch, f)]
+        if memory.guidance_at_once:
+            return (
+                unet(torch.cat([x] * (batch // f)), t, **told).sample.float().unflatten(0, (-1, f))
+            )  # (g f) ... -> g f ...
+        sides = [some_of(told, lambda y: y[start : start + f], batch) for start in range(0, batch, f)]
         return torch.stack([unet(x, t, **side).sample.float() for side in sides])
 
 # %% ../nbs/30_fitting.ipynb #f8456d8c
@@ -78,23 +97,33 @@ def layers_of(module):
     "Pairs of each temporal layer, or largest module without one, and the function that runs it in pieces"
     for child in module.children():
         knows_time = any(isinstance(m, TemporalSelfAttention) for m in child.modules())
-        if isinstance(child, TemporalSelfAttention): yield child, over_places
-        elif knows_time or isinstance(child, nn.ModuleList): yield from layers_of(child)
-        elif not isinstance(child, SMALL): yield child, over_frames
+        if isinstance(child, TemporalSelfAttention):
+            yield child, over_places
+        elif knows_time or isinstance(child, nn.ModuleList):
+            yield from layers_of(child)
+        elif not isinstance(child, SMALL):
+            yield child, over_frames
 
 # %% ../nbs/30_fitting.ipynb #b1fd57bf
 def over_frames(forward, at_once, *args, **kwargs):
     "`forward` of a module whose first tensor is `[(b f), ...]`, `at_once` images at a time"
     n = next(len(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
-    if n <= at_once: return forward(*args, **kwargs)
+    if n <= at_once:
+        return forward(*args, **kwargs)
     whole = {}
     for start in range(0, n, at_once):
-        some, named = some_of((args, kwargs), lambda x: x[start:start + at_once], n)
+        some, named = some_of((args, kwargs), lambda x: x[start : start + at_once], n)
         pieces, layout = tree_flatten(forward(*some, **named))
-        if not start: outputs = [whole.setdefault(id(x), x.new_empty(n, *x.shape[1:])) if isinstance(x, torch.Tensor) else x for x in pieces]
+        if not start:
+            outputs = [
+                whole.setdefault(id(x), x.new_empty(n, *x.shape[1:])) if isinstance(x, torch.Tensor) else x
+                for x in pieces
+            ]
         for out, piece in zip(outputs, pieces):
-            if isinstance(piece, torch.Tensor): out[start:start + len(piece)] = piece
-        if outputs[0].is_meta: break  # nothing is computed there, and all pieces need the same
+            if isinstance(piece, torch.Tensor):
+                out[start : start + len(piece)] = piece
+        if outputs[0].is_meta:
+            break  # nothing is computed there, and all pieces need the same
         del pieces, piece
     return tree_unflatten(outputs, layout)
 
@@ -102,46 +131,65 @@ def over_frames(forward, at_once, *args, **kwargs):
 def over_places(forward, at_once, x, *args):
     "`forward` of a temporal layer for tokens `[(b f), s, c]`, some places `s` at a time"
     n, s, _ = x.shape
-    if n <= at_once: return forward(x, *args)
+    if n <= at_once:
+        return forward(x, *args)
     out, places = torch.empty_like(x), max(1, s * at_once // n)
     for start in range(0, s, places):
-        out[:, start:start + places] = forward(x[:, start:start + places], *args)
-        if x.is_meta: break
+        out[:, start : start + places] = forward(x[:, start : start + places], *args)
+        if x.is_meta:
+            break
     return out
 
 # %% ../nbs/30_fitting.ipynb #a37b7652
 @contextmanager
 def in_chunks(unet, frames_at_once):
-    "Inside the `with`, all layers of a UNet that need not see all frames see `frames_at_once` of them; None changes nothing"
+    """Inside the `with`, all layers of a UNet that need not see all frames see `frames_at_once` of them; None changes
+    nothing
+    """
     tops = [unet.conv_in, unet.down_blocks, unet.mid_block, unet.up_blocks, unet.conv_out] if frames_at_once else []
-    changed = [(module, module.__dict__.get("forward"), run) for module, run in layers_of(nn.ModuleList(filter(None, tops)))]
+    changed = [
+        (module, module.__dict__.get("forward"), run) for module, run in layers_of(nn.ModuleList(filter(None, tops)))
+    ]
     try:
-        for module, _, run in changed: module.forward = partial(run, module.forward, frames_at_once)
+        for module, _, run in changed:
+            module.forward = partial(run, module.forward, frames_at_once)
         yield unet
     finally:
         for module, before, _ in changed:
-            if before is None: module.__dict__.pop("forward", None)  # the class has one
-            else: module.forward = before  # somebody else's, such as a hook's
+            if before is None:
+                module.__dict__.pop("forward", None)  # the class has one
+            else:
+                module.forward = before  # somebody else's, such as a hook's
 
 # %% ../nbs/30_fitting.ipynb #a8aff260
 def offload_parts(pipe, memory, device=None):
-    "Put `accelerate`'s hooks on a pipeline if `memory` says so; on a CPU there is nowhere else to go. `pipe.remove_all_hooks()` undoes it"
+    """Put `accelerate`'s hooks on a pipeline if `memory` says so; on a CPU there is nowhere else to go.
+    `pipe.remove_all_hooks()` undoes it
+    """
     device = torch.device(device or pipe._execution_device)
-    if memory.offload and device.type != "cpu" and not getattr(pipe, "_all_hooks", None): pipe.enable_model_cpu_offload(device=device)
+    if memory.offload and device.type != "cpu" and not getattr(pipe, "_all_hooks", None):
+        pipe.enable_model_cpu_offload(device=device)
 
 # %% ../nbs/30_fitting.ipynb #276b2622
 def configs_of(model=None, config=None):
     "The configs of the parts of a model, from its folder or the Hub, as `outline` wants them"
     where = find_config(model, config)
     check_loadable(where)
-    kinds = dict(unet=UNet2DConditionModel.load_config, vae=AutoencoderKL.load_config, text_encoder=CLIPTextConfig.from_pretrained, text_encoder_2=CLIPTextConfig.from_pretrained)
+    kinds = dict(
+        unet=UNet2DConditionModel.load_config,
+        vae=AutoencoderKL.load_config,
+        text_encoder=CLIPTextConfig.from_pretrained,
+        text_encoder_2=CLIPTextConfig.from_pretrained,
+    )
     with quiet():
-        try: return dict(where=where) | {name: read(where, subfolder=name) for name, read in kinds.items()}
+        try:
+            return dict(where=where) | {name: read(where, subfolder=name) for name, read in kinds.items()}
         except Exception as error:  # as in `load_pipeline`
             raise cannot_load(where, error) from None
 
 
-def size_of(module): return sum(-(-x.nbytes // 512) * 512 for x in [*module.parameters(), *module.buffers()])
+def size_of(module):
+    return sum(-(-x.nbytes // 512) * 512 for x in [*module.parameters(), *module.buffers()])
 
 
 def outline(
@@ -154,63 +202,90 @@ def outline(
     with quiet(), torch.device("meta"):
         try:
             unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
-            encoders = dict(text_encoder=CLIPTextModel(configs["text_encoder"]), text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]))
+            encoders = dict(
+                text_encoder=CLIPTextModel(configs["text_encoder"]),
+                text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]),
+            )
         except Exception as error:  # values that do not go together: many classes, one answer
             raise cannot_load(where, error) from None
     parts = dict(unet=unet, vae=vae, **encoders)
-    for part in parts.values(): nn.Module.to(part, dtype).requires_grad_(False).eval()
+    for part in parts.values():
+        nn.Module.to(part, dtype).requires_grad_(False).eval()
     with quiet(), torch.device("meta"):
-        if adapter: load_adapter(unet, adapter)  # which says if it does not fit
-    found = SimpleNamespace(where=where, unet=unet, vae=vae, sizes={name: size_of(part) for name, part in parts.items()})
+        if adapter:
+            load_adapter(unet, adapter)  # which says if it does not fit
+    found = SimpleNamespace(
+        where=where, unet=unet, vae=vae, sizes={name: size_of(part) for name, part in parts.items()}
+    )
     for module in unet.modules():
-        if blocks := getattr(module, "transformer_blocks", None): module.transformer_blocks = blocks[:1]
+        if blocks := getattr(module, "transformer_blocks", None):
+            module.transformer_blocks = blocks[:1]
     return found
 
 # %% ../nbs/30_fitting.ipynb #954938c2
 @dataclass(frozen=True)
 class Peaks:
     "Bytes that a film needs at its worst moments"
+
     weights: int  # while denoising
     denoising: int  # with them
     decoding: int
     total = property(lambda self: max(self.denoising, self.decoding))
 
-    def __str__(self): return f"{gib_of(self.total)} (weights {gib_of(self.weights)}, denoising {gib_of(self.denoising)}, decoding {gib_of(self.decoding)})"
+    def __str__(self):
+        return (
+            f"{gib_of(self.total)} (weights {gib_of(self.weights)}, denoising {gib_of(self.denoising)}, decoding"
+            f" {gib_of(self.decoding)})"
+        )
 
 
-def gib_of(size): return f"{size / 2**30:.1f} GiB" if size >= 2**28 else f"{size / 2**20:.0f} MiB"
+def gib_of(size):
+    return f"{size / 2**30:.1f} GiB" if size >= 2**28 else f"{size / 2**20:.0f} MiB"
 
 
 def told_on_meta(unet, num_images, num_frames, tokens=77):
     "What a UNet is told besides the latents, as `conditions` in chapter 09 makes it, without content"
     about, empty = unet.config, partial(torch.empty, dtype=unet.dtype, device="meta")
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
-    told = dict(encoder_hidden_states=empty(num_images, tokens, about.cross_attention_dim), added_cond_kwargs=dict(text_embeds=empty(num_images, pooled), time_ids=empty(num_images, 6).float()))
+    told = dict(
+        encoder_hidden_states=empty(num_images, tokens, about.cross_attention_dim),
+        added_cond_kwargs=dict(text_embeds=empty(num_images, pooled), time_ids=empty(num_images, 6).float()),
+    )
     return told | (dict(num_frames=num_frames) if num_frames else {})
 
 # %% ../nbs/30_fitting.ipynb #321873e7
 def roomy(x, weight, *args, **kwargs):
-    "`F.conv2d` as cuDNN does it: for a window wider than a point, what comes in and what goes out is rearranged, in room of its own"
+    """`F.conv2d` as cuDNN does it: for a window wider than a point, what comes in and what goes out is rearranged, in
+    room of its own
+    """
     out = F.conv2d(x, weight, *args, **kwargs)
-    if weight.shape[-1] > 1: torch.empty(x.numel() + out.numel(), dtype=x.dtype, device=x.device)
+    if weight.shape[-1] > 1:
+        torch.empty(x.numel() + out.numel(), dtype=x.dtype, device=x.device)
     return out
 
 
 @contextmanager
 def acted_out(model, on_cpu=False):
-    "Inside the `with`, attention and convolutions are as on a GPU, storages are counted, and the model's weights are none of them"
+    """Inside the `with`, attention and convolutions are as on a GPU, storages are counted, and the model's weights are
+    none of them
+    """
     with torch.no_grad(), Replaced(GPU if on_cpu else GPU | {F.conv2d: roomy}), Live() as live:
         for part in (model.unet, model.vae):
-            for tensor in [*part.parameters(), *part.buffers()]: live.sizes[tensor.untyped_storage()._cdata] = 0
+            for tensor in [*part.parameters(), *part.buffers()]:
+                live.sizes[tensor.untyped_storage()._cdata] = 0
         yield live
 
 
 def measure_denoising(model, num_frames, height, width, memory, guided, images, on_cpu):
     scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
     with acted_out(model, on_cpu) as live:
-        latents, *remembered = (torch.empty(num_frames, model.unet.config.in_channels, height // scale, width // scale, device="meta") for _ in range(3))
+        latents, *remembered = (
+            torch.empty(num_frames, model.unet.config.in_channels, height // scale, width // scale, device="meta")
+            for _ in range(3)
+        )
         told = told_on_meta(model.unet, num_frames * (1 + guided), None if images else num_frames)
-        said = ask(model.unet, latents.to(model.unet.dtype), torch.empty((), device="meta"), told, memory)
+        # the prediction stays in memory until the scheduler has taken it
+        _prediction = ask(model.unet, latents.to(model.unet.dtype), torch.empty((), device="meta"), told, memory)
     return live.peak
 
 
@@ -220,9 +295,12 @@ def measure_decoding(model, num_frames, height, width, memory, on_cpu):
     with upcast_vae(model.vae), acted_out(model, on_cpu) as live:
         latents = torch.empty(num_frames, channels, height // scale, width // scale, device="meta")
         scaled = unscale_latents(model.vae, latents.to(model.vae.dtype))
-        decode_slice(model.vae, scaled[:slice_size(scaled)], memory.tile)
+        decode_slice(model.vae, scaled[: slice_size(scaled)], memory.tile)
         weights = size_of(model.vae)
-    return weights, live.peak + on_cpu * 2 * 3 * num_frames * height * width  # all frames and, for a moment, their pieces
+    return (
+        weights,
+        live.peak + on_cpu * 2 * 3 * num_frames * height * width,
+    )  # all frames and, for a moment, their pieces
 
 # %% ../nbs/30_fitting.ipynb #f4a49d57
 def measure(
@@ -238,15 +316,25 @@ def measure(
     "What a film needs at its worst moments, as `Peaks`: they are acted out on `meta`"
     try:
         denoising = measure_denoising(model, num_frames, height, width, memory, guided, images, on_cpu)
-        vae, decoding = measure_decoding(model, num_frames, height, width, memory, on_cpu)  # its weights in 32 bits, if it decodes so
+        vae, decoding = measure_decoding(
+            model, num_frames, height, width, memory, on_cpu
+        )  # its weights in 32 bits, if it decodes so
     except Exception as error:  # parts that do not go together: many classes, one answer
         raise cannot_load(model.where, error) from error
-    if memory.offload and not on_cpu: return Peaks(model.sizes["unet"], model.sizes["unet"] + denoising, vae + decoding)
+    if memory.offload and not on_cpu:
+        return Peaks(model.sizes["unet"], model.sizes["unet"] + denoising, vae + decoding)
     weights = sum(model.sizes.values())
     return Peaks(weights, weights + denoising, weights - model.sizes["vae"] + vae + decoding)
 
 # %% ../nbs/30_fitting.ipynb #5e092d99
-LADDER = (Memory(), Memory(False), Memory(False, 24), Memory(False, 8), Memory(False, 8, offload=True), Memory(False, 1, 1024, True))
+LADDER = (
+    Memory(),
+    Memory(False),
+    Memory(False, 24),
+    Memory(False, 8),
+    Memory(False, 8, offload=True),
+    Memory(False, 1, 1024, True),
+)
 SPARE = 1.07
 
 
@@ -257,12 +345,19 @@ class TooLarge(ValueError):
 def ladder(kind="auto", frames_at_once=None, guided=True, on_cpu=False):
     "The settings to try for 'auto', 'fast' or 'low', each once"
     steps = dict(auto=LADDER, fast=LADDER[:1], low=LADDER[-1:])[kind]
-    steps = [replace(step, offload=step.offload and not on_cpu, guidance_at_once=step.guidance_at_once or not guided) for step in steps]
-    return list(dict.fromkeys(replace(step, frames_at_once=frames_at_once) if frames_at_once else step for step in steps))
+    steps = [
+        replace(step, offload=step.offload and not on_cpu, guidance_at_once=step.guidance_at_once or not guided)
+        for step in steps
+    ]
+    return list(
+        dict.fromkeys(replace(step, frames_at_once=frames_at_once) if frames_at_once else step for step in steps)
+    )
 
 
 def least_peaks(model, num_frames, height, width, on_cpu=False):
-    "What a film needs whatever the settings, as `Peaks`, in no time: weights, latents with what is remembered of them, the first skip, a decoded frame, and on a CPU all finished frames"
+    """What a film needs whatever the settings, as `Peaks`, in no time: weights, latents with what is remembered of
+    them, the first skip, a decoded frame, and on a CPU all finished frames
+    """
     scale, about = 2 ** (len(model.vae.config.block_out_channels) - 1), model.unet.config
     places = num_frames * (height // scale) * (width // scale)
     weights = sum(model.sizes.values()) if on_cpu else model.sizes["unet"]
@@ -275,20 +370,28 @@ def check_possible(model, num_frames, height, width, room, on_cpu=False):
     "Raises `TooLarge` for a film that is so far beyond `room` bytes that acting it out would only take time"
     least = least_peaks(model, num_frames, height, width, on_cpu)
     if least.weights <= room < least.total:
-        raise TooLarge(f"{num_frames} frames of {width} x {height} need more than {gib_of(least.total)}, and {gib_of(room)} are there: fewer frames or a smaller --height and --width need less")
+        raise TooLarge(
+            f"{num_frames} frames of {width} x {height} need more than {gib_of(least.total)}, and {gib_of(room)} are"
+            " there: fewer frames or a smaller --height and --width need less"
+        )
 
 
 def choose(model, num_frames, height, width, room, kind="auto", frames_at_once=None, **how):
-    "The fastest `Memory` with which a film fits into `room` bytes, and its `Peaks`; `how` as in `measure`. Raises `TooLarge`"
+    """The fastest `Memory` with which a film fits into `room` bytes, and its `Peaks`; `how` as in `measure`. Raises
+    `TooLarge`
+    """
     check_possible(model, num_frames, height, width, room, how.get("on_cpu", False))
     steps = ladder(kind, frames_at_once, how.get("guided", True), how.get("on_cpu", False))
     need = partial(measure, model, num_frames, height, width, **how)
     first = need(steps[0])
-    if first.total * SPARE <= room: return steps[0], first
+    if first.total * SPARE <= room:
+        return steps[0], first
     least = need(steps[-1]) if steps[1:] else first
-    if least.total * SPARE > room: raise TooLarge(refusal(model, num_frames, height, width, room, kind, frames_at_once, least, how))
+    if least.total * SPARE > room:
+        raise TooLarge(refusal(model, num_frames, height, width, room, kind, frames_at_once, least, how))
     for memory in steps[1:-1]:
-        if (peaks := need(memory)).total * SPARE <= room: return memory, peaks
+        if (peaks := need(memory)).total * SPARE <= room:
+            return memory, peaks
     return steps[-1], least
 
 # %% ../nbs/30_fitting.ipynb #f043262d
@@ -301,18 +404,47 @@ def longest(fits, need, num_frames, room):
 
 def refusal(model, num_frames, height, width, room, kind, frames_at_once, least, how):
     "One line about a film that does not fit, and what would make it fit"
-    said = f"{num_frames} frames of {width} x {height} need {gib_of(least.total * SPARE)}, and {gib_of(room)} are there: "
-    if least.weights * SPARE > room: return said + f"too little for this model, whose weights alone take {gib_of(least.weights)}"
+    said = (
+        f"{num_frames} frames of {width} x {height} need {gib_of(least.total * SPARE)}, and {gib_of(room)} are there: "
+    )
+    if least.weights * SPARE > room:
+        return said + f"too little for this model, whose weights alone take {gib_of(least.weights)}"
     on_cpu = how.get("on_cpu", False)
     smallest = ladder("low", None, how.get("guided", True), on_cpu)[0]
-    need = lambda n=num_frames, h=height, w=width: measure(model, n, h, w, smallest, **how)
-    fits = lambda *film: need(*film).total * SPARE <= room
-    if (kind != "auto" or frames_at_once) and fits(): return said + f"--memory {'low' if kind == 'low' else 'auto'}{' without --frames-at-once' if frames_at_once else ''} would fit"
+
+    def need(n=num_frames, h=height, w=width):
+        return measure(model, n, h, w, smallest, **how)
+
+    def fits(*film):
+        return need(*film).total * SPARE <= room
+
+    if (kind != "auto" or frames_at_once) and fits():
+        return (
+            said
+            + f"--memory {'low' if kind == 'low' else 'auto'}{' without --frames-at-once' if frames_at_once else ''}"
+            " would fit"
+        )
+
     def might(h, w):  # would it fit if all but the weights became smaller as the frames do?
         return least.weights + (least.total - least.weights) * h * w / (height * width) <= room
 
     ways = []
-    if n := longest(fits, need, num_frames, room): ways.append(f"--num-frames {n}")
-    sizes = ((round(height * part / 64) * 64, round(width * part / 64) * 64) for part in (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8))
-    if size := next((size for size in sizes if 0 < min(size) and size < (height, width) and might(*size) and fits(num_frames, *size)), None): ways.append(f"--height {size[0]} --width {size[1]}")
-    return said + (" or ".join(ways) + " would fit" if ways else "fewer frames and a smaller --height and --width together would need less")
+    if n := longest(fits, need, num_frames, room):
+        ways.append(f"--num-frames {n}")
+    sizes = (
+        (round(height * part / 64) * 64, round(width * part / 64) * 64) for part in (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8)
+    )
+    if size := next(
+        (
+            size
+            for size in sizes
+            if 0 < min(size) and size < (height, width) and might(*size) and fits(num_frames, *size)
+        ),
+        None,
+    ):
+        ways.append(f"--height {size[0]} --width {size[1]}")
+    return said + (
+        " or ".join(ways) + " would fit"
+        if ways
+        else "fewer frames and a smaller --height and --width together would need less"
+    )

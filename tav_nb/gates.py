@@ -63,7 +63,9 @@ class GatedGELU(torch.autograd.Function):
     def backward(context, dout):
         x, dout = *context.saved_tensors, dout.contiguous()
         dx = torch.empty_like(x)
-        slope_kernel[(triton.cdiv(dout.numel(), ANSWERS),)](x, dout, dx, dout.numel(), inner=dout.shape[-1], block=ANSWERS)
+        slope_kernel[(triton.cdiv(dout.numel(), ANSWERS),)](
+            x, dout, dx, dout.numel(), inner=dout.shape[-1], block=ANSWERS
+        )
         return dx
 
 
@@ -71,12 +73,16 @@ class FusedGEGLU(GEGLU):
     "diffusers' gate with its weights and keys as they are, in one kernel on a GPU"
 
     def forward(self, hidden_states, *args, **kwargs):
-        if not hidden_states.is_cuda: return super().forward(hidden_states, *args, **kwargs)
+        if not hidden_states.is_cuda:
+            return super().forward(hidden_states, *args, **kwargs)
         return GatedGELU.apply(self.proj(hidden_states))
 
 
 def fuse_gates(unet):
-    "Let every `GEGLU` of a UNet compute in one kernel, in place, where there is Triton; returns the UNet. `torch.compile` does the same by itself"
+    """Let every `GEGLU` of a UNet compute in one kernel, in place, where there is Triton; returns the UNet.
+    `torch.compile` does the same by itself
+    """
     for module in unet.modules() if triton else ():
-        if type(module) is GEGLU: module.__class__ = FusedGEGLU
+        if type(module) is GEGLU:
+            module.__class__ = FusedGEGLU
     return unet

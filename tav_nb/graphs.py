@@ -9,7 +9,10 @@ __all__ = ['MOST', 'EACH', 'Unrecordable', 'Graphs']
 import torch
 
 # %% ../nbs/39_graphs.ipynb #97579268
-MOST, EACH = 16, 40 * 2**20  # recordings at a time, and bytes of the card, which no allocator counts, for the 15,000 orders of one
+MOST, EACH = (
+    16,
+    40 * 2**20,
+)  # recordings at a time, and bytes of the card, which no allocator counts, for the 15,000 orders of one
 
 
 class Unrecordable(RuntimeError):
@@ -17,13 +20,18 @@ class Unrecordable(RuntimeError):
 
 
 class Graphs:
-    """`function(*tensors)`, whose orders to the GPU are recorded once for each set of shapes, as a CUDA graph, and played back from then on
+    """`function(*tensors)`, whose orders to the GPU are recorded once for each set of shapes, as a CUDA graph, and
+    played back from then on
 
-    - What it is given and what it returns are tensors; whatever else it reads or adds to (weights, gradients) has to stay where it is. It draws no random numbers and waits for nothing.
-    - The first call with new shapes is a plain one, in which kernels are compiled and libraries settle; the second is recorded. On a CPU, or with `off`, all calls are plain.
-    - All recordings, the `MOST` that were used last, share one piece of memory, as large as the largest needs. `forget()` gives it back, and the next call records again.
+    - What it is given and what it returns are tensors; whatever else it reads or adds to (weights, gradients) has to
+      stay where it is. It draws no random numbers and waits for nothing.
+    - The first call with new shapes is a plain one, in which kernels are compiled and libraries settle; the second is
+      recorded. On a CPU, or with `off`, all calls are plain.
+    - All recordings, the `MOST` that were used last, share one piece of memory, as large as the largest needs.
+      `forget()` gives it back, and the next call records again.
 
-    Raises `Unrecordable`, after which PyTorch's memory may be in disorder: then it is time to save and to begin a new process, without.
+    Raises `Unrecordable`, after which PyTorch's memory may be in disorder: then it is time to save and to begin a new
+    process, without.
     """
 
     def __init__(self, function, off=False):
@@ -31,7 +39,8 @@ class Graphs:
         self.room = self.highest = 0  # bytes that recordings keep; the most bytes in use before `room` last changed
 
     def forget(self):
-        if not self.known: return
+        if not self.known:
+            return
         torch.cuda.synchronize()  # one of them may still be playing
         self.settle()
         self.room = 0
@@ -48,13 +57,15 @@ class Graphs:
 
     def __call__(self, *given):
         kind = tuple((x.shape, x.dtype) for x in given)
-        if self.off or not given[0].is_cuda: return self.function(*given)
+        if self.off or not given[0].is_cuda:
+            return self.function(*given)
         if kind not in self.met:
             self.met.add(kind)
             self.forget()  # a plain call needs the room
             return self.function(*given)
         graph, places, answer = self.known[kind] = self.known.pop(kind, None) or self.record(given)
-        if len(self.known) > MOST: del self.known[next(iter(self.known))]
+        if len(self.known) > MOST:
+            del self.known[next(iter(self.known))]
         torch._foreach_copy_(places, given)
         graph.replay()
         return answer.clone()
@@ -66,8 +77,10 @@ class Graphs:
         self.settle()
         before = torch.cuda.memory_allocated()
         try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"): answer = self.function(*places)  # other threads read files meanwhile
-        except RuntimeError as error: raise Unrecordable(" ".join(str(error).split())) from error
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                answer = self.function(*places)  # other threads read files meanwhile
+        except RuntimeError as error:
+            raise Unrecordable(" ".join(str(error).split())) from error
         self.room = max(self.room, torch.cuda.max_memory_allocated() - before)
         torch.cuda.reset_peak_memory_stats()
         self.settle()

@@ -12,13 +12,20 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Guidance:
     "How far to go away from poorer answers, and down to which noise"
-    scale: float = 5.0      # of the way from no text to the text (Ho & Salimans 2022); 1 or less is none; 5 as in diffusers' SDXL pipelines
-    min_sigma: float = 0.0  # noise, in standard deviations of the latents, below which nothing is guided (Kynkäänniemi et al. 2024); 0 guides to the end
-    temporal: float = 0.0   # of the way from no temporal layers to all of them, added (after Hyung et al. 2024); 0 is none
+
+    # of the way from no text to the text (Ho & Salimans 2022); 1 or less is none; 5 as in diffusers' SDXL pipelines
+    scale: float = 5.0
+    # noise, in standard deviations of the latents, below which nothing is guided (Kynkäänniemi et al. 2024); 0 guides
+    # to the end
+    min_sigma: float = 0.0
+    temporal: float = (
+        0.0  # of the way from no temporal layers to all of them, added (after Hyung et al. 2024); 0 is none
+    )
 
     def __post_init__(self):
         for name in ("min_sigma", "temporal"):
-            if not 0 <= getattr(self, name) < float("inf"): raise ValueError(f"{name} of the guidance is at least 0, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} of the guidance is at least 0, not {getattr(self, name)}")
 
 # %% ../nbs/38_guidance.ipynb #2d737b1a
 def guided(
@@ -29,17 +36,21 @@ def guided(
     alone,  # () -> the one with the text, without temporal layers
 ):
     "The answer of a model at one step, guided"
-    if sigma < guidance.min_sigma: return told()
+    if sigma < guidance.min_sigma:
+        return told()
     if guidance.scale > 1:
         without, full = both()
         answer = without + guidance.scale * (full - without)
-    else: answer = full = told()
+    else:
+        answer = full = told()
     return answer + guidance.temporal * (full - alone()) if guidance.temporal else answer
 
 
 def noise_level(scheduler, t):
     "Standard deviation of the noise at timestep `t`, over that of what it hides: `sqrt((1 - a) / a)`"
-    a = float(scheduler.alphas_cumprod[min(int(t), len(scheduler.alphas_cumprod) - 1)])  # spaced "leading", a thousand steps begin at time 1000
+    a = float(
+        scheduler.alphas_cumprod[min(int(t), len(scheduler.alphas_cumprod) - 1)]
+    )  # spaced "leading", a thousand steps begin at time 1000
     return ((1 - a) / a) ** 0.5 if a else float("inf")
 
 # %% ../nbs/38_guidance.ipynb #5ccbaf4f
@@ -47,10 +58,19 @@ def guidance_for(
     unet,
     scale=None,  # None for what the adapter's file recommends, else 5
     min_sigma=None,  # None for what the file recommends, else 0
-    temporal=None,  # None for what the file recommends, else 0; and 0 if a `scale` of 1 or less was given, which says: no guidance
+    # None for what the file recommends, else 0; and 0 if a `scale` of 1 or less was given, which says: no guidance
+    temporal=None,
 ):
     "The `Guidance` to sample with. Raises a `ValueError` for scales that there are not"
     advice = getattr(unet, "temporal_config", {})
-    wanted = dict(scale=advice.get("guidance_scale"), min_sigma=advice.get("guidance_min_sigma"), temporal=advice.get("temporal_guidance") if scale is None or scale > 1 else None)
-    wanted |= {name: value for name, value in dict(scale=scale, min_sigma=min_sigma, temporal=temporal).items() if value is not None}
+    wanted = dict(
+        scale=advice.get("guidance_scale"),
+        min_sigma=advice.get("guidance_min_sigma"),
+        temporal=advice.get("temporal_guidance") if scale is None or scale > 1 else None,
+    )
+    wanted |= {
+        name: value
+        for name, value in dict(scale=scale, min_sigma=min_sigma, temporal=temporal).items()
+        if value is not None
+    }
     return Guidance(**{name: value for name, value in wanted.items() if value is not None})

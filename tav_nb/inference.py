@@ -10,9 +10,21 @@ __all__ = ['adapter_of', 'load_video_pipeline', 'conditions', 'part_of', 'over_p
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
 import torch
+
 from .adapter import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
-from .directing import Direction, by_frame, check_direction, directed_noise, know_frames, motion_strength, pictures_of, seeds_of, travel
+from tav_nb.directing import (
+    Direction,
+    by_frame,
+    check_direction,
+    directed_noise,
+    know_frames,
+    motion_strength,
+    pictures_of,
+    seeds_of,
+    travel,
+)
 from .fitting import Memory, ask, offload_parts, some_of
 from .guidance import Guidance, guidance_for, guided, noise_level
 from .models import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread
@@ -24,101 +36,173 @@ from .windows import Context, fuse, plan_windows, take
 # %% ../nbs/09_inference.ipynb #18201640
 def adapter_of(model):
     "The adapter file that belongs to a model, or None"
-    if (where := find_model(model)) == EMBEDDED: return EMBEDDED_ADAPTER
-    try: return find_adapter(where.parent if Path(where).is_file() else where)  # beside a one-file checkpoint
-    except AdapterError: return None
+    if (where := find_model(model)) == EMBEDDED:
+        return EMBEDDED_ADAPTER
+    try:
+        return find_adapter(where.parent if Path(where).is_file() else where)  # beside a one-file checkpoint
+    except AdapterError:
+        return None
 
 # %% ../nbs/09_inference.ipynb #5215b3fe
-def load_video_pipeline(model=None,    # None for the embedded SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
-                        adapter=None,  # an adapter's file, folder or Hub id; None takes the one that belongs to the model, if there is one
-                        device='cpu',  # where to compute
-                        dtype=None,    # torch.dtype of the base; None is float16 on a GPU and float32 on the CPU
-                        config=None,   # for a one-file checkpoint, as in `load_pipeline`
-                        ):
+def load_video_pipeline(
+    model=None,  # None for the embedded SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
+    adapter=None,  # an adapter's file, folder or Hub id; None takes the one that belongs to the model, if there is one
+    device="cpu",  # where to compute
+    dtype=None,  # torch.dtype of the base; None is float16 on a GPU and float32 on the CPU
+    config=None,  # for a one-file checkpoint, as in `load_pipeline`
+):
     "A stock SDXL pipeline whose UNet has the temporal adapter in it; raises `ModelError` or `AdapterError`, one line"
     pipe = load_pipeline(model, device, dtype, config)
     adapter = adapter or adapter_of(model)
-    if adapter: load_adapter(pipe.unet, adapter)
+    if adapter:
+        load_adapter(pipe.unet, adapter)
     return pipe
 
 # %% ../nbs/09_inference.ipynb #245a29d8
 def conditions(pipe, prompt, num_frames, height, width, guidance_scale=5.0, negative_prompt=None):
-    "What the UNet is told besides the latents, for a batch `(g f)`: g = 2 halves, without and with the prompt, or 1 if the scale is at most 1"
-    device, guided, prompts = pipe._execution_device, guidance_scale > 1, prompt if isinstance(prompt, dict) else {0: prompt}
-    tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt([*prompts.values()], device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt)
-    tokens, pooled = (travel(x, [*prompts], num_frames) for x in (tokens, pooled))  # k ... -> f ..., one prompt is the same for all
-    if guided: tokens, pooled = (torch.cat([no[:1].expand_as(x), x]) for no, x in ((no_tokens, tokens), (no_pooled, pooled)))  # (g f) n c, (g f) c
-    size = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)  # float16 would round large sizes
-    return dict(encoder_hidden_states=tokens, added_cond_kwargs=dict(text_embeds=pooled, time_ids=size.expand(len(tokens), -1)))
+    """What the UNet is told besides the latents, for a batch `(g f)`: g = 2 halves, without and with the prompt, or 1
+    if the scale is at most 1
+    """
+    device, guided, prompts = (
+        pipe._execution_device,
+        guidance_scale > 1,
+        prompt if isinstance(prompt, dict) else {0: prompt},
+    )
+    tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt(
+        [*prompts.values()], device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt
+    )
+    tokens, pooled = (
+        travel(x, [*prompts], num_frames) for x in (tokens, pooled)
+    )  # k ... -> f ..., one prompt is the same for all
+    if guided:
+        tokens, pooled = (
+            torch.cat([no[:1].expand_as(x), x]) for no, x in ((no_tokens, tokens), (no_pooled, pooled))
+        )  # (g f) n c, (g f) c
+    size = torch.tensor(
+        [[height, width, 0, 0, height, width]], dtype=torch.float32, device=device
+    )  # float16 would round large sizes
+    return dict(
+        encoder_hidden_states=tokens, added_cond_kwargs=dict(text_embeds=pooled, time_ids=size.expand(len(tokens), -1))
+    )
 
 # %% ../nbs/09_inference.ipynb #f8e20ffa
 def part_of(said, windows, start):
     "What is said of a film's frames in a batch `(g f)`, for one window"
-    if isinstance(said, dict): return {name: windows.length if name == 'num_frames' else part_of(value, windows, start) for name, value in said.items()}
-    if not torch.is_tensor(said): return said
-    return take(said.unflatten(0, (-1, windows.num_frames)), start, windows.length, dim=1).flatten(0, 1)  # (g f) ... -> (g l) ...
+    if isinstance(said, dict):
+        return {
+            name: windows.length if name == "num_frames" else part_of(value, windows, start)
+            for name, value in said.items()
+        }
+    if not torch.is_tensor(said):
+        return said
+    return take(said.unflatten(0, (-1, windows.num_frames)), start, windows.length, dim=1).flatten(
+        0, 1
+    )  # (g f) ... -> (g l) ...
+
 
 def over_predictions(pipe, num_frames, context):
-    "The `Windows` that the sampling loop goes through, None if the temporal layers do; raises a `ValueError` if such a film cannot be made"
-    if context.kind != 'predictions': return windows_for(pipe.unet, num_frames, context) and None
-    windows = plan_windows(num_frames, context, pipe.unet.temporal_config['max_frames'])
+    """The `Windows` that the sampling loop goes through, None if the temporal layers do; raises a `ValueError` if such
+    a film cannot be made
+    """
+    if context.kind != "predictions":
+        return windows_for(pipe.unet, num_frames, context) and None
+    windows = plan_windows(num_frames, context, pipe.unet.temporal_config["max_frames"])
     return windows and windows.on(pipe._execution_device)
 
 # %% ../nbs/09_inference.ipynb #c1318549
 def denoise_step(pipe, latents, t, guidance, unet_kwargs, windows=None, memory=Memory()):
-    "Latents `f c h w` one step less noisy; `unet_kwargs` are for two halves if `guidance` has a scale above 1. `windows` go through the UNet one after another"
+    """Latents `f c h w` one step less noisy; `unet_kwargs` are for two halves if `guidance` has a scale above 1.
+    `windows` go through the UNet one after another
+    """
     x = pipe.scheduler.scale_model_input(latents, t).to(pipe.unet.dtype)
+
     def answers(told):  # g f c h w
-        if windows is None: return ask(pipe.unet, x, t, told, memory)
-        return fuse(lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(told, windows, start), memory), windows, dim=1)
-    told = some_of(unet_kwargs, lambda y: y[-len(x):], len(unet_kwargs['encoder_hidden_states']))  # the half with the prompt
-    alone = {name: value for name, value in told.items() if name not in ('num_frames', 'context')}  # and without the adapter
+        if windows is None:
+            return ask(pipe.unet, x, t, told, memory)
+        return fuse(
+            lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(told, windows, start), memory),
+            windows,
+            dim=1,
+        )
+
+    told = some_of(
+        unet_kwargs, lambda y: y[-len(x) :], len(unet_kwargs["encoder_hidden_states"])
+    )  # the half with the prompt
+    alone = {
+        name: value for name, value in told.items() if name not in ("num_frames", "context")
+    }  # and without the adapter
+
     def separately():  # frames that do not know of each other need no windows, only to be no more at once
         size = windows.length if windows else len(x)
-        return torch.cat([ask(pipe.unet, x[i:i + size], t, some_of(alone, lambda y: y[i:i + size], len(x)), memory)[0] for i in range(0, len(x), size)])
-    sigma = noise_level(pipe.scheduler, t) if guidance.min_sigma else float('inf')
+        return torch.cat(
+            [
+                ask(pipe.unet, x[i : i + size], t, some_of(alone, lambda y: y[i : i + size], len(x)), memory)[0]
+                for i in range(0, len(x), size)
+            ]
+        )
+
+    sigma = noise_level(pipe.scheduler, t) if guidance.min_sigma else float("inf")
     answer = guided(guidance, sigma, lambda: answers(unet_kwargs), lambda: answers(told)[0], separately)
     return pipe.scheduler.step(answer, t, latents).prev_sample
-
 
 # %% ../nbs/09_inference.ipynb #8746d121
 def decode_frames(pipe, latents, memory=Memory()):
     "Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the VAE asks for it"
     return decode_latents(pipe.vae, latents, memory.tile)
 
+
 def check_latents(latents, pipe):
     "Raises a `ValueError` if the latents are not finite: every frame would be black or noise"
     if not torch.isfinite(latents).all():
-        raise ValueError(f'the latents are not finite: weights of the base, the adapter or what was loaded into it hold NaN or infinite values, or the model needs more than {str(pipe.unet.dtype).removeprefix("torch.")}')
+        raise ValueError(
+            "the latents are not finite: weights of the base, the adapter or what was loaded into it hold NaN or"
+            f" infinite values, or the model needs more than {str(pipe.unet.dtype).removeprefix('torch.')}"
+        )
 
 # %% ../nbs/09_inference.ipynb #f8146873
 def check_request(pipe, num_frames, height, width, steps, images=False, context=None):
     "Raises `ValueError`, one line that says what would be right"
-    if num_frames < 1: raise ValueError(f'a film has at least 1 frame, not {num_frames}')
-    if steps < 1: raise ValueError(f'at least 1 step is needed, not {steps}')
+    if num_frames < 1:
+        raise ValueError(f"a film has at least 1 frame, not {num_frames}")
+    if steps < 1:
+        raise ValueError(f"at least 1 step is needed, not {steps}")
     for name, pixels in dict(height=height, width=width).items():
-        if pixels < 8 or pixels % 8: raise ValueError(f'the {name} must be a multiple of 8, not {pixels}')
-    if images: return
+        if pixels < 8 or pixels % 8:
+            raise ValueError(f"the {name} must be a multiple of 8, not {pixels}")
+    if images:
+        return
     if not temporal_modules(pipe.unet):
-        raise ValueError('this base has no temporal adapter, so its frames would not cohere: load_adapter(pipe.unet, FILE) puts one in, '
-                         'images=True makes unrelated images')
+        raise ValueError(
+            "this base has no temporal adapter, so its frames would not cohere: load_adapter(pipe.unet, FILE) puts one"
+            " in, images=True makes unrelated images"
+        )
     over_predictions(pipe, num_frames, context or pipe.unet.temporal.context)
 
 # %% ../nbs/09_inference.ipynb #7fd9e17b
 def noise_for(pipe, noise=None, noise_strength=None):
-    "Kind and strength of the noise to start from: what is given, else what the adapter was trained with, else mixed noise of the usual strength"
-    trained = getattr(pipe.unet, 'temporal_config', {})
-    kind = noise or trained.get('noise') or 'mixed'
-    if noise_strength is None and kind == trained.get('noise'): noise_strength = trained.get('noise_strength')
+    """Kind and strength of the noise to start from: what is given, else what the adapter was trained with, else mixed
+    noise of the usual strength
+    """
+    trained = getattr(pipe.unet, "temporal_config", {})
+    kind = noise or trained.get("noise") or "mixed"
+    if noise_strength is None and kind == trained.get("noise"):
+        noise_strength = trained.get("noise_strength")
     neighbour_correlation(kind, noise_strength)  # raises a ValueError if there is no such noise
     return kind, noise_strength
 
-
 # %% ../nbs/09_inference.ipynb #1c77a0d4
-def start_latents(pipe, num_frames, height, width, noise, noise_strength=None, seed=0, direction=Direction(), loop=False):
+def start_latents(
+    pipe, num_frames, height, width, noise, noise_strength=None, seed=0, direction=Direction(), loop=False
+):
     "Latents `f c h w` to start from, as strong as the scheduler wants them, once it has its timesteps"
     seeds, gone = seeds_of(direction, seed)  # frames of a film that goes on, but are too far back
-    shape = 1, gone + num_frames, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    shape = (
+        1,
+        gone + num_frames,
+        pipe.unet.config.in_channels,
+        height // pipe.vae_scale_factor,
+        width // pipe.vae_scale_factor,
+    )
     latents = directed_noise(shape, noise, noise_strength, seeds, loop)[0, gone:]  # b f c h w -> f c h w
     return latents.to(pipe._execution_device) * pipe.scheduler.init_noise_sigma
 
@@ -130,42 +214,60 @@ def embedded_pipeline():
 
 # %% ../nbs/09_inference.ipynb #e899bf86
 @torch.no_grad()
-def generate(prompt,                # what shall be seen; by frame: '0: a girl stands 24: a girl walks', or a dict
-             pipe=None,             # a pipeline from `load_video_pipeline`; None for the embedded one
-             num_frames=16,         # length of the film
-             height=None,           # in pixels, a multiple of 8; None for what the base was made for
-             width=None,
-             steps=20,              # of the sampler; the embedded model is measured with 20
-             guidance_scale=None,   # how literally the prompt is taken; 1 or less is without guidance, which takes half the time or less; None for what the adapter recommends, else 5
-             negative_prompt=None,  # what shall not be seen; only with guidance
-             seed=0,                # the same seed gives the same film, on any device
-             noise=None,            # 'mixed', 'progressive' or 'independent'; None for what the adapter was trained with
-             noise_strength=None,   # its alpha; None for what the adapter was trained with
-             images=False,          # leave the adapter out: unrelated images
-             callback=None,         # called after each step with (step, timestep, latents `f c h w`)
-             context=None,          # a `Context`, or a dict of its settings: how a film longer than the adapter's is made, or a loop; None for windows inside the attention
-             memory=None,           # a `Memory` of chapter 30, for films that would not fit otherwise; None has everything in memory at once
-             direction=None,        # pictures, motion, seeds by frame, a film to go on from: a `Direction` (chapter 32)
-             guidance_min_sigma=None,  # noise below which nothing is guided; None for what the adapter recommends, else 0
-             temporal_guidance=None,  # how far away from frames that do not know of each other (chapter 38); None for what the adapter recommends, else 0
-             ):
-    "A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if the tiny model knows no word)"
+def generate(
+    prompt,  # what shall be seen; by frame: '0: a girl stands 24: a girl walks', or a dict
+    pipe=None,  # a pipeline from `load_video_pipeline`; None for the embedded one
+    num_frames=16,  # length of the film
+    height=None,  # in pixels, a multiple of 8; None for what the base was made for
+    width=None,
+    steps=20,  # of the sampler; the embedded model is measured with 20
+    # how literally the prompt is taken; 1 or less is without guidance, which takes half the time or less; None for what
+    # the adapter recommends, else 5
+    guidance_scale=None,
+    negative_prompt=None,  # what shall not be seen; only with guidance
+    seed=0,  # the same seed gives the same film, on any device
+    noise=None,  # 'mixed', 'progressive' or 'independent'; None for what the adapter was trained with
+    noise_strength=None,  # its alpha; None for what the adapter was trained with
+    images=False,  # leave the adapter out: unrelated images
+    callback=None,  # called after each step with (step, timestep, latents `f c h w`)
+    # a `Context`, or a dict of its settings: how a film longer than the adapter's is made, or a loop; None for windows
+    # inside the attention
+    context=None,
+    # a `Memory` of chapter 30, for films that would not fit otherwise; None has everything in memory at once
+    memory=None,
+    direction=None,  # pictures, motion, seeds by frame, a film to go on from: a `Direction` (chapter 32)
+    guidance_min_sigma=None,  # noise below which nothing is guided; None for what the adapter recommends, else 0
+    # how far away from frames that do not know of each other (chapter 38); None for what the adapter recommends, else 0
+    temporal_guidance=None,
+):
+    """A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if
+    the tiny model knows no word)
+    """
     pipe = pipe or embedded_pipeline()
-    if isinstance(context, dict): context = Context(**context)
+    if isinstance(context, dict):
+        context = Context(**context)
     made_for = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = height or made_for, width or made_for
     direction, prompts = direction or Direction(), by_frame(prompt)
-    if context and context.loop and direction.behind: raise ValueError('a film that goes on from another has a beginning: it cannot be a loop')
-    try: check_request(pipe, direction.behind + num_frames, height, width, steps, images, context)
-    except ValueError as error: raise ValueError(f'{error}{f", and {direction.behind} of them are the end of the film before" * bool(direction.behind)}') from None
+    if context and context.loop and direction.behind:
+        raise ValueError("a film that goes on from another has a beginning: it cannot be a loop")
+    try:
+        check_request(pipe, direction.behind + num_frames, height, width, steps, images, context)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}{f', and {direction.behind} of them are the end of the film before' * bool(direction.behind)}"
+        ) from None
     check_direction(direction, prompts, num_frames, height, width)
-    for text in prompts.values(): check_prompt(pipe, text)
-    for text in dict.fromkeys(prompts.values()): note_unread(pipe, text)
+    for text in prompts.values():
+        check_prompt(pipe, text)
+    for text in dict.fromkeys(prompts.values()):
+        note_unread(pipe, text)
     pictures = pictures_of(direction, num_frames, height, width)
     num_frames += direction.behind  # the end of the film before is made again, to be seen by what follows
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
     guidance = guidance_for(pipe.unet, guidance_scale, guidance_min_sigma, temporal_guidance)
-    if negative_prompt and guidance.scale > 1: note_unread(pipe, negative_prompt, 'negative prompt')
+    if negative_prompt and guidance.scale > 1:
+        note_unread(pipe, negative_prompt, "negative prompt")
     prompts = {frame + direction.behind: text for frame, text in prompts.items()}
     memory = memory or Memory()
     offload_parts(pipe, memory)
@@ -175,21 +277,32 @@ def generate(prompt,                # what shall be seen; by frame: '0: a girl s
         context = context or pipe.unet.temporal.context
         windows, loop = over_predictions(pipe, num_frames, context), context.loop
         unet_kwargs |= dict(num_frames=num_frames, context=context if windows is None else Context())
-    else: guidance = replace(guidance, temporal=0.)  # without the adapter there is nothing to go away from
+    else:
+        guidance = replace(guidance, temporal=0.0)  # without the adapter there is nothing to go away from
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
-    if hasattr(pipe.scheduler, 'set_begin_index'):
+    if hasattr(pipe.scheduler, "set_begin_index"):
         pipe.scheduler.set_begin_index(0)  # looked up by its time, the first step can be taken for the second
     latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed, direction, loop)
-    known, latents = know_frames(pipe, pictures, direction.behind, latents, unet_kwargs, noise_correlation(num_frames, noise, noise_strength, loop), steps)
+    known, latents = know_frames(
+        pipe,
+        pictures,
+        direction.behind,
+        latents,
+        unet_kwargs,
+        noise_correlation(num_frames, noise, noise_strength, loop),
+        steps,
+    )
     pipe.maybe_free_model_hooks()  # text encoders leave the GPU, if parts are there in turn
     with motion_strength(pipe.unet, direction.motion):
         for step, t in enumerate(pipe.scheduler.timesteps):
             latents = denoise_step(pipe, known.put(latents, t), t, guidance, unet_kwargs, windows, memory)
-            if step == 0: check_latents(latents, pipe)  # before hours are spent on the others
-            if callback: callback(step, t, latents)
+            if step == 0:
+                check_latents(latents, pipe)  # before hours are spent on the others
+            if callback:
+                callback(step, t, latents)
     check_latents(latents, pipe)
     pipe.maybe_free_model_hooks()
-    frames = decode_frames(pipe, known.put(latents)[direction.behind:], memory)
+    frames = decode_frames(pipe, known.put(latents)[direction.behind :], memory)
     pipe.maybe_free_model_hooks()
     return frames

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 try:
     import triton
     from triton import language as tl
-except ImportError: triton, tl = None, SimpleNamespace(constexpr=int)  # no GPU, or Windows: PyTorch's own attention does it
+except ImportError:
+    triton, tl = None, SimpleNamespace(constexpr=int)  # no GPU, or Windows: PyTorch's own attention does it
 
 # %% ../nbs/34_kernel.ipynb #eac43f96
 SEATS = 64  # words of a block: enough for the matrix unit, few enough for the registers
@@ -43,7 +44,19 @@ def attention(q, k, row, there, scale, precision: tl.constexpr):
 
 
 @jit
-def forward_kernel(q, k, v, out, rows, scale, frames: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, precision: tl.constexpr):
+def forward_kernel(
+    q,
+    k,
+    v,
+    out,
+    rows,
+    scale,
+    frames: tl.constexpr,
+    dim: tl.constexpr,
+    wide: tl.constexpr,
+    block: tl.constexpr,
+    precision: tl.constexpr,
+):
     row, at, there, inside = seats(rows, frames, dim, wide, block)
     q, k, v = tl.load(q + at, inside, 0.0), tl.load(k + at, inside, 0.0), tl.load(v + at, inside, 0.0)
     shares = attention(q, k, row, there, scale, precision)
@@ -51,13 +64,37 @@ def forward_kernel(q, k, v, out, rows, scale, frames: tl.constexpr, dim: tl.cons
 
 # %% ../nbs/34_kernel.ipynb #27499e5d
 @jit
-def backward_kernel(q, k, v, dout, dq, dk, dv, rows, scale, frames: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, precision: tl.constexpr):
+def backward_kernel(
+    q,
+    k,
+    v,
+    dout,
+    dq,
+    dk,
+    dv,
+    rows,
+    scale,
+    frames: tl.constexpr,
+    dim: tl.constexpr,
+    wide: tl.constexpr,
+    block: tl.constexpr,
+    precision: tl.constexpr,
+):
     row, at, there, inside = seats(rows, frames, dim, wide, block)
-    q, k, v, dout = tl.load(q + at, inside, 0.0), tl.load(k + at, inside, 0.0), tl.load(v + at, inside, 0.0), tl.load(dout + at, inside, 0.0)
+    q, k, v, dout = (
+        tl.load(q + at, inside, 0.0),
+        tl.load(k + at, inside, 0.0),
+        tl.load(v + at, inside, 0.0),
+        tl.load(dout + at, inside, 0.0),
+    )
     shares = attention(q, k, row, there, scale, precision)
     dshares = tl.dot(dout, tl.trans(v), input_precision=precision)
     dscores = (shares * (dshares - tl.sum(shares * dshares, 1)[:, None]) * scale).to(q.dtype)
-    tl.store(dv + at, tl.dot(tl.trans(shares.to(dout.dtype)), dout, input_precision=precision).to(dq.dtype.element_ty), inside)
+    tl.store(
+        dv + at,
+        tl.dot(tl.trans(shares.to(dout.dtype)), dout, input_precision=precision).to(dq.dtype.element_ty),
+        inside,
+    )
     tl.store(dq + at, tl.dot(dscores, k, input_precision=precision).to(dq.dtype.element_ty), inside)
     tl.store(dk + at, tl.dot(tl.trans(dscores), q, input_precision=precision).to(dq.dtype.element_ty), inside)
 
@@ -98,7 +135,8 @@ def attend(
     v,
 ):
     "Attention over the frames; of the same shape"
-    if q.is_cuda and triton and q.shape[1] <= SEATS: return ShortAttention.apply(q, k, v)
+    if q.is_cuda and triton and q.shape[1] <= SEATS:
+        return ShortAttention.apply(q, k, v)
     rows = [x.transpose(1, 2).split(MAX_ROWS, dim=1) for x in (q, k, v)]  # b f n d -> b n f d
     pieces = [F.scaled_dot_product_attention(*piece) for piece in zip(*rows)]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)).transpose(1, 2)

@@ -22,37 +22,82 @@ from .tiny import pool
 from .toon import caption, random_scene, render
 
 # %% ../nbs/26_live.ipynb #cdaeafaa
-def film(num_frames, size, seed): return render(random_scene(seed, "train"), num_frames, size, size).frames
+def film(num_frames, size, seed):
+    return render(random_scene(seed, "train"), num_frames, size, size).frames
 
 
 def toon_cache(folder, seeds, pipe=None, num_frames=24, size=128, workers=1):
-    "A cache of training scenes of the cartoon world, a clip a seed; `pipe` encodes on its own device, None is the embedded SDXL"
+    """A cache of training scenes of the cartoon world, a clip a seed; `pipe` encodes on its own device, None is the
+    embedded SDXL
+    """
     pipe = pipe or load_pipeline()
     cache, encoder, rows, seeds = Cache(folder), Encoder(pipe, EncodeOptions(size)), [], list(seeds)
     write_about(cache, encoder, ShotOptions())
     side, never = np.int32([size, size]), np.zeros(num_frames, bool)
-    fixed = dict(original_size=side, crop_top_left=np.int32([0, 0]), target_size=side, frame_times=np.arange(num_frames) / 8, hold_mask=never, fps=np.float32(8), scaling_factor=np.float32(pipe.vae.config.scaling_factor))
+    fixed = dict(
+        original_size=side,
+        crop_top_left=np.int32([0, 0]),
+        target_size=side,
+        frame_times=np.arange(num_frames) / 8,
+        hold_mask=never,
+        fps=np.float32(8),
+        scaling_factor=np.float32(pipe.vae.config.scaling_factor),
+    )
     with pool(workers) as workers_:
         for seed, frames in zip(seeds, workers_.imap(partial(film, num_frames, size), seeds, chunksize=8)):
             text, name = caption(random_scene(seed, "train"), seed), f"toon{seed}-0000000-{num_frames}"
-            rows.append(EMPTY_ROW | dict(clip=name, file=f"toon{seed}", source="tav_nb", licence="Apache-2.0", caption=text, frames=num_frames, start=0.0, stop=num_frames / 8, fps=8.0, height=size, width=size,
-                                         kept=True, thumbs=b"", figures="{}", cache_key=key_of(seed=seed, size=size, frames=num_frames, vae=encoder.model["vae"])))
+            rows.append(
+                EMPTY_ROW
+                | dict(
+                    clip=name,
+                    file=f"toon{seed}",
+                    source="tav_nb",
+                    licence="Apache-2.0",
+                    caption=text,
+                    frames=num_frames,
+                    start=0.0,
+                    stop=num_frames / 8,
+                    fps=8.0,
+                    height=size,
+                    width=size,
+                    kept=True,
+                    thumbs=b"",
+                    figures="{}",
+                    cache_key=key_of(seed=seed, size=size, frames=num_frames, vae=encoder.model["vae"]),
+                )
+            )
             embeds, pooled = encode_text(pipe, text)
-            write_whole(cache.path(rows[-1]), npz_bytes(dict(latents=encode_frames(pipe.vae, frames, never, num_frames), text_embeds=embeds, pooled_embeds=pooled, meta="{}", **fixed)))
+            write_whole(
+                cache.path(rows[-1]),
+                npz_bytes(
+                    dict(
+                        latents=encode_frames(pipe.vae, frames, never, num_frames),
+                        text_embeds=embeds,
+                        pooled_embeds=pooled,
+                        meta="{}",
+                        **fixed,
+                    )
+                ),
+            )
     write_manifest(cache, rows)
     return Path(folder)
 
 # %% ../nbs/26_live.ipynb #d24e4bab
 class Live:
-    "Events of `tav_nb.trainer.train` as a picture that changes while the training runs: losses, gates, gradients, previews"
+    """Events of `tav_nb.trainer.train` as a picture that changes while the training runs: losses, gates, gradients,
+    previews
+    """
 
     def __init__(self, every=5.0):
         self.every, self.last, self.handle, self.events, self.previews = every, 0.0, None, [], {}
 
     def __call__(self, event):
-        if event["kind"] == "preview": self.previews[event["step"]] = event["frames"]
-        else: self.events.append(event)
-        if time.monotonic() - self.last > self.every: self.show()
+        if event["kind"] == "preview":
+            self.previews[event["step"]] = event["frames"]
+        else:
+            self.events.append(event)
+        if time.monotonic() - self.last > self.every:
+            self.show()
 
     def values(self, kind, name):
         "`(steps, values)` of what was logged"
@@ -62,6 +107,7 @@ class Live:
     def figure(self):
         "Losses and gates above, the newest preview below"
         from matplotlib import pyplot as plt
+
         figure = plt.figure(figsize=(8, 3.4), dpi=80, layout="constrained")
         axes = figure.subplot_mosaic([["loss", "gate"], ["preview", "preview"]], height_ratios=(2, 1.1))
         axes["loss"].plot(*self.values("train", "loss"), lw=0.5, label="update")
@@ -72,20 +118,28 @@ class Live:
         axes["preview"].axis("off")
         if self.previews:
             step, frames = list(self.previews.items())[-1]
-            axes["preview"].imshow(np.concatenate(list(frames[:: max(1, len(frames) // 8)]), 1)), axes["preview"].set_title(f"after {step} updates", fontsize=8)  # f h w c -> h (f w) c
+            (
+                axes["preview"].imshow(np.concatenate(list(frames[:: max(1, len(frames) // 8)]), 1)),
+                axes["preview"].set_title(f"after {step} updates", fontsize=8),
+            )  # f h w c -> h (f w) c
         plt.close(figure)
         return figure
 
     def show(self):
         from IPython.display import display
+
         self.last = time.monotonic()
-        if self.handle: self.handle.update(self.figure())
-        else: self.handle = display(self.figure(), display_id=True)
+        if self.handle:
+            self.handle.update(self.figure())
+        else:
+            self.handle = display(self.figure(), display_id=True)
 
 # %% ../nbs/26_live.ipynb #746b91a0
 def main(argv=None):
     "`python -m tav_nb.live CACHE`: a cache of the cartoon world"
-    parser = argparse.ArgumentParser(prog="python -m tav_nb.live", description="Draw clips of the cartoon world into a cache to train on.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tav_nb.live", description="Draw clips of the cartoon world into a cache to train on."
+    )
     parser.add_argument("cache", metavar="CACHE")
     parser.add_argument("--clips", type=int, default=48, help="how many (48)")
     parser.add_argument("--num-frames", type=int, default=8, help="frames of each (8)")
@@ -94,18 +148,30 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=1, help="processes that draw (1)")
     args = parser.parse_args(argv)
     for name, least in (("clips", 1), ("num_frames", 2), ("size", 16), ("workers", 1)):
-        if getattr(args, name) < least: parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it has to be at least {least}")
-    if args.size % 16: parser.error(f"--size is {args.size}; it has to be a multiple of 16, such as {args.size // 16 * 16 or 16}")
-    if (Path(args.cache) / "manifest.parquet").exists(): parser.error(f"{args.cache}: holds a cache already; choose another folder")
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it has to be at least {least}")
+    if args.size % 16:
+        parser.error(f"--size is {args.size}; it has to be a multiple of 16, such as {args.size // 16 * 16 or 16}")
+    if (Path(args.cache) / "manifest.parquet").exists():
+        parser.error(f"{args.cache}: holds a cache already; choose another folder")
     try:
-        import cv2, pyarrow  # noqa: for thumbnails and the manifest
+        import cv2
+        import pyarrow  # noqa: for thumbnails and the manifest
+
         check_device(args.device)
         Path(args.cache).mkdir(parents=True, exist_ok=True)
-    except ImportError as error: parser.error(f"a cache needs {error.name}: pip install 'tav_nb[prepare]'")
-    except (OSError, ValueError) as error: parser.error(str(error))
-    with quiet(): pipe = load_pipeline(device=args.device)
+    except ImportError as error:
+        parser.error(f"a cache needs {error.name}: pip install 'tav_nb[prepare]'")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    with quiet():
+        pipe = load_pipeline(device=args.device)
     toon_cache(args.cache, range(args.clips), pipe, args.num_frames, args.size, args.workers)
-    print(f"{args.cache}: {args.clips} clips of {args.num_frames} frames; tav train {args.cache} RUN --config toon-cpu trains on them")
+    print(
+        f"{args.cache}: {args.clips} clips of {args.num_frames} frames; tav train {args.cache} RUN --config toon-cpu"
+        " trains on them"
+    )
 
 
-if __name__ == "__main__" and "ipykernel" not in sys.modules and sys.argv[0].endswith("live.py"): main()
+if __name__ == "__main__" and "ipykernel" not in sys.modules and sys.argv[0].endswith("live.py"):
+    main()

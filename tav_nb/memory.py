@@ -26,7 +26,8 @@ from .moments import PIECE
 from .unet import add_temporal, temporal_modules, train_only_temporal
 
 # %% ../nbs/12_a100.ipynb #72628fb4
-with quiet(): from diffusers import UNet2DConditionModel
+with quiet():
+    from diffusers import UNet2DConditionModel
 
 # %% ../nbs/12_a100.ipynb #8bb685e3
 def in_pieces(size):
@@ -44,19 +45,22 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor): self.add(tensor)
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor)
         return out
 
     def add(self, tensor):
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.sizes: return
+        if key in self.sizes:
+            return
         self.sizes[key] = self.weigh(storage.nbytes())
         self.now += self.sizes[key]
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.drop, key)
 
-    def drop(self, key): self.now -= self.sizes.pop(key, 0)
+    def drop(self, key):
+        self.now -= self.sizes.pop(key, 0)
 
 # %% ../nbs/12_a100.ipynb #9ea5a141
 class Replaced(TorchFunctionMode):
@@ -83,27 +87,33 @@ class Away:
 
     def __init__(self, ferry, tensor, before):
         self.ferry, self.device, self.before, self.back = ferry, tensor.device, before, None
-        with ferry.after(torch.cuda.current_stream()): self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        with ferry.after(torch.cuda.current_stream()):
+            self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
         tensor.record_stream(ferry.stream)
 
     def call(self):
         "Begin the way back"
         if self.back is None:
-            with torch.cuda.stream(self.ferry.stream): self.back = self.host.to(self.device, non_blocking=True)
+            with torch.cuda.stream(self.ferry.stream):
+                self.back = self.host.to(self.device, non_blocking=True)
 
     def arrive(self):
         "The tensor, once it is there; the one that was sent before it, and is needed next, sets out"
         self.call()
         torch.cuda.current_stream().wait_stream(self.ferry.stream)
         self.back.record_stream(torch.cuda.current_stream())
-        if (before := self.before()): before.call()
+        if before := self.before():
+            before.call()
         return self.back
 
 
 class Ferry:
-    "Checkpointing whose large inputs wait in the computer's memory; what needs no gradient, such as the text, all blocks share, and it stays"
+    """Checkpointing whose large inputs wait in the computer's memory; what needs no gradient, such as the text, all
+    blocks share, and it stays
+    """
 
-    def __init__(self): self.stream, self.last = None, lambda: None
+    def __init__(self):
+        self.stream, self.last = None, lambda: None
 
     def after(self, stream):
         self.stream = self.stream or torch.cuda.Stream()
@@ -111,27 +121,35 @@ class Ferry:
         return torch.cuda.stream(self.stream)
 
     def send(self, tensor):
-        if tensor.device.type not in ("cuda", "meta") or tensor.numel() < 2**20 or not tensor.requires_grad: return tensor
-        if tensor.device.type == "meta": return tensor.shape, tensor.dtype
+        if tensor.device.type not in ("cuda", "meta") or tensor.numel() < 2**20 or not tensor.requires_grad:
+            return tensor
+        if tensor.device.type == "meta":
+            return tensor.shape, tensor.dtype
         away = Away(self, tensor, self.last)
         self.last = weakref.ref(away)
         return away
 
     def fetch(self, sent):
-        if isinstance(sent, torch.Tensor): return sent
+        if isinstance(sent, torch.Tensor):
+            return sent
         return sent.arrive() if isinstance(sent, Away) else torch.empty(sent[0], dtype=sent[1], device="meta")
 
     def __call__(self, function, *args):
-        with saved_tensors_hooks(self.send, self.fetch): return checkpoint(function.__call__, *args, use_reentrant=False)
+        with saved_tensors_hooks(self.send, self.fetch):
+            return checkpoint(function.__call__, *args, use_reentrant=False)
 
 
 def compute_again(function, *args):
-    "Checkpointing as diffusers does it, but for the generators: nothing in SDXL is random, and a CUDA graph (chapter 39) must not ask for them"
+    """Checkpointing as diffusers does it, but for the generators: nothing in SDXL is random, and a CUDA graph (chapter
+    39) must not ask for them
+    """
     return checkpoint(function.__call__, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def set_checkpointing(unet, kind, mode=nullcontext()):
-    "`kind` as in `TrainConfig.checkpointing`; what is computed again is computed inside `mode`, as it was the first time"
+    """`kind` as in `TrainConfig.checkpointing`; what is computed again is computed inside `mode`, as it was the first
+    time
+    """
     run = Ferry() if kind == "offload" else compute_again
 
     def run_inside(function, *args):
@@ -150,20 +168,31 @@ def set_checkpointing(unet, kind, mode=nullcontext()):
 @dataclass(frozen=True)
 class Need:
     "Bytes that a training step needs at its peak, and what for"
-    base: int         # frozen weights
-    adapter: int      # weights that are trained
-    gradients: int    # of the adapter
-    moments: int      # Adam's
+
+    base: int  # frozen weights
+    adapter: int  # weights that are trained
+    gradients: int  # of the adapter
+    moments: int  # Adam's
     activations: int  # the rest, at the worst moment
     average: int = 0  # of the weights, where it lives in the same memory as all the others
-    total = property(lambda self: self.base + self.adapter + self.gradients + self.moments + self.activations + self.average)
+    total = property(
+        lambda self: self.base + self.adapter + self.gradients + self.moments + self.activations + self.average
+    )
 
-    def __str__(self): return f"{self.total / 2**30:.1f} GiB (base {self.base / 2**30:.1f}, adapter with gradients and Adam {(self.adapter + self.gradients + self.moments + self.average) / 2**30:.1f}, activations {self.activations / 2**30:.1f})"
+    def __str__(self):
+        return (
+            f"{self.total / 2**30:.1f} GiB (base {self.base / 2**30:.1f}, adapter with gradients and Adam"
+            f" {(self.adapter + self.gradients + self.moments + self.average) / 2**30:.1f}, activations"
+            f" {self.activations / 2**30:.1f})"
+        )
 
 
 def moments_bytes(parameters, adam8bit=False):
     "Of Adam's two moments: 4 bytes each, or 1 and a scale for 256 (torchao leaves small tensors in 4)"
-    small = lambda p: not adam8bit or p.numel() < 4096 or p.numel() % 256
+
+    def small(p):
+        return not adam8bit or p.numel() < 4096 or p.numel() % 256
+
     return sum(2 * (4 * p.numel() if small(p) else p.numel() + p.numel() // 64 + 1024) for p in parameters)
 
 
@@ -177,8 +206,10 @@ def unet_on_meta(model, config, dtype, structure):
                 unet = UNet2DConditionModel.from_config(about)
         except Exception as error:  # missing or wrong values: many classes, one answer
             raise cannot_load(where, error) from None
-    with torch.device("meta"): add_temporal(torch.nn.Module.to(unet, dtype), **structure)  # past diffusers' own `to`, which would warn
-    for layer in temporal_modules(unet).values(): layer.float()
+    with torch.device("meta"):
+        add_temporal(torch.nn.Module.to(unet, dtype), **structure)  # past diffusers' own `to`, which would warn
+    for layer in temporal_modules(unet).values():
+        layer.float()
     set_checkpointing(unet, config.checkpointing, Replaced(GPU))
     return unet
 
@@ -187,14 +218,20 @@ def inputs(unet, num_clips, num_frames, height, width, tokens=77):
     "Arguments of one call for training, on `meta`"
     about, n = unet.config, num_clips * num_frames
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
-    empty = lambda *shape: torch.empty(shape, dtype=unet.dtype, device="meta")
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=unet.dtype, device="meta")
+
     cond = dict(text_embeds=empty(n, pooled), time_ids=torch.empty(n, 6, device="meta"))
     return (empty(n, 4, height // 8, width // 8), torch.empty(n, dtype=torch.long, device="meta")), dict(
-        encoder_hidden_states=empty(n, tokens, about.cross_attention_dim), added_cond_kwargs=cond, num_frames=num_frames)
+        encoder_hidden_states=empty(n, tokens, about.cross_attention_dim), added_cond_kwargs=cond, num_frames=num_frames
+    )
 
 
 HEAP_LIMIT = 2**25  # bytes from which on the C library gives a tensor pages of its own, which go back at once
-HEAP_SHARE = dict(none=1.35, blocks=2.75, offload=2.75)  # what smaller ones take on its heap, between which holes stay; measured
+HEAP_SHARE = dict(
+    none=1.35, blocks=2.75, offload=2.75
+)  # what smaller ones take on its heap, between which holes stay; measured
 
 
 def on_a_heap(checkpointing, size):
@@ -212,55 +249,111 @@ def measure(
     cpu=False,  # for the computer's own memory instead of a card's
 ):
     "What one training step needs, as a `Need`: it is acted out on `meta`, which takes some seconds"
-    structure = structure or dict(max_frames=max(config.max_frames, num_frames), positions=config.positions, num_heads=config.num_heads or None, zero=config.zero)
+    structure = structure or dict(
+        max_frames=max(config.max_frames, num_frames),
+        positions=config.positions,
+        num_heads=config.num_heads or None,
+        zero=config.zero,
+    )
     unet = unet_on_meta(config.model, config, dtype, structure)
     parameters = train_only_temporal(unet)
-    size = lambda tensors: sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)
+
+    def size(tensors):
+        return sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)
+
     adapter = size(parameters)
     base, moments = size([*unet.parameters(), *unet.buffers()]) - adapter, moments_bytes(parameters, config.adam8bit)
-    for parameter in parameters: parameter.grad = torch.empty_like(parameter)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
     with Replaced(GPU), Live(partial(on_a_heap, config.checkpointing) if cpu else in_pieces) as live:
         args, kwargs = inputs(unet, config.batch_size, num_frames, height, width)
-        for tensor in [*unet.parameters(), *unet.buffers()]: live.sizes[tensor.untyped_storage()._cdata] = 0  # counted above
-        for parameter in parameters: live.sizes[parameter.grad.untyped_storage()._cdata] = 0
+        for tensor in [*unet.parameters(), *unet.buffers()]:
+            live.sizes[tensor.untyped_storage()._cdata] = 0  # counted above
+        for parameter in parameters:
+            live.sizes[parameter.grad.untyped_storage()._cdata] = 0
         unet(*args, **kwargs).sample.float().square().mean().backward()
     visit = min(moments, 3 * 2 * PIECE)  # of moments that wait outside: two pieces, and one for what falls between them
-    recorded = config.cuda_graphs and config.checkpointing != "offload"  # then the room of activations is theirs for good (chapter 39)
-    if cpu: return Need(base, adapter, adapter, moments, live.peak, adapter)
-    if not config.adam_offload or recorded: return Need(base, adapter, adapter, visit if config.adam_offload else moments, live.peak)
+    recorded = (
+        config.cuda_graphs and config.checkpointing != "offload"
+    )  # then the room of activations is theirs for good (chapter 39)
+    if cpu:
+        return Need(base, adapter, adapter, moments, live.peak, adapter)
+    if not config.adam_offload or recorded:
+        return Need(base, adapter, adapter, visit if config.adam_offload else moments, live.peak)
     return Need(base, adapter, adapter, 0, max(live.peak, visit))  # moments come when activations are gone
 
 # %% ../nbs/12_a100.ipynb #b97b197a
 def remedies(config, num_frames, height, width, room, dtype=torch.float16, structure=None, cpu=False):
     "Lines that say which settings would fit into `room` bytes; empty if none does"
+
     def smaller(**changes):
         found = replace(config, **changes)
         return found if found != config else None
-    halves = dict(batch_size=max(1, config.batch_size // 2), accumulation=config.accumulation * (config.batch_size // max(1, config.batch_size // 2)))
-    tries = [smaller(checkpointing="blocks") if config.checkpointing == "none" else None, smaller(cuda_graphs=False), smaller(adam_offload=not config.adam8bit), smaller(**halves), smaller(checkpointing="offload"), smaller(adam8bit=True, adam_offload=False),
-             smaller(checkpointing="offload", adam_offload=not config.adam8bit, **halves)]
+
+    halves = dict(
+        batch_size=max(1, config.batch_size // 2),
+        accumulation=config.accumulation * (config.batch_size // max(1, config.batch_size // 2)),
+    )
+    tries = [
+        smaller(checkpointing="blocks") if config.checkpointing == "none" else None,
+        smaller(cuda_graphs=False),
+        smaller(adam_offload=not config.adam8bit),
+        smaller(**halves),
+        smaller(checkpointing="offload"),
+        smaller(adam8bit=True, adam_offload=False),
+        smaller(checkpointing="offload", adam_offload=not config.adam8bit, **halves),
+    ]
     lines, ones = [], dict(batch_size=1, accumulation=config.accumulation * config.batch_size)
-    lasts = [smaller(checkpointing="blocks" if config.checkpointing == "none" else config.checkpointing, **ones), smaller(checkpointing="offload", adam_offload=not config.adam8bit, **ones)] if config.batch_size > 3 else []
+    lasts = (
+        [
+            smaller(checkpointing="blocks" if config.checkpointing == "none" else config.checkpointing, **ones),
+            smaller(checkpointing="offload", adam_offload=not config.adam8bit, **ones),
+        ]
+        if config.batch_size > 3
+        else []
+    )
     for other in filter(None, [*tries, *lasts]):
-        if other in lasts and lines: break
+        if other in lasts and lines:
+            break
         need = measure(other, num_frames, height, width, dtype, structure, cpu)
-        changed = " ".join(f"--{name.replace('_', '-')} {str(getattr(other, name)).lower()}" for name in ("batch_size", "accumulation", "checkpointing", "adam8bit", "adam_offload", "cuda_graphs") if getattr(other, name) != getattr(config, name))
-        if need.total <= room: lines.append(f"{changed} needs {need.total / 2**30:.1f} GiB")
+        changed = " ".join(
+            f"--{name.replace('_', '-')} {str(getattr(other, name)).lower()}"
+            for name in ("batch_size", "accumulation", "checkpointing", "adam8bit", "adam_offload", "cuda_graphs")
+            if getattr(other, name) != getattr(config, name)
+        )
+        if need.total <= room:
+            lines.append(f"{changed} needs {need.total / 2**30:.1f} GiB")
     shorter = [length for length in config.lengths if length < num_frames]
     if not lines and shorter:
-        need = measure(replace(config, adam8bit=False, adam_offload=True, checkpointing="offload", batch_size=1), shorter[0], height, width, dtype, structure, cpu)
-        if need.total <= room: lines.append(f"--lengths {shorter[0]} --batch-size 1 --adam-offload true --checkpointing offload needs {need.total / 2**30:.1f} GiB")
+        need = measure(
+            replace(config, adam8bit=False, adam_offload=True, checkpointing="offload", batch_size=1),
+            shorter[0],
+            height,
+            width,
+            dtype,
+            structure,
+            cpu,
+        )
+        if need.total <= room:
+            lines.append(
+                f"--lengths {shorter[0]} --batch-size 1 --adam-offload true --checkpointing offload needs"
+                f" {need.total / 2**30:.1f} GiB"
+            )
     return lines
 
 
 def fillable(free, limit=0.0):
-    "Bytes of a GPU's `free` ones that tensors can fill: kernels want 0.25 GiB for themselves, and 3 per cent fall between the tensors"
+    """Bytes of a GPU's `free` ones that tensors can fill: kernels want 0.25 GiB for themselves, and 3 per cent fall
+    between the tensors
+    """
     return 0.97 * min(free, limit * 2**30 or free) - 2**28
 
 
 def room_on(device, limit=0.0):
     "Bytes that tensors may fill on a device, at most `limit` GiB if that is given"
-    if torch.device(device).type == "cuda": return fillable(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device), limit)
+    if torch.device(device).type == "cuda":
+        return fillable(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device), limit)
     import psutil
+
     free = psutil.virtual_memory().available
     return min(free, limit * 2**30) if limit else free

@@ -19,7 +19,8 @@ adamw_step = inspect.unwrap(torch.optim.AdamW.step)  # without the hooks, which 
 
 
 class VisitingAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW(fused=True)` whose moments wait in the computer's memory and visit the card for an update, a piece at a time; every number stays the same
+    """`torch.optim.AdamW(fused=True)` whose moments wait in the computer's memory and visit the card for an update, a
+    piece at a time; every number stays the same
 
     `piece`: bytes of weights whose moments come together. Whoever reads the state himself calls `settle()` before.
     """
@@ -31,12 +32,16 @@ class VisitingAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        "One update; the last moments may still be on their way out when it returns. `closure`, if there is one, is called once, and what it returns is returned"
+        """One update; the last moments may still be on their way out when it returns. `closure`, if there is one, is
+        called once, and what it returns is returned
+        """
         loss = None
         if closure is not None:
-            with torch.enable_grad(): loss = closure()
+            with torch.enable_grad():
+                loss = closure()
         groups = self.param_groups
-        if self.out: torch.cuda.current_stream().wait_stream(self.out)  # those of the update before
+        if self.out:
+            torch.cuda.current_stream().wait_stream(self.out)  # those of the update before
         try:
             for group in groups:
                 for piece in pieces(group["params"], self.piece):
@@ -44,7 +49,8 @@ class VisitingAdamW(torch.optim.AdamW):
                     self.come(piece)
                     adamw_step(self)
                     self.leave(piece)
-        finally: self.param_groups = groups
+        finally:
+            self.param_groups = groups
         return loss
 
 # %% ../nbs/35_moments.ipynb #5f17013d
@@ -52,11 +58,13 @@ def pieces(parameters, size):
     "Lists of those parameters that have gradients, each of `size` bytes or little more"
     piece = []
     for parameter in parameters:
-        if parameter.grad is not None: piece.append(parameter)
+        if parameter.grad is not None:
+            piece.append(parameter)
         if sum(p.nbytes for p in piece) >= size:
             yield piece
             piece = []
-    if piece: yield piece
+    if piece:
+        yield piece
 
 # %% ../nbs/35_moments.ipynb #987e610d
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -68,21 +76,26 @@ def waiting_room(tensor):
 
 
 def come(self, piece):
-    if len(self.leaving) > 1: self.leaving.pop(0).synchronize()
+    if len(self.leaving) > 1:
+        self.leaving.pop(0).synchronize()
     self.home = [{name: self.state[p][name] for name in MOMENTS} if self.state[p] else None for p in piece]
     for p, home in zip(piece, self.home):
-        for name in MOMENTS if home else (): self.state[p][name] = home[name].to(p.device, non_blocking=True)
+        for name in MOMENTS if home else ():
+            self.state[p][name] = home[name].to(p.device, non_blocking=True)
 
 
 def leave(self, piece):
-    if self.out: self.out.wait_stream(torch.cuda.current_stream())
+    if self.out:
+        self.out.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(self.out) if self.out else nullcontext():
         for p, home in zip(piece, self.home):
             for name in MOMENTS:
                 guest = self.state[p][name]
                 self.state[p][name] = (home[name] if home else waiting_room(guest)).copy_(guest, non_blocking=True)
-                if self.out: guest.record_stream(self.out)
-    if self.out: self.leaving.append(self.out.record_event())
+                if self.out:
+                    guest.record_stream(self.out)
+    if self.out:
+        self.leaving.append(self.out.record_event())
 
 
 def wait(self, tensor):
@@ -93,7 +106,9 @@ def wait(self, tensor):
 
 def settle(self):
     "Until every moment is at home; for those who read them"
-    if self.out: self.out.synchronize()
+    if self.out:
+        self.out.synchronize()
 
 
-for method in (come, leave, wait, settle): setattr(VisitingAdamW, method.__name__, method)
+for method in (come, leave, wait, settle):
+    setattr(VisitingAdamW, method.__name__, method)

@@ -13,9 +13,12 @@ def orthogonal(
     x,  # [n, r, c]: matrices
     steps=5,  # of Newton and Schulz
 ):
-    "Matrices with the same directions, all about equally long (Jordan et al. 2024, Muon); on a GPU in bfloat16, which is enough"
+    """Matrices with the same directions, all about equally long (Jordan et al. 2024, Muon); on a GPU in bfloat16, which
+    is enough
+    """
     x, wide = x.bfloat16() if x.is_cuda else x.float(), x.shape[1] <= x.shape[2]
-    if not wide: x = x.mT.contiguous()  # the products below are of the shorter side
+    if not wide:
+        x = x.mT.contiguous()  # the products below are of the shorter side
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
@@ -25,7 +28,8 @@ def orthogonal(
 # %% ../nbs/36_muon.ipynb #0252b54b
 def matrices(p):
     "A weight as a view `[n, out, ...]`: three matrices for queries, keys and values, a convolution's inputs last"
-    if p.ndim == 4: return p.permute(0, 2, 3, 1)[None]  # o i h w -> 1 o h w i
+    if p.ndim == 4:
+        return p.permute(0, 2, 3, 1)[None]  # o i h w -> 1 o h w i
     return p.unflatten(0, (3, -1)) if p.shape[0] == 3 * p.shape[1] else p[None]
 
 # %% ../nbs/36_muon.ipynb #36591cd5
@@ -41,8 +45,12 @@ class Muon:
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
         self.params, self.momentum, self.weight_decay, self.shapes = list(params), momentum, weight_decay, {}
         self.lr = torch.tensor(lr, device=self.params[0].device)
-        for p in self.params: self.shapes.setdefault((matrices(p).shape[1], matrices(p)[0, 0].numel()), []).append(p)
-        self.means = {shape: torch.zeros(sum(len(matrices(p)) for p in ps), *shape, device=self.lr.device) for shape, ps in self.shapes.items()}
+        for p in self.params:
+            self.shapes.setdefault((matrices(p).shape[1], matrices(p)[0, 0].numel()), []).append(p)
+        self.means = {
+            shape: torch.zeros(sum(len(matrices(p)) for p in ps), *shape, device=self.lr.device)
+            for shape, ps in self.shapes.items()
+        }
 
     @torch.no_grad()
     def step(self):
@@ -53,6 +61,8 @@ class Muon:
             mean = self.means[shape].lerp_(gradient, 1 - self.momentum)
             move = orthogonal(gradient.lerp(mean, self.momentum)) * (self.lr * (0.2 * max(shape) ** 0.5))
             views += [matrices(p) for p in ps]
-            moves += [part.reshape(matrices(p).shape) for p, part in zip(ps, move.split([len(matrices(p)) for p in ps]))]
+            moves += [
+                part.reshape(matrices(p).shape) for p, part in zip(ps, move.split([len(matrices(p)) for p in ps]))
+            ]
         torch._foreach_mul_(self.params, 1 - self.lr * self.weight_decay)
         torch._foreach_sub_(views, moves)

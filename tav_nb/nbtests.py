@@ -32,7 +32,9 @@ def as_function(name, source):
     """
     strings = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Constant, ast.JoinedStr))]
     inside = {line for node in strings for line in range(node.lineno + 1, node.end_lineno + 1)}
-    body = [line if number in inside or not line else f"    {line}" for number, line in enumerate(source.split("\n"), 1)]
+    body = [
+        line if number in inside or not line else f"    {line}" for number, line in enumerate(source.split("\n"), 1)
+    ]
     function = "\n".join([f"def {name}():", *body])
     compile(function, name, "exec")
     return function
@@ -46,9 +48,15 @@ def bound_names(source):
 # %% ../nbs/90_nbtests.ipynb #139f02e0
 def needed_names(source):
     "Names that code takes from outside of it, Python's builtins left out."
+
     def read(table, top=False):
-        names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (top or symbol.is_global())}
+        names = {
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_referenced() and (top or symbol.is_global())
+        }
         return names.union(*map(read, table.get_children()))
+
     return read(symtable.symtable(source, "cell", "exec"), top=True) - bound_names(source) - set(dir(builtins))
 
 # %% ../nbs/90_nbtests.ipynb #62719462
@@ -56,7 +64,13 @@ def early_names(source):
     "Names that an assignment at the top level of `source` reads before they are bound."
     early, bound = set(), set()
     for node in ast.parse(source).body:
-        read = [node.value] if isinstance(node, ast.Assign) else [node.target, node.value] if isinstance(node, ast.AugAssign) else []
+        read = (
+            [node.value]
+            if isinstance(node, ast.Assign)
+            else [node.target, node.value]
+            if isinstance(node, ast.AugAssign)
+            else []
+        )
         early |= set().union(*(needed_names(ast.unparse(part)) for part in read)) - bound
         bound |= bound_names(ast.unparse(node))
     return early
@@ -76,9 +90,10 @@ def imported_names(source):
 class TestCells(Processor):
     """Writes the `#| test` and `#| setup` cells of a notebook to `tests/test_<default_exp>.py`.
 
-    `nbdev-export` runs it, for it stands in `export_procs` in pyproject.toml. Raises `ValueError` with notebook and cell where a cell
-    cannot become a test.
+    `nbdev-export` runs it, for it stands in `export_procs` in pyproject.toml. Raises `ValueError` with notebook and
+    cell where a cell cannot become a test.
     """
+
     __test__ = False  # pytest takes every class called Test... for tests
 
     def begin(self):
@@ -87,10 +102,13 @@ class TestCells(Processor):
         self.module, self.imports, self.exports, self.setups, self.tests = None, {}, {}, [], []
 
     def cell(self, cell):
-        if cell.cell_type != "code": return
+        if cell.cell_type != "code":
+            return
         self.module = cell.directives_.get("default_exp", self.module)
-        if "test" in cell.directives_: return self.tests.append(cell)
-        if "setup" in cell.directives_: self.setups.append(cell)
+        if "test" in cell.directives_:
+            return self.tests.append(cell)
+        if "setup" in cell.directives_:
+            self.setups.append(cell)
         self.note_names(cell)
 
     def end(self):
@@ -105,8 +123,10 @@ class TestCells(Processor):
 @patch
 def note_names(self: TestCells, cell):
     "Remember which names the tests can take from this cell."
-    try: imported = imported_names(cell.source)
-    except SyntaxError: return
+    try:
+        imported = imported_names(cell.source)
+    except SyntaxError:
+        return
     self.imports |= imported
     for directive in {"export", "exporti", "exports"} & cell.directives_.keys():
         module = f"{self.config.lib_path.name}.{cell.directives_[directive] or self.module}"
@@ -123,9 +143,12 @@ def refuse(self: TestCells, cell, reason):
 def function_of(self: TestCells, cell):
     "The name and the code of a `#| test` cell as a function, with a pytest mark for each of nbdev's test flags on it."
     name = "test_" + re.sub(r"\W+", "_", cell.directives_["test"].lower()).strip("_")
-    if name == "test_": self.refuse(cell, "`#| test` has to say what it tests")
-    try: function = as_function(name, cell.source)
-    except SyntaxError as error: self.refuse(cell, f"no function can be made of it ({error.msg})")
+    if name == "test_":
+        self.refuse(cell, "`#| test` has to say what it tests")
+    try:
+        function = as_function(name, cell.source)
+    except SyntaxError as error:
+        self.refuse(cell, f"no function can be made of it ({error.msg})")
     flags = [flag for flag in self.config.tst_flags.split() if flag in cell.directives_]
     return name, "".join(f"@pytest.mark.{flag}\n" for flag in flags) + function
 
@@ -161,7 +184,8 @@ def test_pieces(self: TestCells):
         known |= bound_names(cell.source)
     for cell in self.tests:
         name, function = self.function_of(cell)
-        if name in names: self.refuse(cell, f"another test is called {name}")
+        if name in names:
+            self.refuse(cell, f"another test is called {name}")
         names.add(name)
         yield cell, function, self.imports_of(cell, known) | ({"import pytest"} if function.startswith("@") else set())
 
@@ -183,12 +207,16 @@ def prune(folder, notebook, target):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         made_from = re.fullmatch(r"# AUTOGENERATED.* File to edit: (.+)\.", first)
         source = made_from and (folder / made_from[1]).resolve()
-        if source and (not source.exists() or source == notebook and path != target): path.unlink()
+        if source and (not source.exists() or source == notebook and path != target):
+            path.unlink()
 
 # %% ../nbs/90_nbtests.ipynb #06e9b57b
 def rebase_links(markdown, folder):
     "Markdown with its relative links, made for a file in `folder`, changed for one beside that folder."
-    def rebase(match): return match[1] + posixpath.normpath(posixpath.join(folder, match[2]))
+
+    def rebase(match):
+        return match[1] + posixpath.normpath(posixpath.join(folder, match[2]))
+
     return re.sub(r'(\]\(|(?:src|href)=")(?![a-z]+:|#|/)([^)"\s]+)', rebase, markdown)
 
 # %% ../nbs/90_nbtests.ipynb #a81ca46b
@@ -196,12 +224,18 @@ def readme(notebook):
     "A notebook as markdown for the folder above it, without hidden cells, `#|` lines and stored pictures."
     from nbconvert import MarkdownExporter  # slow to import, and no export needs it
     from nbformat import reads
+
     nb = NBProcessor(notebook).nb
     nb.cells = [cell for cell in nb.cells if not {"hide", "default_exp"} & cell.directives_.keys()]
     for cell in nb.cells:
-        if cell.cell_type == "markdown": cell.source = rebase_links(cell.source, Path(notebook).parent.name)
+        if cell.cell_type == "markdown":
+            cell.source = rebase_links(cell.source, Path(notebook).parent.name)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not any(kind.startswith("image/") for kind in output.get("data", {}))]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if not any(kind.startswith("image/") for kind in output.get("data", {}))
+            ]
     body, _ = MarkdownExporter().from_notebook_node(reads(nb2str(nb), as_version=4))
     return f"<!-- Made from nbs/{Path(notebook).name} by `make readme`: edit that. -->\n\n{body.strip()}\n"
 
@@ -214,7 +248,9 @@ def render_readme(folder="."):
 
 # %% ../nbs/90_nbtests.ipynb #2e91e5b9
 def drop_widgets(folder="."):
-    "Take widgets and their state out of the chapters of the project that `folder` is in; the pictures beside them stay."
+    """Take widgets and their state out of the chapters of the project that `folder` is in; the pictures beside them
+    stay.
+    """
     for path in get_config(folder).nbs_path.glob("*.ipynb"):
         notebook = read_nb(path)
         outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -225,33 +261,43 @@ def drop_widgets(folder="."):
 
 # %% ../nbs/90_nbtests.ipynb #f411ba5d
 def looks_same(one, other):
-    "Would nobody see a difference between two RGB pictures? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8 pixels."
+    """Would nobody see a difference between two RGB pictures? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8
+    pixels.
+    """
     apart = ImageChops.difference(one, other)
     return max(ImageStat.Stat(apart).mean) <= 1.5 and max(high for _, high in apart.reduce(8).getextrema()) <= 12
 
 # %% ../nbs/90_nbtests.ipynb #447e3422
 def palette_png(data):
-    "The bytes of a PNG with the fewest colours that look the same; `data` itself if it has a palette, can be seen through, or would become hardly smaller."
+    """The bytes of a PNG with the fewest colours that look the same; `data` itself if it has a palette, can be seen
+    through, or would become hardly smaller.
+    """
     image = Image.open(io.BytesIO(data))
-    if image.mode not in ("RGB", "RGBA") or image.mode == "RGBA" and image.getextrema()[3] != (255, 255): return data
+    if image.mode not in ("RGB", "RGBA") or image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
+        return data
     picture, file = image.convert("RGB"), io.BytesIO()
     for colours in (32, 64, 128, 256):
         reduced = picture.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
-        if looks_same(picture, reduced.convert("RGB")): break
-    else: return data
+        if looks_same(picture, reduced.convert("RGB")):
+            break
+    else:
+        return data
     reduced.save(file, "PNG", optimize=True)
     return file.getvalue() if file.tell() < 0.9 * len(data) else data
 
 # %% ../nbs/90_nbtests.ipynb #4386d834
 def shrink_pictures(folder="."):
-    "Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a page in a frame out that has a picture beside it; says how much that saves."
+    """Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a
+    page in a frame out that has a picture beside it; says how much that saves.
+    """
     for path in sorted(get_config(folder).nbs_path.glob("*.ipynb")):
         notebook, saved = read_nb(path), 0
         for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
             if {"image/png", "image/jpeg"} & set(data) and "<iframe" in (page := "".join(data.get("text/html", ""))):
                 del data["text/html"]
                 saved += len(page)
-            if "image/png" not in data: continue
+            if "image/png" not in data:
+                continue
             old = "".join(data["image/png"])
             new = base64.b64encode(palette_png(base64.b64decode(old))).decode() + "\n" * old.endswith("\n")
             data["image/png"], saved = new, saved + len(old) - len(new)

@@ -7,83 +7,106 @@ __all__ = ['NOISES', 'seed_noise', 'neighbour_correlation', 'noise_correlation',
 
 # %% ../nbs/04_noise.ipynb #1c629045
 import math
+
 import torch
 
 # %% ../nbs/04_noise.ipynb #a1f7e872
-def seed_noise(shape,           # (b, f, c, h, w)
-               generator=None,  # torch.Generator; the noise is drawn where it lives
-               ):
-    "One frame's noise copied to all and stirred by 5 %: **faulty**, kept to measure the fault (variance 1.0025, correlation 0.9975)"
-    where = dict(generator=generator, device=generator.device if generator else 'cpu', dtype=torch.float32)
+def seed_noise(
+    shape,  # (b, f, c, h, w)
+    generator=None,  # torch.Generator; the noise is drawn where it lives
+):
+    """One frame's noise copied to all and stirred by 5 %: **faulty**, kept to measure the fault (variance 1.0025,
+    correlation 0.9975)
+    """
+    where = dict(generator=generator, device=generator.device if generator else "cpu", dtype=torch.float32)
     return torch.randn((shape[0], 1, *shape[2:]), **where) + 0.05 * torch.randn(shape, **where)
 
 # %% ../nbs/04_noise.ipynb #117eeefa
-NOISES = ('mixed', 'progressive', 'independent')
-_usual_strength = {'mixed': 1., 'progressive': 2., 'independent': 0.}
+NOISES = ("mixed", "progressive", "independent")
+_usual_strength = {"mixed": 1.0, "progressive": 2.0, "independent": 0.0}
 
 # %% ../nbs/04_noise.ipynb #b3e6a0c4
-def neighbour_correlation(kind='mixed',   # one of `NOISES`
-                          strength=None,  # alpha, 0 or more; None is the paper's best: 1 for mixed, 2 for progressive
-                          ):
-    "Correlation of the noise in two neighbouring frames, from 0 to 1 (ValueError for an unknown kind or a bad strength)"
-    if kind not in NOISES: raise ValueError(f"no noise is called {kind!r}: choose {', '.join(NOISES[:-1])} or {NOISES[-1]}")
+def neighbour_correlation(
+    kind="mixed",  # one of `NOISES`
+    strength=None,  # alpha, 0 or more; None is the paper's best: 1 for mixed, 2 for progressive
+):
+    """Correlation of the noise in two neighbouring frames, from 0 to 1 (ValueError for an unknown kind or a bad
+    strength)
+    """
+    if kind not in NOISES:
+        raise ValueError(f"no noise is called {kind!r}: choose {', '.join(NOISES[:-1])} or {NOISES[-1]}")
     alpha = _usual_strength[kind] if strength is None else strength
-    if not 0 <= alpha < math.inf: raise ValueError(f'the noise strength must be 0 or more, not {strength}')
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"the noise strength must be 0 or more, not {strength}")
     share = 1 - 1 / (1 + alpha * alpha)  # alpha^2 / (1 + alpha^2), also for the largest alpha
-    return {'mixed': share, 'progressive': share**.5, 'independent': 0.}[kind]
+    return {"mixed": share, "progressive": share**0.5, "independent": 0.0}[kind]
 
 # %% ../nbs/04_noise.ipynb #ce96cb1d
-def noise_correlation(num_frames,     # f
-                      kind='mixed',   # one of `NOISES`
-                      strength=None,  # alpha; None is the kind's usual one
-                      loop=False,     # is the first frame the next after the last?
-                      ):
+def noise_correlation(
+    num_frames,  # f
+    kind="mixed",  # one of `NOISES`
+    strength=None,  # alpha; None is the kind's usual one
+    loop=False,  # is the first frame the next after the last?
+):
     "The correlation `[f, f]` of every two frames of `correlated_noise`, in closed form"
     rho = torch.tensor(neighbour_correlation(kind, strength))
     frame = torch.arange(num_frames)
     apart = (frame[:, None] - frame).abs()  # f f
-    if loop and kind == 'progressive': return (rho**apart + rho**(num_frames - apart)) / (1 + rho**num_frames)
-    return rho**(apart if kind == 'progressive' else apart.clamp(max=1))
+    if loop and kind == "progressive":
+        return (rho**apart + rho ** (num_frames - apart)) / (1 + rho**num_frames)
+    return rho ** (apart if kind == "progressive" else apart.clamp(max=1))
 
 # %% ../nbs/04_noise.ipynb #b0c74e79
-def relate_frames(shared,         # b 1 ...: normal noise, which mixed noise needs
-                  own,            # b f ...: normal noise of each frame
-                  kind='mixed',   # one of `NOISES`
-                  strength=None,  # alpha; None is the kind's usual one
-                  loop=False,     # is the last frame the one before the first?
-                  ):
+def relate_frames(
+    shared,  # b 1 ...: normal noise, which mixed noise needs
+    own,  # b f ...: normal noise of each frame
+    kind="mixed",  # one of `NOISES`
+    strength=None,  # alpha; None is the kind's usual one
+    loop=False,  # is the last frame the one before the first?
+):
     "Noise `b f ...` of unit variance whose frames are correlated as `noise_correlation` says"
     rho = neighbour_correlation(kind, strength)
-    if kind == 'mixed': return rho**.5 * shared + (1 - rho)**.5 * own
-    if kind == 'progressive' and loop: return ring(own, rho)
+    if kind == "mixed":
+        return rho**0.5 * shared + (1 - rho) ** 0.5 * own
+    if kind == "progressive" and loop:
+        return ring(own, rho)
     noise = own.clone()
-    if kind == 'progressive':
-        for f in range(1, own.shape[1]): noise[:, f] = rho * noise[:, f - 1] + (1 - rho**2)**.5 * noise[:, f]
+    if kind == "progressive":
+        for f in range(1, own.shape[1]):
+            noise[:, f] = rho * noise[:, f - 1] + (1 - rho**2) ** 0.5 * noise[:, f]
     return noise
 
 # %% ../nbs/04_noise.ipynb #b4bb1e36
-def correlated_noise(shape,                # (b, f, c, h, w); anything may follow the first two
-                     kind='mixed',         # one of `NOISES`
-                     strength=None,        # alpha; None is the kind's usual one: 1 for mixed, 2 for progressive
-                     generator=None,       # torch.Generator; drawn in float32 where it lives, without one on `device`
-                     device='cpu',         # where the result goes
-                     dtype=torch.float32,  # what the result is cast to
-                     loop=False,           # does the film begin again after its last frame? Only progressive noise has to know
-                     ):
-    "Noise `b f c h w` of unit variance whose frames are correlated as `noise_correlation` says (PYoCo, arXiv 2305.10474, section 4)"
+def correlated_noise(
+    shape,  # (b, f, c, h, w); anything may follow the first two
+    kind="mixed",  # one of `NOISES`
+    strength=None,  # alpha; None is the kind's usual one: 1 for mixed, 2 for progressive
+    generator=None,  # torch.Generator; drawn in float32 where it lives, without one on `device`
+    device="cpu",  # where the result goes
+    dtype=torch.float32,  # what the result is cast to
+    loop=False,  # does the film begin again after its last frame? Only progressive noise has to know
+):
+    """Noise `b f c h w` of unit variance whose frames are correlated as `noise_correlation` says (PYoCo, arXiv
+    2305.10474, section 4)
+    """
     neighbour_correlation(kind, strength)  # raises before anything is drawn
     where = dict(generator=generator, device=generator.device if generator else device, dtype=torch.float32)
     shared, own = torch.randn((shape[0], 1, *shape[2:]), **where), torch.randn(shape, **where)
     return relate_frames(shared, own, kind, strength, loop).to(device, dtype)
 
-def ring(own, rho):
-    "Progressive noise that goes round: each frame `rho` times the one before it plus its `own` part, the first after the last"
-    once = rho**own.shape[1]  # what is left of a frame after one round
-    if once == 1: return own[:, :1].expand_as(own)
-    own = own * ((1 - rho**2) * (1 - once) / (1 + once))**.5
-    last = torch.zeros_like(own[:, 0])
-    for f in range(own.shape[1]): last = rho * last + own[:, f]  # one round from nothing,
-    frames = [last / (1 - once)]                                 # and all the rounds before it: 1 + once + once^2 + ...
-    for f in range(own.shape[1]): frames.append(rho * frames[-1] + own[:, f])
-    return torch.stack(frames[1:], dim=1)
 
+def ring(own, rho):
+    """Progressive noise that goes round: each frame `rho` times the one before it plus its `own` part, the first after
+    the last
+    """
+    once = rho ** own.shape[1]  # what is left of a frame after one round
+    if once == 1:
+        return own[:, :1].expand_as(own)
+    own = own * ((1 - rho**2) * (1 - once) / (1 + once)) ** 0.5
+    last = torch.zeros_like(own[:, 0])
+    for f in range(own.shape[1]):
+        last = rho * last + own[:, f]  # one round from nothing,
+    frames = [last / (1 - once)]  # and all the rounds before it: 1 + once + once^2 + ...
+    for f in range(own.shape[1]):
+        frames.append(rho * frames[-1] + own[:, f])
+    return torch.stack(frames[1:], dim=1)

@@ -15,6 +15,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import torch
@@ -23,10 +24,24 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
+
 from .encode import encode_frames, safe_vae
 from .guidance import guidance_for
 from .inference import check_latents, check_request, decode_frames, noise_for
-from .models import ModelError, cached_folder, cannot_load, check_complete, check_finite, check_part_config, check_prompt, hub_file, is_hub_id, note_unread, only_variant, quiet
+from tav_nb.models import (
+    ModelError,
+    cached_folder,
+    cannot_load,
+    check_complete,
+    check_finite,
+    check_part_config,
+    check_prompt,
+    hub_file,
+    is_hub_id,
+    note_unread,
+    only_variant,
+    quiet,
+)
 from .noise import correlated_noise
 from .schema import printable
 from .unet import load_lora, without_temporal
@@ -38,32 +53,36 @@ class PipelineError(ValueError):
 
 # %% ../nbs/31_pipelines.ipynb #df9ae76f
 @contextmanager
-def given_noise(scheduler,
-                noise,  # (b f) c h w
-                ):
+def given_noise(
+    scheduler,
+    noise,  # (b f) c h w
+):
     "Inside the `with`, whatever noise a pipeline has drawn to put upon pictures, this is put upon them"
     add = scheduler.add_noise
     scheduler.add_noise = lambda pictures, drawn, timesteps: add(pictures, noise.to(pictures), timesteps)
-    try: yield
-    finally: del scheduler.add_noise
+    try:
+        yield
+    finally:
+        del scheduler.add_noise
 
 # %% ../nbs/31_pipelines.ipynb #87b75e20
 @torch.no_grad()
-def film(pipe,                  # any SDXL pipeline of diffusers, with the adapter in its UNet
-         prompt,
-         num_frames=16,
-         height=None,           # in pixels; None for what the base was made for
-         width=None,
-         steps=20,
-         guidance_scale=None,   # as in `generate`; stock pipelines know of no other guidance
-         negative_prompt=None,
-         seed=0,
-         noise=None,            # as in `generate`
-         noise_strength=None,
-         images=False,          # leave the adapter out
-         callback=None,         # called after each step with (step, timestep, latents `f c h w`)
-         **more,                # what this pipeline takes besides: image, strength, mask_image, ip_adapter_image, ...
-         ):
+def film(
+    pipe,  # any SDXL pipeline of diffusers, with the adapter in its UNet
+    prompt,
+    num_frames=16,
+    height=None,  # in pixels; None for what the base was made for
+    width=None,
+    steps=20,
+    guidance_scale=None,  # as in `generate`; stock pipelines know of no other guidance
+    negative_prompt=None,
+    seed=0,
+    noise=None,  # as in `generate`
+    noise_strength=None,
+    images=False,  # leave the adapter out
+    callback=None,  # called after each step with (step, timestep, latents `f c h w`)
+    **more,  # what this pipeline takes besides: image, strength, mask_image, ip_adapter_image, ...
+):
     "A film from a stock pipeline: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done"
     made_for = pipe.unet.config.sample_size * pipe.vae_scale_factor
     height, width = height or made_for, width or made_for
@@ -71,107 +90,177 @@ def film(pipe,                  # any SDXL pipeline of diffusers, with the adapt
     check_prompt(pipe, prompt)
     note_unread(pipe, prompt)
     guidance_scale = guidance_for(pipe.unet, guidance_scale).scale  # these pipelines know of no other guidance
-    if negative_prompt and guidance_scale > 1: note_unread(pipe, negative_prompt, 'negative prompt')
+    if negative_prompt and guidance_scale > 1:
+        note_unread(pipe, negative_prompt, "negative prompt")
     call = frames_of(pipe, prompt, num_frames, guidance_scale, negative_prompt)
-    start = film_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call['prompt_embeds'])
+    start = film_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call["prompt_embeds"])
     takes = signature(pipe.__call__).parameters
-    if 'strength' not in takes or 'mask_image' in takes and more.get('strength') == 1: call['latents'] = start
-    if 'height' in takes: call.update(height=height, width=width)
+    if "strength" not in takes or "mask_image" in takes and more.get("strength") == 1:
+        call["latents"] = start
+    if "height" in takes:
+        call.update(height=height, width=width)
+
     def after_step(_, step, t, tensors):
-        if callback: callback(step, t, tensors['latents'])
+        if callback:
+            callback(step, t, tensors["latents"])
         return tensors
+
     pipe.scheduler.num_frames = num_frames  # for its hooks
     with given_noise(pipe.scheduler, start):
-        latents = pipe(**call, num_inference_steps=steps, guidance_scale=guidance_scale, cross_attention_kwargs={} if images else dict(num_frames=num_frames),
-                       output_type='latent', callback_on_step_end=after_step, **more).images
+        latents = pipe(
+            **call,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            cross_attention_kwargs={} if images else dict(num_frames=num_frames),
+            output_type="latent",
+            callback_on_step_end=after_step,
+            **more,
+        ).images
     check_latents(latents, pipe)
     return decode_frames(pipe, latents)
 
 # %% ../nbs/31_pipelines.ipynb #e670e557
 def frames_of(pipe, prompt, num_frames, guidance_scale=5.0, negative_prompt=None):
     "The prompt for a stock pipeline, as many times as there are frames"
-    names = 'prompt_embeds', 'negative_prompt_embeds', 'pooled_prompt_embeds', 'negative_pooled_prompt_embeds'
-    return dict(zip(names, pipe.encode_prompt(prompt, device=pipe._execution_device, num_images_per_prompt=num_frames,
-                                              do_classifier_free_guidance=guidance_scale > 1, negative_prompt=negative_prompt)))
+    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+    return dict(
+        zip(
+            names,
+            pipe.encode_prompt(
+                prompt,
+                device=pipe._execution_device,
+                num_images_per_prompt=num_frames,
+                do_classifier_free_guidance=guidance_scale > 1,
+                negative_prompt=negative_prompt,
+            ),
+        )
+    )
+
 
 def film_noise(pipe, num_frames, height, width, noise=None, noise_strength=None, seed=0):
     "The noise `f c h w` that `generate` would begin with, of variance 1: a pipeline scales `latents=` itself"
-    shape = 1, num_frames, pipe.vae.config.latent_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    shape = (
+        1,
+        num_frames,
+        pipe.vae.config.latent_channels,
+        height // pipe.vae_scale_factor,
+        width // pipe.vae_scale_factor,
+    )
     return correlated_noise(shape, *noise_for(pipe, noise, noise_strength), torch.Generator().manual_seed(seed))[0]
 
 # %% ../nbs/31_pipelines.ipynb #fb55b6de
-def switch(pipe,
-           cls,      # another pipeline class of diffusers
-           **parts,  # that it needs and `pipe` has not, such as `controlnet`
-           ):
+def switch(
+    pipe,
+    cls,  # another pipeline class of diffusers
+    **parts,  # that it needs and `pipe` has not, such as `controlnet`
+):
     "The same parts, adapter included, in another pipeline class"
-    with quiet(), without_temporal(pipe.unet): other = cls.from_pipe(pipe, dtype=pipe.dtype, add_watermarker=False, **parts)
+    with quiet(), without_temporal(pipe.unet):
+        other = cls.from_pipe(pipe, dtype=pipe.dtype, add_watermarker=False, **parts)
     other.set_progress_bar_config(disable=True)
     return other
 
 # %% ../nbs/31_pipelines.ipynb #e4c11bcf
-def video_latents(pipe,
-                  frames,  # uint8 [F, H, W, 3]
-                  ):
+def video_latents(
+    pipe,
+    frames,  # uint8 [F, H, W, 3]
+):
     "The latents `f c h w` of a video, for a pipeline's `image=`"
-    with safe_vae(pipe.vae) as vae: return torch.from_numpy(encode_frames(vae, frames, np.zeros(len(frames), bool))).to(pipe._execution_device, pipe.dtype)
+    with safe_vae(pipe.vae) as vae:
+        return torch.from_numpy(encode_frames(vae, frames, np.zeros(len(frames), bool))).to(
+            pipe._execution_device, pipe.dtype
+        )
 
 # %% ../nbs/31_pipelines.ipynb #ea1a8da8
-def fit_frames(frames,      # uint8 [N, H, W, 3]
-               num_frames,
-               height,      # of the film, in pixels
-               width,
-               name,        # of the file, for what is said about it
-               ):
+def fit_frames(
+    frames,  # uint8 [N, H, W, 3]
+    num_frames,
+    height,  # of the film, in pixels
+    width,
+    name,  # of the file, for what is said about it
+):
     "The first frames of a video in the size of the film, uint8 `[F, height, width, 3]`; raises `PipelineError`"
     missing, (high, wide) = num_frames - len(frames), frames.shape[1:3]
-    if missing > 0: raise PipelineError(f'{name}: {len(frames)} frame{"s" * (len(frames) > 1)}, {missing} fewer than the {num_frames} of the film')
+    if missing > 0:
+        raise PipelineError(
+            f"{name}: {len(frames)} frame{'s' * (len(frames) > 1)}, {missing} fewer than the {num_frames} of the film"
+        )
     if min(abs(wide * height / high - width), abs(high * width / wide - height)) >= 8:
-        like = size_like(frames, round((height * width)**.5))
-        raise PipelineError(f'{name}: {wide} x {high} pixels have another shape than {width} x {height}; {like[1]} x {like[0]} would fit, or leave out the size')
-    if (high, wide) == (height, width): return frames[:num_frames]
-    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)) for frame in frames[:num_frames]])
+        like = size_like(frames, round((height * width) ** 0.5))
+        raise PipelineError(
+            f"{name}: {wide} x {high} pixels have another shape than {width} x {height}; {like[1]} x {like[0]} would"
+            " fit, or leave out the size"
+        )
+    if (high, wide) == (height, width):
+        return frames[:num_frames]
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+            for frame in frames[:num_frames]
+        ]
+    )
+
 
 def size_like(frames, side):
     "`(height, width)` of a film in the shape of a video, about as large as a square with this side, in multiples of 8"
     high, wide = frames.shape[1:3]
-    return tuple(max(8, round(side * (n * n / high / wide)**.5 / 8) * 8) for n in (high, wide))
+    return tuple(max(8, round(side * (n * n / high / wide) ** 0.5 / 8) * 8) for n in (high, wide))
 
 # %% ../nbs/31_pipelines.ipynb #b8fe7622
 def encode_as_said(vae, image, generator):
-    "In place of a pipeline's own `_encode_vae_image`, which leaves out `latents_mean` and `latents_std`, and leaves the VAE in 32 bits after an error"
+    """In place of a pipeline's own `_encode_vae_image`, which leaves out `latents_mean` and `latents_std`, and leaves
+    the VAE in 32 bits after an error
+    """
     with upcast_vae(vae):
         latents = retrieve_latents(vae.encode(image.to(vae.dtype)), generator=generator)
     return scale_latents(vae, latents.to(image.dtype))
 
 
-def stock_for(pipe,
-              video=None,         # uint8 [F, H, W, 3] to begin with
-              strength=0.6,       # how much of the way is gone again, above 0, at most 1: 1 keeps next to nothing of the video
-              mask=None,          # bool [F, H, W]: what of the video shall be drawn anew
-              control=None,       # uint8 [F, H, W, 3], for `controlnet`
-              controlnet=None,    # a `ControlNetModel`
-              control_scale=1.0,  # how strictly the control is followed
-              picture=None,       # for an IP-Adapter
-              ):
+def stock_for(
+    pipe,
+    video=None,  # uint8 [F, H, W, 3] to begin with
+    strength=0.6,  # how much of the way is gone again, above 0, at most 1: 1 keeps next to nothing of the video
+    mask=None,  # bool [F, H, W]: what of the video shall be drawn anew
+    control=None,  # uint8 [F, H, W, 3], for `controlnet`
+    controlnet=None,  # a `ControlNetModel`
+    control_scale=1.0,  # how strictly the control is followed
+    picture=None,  # for an IP-Adapter
+):
     "`(pipeline, arguments)` for `film`: the stock class for what is given, and what it is called with besides"
     parts = {} if control is None else dict(controlnet=controlnet)
-    kind = ('ControlNet' if parts else '') + ('' if video is None else 'Img2Img' if mask is None else 'Inpaint')
-    other = switch(pipe, getattr(diffusers, f'StableDiffusionXL{kind}Pipeline'), **parts)
+    kind = ("ControlNet" if parts else "") + ("" if video is None else "Img2Img" if mask is None else "Inpaint")
+    other = switch(pipe, getattr(diffusers, f"StableDiffusionXL{kind}Pipeline"), **parts)
     given, per_frame = {}, lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 255  # f h w c -> f c h w
-    if video is not None: given.update(image=per_frame(video) if kind == 'ControlNetInpaint' else video_latents(other, video), strength=strength)
-    if kind == 'ControlNetInpaint': other._encode_vae_image = partial(encode_as_said, other.vae)
-    if mask is not None: given.update(mask_image=per_frame(mask[..., None] * np.uint8(255)))
-    if control is not None: given.update({'image' if video is None else 'control_image': per_frame(control), 'controlnet_conditioning_scale': control_scale})
-    if picture is not None: given.update(ip_adapter_image=picture)
+    if video is not None:
+        given.update(
+            image=per_frame(video) if kind == "ControlNetInpaint" else video_latents(other, video), strength=strength
+        )
+    if kind == "ControlNetInpaint":
+        other._encode_vae_image = partial(encode_as_said, other.vae)
+    if mask is not None:
+        given.update(mask_image=per_frame(mask[..., None] * np.uint8(255)))
+    if control is not None:
+        given.update(
+            {
+                "image" if video is None else "control_image": per_frame(control),
+                "controlnet_conditioning_scale": control_scale,
+            }
+        )
+    if picture is not None:
+        given.update(ip_adapter_image=picture)
     return other, given
 
 # %% ../nbs/31_pipelines.ipynb #ceffcefb
 def read_tensors(path):
     "`{key: tensor}` of a safetensors file; raises `PipelineError` for anything else"
-    if not Path(path).is_file(): raise PipelineError(f'{path}: there is no such file')
-    try: tensors = load_file(path)
-    except (OSError, SafetensorError): raise PipelineError(f'{path}: not a whole safetensors file, and nothing else is opened (a .pt or .bin can run any code)') from None
+    if not Path(path).is_file():
+        raise PipelineError(f"{path}: there is no such file")
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        raise PipelineError(
+            f"{path}: not a whole safetensors file, and nothing else is opened (a .pt or .bin can run any code)"
+        ) from None
     try:
         check_finite(tensors, path)
     except ModelError as error:
@@ -181,72 +270,122 @@ def read_tensors(path):
 # %% ../nbs/31_pipelines.ipynb #9a67c076
 def load_control(pipe, where):
     "A `ControlNetModel` from a folder or Hub id; raises `PipelineError` unless it is one for this base"
-    if Path(where).is_file(): raise PipelineError(f'{where}: a file, but a ControlNet is a folder with a config.json')
+    if Path(where).is_file():
+        raise PipelineError(f"{where}: a file, but a ControlNet is a folder with a config.json")
     folder, heard = cached_folder(where), []
     try:
-        if is_hub_id(where): hub_file(where, 'config.json')
-        elif not (folder / 'config.json').is_file(): raise PipelineError(f'{where}: cannot be loaded as a ControlNet (no such folder, or no config.json in it)')
-        else: check_part_config(folder / 'config.json', diffusers.ControlNetModel)
+        if is_hub_id(where):
+            hub_file(where, "config.json")
+        elif not (folder / "config.json").is_file():
+            raise PipelineError(f"{where}: cannot be loaded as a ControlNet (no such folder, or no config.json in it)")
+        else:
+            check_part_config(folder / "config.json", diffusers.ControlNetModel)
         variant = only_variant(folder) if folder else None
-        with quiet(heard.append): control = diffusers.ControlNetModel.from_pretrained(where, use_safetensors=True, variant=variant, dtype=pipe.dtype)
+        with quiet(heard.append):
+            control = diffusers.ControlNetModel.from_pretrained(
+                where, use_safetensors=True, variant=variant, dtype=pipe.dtype
+            )
         check_complete(SimpleNamespace(components=dict(ControlNet=control)), where, heard)
-    except (ModelError, PipelineError) as error: raise PipelineError(str(error)) from None
+    except (ModelError, PipelineError) as error:
+        raise PipelineError(str(error)) from None
     except Exception as error:  # missing or broken files: many classes, one answer
-        raise PipelineError(str(cannot_load(where, error, ' as a ControlNet'))) from None
-    for name in 'cross_attention_dim', 'block_out_channels', 'addition_embed_type':
+        raise PipelineError(str(cannot_load(where, error, " as a ControlNet"))) from None
+    for name in "cross_attention_dim", "block_out_channels", "addition_embed_type":
         if control.config[name] != pipe.unet.config[name]:
-            raise PipelineError(f'{where}: a ControlNet for another base: its {name} is {control.config[name]}, that of this base {pipe.unet.config[name]}')
+            raise PipelineError(
+                f"{where}: a ControlNet for another base: its {name} is {control.config[name]}, that of this base"
+                f" {pipe.unet.config[name]}"
+            )
     return control.to(pipe._execution_device)
 
 # %% ../nbs/31_pipelines.ipynb #2afb5809
-def load_ip_adapter(pipe,
-                    path,          # a .safetensors file
-                    encoder=None,  # the folder of its CLIP; None for `image_encoder` beside it
-                    scale=1.0,     # how much the picture counts
-                    ):
+def load_ip_adapter(
+    pipe,
+    path,  # a .safetensors file
+    encoder=None,  # the folder of its CLIP; None for `image_encoder` beside it
+    scale=1.0,  # how much the picture counts
+):
     "Put an IP-Adapter into a pipeline; raises `PipelineError`. Films then need `ip_adapter_image=`"
     path = Path(path)
-    keys, encoder = read_tensors(path), Path(encoder or path.parent / 'image_encoder')
-    widths = {value.shape[1] for key, value in keys.items() if key.endswith('to_k_ip.weight')}
-    if not widths: raise PipelineError(f'{path}: no IP-Adapter: there is no to_k_ip in it')
+    keys, encoder = read_tensors(path), Path(encoder or path.parent / "image_encoder")
+    widths = {value.shape[1] for key, value in keys.items() if key.endswith("to_k_ip.weight")}
+    if not widths:
+        raise PipelineError(f"{path}: no IP-Adapter: there is no to_k_ip in it")
     if widths != {pipe.unet.config.cross_attention_dim}:
-        raise PipelineError(f'{path}: an IP-Adapter for another base: {named_width(max(widths))}, this one\'s {pipe.unet.config.cross_attention_dim}')
-    if not (encoder / 'config.json').is_file(): raise PipelineError(f'{encoder}: no CLIP, for there is no config.json; an IP-Adapter needs the one that it was trained with')
+        raise PipelineError(
+            f"{path}: an IP-Adapter for another base: {named_width(max(widths))}, this one's"
+            f" {pipe.unet.config.cross_attention_dim}"
+        )
+    if not (encoder / "config.json").is_file():
+        raise PipelineError(
+            f"{encoder}: no CLIP, for there is no config.json; an IP-Adapter needs the one that it was trained with"
+        )
     try:
         with quiet(), without_temporal(pipe.unet):
             clip = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True, dtype=pipe.dtype)
             pipe.register_modules(image_encoder=clip.to(pipe._execution_device))
-            pipe.load_ip_adapter(str(path.parent), '', path.name, local_files_only=True)
-    except Exception as error: raise PipelineError(f'{path}: does not fit this base or its CLIP ({" ".join(str(error).split())[:200]})') from None
+            pipe.load_ip_adapter(str(path.parent), "", path.name, local_files_only=True)
+    except Exception as error:
+        raise PipelineError(
+            f"{path}: does not fit this base or its CLIP ({' '.join(str(error).split())[:200]})"
+        ) from None
     pipe.set_ip_adapter_scale(scale)
+
 
 def named_width(width):
     "What the width of the text says about a base"
-    return {768: 'its text is 768 wide, as in Stable Diffusion 1', 1024: 'its text is 1024 wide, as in Stable Diffusion 2', 2048: 'its text is 2048 wide, as in SDXL'}.get(width, f'its text is {width} wide')
+    return {
+        768: "its text is 768 wide, as in Stable Diffusion 1",
+        1024: "its text is 1024 wide, as in Stable Diffusion 2",
+        2048: "its text is 2048 wide, as in SDXL",
+    }.get(width, f"its text is {width} wide")
 
 # %% ../nbs/31_pipelines.ipynb #0afdaa31
-_lora_down = '.lora_A.weight', '.lora_down.weight', '.lora.down.weight', '_lora.down.weight'
-_lora_key = re.compile(r'(.+?)(?:[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.\w+)?\.weight|\.(alpha))')
-_other_kinds = {'hada_': 'a LoHa', 'lokr_': 'a LoKr', 'oft_': 'an OFT', 'ia3_': 'an IA3', 'dora_scale': 'a DoRA', 'lora_magnitude_vector': 'a DoRA', 'lora_mid': 'a LoCon in three parts',
-                '.diff': 'a difference of weights'}
+_lora_down = ".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight"
+_lora_key = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.\w+)?\.weight|\.(alpha))")
+_other_kinds = {
+    "hada_": "a LoHa",
+    "lokr_": "a LoKr",
+    "oft_": "an OFT",
+    "ia3_": "an IA3",
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "lora_mid": "a LoCon in three parts",
+    ".diff": "a difference of weights",
+}
+
 
 def check_lora(pipe, path):
     "The tensors of a LoRA; raises `PipelineError` if it is none, or one for another base"
     tensors = read_tensors(path)
     for part, kind in _other_kinds.items():
         if key := next((key for key in tensors if part in key), None):
-            raise PipelineError(f'{path}: {kind} and no plain LoRA ({printable(key)[:80]}), which is not read: without that part it would be another LoRA')
-    layers = {found[1]: value for key, value in tensors.items() if (found := _lora_key.fullmatch(key)) and found[2] in ('A', 'down')}
-    if not layers: raise PipelineError(f'{path}: no LoRA layer in it')
-    widths = {value.shape[1] for key, value in layers.items() if re.search(r'attn2.(processor.)?to_k', key) and value.ndim > 1}
+            raise PipelineError(
+                f"{path}: {kind} and no plain LoRA ({printable(key)[:80]}), which is not read: without that part it"
+                " would be another LoRA"
+            )
+    layers = {
+        found[1]: value
+        for key, value in tensors.items()
+        if (found := _lora_key.fullmatch(key)) and found[2] in ("A", "down")
+    }
+    if not layers:
+        raise PipelineError(f"{path}: no LoRA layer in it")
+    widths = {
+        value.shape[1] for key, value in layers.items() if re.search(r"attn2.(processor.)?to_k", key) and value.ndim > 1
+    }
     if widths - {pipe.unet.config.cross_attention_dim}:
-        raise PipelineError(f'{path}: a LoRA for another base: {named_width(max(widths))}, this one\'s {pipe.unet.config.cross_attention_dim}')
+        raise PipelineError(
+            f"{path}: a LoRA for another base: {named_width(max(widths))}, this one's"
+            f" {pipe.unet.config.cross_attention_dim}"
+        )
     return tensors
+
 
 def lora_layers(pipe, name):
     "How many layers of a pipeline a LoRA is in"
     parts = [part for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2) if part]
-    return sum(name in getattr(module, 'lora_A', ()) for part in parts for module in part.modules())
+    return sum(name in getattr(module, "lora_A", ()) for part in parts for module in part.modules())
 
 # %% ../nbs/31_pipelines.ipynb #cca98b42
 _prefixes = dict(
@@ -254,25 +393,51 @@ _prefixes = dict(
     text_encoder_2=("lora_te2_", "base_model.model.text_encoder_2.", "text_encoders.clip_g.transformer.", "text_encoders.clip_g.", "text_encoder_2."),
     unet=("lora_unet_", "base_model.model.unet.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", ""),
 )  # fmt: skip
-_first_names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_in": "input_blocks.0.0", "conv_out": "out.2"}
-_first_resnet = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+_first_names = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+}
+_first_resnet = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 
 
-_own_suffix = (".lora_A.weight", ".lora_B.weight"), (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")  # of the UNet, of a text encoder
+_own_suffix = (
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+)  # of the UNet, of a text encoder
 
 
 def first_name(
     name: str,  # of a layer of a UNet in diffusers
     per_level: int,  # layers of a level, with its change of size
 ) -> str:
-    "The name of the layer in the program that SDXL was first written in, where levels, layers and changes of size are counted through"
-    if not (found := re.fullmatch(r"(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name)): return _first_names.get(name, name)
+    """The name of the layer in the program that SDXL was first written in, where levels, layers and changes of size are
+    counted through
+    """
+    if not (
+        found := re.fullmatch(
+            r"(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name
+        )
+    ):
+        return _first_names.get(name, name)
     way, level, kind, layer, rest = found.groups(default=0)
     attention, layer, level = int(kind == "attentions"), int(layer), int(level)
-    if kind == "resnets": rest = _first_resnet.get(rest, rest)
-    if way == "mid": return f"middle_block.{2 * layer + attention}.{rest}"
-    if kind == "downsamplers": return f"input_blocks.{(level + 1) * per_level}.0.op"
-    if kind == "upsamplers": return f"output_blocks.{(level + 1) * per_level - 1}.2.conv"
+    if kind == "resnets":
+        rest = _first_resnet.get(rest, rest)
+    if way == "mid":
+        return f"middle_block.{2 * layer + attention}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{(level + 1) * per_level}.0.op"
+    if kind == "upsamplers":
+        return f"output_blocks.{(level + 1) * per_level - 1}.2.conv"
     return f"{'input' if way == 'down' else 'output'}_blocks.{level * per_level + layer + (way == 'down')}.{attention}.{rest}"
 
 
@@ -281,8 +446,16 @@ def layer_names(pipe) -> dict[str, dict[str, str]]:
     found, per_level = {}, pipe.unet.config.layers_per_block + 1
     for part in _prefixes:
         modules = getattr(pipe, part).named_modules() if getattr(pipe, part) else ()
-        layers = [name.removesuffix(".base_layer") for name, module in modules if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and ".lora_" not in name]  # another LoRA may be there
-        others = (lambda name: (name, first_name(name, per_level))) if part == "unet" else (lambda name: (name, f"text_model.{name}", name.removeprefix("text_model.")))
+        layers = [
+            name.removesuffix(".base_layer")
+            for name, module in modules
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and ".lora_" not in name
+        ]  # another LoRA may be there
+        others = (
+            (lambda name: (name, first_name(name, per_level)))
+            if part == "unet"
+            else (lambda name: (name, f"text_model.{name}", name.removeprefix("text_model.")))
+        )
         found[part] = {other.replace(".", "_"): name for name in layers for other in others(name)}
     return found
 
@@ -295,22 +468,40 @@ def find_layer(
     plain = re.sub(r"to_out(?=$|_lora)", "to_out.0", layer.replace(".processor", ""))
     for part, prefixes in _prefixes.items():
         for prefix in prefixes:
-            if plain.startswith(prefix) and (name := names[part].get(plain.removeprefix(prefix).replace(".", "_"))): return f"{part}.{name}"
+            if plain.startswith(prefix) and (name := names[part].get(plain.removeprefix(prefix).replace(".", "_"))):
+                return f"{part}.{name}"
     return None
 
 
 def rename_lora(pipe, tensors, path):
-    "A LoRA's tensors as diffusers names them, and the alpha of each layer; raises `PipelineError` for layers that this base has not, and for unknown names"
-    with without_temporal(pipe.unet): names = layer_names(pipe)
+    """A LoRA's tensors as diffusers names them, and the alpha of each layer; raises `PipelineError` for layers that
+    this base has not, and for unknown names
+    """
+    with without_temporal(pipe.unet):
+        names = layer_names(pipe)
     state, alphas, lost = {}, {}, []
     for key, value in tensors.items():
-        if not (found := _lora_key.fullmatch(key)): raise PipelineError(f"{path}: {printable(key)[:80]} is no part of a LoRA that is known here")
-        if not (layer := find_layer(found[1], names)): lost.append(found[1])
-        elif found[3]: alphas[f"{layer}.alpha"] = float(value)
-        else: state[layer + _own_suffix[layer.startswith("text")][found[2] in ("B", "up")]] = value
+        if not (found := _lora_key.fullmatch(key)):
+            raise PipelineError(f"{path}: {printable(key)[:80]} is no part of a LoRA that is known here")
+        if not (layer := find_layer(found[1], names)):
+            lost.append(found[1])
+        elif found[3]:
+            alphas[f"{layer}.alpha"] = float(value)
+        else:
+            state[layer + _own_suffix[layer.startswith("text")][found[2] in ("B", "up")]] = value
     if lost:
-        known, count = any(word in lost[0] for word in ("transformer_blocks", "input_blocks", "down_blocks", "encoder.layers", "encoder_layers")), len(set(lost))
-        why = f"a LoRA for another base: {count} of its layers have no place in this one" if known else "a LoRA in names that are not known here (those of diffusers, peft, kohya, ComfyUI and ai-toolkit are)"
+        known, count = (
+            any(
+                word in lost[0]
+                for word in ("transformer_blocks", "input_blocks", "down_blocks", "encoder.layers", "encoder_layers")
+            ),
+            len(set(lost)),
+        )
+        why = (
+            f"a LoRA for another base: {count} of its layers have no place in this one"
+            if known
+            else "a LoRA in names that are not known here (those of diffusers, peft, kohya, ComfyUI and ai-toolkit are)"
+        )
         raise PipelineError(f"{path}: {why}, such as {printable(lost[0])[:100]}")
     if alphas:  # a layer without one counts in full: its alpha is its rank
         downs = {key: value for key, value in state.items() if key.endswith((".lora_A.weight", ".down.weight"))}
@@ -319,49 +510,89 @@ def rename_lora(pipe, tensors, path):
 
 # %% ../nbs/31_pipelines.ipynb #86a6cf55
 def load_loras(pipe, loras):
-    "Put LoRAs into a pipeline in place of any there were, all switched on: `loras` are (.safetensors file, weight). Raises `PipelineError`, and then there is none"
-    names = [f'lora_{n}' for n in range(len(loras))]
-    with quiet(), without_temporal(pipe.unet): pipe.unload_lora_weights()
+    """Put LoRAs into a pipeline in place of any there were, all switched on: `loras` are (.safetensors file, weight).
+    Raises `PipelineError`, and then there is none
+    """
+    names = [f"lora_{n}" for n in range(len(loras))]
+    with quiet(), without_temporal(pipe.unet):
+        pipe.unload_lora_weights()
     try:
-        for name, (path, _) in zip(names, loras): load_one_lora(pipe, name, Path(path))
-        if names: pipe.set_adapters(names, [weight for _, weight in loras])
+        for name, (path, _) in zip(names, loras):
+            load_one_lora(pipe, name, Path(path))
+        if names:
+            pipe.set_adapters(names, [weight for _, weight in loras])
     except PipelineError:
-        with quiet(), without_temporal(pipe.unet): pipe.unload_lora_weights()
+        with quiet(), without_temporal(pipe.unet):
+            pipe.unload_lora_weights()
         raise
+
 
 def load_one_lora(pipe, name, path):
     "The LoRA of a file under a name, if all of its layers have a place"
     tensors = check_lora(pipe, path)
     state, alphas = rename_lora(pipe, tensors, path)
-    own = not alphas and all(key.startswith(('unet.', 'text_encoder.', 'text_encoder_2.')) for key in tensors)  # in diffusers' names, alphas perhaps in the metadata
+    own = not alphas and all(
+        key.startswith(("unet.", "text_encoder.", "text_encoder_2.")) for key in tensors
+    )  # in diffusers' names, alphas perhaps in the metadata
     try:
         with quiet():
-            if own: load_lora(pipe, str(path.parent), weight_name=path.name, adapter_name=name, use_safetensors=True, local_files_only=True)
-            else: load_renamed(pipe, name, state, alphas)
-    except Exception as error: raise PipelineError(f'{path}: does not fit this base ({printable(" ".join(str(error).split()))[:200]})') from None
+            if own:
+                load_lora(
+                    pipe,
+                    str(path.parent),
+                    weight_name=path.name,
+                    adapter_name=name,
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+            else:
+                load_renamed(pipe, name, state, alphas)
+    except Exception as error:
+        raise PipelineError(
+            f"{path}: does not fit this base ({printable(' '.join(str(error).split()))[:200]})"
+        ) from None
     count = len(state) // 2
     if (found := lora_layers(pipe, name)) != count:
-        raise PipelineError(f'{path}: a LoRA for another base: of its {count} layers {found} have a place in this one')
+        raise PipelineError(f"{path}: a LoRA for another base: of its {count} layers {found} have a place in this one")
+
 
 def load_renamed(pipe, name, state, alphas):
     "What `pipe.load_lora_weights` does, with an alpha for each layer"
     with without_temporal(pipe.unet):
         how = dict(network_alphas=alphas, adapter_name=name, _pipeline=pipe)
         pipe.load_lora_into_unet(state, unet=pipe.unet, **how)
-        for part in ('text_encoder', 'text_encoder_2'): pipe.load_lora_into_text_encoder(state, text_encoder=getattr(pipe, part), prefix=part, lora_scale=pipe.lora_scale, **how)
+        for part in ("text_encoder", "text_encoder_2"):
+            pipe.load_lora_into_text_encoder(
+                state, text_encoder=getattr(pipe, part), prefix=part, lora_scale=pipe.lora_scale, **how
+            )
 
 # %% ../nbs/31_pipelines.ipynb #da572ce1
-def load_word(pipe,
-              path,        # a .safetensors file
-              word=None,   # to write in prompts; None for the file's name
-              ):
+def load_word(
+    pipe,
+    path,  # a .safetensors file
+    word=None,  # to write in prompts; None for the file's name
+):
     "Teach both text encoders a new word from a file of textual inversion; returns the word. Raises `PipelineError`"
     word, tensors = word or Path(path).stem, read_tensors(path)
-    if not {'clip_l', 'clip_g'} <= tensors.keys():
-        raise PipelineError(f'{path}: no word for SDXL, which needs clip_l and clip_g; it holds {", ".join(sorted(tensors))[:60]}, and those for Stable Diffusion 1 hold one')
-    for key, encoder, tokenizer in (('clip_l', pipe.text_encoder, pipe.tokenizer), ('clip_g', pipe.text_encoder_2, pipe.tokenizer_2)):
-        if tensors[key].shape[-1] != encoder.config.hidden_size: raise PipelineError(f'{path}: {key} is {tensors[key].shape[-1]} wide, that of this base {encoder.config.hidden_size}')
-        if word in tokenizer.get_vocab(): raise PipelineError(f'{path}: {word!r} is a word already; call the file, or the word, something else')
-    for key, encoder, tokenizer in (('clip_l', pipe.text_encoder, pipe.tokenizer), ('clip_g', pipe.text_encoder_2, pipe.tokenizer_2)):
-        with quiet(): pipe.load_textual_inversion(tensors[key], token=word, text_encoder=encoder, tokenizer=tokenizer)
+    if not {"clip_l", "clip_g"} <= tensors.keys():
+        raise PipelineError(
+            f"{path}: no word for SDXL, which needs clip_l and clip_g; it holds {', '.join(sorted(tensors))[:60]}, and"
+            " those for Stable Diffusion 1 hold one"
+        )
+    for key, encoder, tokenizer in (
+        ("clip_l", pipe.text_encoder, pipe.tokenizer),
+        ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2),
+    ):
+        if tensors[key].shape[-1] != encoder.config.hidden_size:
+            raise PipelineError(
+                f"{path}: {key} is {tensors[key].shape[-1]} wide, that of this base {encoder.config.hidden_size}"
+            )
+        if word in tokenizer.get_vocab():
+            raise PipelineError(f"{path}: {word!r} is a word already; call the file, or the word, something else")
+    for key, encoder, tokenizer in (
+        ("clip_l", pipe.text_encoder, pipe.tokenizer),
+        ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2),
+    ):
+        with quiet():
+            pipe.load_textual_inversion(tensors[key], token=word, text_encoder=encoder, tokenizer=tokenizer)
     return word

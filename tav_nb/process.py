@@ -33,7 +33,9 @@ outermost = []  # the `Interruption` of this process, inside `interruptible`
 
 @contextmanager
 def interruptible():
-    "Inside the `with`, Ctrl-C and SIGTERM raise `KeyboardInterrupt`, again if a destructor has swallowed it; gives an `Interruption`"
+    """Inside the `with`, Ctrl-C and SIGTERM raise `KeyboardInterrupt`, again if a destructor has swallowed it; gives an
+    `Interruption`
+    """
     if outermost or threading.current_thread() is not threading.main_thread():
         yield outermost[0] if outermost else Interruption()  # signals go to the main thread, and once
         return
@@ -56,7 +58,9 @@ def interruptible():
             threading.Timer(0.01, _thread.interrupt_main).start()  # not here, where it would be swallowed as well
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}  # others know what they do
+    before = {
+        number: handler for number, handler in usual.items() if signal.getsignal(number) == handler
+    }  # others know what they do
     for number in before:
         signal.signal(number, stop)
     sys.unraisablehook = swallowed
@@ -70,7 +74,9 @@ def interruptible():
 
 # %% ../nbs/46_process.ipynb #5b1f0c0b
 def to_nowhere(stream):
-    "Let what is still in a stream, and all that follows, go to the null device: Python would try once more at its end, and complain"
+    """Let what is still in a stream, and all that follows, go to the null device: Python would try once more at its
+    end, and complain
+    """
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -81,7 +87,9 @@ def to_nowhere(stream):
 
 @contextmanager
 def usable_streams():
-    "Inside the `with`, printing raises nothing but `OSError`: characters that a stream cannot encode become escapes, and there is a stream where there was none"
+    """Inside the `with`, printing raises nothing but `OSError`: characters that a stream cannot encode become escapes,
+    and there is a stream where there was none
+    """
     before = sys.stdout, sys.stderr
     encoders = [(stream, stream.errors) for stream in before if isinstance(stream, io.TextIOWrapper)]
     missing = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
@@ -161,7 +169,9 @@ def stops_noted():
 
 
 def start_copies(command: list[str], said: list) -> list[subprocess.Popen]:
-    "A process for each member of `said`, the files for their standard errors (None: this process's own); they hold signals until `as_copy`"
+    """A process for each member of `said`, the files for their standard errors (None: this process's own); they hold
+    signals until `as_copy`
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -175,7 +185,9 @@ def start_copies(command: list[str], said: list) -> list[subprocess.Popen]:
         for rank, file in enumerate(said):
             told = threads | shared | dict(RANK=rank, LOCAL_RANK=rank)
             told = {name: str(value) for name, value in told.items()}
-            copies.append(subprocess.Popen(command, env=told, stdin=subprocess.PIPE, stderr=file, start_new_session=True))
+            copies.append(
+                subprocess.Popen(command, env=told, stdin=subprocess.PIPE, stderr=file, start_new_session=True)
+            )
     except BaseException:
         end_copies(copies)
         raise
@@ -194,7 +206,9 @@ def end_copies(copies):
 
 
 def wait_for_copies(copies, asked) -> list[int]:
-    "The ranks of the processes that ended by themselves, in that order; the others were told to, `GRACE` seconds after the first failure. Signals in `asked` are handed on"
+    """The ranks of the processes that ended by themselves, in that order; the others were told to, `GRACE` seconds
+    after the first failure. Signals in `asked` are handed on
+    """
     ended, end = [], None
     while len(ended) < len(copies) and (end is None or time.monotonic() < end):
         while asked:
@@ -216,7 +230,8 @@ def wait_for_copies(copies, asked) -> list[int]:
 
 
 def run_copies(command: list[str], count: int) -> int:
-    """The exit code of a command that `count` processes carry out together, each of which calls `as_copy`; they find their ranks in the environment, as those of `torchrun` do
+    """The exit code of a command that `count` processes carry out together, each of which calls `as_copy`; they find
+    their ranks in the environment, as those of `torchrun` do
 
     Raises `CopyError` if one of them was killed.
     """
@@ -234,11 +249,16 @@ def run_copies(command: list[str], count: int) -> int:
         if not failed and not any(codes.values()):
             return 0
         if not failed:
-            raise CopyError("the processes could not be connected, or lost each other; the same command may be tried again")
+            raise CopyError(
+                "the processes could not be connected, or lost each other; the same command may be tried again"
+            )
         first, code = failed[0], codes[failed[0]]
         if code < 0:
             reason = ", as the system does when memory is used up" if code == -signal.SIGKILL else ""
-            raise CopyError(f"process {first} of {count} was ended by {signal.Signals(-code).name}{reason}; the others have ended as well")
+            raise CopyError(
+                f"process {first} of {count} was ended by {signal.Signals(-code).name}{reason}; the others have ended"
+                " as well"
+            )
         said[first].seek(0)
         text = said[first].read().decode(errors="backslashreplace")
         lines = [line for line in text.splitlines() if line.startswith("tav: ")]
@@ -250,4 +270,9 @@ def run_copies(command: list[str], count: int) -> int:
 
 def same_command(words: list[str]) -> list[str]:
     "What starts `tav` with these words in another process, with the modules of this one"
-    return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from tav_nb.process import as_copy, run; sys.exit(run(as_copy))", *words]
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:] = {sys.path!r}; from tav_nb.process import as_copy, run; sys.exit(run(as_copy))",
+        *words,
+    ]

@@ -9,11 +9,28 @@ __all__ = ['LATE', 'READERS', 'SourceError', 'fit', 'Picture', 'Info', 'Reader']
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
 import av
 import numpy as np
 from PIL import Image
-from .decoder import (FULL, Clock, DecodeError, FieldDetector, Limits, Orientation, colours_of, deinterlace, folder_images, frame_pixels, image_pixels, is_image,
-                            iter_images, open_image, open_video)
+
+from tav_nb.decoder import (
+    FULL,
+    Clock,
+    DecodeError,
+    FieldDetector,
+    Limits,
+    Orientation,
+    colours_of,
+    deinterlace,
+    folder_images,
+    frame_pixels,
+    image_pixels,
+    is_image,
+    iter_images,
+    open_image,
+    open_video,
+)
 from .files import recover
 from .video import UNREADABLE, folder_fps, reason_of
 
@@ -27,80 +44,94 @@ def fit(
     side,  # neither shall be larger than this
 ):  # (height, width)
     "The size scaled down so that it fits into a square; never up."
-    scale = min(1, side/max(size))
-    return tuple(max(1, round(n*scale)) for n in size)
+    scale = min(1, side / max(size))
+    return tuple(max(1, round(n * scale)) for n in size)
 
 # %% ../nbs/07_reading.ipynb #e231e053
-def _is_full(frame): return frame.color_range == FULL or frame.format.name.startswith("yuvj")
+def _is_full(frame):
+    return frame.color_range == FULL or frame.format.name.startswith("yuvj")
 
 # %% ../nbs/07_reading.ipynb #d2e85db3
 @dataclass(frozen=True)
 class Picture:
     "One decoded picture; it becomes pixels only when they are asked for, and in the size that is asked for."
+
     source: object  # av.VideoFrame, or uint8 [H, W, 3]
-    time: float     # seconds after the first picture
-    size: tuple     # (height, width), upright, square pixels
+    time: float  # seconds after the first picture
+    size: tuple  # (height, width), upright, square pixels
     orientation: Orientation = Orientation()  # how a frame is to be held
     path: object = ""  # of the file, for messages
 
-    def rgb(self,
+    def rgb(
+        self,
         size=None,  # (height, width); its own unless given
     ):  # uint8 [H, W, 3]
         "The pixels in full-range sRGB, scaled if need be. Raises `SourceError` for a frame that cannot be converted."
         size = size or self.size
-        if isinstance(self.source, av.VideoFrame): return self._converted(size, "rgb24")
-        if self.source.shape[:2] == tuple(size): return self.source
+        if isinstance(self.source, av.VideoFrame):
+            return self._converted(size, "rgb24")
+        if self.source.shape[:2] == tuple(size):
+            return self.source
         return np.asarray(Image.fromarray(self.source).resize(size[::-1], Image.Resampling.BOX, reducing_gap=2))
 
     def grey(self):  # uint8 [H, W]
         "The brightness alone, in full size. Raises `SourceError` for a frame that cannot be converted."
-        if isinstance(self.source, av.VideoFrame): return self._converted(self.size, "gray")
+        if isinstance(self.source, av.VideoFrame):
+            return self._converted(self.size, "gray")
         return np.asarray(Image.fromarray(self.source).convert("L"))
 
     def _converted(self, size, format):
-        try: return frame_pixels(self.source, size, self.orientation, format)
-        except UNREADABLE as error: raise SourceError(f"{self.path}: a frame at {self.time:.2f} s: {reason_of(error, self.path)}") from None
+        try:
+            return frame_pixels(self.source, size, self.orientation, format)
+        except UNREADABLE as error:
+            raise SourceError(f"{self.path}: a frame at {self.time:.2f} s: {reason_of(error, self.path)}") from None
 
 # %% ../nbs/07_reading.ipynb #1ed85a5b
 @dataclass(frozen=True)
 class Info:
     "What a file turned out to be, once it was read to its end."
-    kind: str               # 'video', 'animation' (GIF, WebP, PNG, a still) or 'folder' (of pictures)
-    codec: str              # FFmpeg's name for it, or the suffix
-    width: int              # of an upright picture with square pixels
+
+    kind: str  # 'video', 'animation' (GIF, WebP, PNG, a still) or 'folder' (of pictures)
+    codec: str  # FFmpeg's name for it, or the suffix
+    width: int  # of an upright picture with square pixels
     height: int
-    rotation: int           # degrees by which the stored pictures are turned, counterclockwise
-    aspect: float           # width of a stored pixel over its height
-    rate: float             # pictures a second, on average
+    rotation: int  # degrees by which the stored pictures are turned, counterclockwise
+    aspect: float  # width of a stored pixel over its height
+    rate: float  # pictures a second, on average
     duration: float | None  # seconds that the file promises; None: it does not say
-    length: float           # seconds from the first picture to the end of the last
-    expected: int           # pictures that the file promises
-    decoded: int            # pictures that came out whole
-    refused: int            # packets or pictures that no decoder would take, or only with faults
-    broken: tuple           # (start, stop) in seconds: stretches that such a fault may have spoilt
-    variable: bool          # do the pictures stand for unequal times?
-    full_range: bool        # do the stored values use all of 0..255?
-    fields: str             # '', 'interlaced' or 'telecined'
-    problem: str            # '' if time runs forwards and all pictures are of one size
+    length: float  # seconds from the first picture to the end of the last
+    expected: int  # pictures that the file promises
+    decoded: int  # pictures that came out whole
+    refused: int  # packets or pictures that no decoder would take, or only with faults
+    broken: tuple  # (start, stop) in seconds: stretches that such a fault may have spoilt
+    variable: bool  # do the pictures stand for unequal times?
+    full_range: bool  # do the stored values use all of 0..255?
+    fields: str  # '', 'interlaced' or 'telecined'
+    problem: str  # '' if time runs forwards and all pictures are of one size
     mirrored: bool = False  # are they mirrored after turning?
-    colours: str = ""       # 'HDR (PQ)', 'BT.2020', 'alpha' and so on: what had to be converted; '' for ordinary ones
-    repeated: int = 0       # pictures left out because their time is not after that of the one before
+    colours: str = ""  # 'HDR (PQ)', 'BT.2020', 'alpha' and so on: what had to be converted; '' for ordinary ones
+    repeated: int = 0  # pictures left out because their time is not after that of the one before
     limits: Limits = Limits()  # within which it was read
 
     @property
     def treatment(self) -> str:
         "What had to be done to the pictures besides scaling and turning, in words; '' for ordinary ones."
-        return ", ".join(filter(None, (self.fields, self.colours, "mirrored"*self.mirrored)))
+        return ", ".join(filter(None, (self.fields, self.colours, "mirrored" * self.mirrored)))
 
 # %% ../nbs/07_reading.ipynb #ab6db8f1
 def _packets(reader, container, stream):
     "The packets with pictures; counts them, and notes how far packets of any kind reach."
-    start = (container.start_time or 0)/1e6
+    start = (container.start_time or 0) / 1e6
     for packet in container.demux():
         if packet.pts is not None:
-            lasts = float(packet.duration*packet.time_base) if packet.duration else (packet.stream is stream)/reader.rate  # WMV and FLV do not say
-            reader.reach = max(reader.reach, float(packet.pts*packet.time_base) + lasts - start)
-        if packet.stream is not stream: continue
+            lasts = (
+                float(packet.duration * packet.time_base)
+                if packet.duration
+                else (packet.stream is stream) / reader.rate
+            )  # WMV and FLV do not say
+            reader.reach = max(reader.reach, float(packet.pts * packet.time_base) + lasts - start)
+        if packet.stream is not stream:
+            continue
         reader.promised += bool(packet.size) and not packet.is_discard
         yield packet
 
@@ -108,12 +139,17 @@ def _packets(reader, container, stream):
 def _decoded(reader, video, packets):
     "The frames in the packets; counts those that come out whole, and notes where one does not."
     for packet in packets:
-        try: frames = video.decode(packet)
-        except av.InvalidDataError: frames, _ = [], reader.refuse(packet.pts and float(packet.pts*packet.time_base))
+        try:
+            frames = video.decode(packet)
+        except av.InvalidDataError:
+            frames, _ = [], reader.refuse(packet.pts and float(packet.pts * packet.time_base))
         for frame in frames:
-            if frame.is_corrupt: reader.refuse(frame.time)
-            else: reader.decoded += 1
-            if frame.key_frame: reader.keys.append(frame.time or 0.)
+            if frame.is_corrupt:
+                reader.refuse(frame.time)
+            else:
+                reader.decoded += 1
+            if frame.key_frame:
+                reader.keys.append(frame.time or 0.0)
             yield frame
 
 # %% ../nbs/07_reading.ipynb #e2332d3f
@@ -131,33 +167,41 @@ def _look(reader, video, frame):
     reader.orientation = video.look(frame)
     reader.size = video.size(frame, reader.orientation)
     reader.stored, reader.colours = (frame.width, frame.height), str(colours_of(frame))
-    reader.full_range, reader.first = _is_full(frame), frame.time or 0.
+    reader.full_range, reader.first = _is_full(frame), frame.time or 0.0
 
 # %% ../nbs/07_reading.ipynb #d4728c7a
 def _video(reader):
     "The pictures of a file that FFmpeg can read."
     with open_video(reader.path, reader.limits) as video:
         container, stream = video.container, video.stream
-        reader.codec, reader.rate, reader.stated, reader.aspect = stream.codec_context.name, video.rate, stream.frames, video.stretch
-        reader.duration = container.duration and container.duration/1e6
+        reader.codec, reader.rate, reader.stated, reader.aspect = (
+            stream.codec_context.name,
+            video.rate,
+            stream.frames,
+            video.stretch,
+        )
+        reader.duration = container.duration and container.duration / 1e6
         frames, clock = _decoded(reader, video, _packets(reader, container, stream)), Clock(video.rate)
         for frame in deinterlace(frames, reader.repair, reader.rate) if reader.repair else _watched(reader, frames):
             time = clock(frame)
             if time is None:
                 continue
-            if not reader.size: _look(reader, video, frame)
+            if not reader.size:
+                _look(reader, video, frame)
             if (frame.width, frame.height) != reader.stored:
                 reader.note(f"a picture is {frame.width}x{frame.height}, others {reader.stored[0]}x{reader.stored[1]}")
             yield Picture(frame, time, reader.size, reader.orientation, reader.path)
         reader.repeated = clock.repeated
-        if clock.problem: reader.note(clock.problem)
+        if clock.problem:
+            reader.note(clock.problem)
 
 # %% ../nbs/07_reading.ipynb #7e36d41a
 def _stills(reader, pairs):
     "Pictures out of arrays with their times."
     for pixels, time in pairs:
         reader.size = reader.size or pixels.shape[:2]
-        if pixels.shape[:2] != reader.size: reader.note(f"a picture is {pixels.shape[1]}x{pixels.shape[0]}, others {reader.size[1]}x{reader.size[0]}")
+        if pixels.shape[:2] != reader.size:
+            reader.note(f"a picture is {pixels.shape[1]}x{pixels.shape[0]}, others {reader.size[1]}x{reader.size[0]}")
         reader.decoded += 1
         yield Picture(pixels, time, reader.size)
 
@@ -183,7 +227,9 @@ def _open_all(reader, files):
         except UNREADABLE as error:
             reader.refuse()
             reader.note(f"{file.name} {reason_of(error, file)}")
-        else: yield pixels, i/reader.rate
+        else:
+            yield pixels, i / reader.rate
+
 
 def _folder(reader):
     "The pictures in a folder, in the order of their numbers."
@@ -195,9 +241,28 @@ def _folder(reader):
 # %% ../nbs/07_reading.ipynb #5f721419
 class _Found:
     "What a reader learns about its source on the way."
+
     def __init__(self):
-        self.codec, self.size, self.stored, self.orientation, self.aspect, self.full_range, self.colours, self.repeated = "", (), (), Orientation(), 1., False, "", 0
-        self.duration, self.rate, self.reach, self.first = None, 0., 0., 0.
+        (
+            self.codec,
+            self.size,
+            self.stored,
+            self.orientation,
+            self.aspect,
+            self.full_range,
+            self.colours,
+            self.repeated,
+        ) = (
+            "",
+            (),
+            (),
+            Orientation(),
+            1.0,
+            False,
+            "",
+            0,
+        )
+        self.duration, self.rate, self.reach, self.first = None, 0.0, 0.0, 0.0
         self.promised = self.stated = self.decoded = self.refused = 0
         self.times, self.keys, self.faults, self.problem = [], [], [], ""
 
@@ -208,32 +273,38 @@ class _Found:
     def refuse(self, time=None):
         "One packet or picture is lost or spoilt; `time` as the file counts it."
         self.refused += 1
-        if time is not None: self.faults.append(time)
+        if time is not None:
+            self.faults.append(time)
 
 # %% ../nbs/07_reading.ipynb #e2c3db29
 LATE = 16  # pictures that a decoder with threads may hold back
 
+
 def _expected(found):
     "How many pictures the file promises: those in its packets, and more if its duration goes on after them."
-    longer = (found.duration or 0)/found.reach if found.reach else 1
-    return max(found.decoded, found.promised, (found.stated or round(found.promised*longer)) if longer > 1.02 else 0)
+    longer = (found.duration or 0) / found.reach if found.reach else 1
+    return max(found.decoded, found.promised, (found.stated or round(found.promised * longer)) if longer > 1.02 else 0)
+
 
 def _broken(found):
     "From a little before each fault to the next picture that needs no other: (start, stop) in seconds."
-    late, end = LATE/(found.rate or 1), found.reach + found.first
+    late, end = LATE / (found.rate or 1), found.reach + found.first
     stops = (min((key for key in found.keys if key > fault), default=end) for fault in found.faults)
     return tuple((fault - late - found.first, stop - found.first) for fault, stop in zip(found.faults, stops))
 
 # %% ../nbs/07_reading.ipynb #8b569ea4
 READERS = {"video": _video, "animation": _animation, "folder": _folder}
 
+
 class Reader(_Found):
     """Yields the `Picture`s of a source in the order in which they are shown and holds one at a time.
 
-    After the last one, `info()` tells what the source was and whether all of it came out.
-    Raises `SourceError` if nothing can be read or the source is beyond a limit; what is merely damaged stands in `info()`.
+    After the last one, `info()` tells what the source was and whether all of it came out. Raises `SourceError` if
+    nothing can be read or the source is beyond a limit; what is merely damaged stands in `info()`.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
         fps=None,  # pictures a second of a folder; what its `metadata.json` says, or 8, unless given
         repair="",  # 'interlaced' or 'telecined': take the combs out, as an earlier reading found them
@@ -242,7 +313,8 @@ class Reader(_Found):
         super().__init__()
         self.path, self.fps, self.repair, self.fields, self.limits = recover(path), fps, repair, repair, limits
         self.kind = "folder" if self.path.is_dir() else "animation" if is_image(self.path) else "video"
-        if self.kind == "animation": self.codec = self.path.suffix[1:].lower()
+        if self.kind == "animation":
+            self.codec = self.path.suffix[1:].lower()
 
     def __iter__(self):
         check = self.limits.watch()
@@ -251,8 +323,10 @@ class Reader(_Found):
                 check(len(self.times) + 1, picture.time)
                 self.times.append(picture.time)
                 yield picture
-        except UNREADABLE as error: _break_off(self, error)
-        if not self.times: raise SourceError(f"{self.path}: holds no pictures")
+        except UNREADABLE as error:
+            _break_off(self, error)
+        if not self.times:
+            raise SourceError(f"{self.path}: holds no pictures")
 
     def info(self) -> Info:
         "What was found, once all pictures were taken."
@@ -261,19 +335,43 @@ class Reader(_Found):
 # %% ../nbs/07_reading.ipynb #0ffd669a
 def _break_off(reader, error):
     "The stream ends early: with nothing before it, or beyond a limit, that is an error, otherwise a problem."
-    if isinstance(error, SourceError): raise error
+    if isinstance(error, SourceError):
+        raise error
     text = reason_of(error, reader.path)
-    if not reader.times or isinstance(error, DecodeError): raise SourceError(f"{reader.path}: {text}") from None
+    if not reader.times or isinstance(error, DecodeError):
+        raise SourceError(f"{reader.path}: {text}") from None
     reader.refuse()
     reader.note(f"breaks off after {reader.times[-1]:.2f} s: {text.removeprefix('cannot be read: ')}")
+
 
 def _info(reader):
     "The `Info` of a source that was read."
     height, width = reader.size
     steps = np.diff(reader.times)
-    usual = float(np.median(steps)) if len(steps) else 1/(reader.rate or 1)
+    usual = float(np.median(steps)) if len(steps) else 1 / (reader.rate or 1)
     length = float(reader.times[-1]) + usual
-    uneven = len(steps) > 0 and bool(np.ptp(steps) > 0.1*usual)
+    uneven = len(steps) > 0 and bool(np.ptp(steps) > 0.1 * usual)
     turn = reader.orientation
-    return Info(reader.kind, reader.codec, width, height, 90*turn.turns if turn.turns < 3 else -90, reader.aspect, len(reader.times)/length, reader.duration, length,
-                _expected(reader), reader.decoded, reader.refused, _broken(reader), uneven, reader.full_range, reader.fields, reader.problem, turn.mirrored, reader.colours, reader.repeated, reader.limits)
+    return Info(
+        reader.kind,
+        reader.codec,
+        width,
+        height,
+        90 * turn.turns if turn.turns < 3 else -90,
+        reader.aspect,
+        len(reader.times) / length,
+        reader.duration,
+        length,
+        _expected(reader),
+        reader.decoded,
+        reader.refused,
+        _broken(reader),
+        uneven,
+        reader.full_range,
+        reader.fields,
+        reader.problem,
+        turn.mirrored,
+        reader.colours,
+        reader.repeated,
+        reader.limits,
+    )

@@ -41,16 +41,29 @@ def by_group(rows):
 
 
 def summary(rows):
-    "Lines that say how many clips were kept, and how many were dropped for what, with one reason as an example; of what was not read, all kinds"
+    """Lines that say how many clips were kept, and how many were dropped for what, with one reason as an example; of
+    what was not read, all kinds
+    """
     kept, lines = [row for row in rows if row["kept"]], []
-    lines.append(f"{len(kept)} clip{'s' * (len(kept) != 1)} kept, {seconds(kept):.1f} s from {len({row['file'] for row in kept})} of {len({row['file'] for row in rows})} files; {len(rows) - len(kept)} dropped")
+    lines.append(
+        f"{len(kept)} clip{'s' * (len(kept) != 1)} kept, {seconds(kept):.1f} s from"
+        f" {len({row['file'] for row in kept})} of {len({row['file'] for row in rows})} files; {len(rows) - len(kept)}"
+        " dropped"
+    )
     for name, members in by_group(rows).items():
         texts = Counter(row["reason"].partition(":")[2].strip() for row in members)
         example = members[0]["reason"].partition(":")[2].strip()
         if name == "not read" and len(texts) > 1:
-            lines.append(f"{len(members):>6} {name:<12}" + "; ".join(f"{count} x {printable(text)}" for text, count in texts.most_common(8)))
+            lines.append(
+                f"{len(members):>6} {name:<12}"
+                + "; ".join(f"{count} x {printable(text)}" for text, count in texts.most_common(8))
+            )
             continue
-        if name != "kept": lines.append(f"{len(members):>6} {printable(name):<12}{'such as: ' if example and len(members) > 1 else ''}{printable(example)}".rstrip())
+        if name != "kept":
+            lines.append(
+                f"{len(members):>6}"
+                f" {printable(name):<12}{'such as: ' if example and len(members) > 1 else ''}{printable(example)}".rstrip()
+            )
     return "\n".join(lines)
 
 # %% ../nbs/20_report.ipynb #0553e85c
@@ -59,7 +72,16 @@ class Progress(tqdm):
 
     def __init__(self, total, file=None, disable=None):
         bar = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} files, {elapsed} gone, {remaining} left{postfix}"
-        super().__init__(total=total, desc="preparing", bar_format=bar, file=file, disable=disable, leave=False, dynamic_ncols=True, mininterval=0.2)
+        super().__init__(
+            total=total,
+            desc="preparing",
+            bar_format=bar,
+            file=file,
+            disable=disable,
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=0.2,
+        )
         self.kept = self.dropped = 0
 
     def start(self, what):
@@ -76,34 +98,55 @@ class Progress(tqdm):
 # %% ../nbs/20_report.ipynb #91513a4d
 def table(caption, head, rows):
     "An HTML table; cells are texts, or `(width, text)` with a bar of `width` per cent behind the text"
+
     def cell(value):
-        if not isinstance(value, tuple): return f"<td>{html.escape(str(value))}</td>"
+        if not isinstance(value, tuple):
+            return f"<td>{html.escape(str(value))}</td>"
         return f'<td class="bar"><span style="width:{value[0]:.1f}%"></span>{html.escape(value[1])}</td>'
+
     lines = ["<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows]
     titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
-    return f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return (
+        "<div"
+        f' class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )
 
 
 def tables(rows):
     "What can be said without pictures: clips by reason, and kept clips by licence"
     groups, licences = by_group(rows), by_licence(rows)
-    reasons = [(name, (100 * len(members) / len(rows), str(len(members))), f"{seconds(members):.1f}", members[0]["reason"].partition(":")[2].strip()) for name, members in groups.items()]
-    kept = [(name, str(len(members)), f"{seconds(members):.1f}", ", ".join(sorted({row["source"] for row in members})[:4])) for name, members in licences.items()]
-    return (table("Clips by reason", ("Reason", "Clips", "Seconds", "For example"), reasons)
-            + table("Kept clips by licence", ("Licence", "Clips", "Seconds", "Sources"), kept))
+    reasons = [
+        (
+            name,
+            (100 * len(members) / len(rows), str(len(members))),
+            f"{seconds(members):.1f}",
+            members[0]["reason"].partition(":")[2].strip(),
+        )
+        for name, members in groups.items()
+    ]
+    kept = [
+        (name, str(len(members)), f"{seconds(members):.1f}", ", ".join(sorted({row["source"] for row in members})[:4]))
+        for name, members in licences.items()
+    ]
+    return table("Clips by reason", ("Reason", "Clips", "Seconds", "For example"), reasons) + table(
+        "Kept clips by licence", ("Licence", "Clips", "Seconds", "Sources"), kept
+    )
 
 
 def by_licence(rows):
     "A dict from each licence to the kept clips under it"
     found = {}
     for row in rows:
-        if row["kept"]: found.setdefault(row["licence"] or "not stated", []).append(row)
+        if row["kept"]:
+            found.setdefault(row["licence"] or "not stated", []).append(row)
     return dict(sorted(found.items()))
 
 # %% ../nbs/20_report.ipynb #87fb70e1
 def figures_of(row: dict) -> dict[str, float]:
     "The figures of a clip, those that are numbers; raises `SchemaError` if the row holds something else"
-    found = parse_json(row["figures"] or "{}", dict[str, float | None], f"the figures of {row['clip'] or row['file']}", allow_nan=True)
+    found = parse_json(
+        row["figures"] or "{}", dict[str, float | None], f"the figures of {row['clip'] or row['file']}", allow_nan=True
+    )
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
@@ -120,11 +163,27 @@ def as_data(row):
     strip = strip_of(row)
     width, height = strip.size if strip else (0, 0)
     figures = {name: float(f"{value:.3g}") for name, value in figures_of(row).items()}
-    file, size = "/".join(Path(row["file"]).parts[-2:]), f"{row['width']} × {row['height']}" if row["width"] else ""  # a page that is sent on shall not tell of somebody's disk
+    file, size = (
+        "/".join(Path(row["file"]).parts[-2:]),
+        f"{row['width']} × {row['height']}" if row["width"] else "",
+    )  # a page that is sent on shall not tell of somebody's disk
     figures = {"frames": row["frames"], "fps": float(f"{row['fps']:.3g}")} | figures if row["frames"] else figures
-    return dict(name=row["clip"] or file, group=group(row), reason=row["reason"], file=file, source=row["source"], licence=row["licence"] or "not stated", caption=row["caption"],
-                time=f"{row['start']:.2f} to {row['stop']:.2f} s" if row["stop"] else "", size=size, figures=figures, count=row["thumb_count"],
-                image=base64.b64encode(row["thumbs"]).decode() if strip else "", width=width, height=height)
+    return dict(
+        name=row["clip"] or file,
+        group=group(row),
+        reason=row["reason"],
+        file=file,
+        source=row["source"],
+        licence=row["licence"] or "not stated",
+        caption=row["caption"],
+        time=f"{row['start']:.2f} to {row['stop']:.2f} s" if row["stop"] else "",
+        size=size,
+        figures=figures,
+        count=row["thumb_count"],
+        image=base64.b64encode(row["thumbs"]).decode() if strip else "",
+        width=width,
+        height=height,
+    )
 
 
 def as_script(data):
@@ -232,22 +291,36 @@ choose()
 def choices(rows):
     "The form above the clips: groups as radio buttons, a field for words, and figures to sort by"
     chips = {"": f"all {len(rows)}", **{name: f"{name} {len(members)}" for name, members in by_group(rows).items()}}
-    radios = "".join(f'<label class="chip"><input type="radio" name="group" value="{html.escape(value)}"{"" if value else " checked"}><span>{html.escape(text)}</span></label>'
-                     for value, text in chips.items())
+    radios = "".join(
+        '<label class="chip"><input type="radio" name="group"'
+        f' value="{html.escape(value)}"{"" if value else " checked"}><span>{html.escape(text)}</span></label>'
+        for value, text in chips.items()
+    )
     figures = dict.fromkeys(name for row in rows for name in ("frames", *figures_of(row)))
     ways = (("up", "smallest first"), ("down", "largest first"))
-    options = "".join(f'<option value="{html.escape(name)} {way}">{html.escape(name)}, {text}</option>' for name in figures for way, text in ways)
-    return (f'<form id="choice" role="search" aria-label="Choose clips"><fieldset><legend>Show</legend>{radios}</fieldset>'
-            '<label>with the words <input type="search" name="words" autocomplete="off"></label>'
-            f'<label>by <select name="sort"><option value="">place in the source</option>{options}</select></label>'
-            '<p id="status" role="status" class="soft"></p></form>')
+    options = "".join(
+        f'<option value="{html.escape(name)} {way}">{html.escape(name)}, {text}</option>'
+        for name in figures
+        for way, text in ways
+    )
+    return (
+        f'<form id="choice" role="search" aria-label="Choose clips"><fieldset><legend>Show</legend>{radios}</fieldset>'
+        '<label>with the words <input type="search" name="words" autocomplete="off"></label>'
+        f'<label>by <select name="sort"><option value="">place in the source</option>{options}</select></label>'
+        '<p id="status" role="status" class="soft"></p></form>'
+    )
 
 # %% ../nbs/20_report.ipynb #f5607c46
 def make_page(rows, title="Training clips", about=None):
     "The whole page as a text; `about` is shown as JSON under the tables"
     kept = sum(row["kept"] for row in rows)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    more = f"<details><summary>How they were made</summary><pre>{html.escape(json.dumps(about, indent=2, ensure_ascii=False))}</pre></details>" if about else ""
+    more = (
+        "<details><summary>How they were"
+        f" made</summary><pre>{html.escape(json.dumps(about, indent=2, ensure_ascii=False))}</pre></details>"
+        if about
+        else ""
+    )
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>{html.escape(title)}: {kept} kept, {len(rows) - kept} dropped</title><style>{STYLE}</style></head>
 <body><a class="skip" href="#list">Skip to the clips</a><header><h1>{html.escape(title)}</h1><p class="soft">{html.escape(summary(rows).splitlines()[0])}</p></header>
@@ -257,13 +330,15 @@ def make_page(rows, title="Training clips", about=None):
 
 # %% ../nbs/20_report.ipynb #fb073c58
 def write_page(
-    folder,     # a cache, as `tav prepare` makes it
+    folder,  # a cache, as `tav prepare` makes it
     path=None,  # of the page; `report.html` in the cache unless given
     rows=None,  # of the manifest; read from the cache unless given
 ) -> Path:
     "Write the page of a cache, kept and dropped clips alike; returns where it is"
     path, about = Path(path or Path(folder) / "report.html"), Path(folder) / "cache.json"
-    text = make_page(read_manifest(folder) if rows is None else rows, about=read_about(folder) if about.is_file() else None)
+    text = make_page(
+        read_manifest(folder) if rows is None else rows, about=read_about(folder) if about.is_file() else None
+    )
     write_whole(path, text)
     return path
 
@@ -271,9 +346,10 @@ def write_page(
 class show_clips:
     "The page of some clips inside a notebook; where no HTML is shown, strips of the first few"
 
-    def __init__(self,
-        rows,        # of a manifest, or the folder of a cache
-        limit=100,   # clips at most: they are stored in the notebook
+    def __init__(
+        self,
+        rows,  # of a manifest, or the folder of a cache
+        limit=100,  # clips at most: they are stored in the notebook
         height=640,  # of the frame, in pixels
     ):
         self.rows = (rows if isinstance(rows, list) else read_manifest(rows))[:limit]
@@ -281,13 +357,25 @@ class show_clips:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         strips = [strip.convert("RGB") for row in self.rows if (strip := strip_of(row))][:8]
-        sheet, y = Image.new("RGB", (max((strip.width for strip in strips), default=1), sum(strip.height for strip in strips) or 1), "white"), 0
+        sheet, y = (
+            Image.new(
+                "RGB",
+                (max((strip.width for strip in strips), default=1), sum(strip.height for strip in strips) or 1),
+                "white",
+            ),
+            0,
+        )
         for strip in strips:
             sheet.paste(strip, (0, y))
             y += strip.height
         file, text = io.BytesIO(), summary(self.rows)
         sheet.save(file, "JPEG", quality=75)
         jpeg = base64.b64encode(file.getvalue()).decode()
-        picture = f'<img alt="{html.escape(text)}" src="data:image/jpeg;base64,{jpeg}">'  # seen only where frames are not allowed
-        frame = f'<iframe srcdoc="{html.escape(make_page(self.rows))}" title="clips, kept and dropped" style="width:100%;height:{self.height}px;border:1px solid #8888">{picture}</iframe>'
+        picture = (  # seen only where frames are not allowed
+            f'<img alt="{html.escape(text)}" src="data:image/jpeg;base64,{jpeg}">'
+        )
+        frame = (
+            f'<iframe srcdoc="{html.escape(make_page(self.rows))}" title="clips, kept and dropped"'
+            f' style="width:100%;height:{self.height}px;border:1px solid #8888">{picture}</iframe>'
+        )
         return {"text/html": frame, "image/jpeg": jpeg, "text/plain": text}

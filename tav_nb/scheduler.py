@@ -8,8 +8,10 @@ __all__ = ['SDXLAnime_BestHQScheduler']
 # %% ../nbs/05_scheduler.ipynb #c507d31a
 from functools import wraps
 from inspect import signature
-from diffusers import DPMSolverMultistepScheduler
-from diffusers import SchedulerMixin  # diffusers looks for this name here when it opens a pipeline saved with our scheduler
+
+from diffusers import (
+    DPMSolverMultistepScheduler,  # diffusers looks for this name here when it opens a pipeline saved with our scheduler
+)
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 # %% ../nbs/05_scheduler.ipynb #e71f8c24
@@ -49,23 +51,27 @@ def _fold(x, num_frames):
     "`(b f) c h w -> b f c h w`; what has five axes stays"
     return x if x.ndim == 5 else x.unflatten(0, (-1, num_frames))
 
+
 def _unfold(answer, like):
     "A hook's answer in the shape and dtype of what it was shown; None leaves that as it was"
     return like if answer is None else answer.reshape(like.shape).to(like.dtype)
 
 # %% ../nbs/05_scheduler.ipynb #22e06d24
 class SDXLAnime_BestHQScheduler(DPMSolverMultistepScheduler):
-    """DPM++ 2M Karras (arXiv 2211.01095, algorithm 2, on the noise levels of arXiv 2206.00364) whatever the config says, with hooks.
+    """DPM++ 2M Karras (arXiv 2211.01095, algorithm 2, on the noise levels of arXiv 2206.00364) whatever the config
+    says, with hooks.
 
-    Takes the parameters of `DPMSolverMultistepScheduler`. Those about the model count (betas, `prediction_type`, ...), SDXL's by default;
-    those about the sampler are fixed; those of other schedulers are kept in the config and ignored.
+    Takes the parameters of `DPMSolverMultistepScheduler`. Those about the model count (betas, `prediction_type`, ...),
+    SDXL's by default; those about the sampler are fixed; those of other schedulers are kept in the config and ignored.
 
-    `num_frames` says how a batch `(b f) c h w` folds into `b f c h w` for the hooks. Both hooks are None, functions set on the instance or
-    methods of a subclass:
+    `num_frames` says how a batch `(b f) c h w` folds into `b f c h w` for the hooks. Both hooks are None, functions set
+    on the instance or methods of a subclass:
 
-    - `hook_before_step(model_output, timestep, sample)` returns None (go on), a new model_output, or (model_output, sample)
+    - `hook_before_step(model_output, timestep, sample)` returns None (go on), a new model_output, or (model_output,
+      sample)
     - `hook_after_step(sample, timestep)` returns None or a new sample
     """
+
     num_frames = 1
     hook_before_step = None
     hook_after_step = None
@@ -75,7 +81,9 @@ class SDXLAnime_BestHQScheduler(DPMSolverMultistepScheduler):
         given = {**dict(zip(_parameters, args)), **kwargs}
         ours = {name: value for name, value in given.items() if name in _parameters}
         super().__init__(**{**_model, **ours, **_dpmpp_2m_karras})
-        self.register_to_config(**{name: value for name, value in given.items() if name not in _parameters and name[0] != "_"})
+        self.register_to_config(
+            **{name: value for name, value in given.items() if name not in _parameters and name[0] != "_"}
+        )
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
@@ -85,16 +93,21 @@ class SDXLAnime_BestHQScheduler(DPMSolverMultistepScheduler):
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def index_for_timestep(self, timestep, schedule_timesteps=None):
-        "As in diffusers, except that the first time of a schedule is its first step, however many steps round to that time"
+        """As in diffusers, except that the first time of a schedule is its first step, however many steps round to that
+        time
+        """
         schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
         return 0 if timestep == schedule[0] else super().index_for_timestep(timestep, schedule)
 
     def step(self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True):
         "As in diffusers, with the hooks before and after"
         if self.hook_before_step:
-            answer = self.hook_before_step(_fold(model_output, self.num_frames), timestep, _fold(sample, self.num_frames))
+            answer = self.hook_before_step(
+                _fold(model_output, self.num_frames), timestep, _fold(sample, self.num_frames)
+            )
             new_output, new_sample = answer if isinstance(answer, tuple) else (answer, None)
             model_output, sample = _unfold(new_output, model_output), _unfold(new_sample, sample)
         sample = super().step(model_output, timestep, sample, generator, variance_noise, return_dict=False)[0]
-        if self.hook_after_step: sample = _unfold(self.hook_after_step(_fold(sample, self.num_frames), timestep), sample)
+        if self.hook_after_step:
+            sample = _unfold(self.hook_after_step(_fold(sample, self.num_frames), timestep), sample)
         return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)

@@ -24,19 +24,29 @@ import numpy as np
 
 # %% ../nbs/41_schema.ipynb #3a40ad10
 class SchemaError(ValueError):
-    "A file says something that it cannot mean; the message is one line: which file, where in it, and what would be right"
+    """A file says something that it cannot mean; the message is one line: which file, where in it, and what would be
+    right
+    """
 
 
 MAX_BYTES = 64 * 2**20  # of one JSON text: the largest that this package writes is a manifest's record of some kB
-MAX_DEPTH = 32          # of lists and objects inside each other: this package writes at most 5
+MAX_DEPTH = 32  # of lists and objects inside each other: this package writes at most 5
 
 
 def check_depth(value, where, max_depth=MAX_DEPTH):
-    "Raise a `SchemaError` for lists and objects nested deeper than `max_depth`, which would end whatever walks through them"
+    """Raise a `SchemaError` for lists and objects nested deeper than `max_depth`, which would end whatever walks
+    through them
+    """
     layer = [value]
     for _ in range(max_depth + 1):
-        layer = [inner for outer in layer if isinstance(outer, (list, dict)) for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        if not layer: return
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not layer:
+            return
     raise SchemaError(f"{where}: lists and objects are nested more than {max_depth} deep")
 
 
@@ -46,21 +56,29 @@ def refuse_constant(name):
 # %% ../nbs/41_schema.ipynb #2964c0b0
 def parse_json(
     text: str | bytes,  # bytes are read as UTF-8, with or without a byte order mark
-    type: Any,  # what the text has to be: any type that `msgspec.convert` takes, such as `dict[str, int]` or a dataclass
+    # what the text has to be: any type that `msgspec.convert` takes, such as `dict[str, int]` or a dataclass
+    type: Any,
     where: str | os.PathLike,  # the file, and the line if there are many; begins the message
     allow_nan: bool = False,  # take NaN and Infinity, which Python's writer makes of such floats
 ) -> Any:
     """The value of a JSON text, checked against a type
 
-    Raises `SchemaError` for text that is not UTF-8 or not JSON, longer than 64 MiB, nested more than 32 deep, or of another type.
+    Raises `SchemaError` for text that is not UTF-8 or not JSON, longer than 64 MiB, nested more than 32 deep, or of
+    another type.
     """
-    if len(text) > MAX_BYTES: raise SchemaError(f"{where}: {len(text) / 2**20:.0f} MiB of JSON, more than the {MAX_BYTES // 2**20} MiB that are read")
+    if len(text) > MAX_BYTES:
+        raise SchemaError(
+            f"{where}: {len(text) / 2**20:.0f} MiB of JSON, more than the {MAX_BYTES // 2**20} MiB that are read"
+        )
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(text, parse_constant=None if allow_nan else refuse_constant)
-    except UnicodeDecodeError as error: raise SchemaError(f"{where}: is not UTF-8 (byte {error.start})") from None
-    except RecursionError: raise SchemaError(f"{where}: lists and objects are nested more than {MAX_DEPTH} deep") from None
-    except ValueError as error: raise SchemaError(f"{where}: is not JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{where}: is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise SchemaError(f"{where}: lists and objects are nested more than {MAX_DEPTH} deep") from None
+    except ValueError as error:
+        raise SchemaError(f"{where}: is not JSON ({error})") from None
     check_depth(value, where)
     return check_type(value, type, where)
 
@@ -70,12 +88,26 @@ def check_type(
     type: Any,  # as in `parse_json`
     where: str | os.PathLike,
 ) -> Any:
-    "The value as that type (a dict may become a dataclass); raises `SchemaError`, which names the place and what is expected there"
-    try: return msgspec.convert(value, type)
-    except (msgspec.ValidationError, OverflowError) as error: raise SchemaError(f"{where}: {str(error)[:1].lower()}{str(error)[1:]}") from None
+    """The value as that type (a dict may become a dataclass); raises `SchemaError`, which names the place and what is
+    expected there
+    """
+    try:
+        return msgspec.convert(value, type)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise SchemaError(f"{where}: {str(error)[:1].lower()}{str(error)[1:]}") from None
 
 # %% ../nbs/41_schema.ipynb #2ec48029
-INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode's categories: control, format (also what turns the direction of writing), lone surrogates, private, unassigned, line and paragraph ends
+INVISIBLE = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+    # Unicode's categories: control, format (also what turns the direction of writing), lone surrogates, private,
+    # unassigned, line and paragraph ends
+}
 
 
 def printable(
@@ -83,12 +115,17 @@ def printable(
     keep: str = "",  # characters that stay as they are though they are not visible, such as a newline
 ) -> str:
     "The text with each character that a terminal would obey, or could not show, as an escape such as `\\x1b`"
-    escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
+
+    def escape(c):
+        return c.encode("unicode_escape", "surrogatepass").decode()
+
     return "".join(escape(c) if unicodedata.category(c) in INVISIBLE and c not in keep else c for c in str(text))
 
 # %% ../nbs/41_schema.ipynb #2a6fa5a0
 MAX_ARRAY_BYTES = 2**30  # of one .npz, unfolded: a clip of 72 frames in 1024 px has 10 MB
-ARRAY = re.compile(rb"\{'descr': '([<|][biufU]\d{1,7})', 'fortran_order': (False|True), 'shape': \(((?:\d{1,12},? ?){0,8})\), \} *\n")
+ARRAY = re.compile(
+    rb"\{'descr': '([<|][biufU]\d{1,7})', 'fortran_order': (False|True), 'shape': \(((?:\d{1,12},? ?){0,8})\), \} *\n"
+)
 
 
 def parse_array(data: bytes, where: str) -> np.ndarray:
@@ -126,7 +163,9 @@ def read_arrays(
                 raise SchemaError(f"{path}: has no {', '.join(missing)}")
             max_bytes = max_bytes or MAX_ARRAY_BYTES
             if (total := sum(entries[name].file_size for name in wanted)) > max_bytes:
-                raise SchemaError(f"{path}: unfolds to {total / 2**20:.0f} MiB, more than the {max_bytes // 2**20} MiB that are read")
+                raise SchemaError(
+                    f"{path}: unfolds to {total / 2**20:.0f} MiB, more than the {max_bytes // 2**20} MiB that are read"
+                )
             arrays = {}
             for name in wanted:
                 if entries[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -138,8 +177,20 @@ def read_arrays(
     except OSError as error:
         if error.filename is not None:
             raise
-        raise SchemaError(f"{path}: cannot be read ({error.strerror})") from None  # a place that the zip file names is outside of it
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, NotImplementedError, OverflowError, UnicodeError) as error:
+        raise SchemaError(
+            f"{path}: cannot be read ({error.strerror})"
+        ) from None  # a place that the zip file names is outside of it
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        OverflowError,
+        UnicodeError,
+    ) as error:
         raise SchemaError(f"{path}: cannot be read as an .npz ({' '.join(str(error).split())[:120]})") from None
 
 # %% ../nbs/41_schema.ipynb #b351c994

@@ -7,16 +7,31 @@ __all__ = ['LONGEST', 'FIRST', 'COLOURS', 'STYLE', 'picture_kind', 'Film', 'read
            'score_films', 'rows_of', 'verdict', 'as_table', 'as_json', 'as_csv', 'curves', 'as_page']
 
 # %% ../nbs/27_score.ipynb #67d746ee
-import base64, csv, html, io, json, math
+import base64
+import csv
+import html
+import io
+import json
+import math
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
-from .consistency import METRICS, ConsistencyError, shrink, controls, measure
-from .decoder import Limits, colours_of, folder_images, image_pixels, is_image, iter_frames, open_image, open_video
+
+from .consistency import METRICS, ConsistencyError, controls, measure, shrink
+from tav_nb.decoder import (
+    Limits,
+    colours_of,
+    folder_images,
+    image_pixels,
+    is_image,
+    iter_frames,
+    open_image,
+    open_video,
+)
 from .files import recover
-from .show import to_image
 from .video import UNREADABLE, VideoError, iter_video, reason_of
 
 # %% ../nbs/27_score.ipynb #3ed32343
@@ -24,15 +39,24 @@ def _stream_kind(path, limits):
     "What is unusual about the pictures of a video, in words; empty if nothing is."
     with open_video(path, limits) as video:
         form = video.stream.codec_context.format
-        if not form or form.name.startswith("pal"): return ""
-        if any(part.is_alpha for part in form.components) or video.stream.metadata.get("alpha_mode") == "1" and _has_holes(video): return "transparent"
-        if len(form.components) == 1: return "grey"
+        if not form or form.name.startswith("pal"):
+            return ""
+        if (
+            any(part.is_alpha for part in form.components)
+            or video.stream.metadata.get("alpha_mode") == "1"
+            and _has_holes(video)
+        ):
+            return "transparent"
+        if len(form.components) == 1:
+            return "grey"
         bits = max(part.bits for part in form.components)
         return "" if bits <= 8 else str(colours_of(_first(video))) or f"of {bits} bits a colour"
+
 
 def _first(video):
     "The first frame of an opened video. Raises `StopIteration` if there is none."
     return next(frame for packet in video.container.demux(video.stream) for frame in video.decode(packet))
+
 
 def _has_holes(video):
     "Is the first picture of a WebM transparent anywhere? Browsers mark all that they record as transparent."
@@ -42,45 +66,69 @@ def _has_holes(video):
 # %% ../nbs/27_score.ipynb #edd6100f
 def _image_kind(image):
     "The same of a Pillow image."
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255: return "transparent"
-    if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"): return "grey"
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        return "transparent"
+    if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16"):
+        return "grey"
     return ""
+
 
 def _png_kind(path):
     "What the header of a PNG says about its depth."
-    with open(path, "rb") as file: head = file.read(25)
+    with open(path, "rb") as file:
+        head = file.read(25)
     return f"of {head[24]} bits a colour" if path.suffix.lower() == ".png" and len(head) == 25 and head[24] > 8 else ""
+
 
 def _image_kinds(path, limits):
     "The same of each frame of a file that Pillow reads, or of each still of a folder."
     for file in folder_images(path) if path.is_dir() else []:
-        with open_image(file, limits) as image: yield _image_kind(image) or _png_kind(file)
-    if not path.is_dir(): yield from (_image_kind(image) for image, _ in iter_frames(path, limits))
+        with open_image(file, limits) as image:
+            yield _image_kind(image) or _png_kind(file)
+    if not path.is_dir():
+        yield from (_image_kind(image) for image, _ in iter_frames(path, limits))
+
 
 def picture_kind(
     path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
     limits: Limits = Limits(),  # how much of it is looked at
 ):  # str
-    "What is unusual about the pictures of a film: 'grey', 'transparent', 'of 10 bits a colour', 'HDR (PQ)'; empty if nothing is. A file that cannot be read has nothing unusual."
+    """What is unusual about the pictures of a film: 'grey', 'transparent', 'of 10 bits a colour', 'HDR (PQ)'; empty if
+    nothing is. A file that cannot be read has nothing unusual.
+    """
     path = Path(path)
-    try: return next(filter(None, islice(_image_kinds(path, limits), LONGEST)), "") if path.is_dir() or is_image(path) else _stream_kind(path, limits)
-    except (*UNREADABLE, StopIteration): return ""
+    try:
+        return (
+            next(filter(None, islice(_image_kinds(path, limits), LONGEST)), "")
+            if path.is_dir() or is_image(path)
+            else _stream_kind(path, limits)
+        )
+    except (*UNREADABLE, StopIteration):
+        return ""
 
 # %% ../nbs/27_score.ipynb #d4b69fa5
 LONGEST = 1500  # frames: a minute at 24 a second; longer ones are no shots
 
+
 @dataclass(eq=False)
 class Film:
     "A film as it is measured."
+
     path: Path
     frames: np.ndarray = field(repr=False)  # uint8 [F, H, W, 3], of at most the side that was asked for
-    fps: float   # frames a second, on average
+    fps: float  # frames a second, on average
     size: tuple  # (height, width) on the disk, in pixels
+
 
 def _plain_frames(path, limits):
     "The same as `iter_video`, for films whose pictures are ordinary. Raises `ConsistencyError` for others."
+
     def check(kind):
-        if kind: raise ConsistencyError(f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert makes that of them")
+        if kind:
+            raise ConsistencyError(
+                f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert makes that of them"
+            )
+
     path = recover(path)
     if path.is_dir() or not is_image(path):
         check(picture_kind(path, limits))
@@ -90,12 +138,15 @@ def _plain_frames(path, limits):
         for image, time in iter_frames(path, limits):  # unfolded once, as that may be most of the work
             check(_image_kind(image))
             yield image_pixels(image), time
-    except ConsistencyError: raise
-    except UNREADABLE as error: raise VideoError(f"{path}: {reason_of(error, path)}") from None
+    except ConsistencyError:
+        raise
+    except UNREADABLE as error:
+        raise VideoError(f"{path}: {reason_of(error, path)}") from None
+
 
 def read_film(
-    path,           # a video, an animated GIF or WebP, or a folder of PNGs
-    side=512,       # make larger pictures this small, in pixels; None: as they are
+    path,  # a video, an animated GIF or WebP, or a folder of PNGs
+    side=512,  # make larger pictures this small, in pixels; None: as they are
     convert=False,  # make 8-bit RGB of grey, transparent, deep and HDR pictures?
     limits: Limits = Limits(),  # how much of it is looked at
 ):  # Film
@@ -103,59 +154,83 @@ def read_film(
     frames, times, sizes = [], [], set()
     for frame, time in iter_video(path, limits) if convert else _plain_frames(path, limits):
         sizes.add(frame.shape[:2])
-        if len(sizes) > 1: raise VideoError(f"{path}: frames of different sizes, {' and '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
-        if len(times) == LONGEST: raise ConsistencyError(f"{path}: more than {LONGEST} frames; cut it into shots first")
+        if len(sizes) > 1:
+            raise VideoError(
+                f"{path}: frames of different sizes, {' and '.join(f'{w} x {h}' for h, w in sorted(sizes))}"
+            )
+        if len(times) == LONGEST:
+            raise ConsistencyError(f"{path}: more than {LONGEST} frames; cut it into shots first")
         frames.append(shrink(frame[None], side)[0])
         times.append(time)
-    if len(frames) < 2: raise ConsistencyError(f"{path}: a single picture, and at least 2 frames are needed to compare any")
-    return Film(Path(path), np.stack(frames), (len(times) - 1)/times[-1], sizes.pop())
+    if len(frames) < 2:
+        raise ConsistencyError(f"{path}: a single picture, and at least 2 frames are needed to compare any")
+    return Film(Path(path), np.stack(frames), (len(times) - 1) / times[-1], sizes.pop())
 
 # %% ../nbs/27_score.ipynb #5cb8b609
 def fit(
     reference,  # Film
-    film,       # Film
+    film,  # Film
 ):  # uint8, of the shape of `film.frames`
     "The reference's frames in the size of the film's; raises `ConsistencyError` if it has another length or shape."
     if len(reference.frames) != len(film.frames):
-        raise ConsistencyError(f"{reference.path}: {len(reference.frames)} frames, but {film.path} has {len(film.frames)}; a reference is the same film frame by frame")
+        raise ConsistencyError(
+            f"{reference.path}: {len(reference.frames)} frames, but {film.path} has {len(film.frames)}; a reference is"
+            " the same film frame by frame"
+        )
     (h, w), (height, width) = film.frames.shape[1:3], reference.size
-    if abs(math.log(w/h/(width/height))) > 0.03:
-        raise ConsistencyError(f"{reference.path}: {width} x {height} is not the shape of {film.path}, {film.size[1]} x {film.size[0]}")
-    return np.stack([np.asarray(Image.fromarray(frame).resize((w, h), Image.Resampling.BOX)) for frame in reference.frames])
+    if abs(math.log(w / h / (width / height))) > 0.03:
+        raise ConsistencyError(
+            f"{reference.path}: {width} x {height} is not the shape of {film.path}, {film.size[1]} x {film.size[0]}"
+        )
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((w, h), Image.Resampling.BOX)) for frame in reference.frames]
+    )
+
 
 def names_of(paths):
     "The shortest ends of the paths that tell them apart."
     paths = [Path(path).absolute() for path in paths]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(set(paths)): break
-    return [name + f" ({names[:i + 1].count(name)})"*(names.count(name) > 1) for i, name in enumerate(names)]
+        if len(set(names)) == len(set(paths)):
+            break
+    return [name + f" ({names[: i + 1].count(name)})" * (names.count(name) > 1) for i, name in enumerate(names)]
 
 # %% ../nbs/27_score.ipynb #c17cef6a
 @dataclass(eq=False)
 class Scored:
     "A film, or a control made of it, with its scores."
+
     film: Film
-    scores: object      # consistency.Scores
-    control: str = ""   # which one
+    scores: object  # consistency.Scores
+    control: str = ""  # which one
+
 
 def score_films(
-    films,             # Films
-    reference=None,    # Film: measured too, and what the others are compared with
-    breaks=False,      # also the controls of each film?
-    watch=lambda x: x, # is given the list of what is to be measured, and gives it back one by one: a progress bar
-    **options,         # of `measure`
+    films,  # Films
+    reference=None,  # Film: measured too, and what the others are compared with
+    breaks=False,  # also the controls of each film?
+    watch=lambda x: x,  # is given the list of what is to be measured, and gives it back one by one: a progress bar
+    **options,  # of `measure`
 ):  # dict of name: Scored
     "Measure all films, each under a name of its own."
     films = [*films, *([reference] if reference else [])]
     jobs = []
     for name, film in zip(names_of([film.path for film in films]), films):
         jobs.append((name, film, "", None if reference in (None, film) else fit(reference, film)))
-        if breaks: jobs += [(f"{name}: {broken}", Film(film.path, frames, film.fps, film.size), broken, jobs[-1][3]) for broken, frames in controls(film.frames).items()]
-    return {name: Scored(film, measure(film.frames, film.fps, reference=real, side=None, **options), broken) for name, film, broken, real in watch(jobs)}
+        if breaks:
+            jobs += [
+                (f"{name}: {broken}", Film(film.path, frames, film.fps, film.size), broken, jobs[-1][3])
+                for broken, frames in controls(film.frames).items()
+            ]
+    return {
+        name: Scored(film, measure(film.frames, film.fps, reference=real, side=None, **options), broken)
+        for name, film, broken, real in watch(jobs)
+    }
 
 # %% ../nbs/27_score.ipynb #3f2c5360
 FIRST = "motion", "visible", "held"
+
 
 def rows_of(
     scored,  # dict of name: Scored
@@ -164,76 +239,129 @@ def rows_of(
     known = {name for one in scored.values() for name, value in one.scores.video.items() if not math.isnan(value)}
     return [name for name in (*FIRST, *(name for name in METRICS if name not in FIRST)) if name in known]
 
+
 def verdict(
     scores,  # consistency.Scores
 ):  # str
     "What a film's numbers must not be read without."
     flags = scores.flags
-    words = ["still: its scores mean nothing"]*flags["still"] + ["disordered"]*flags["disordered"]
-    if flags["cuts"]: words.append(f"cut{'s'*(len(flags['cuts']) > 1)} after frame {', '.join(map(str, flags['cuts'][:4]))}{' ...'*(len(flags['cuts']) > 4)}")
+    words = ["still: its scores mean nothing"] * flags["still"] + ["disordered"] * flags["disordered"]
+    if flags["cuts"]:
+        words.append(
+            f"cut{'s' * (len(flags['cuts']) > 1)} after frame"
+            f" {', '.join(map(str, flags['cuts'][:4]))}{' ...' * (len(flags['cuts']) > 4)}"
+        )
     return "; ".join(words) or "moves, in order"
 
 # %% ../nbs/27_score.ipynb #88e97fa1
 def as_table(
-    scored,     # dict of name: Scored
+    scored,  # dict of name: Scored
     width=100,  # of the terminal, in letters
 ):  # str
     "A row a metric, a column a film; films that do not fit side by side come in several tables."
     names, rows = list(scored), rows_of(scored)
     first = max(map(len, rows)) + 2
     wide = min(max(max(map(len, names)), 10), 24) + 2
-    at_once = max(1, (width - first - 8)//wide)
-    parts = [_columns({name: scored[name] for name in names[i:i + at_once]}, rows, first, wide) for i in range(0, len(names), at_once)]
+    at_once = max(1, (width - first - 8) // wide)
+    parts = [
+        _columns({name: scored[name] for name in names[i : i + at_once]}, rows, first, wide)
+        for i in range(0, len(names), at_once)
+    ]
     size = max(map(len, names)) + 2
-    words = [f"{name:{size}}{verdict(one.scores)}; worst pair {one.scores.worst}, {one.scores.worst + 1}" for name, one in scored.items()]
+    words = [
+        f"{name:{size}}{verdict(one.scores)}; worst pair {one.scores.worst}, {one.scores.worst + 1}"
+        for name, one in scored.items()
+    ]
     return "\n\n".join([*parts, "\n".join(words)])
+
 
 def _columns(scored, rows, first, wide):
     "One table."
-    short = lambda name: name if len(name) < wide else f"..{name[4 - wide:]}"
-    value = lambda one, name: one.scores.video.get(name, math.nan)
-    number = lambda x: "-" if math.isnan(x) else f"{x:.4f}" if 1e-3 <= abs(x) < 100 or not x else f"{x:.3g}"
-    head = " "*first + "".join(f"{short(name):>{wide}}" for name in scored) + "  better"
-    return "\n".join([head, *(f"{name:{first}}" + "".join(f"{number(value(one, name)):>{wide}}" for one in scored.values()) + f"  {METRICS[name][2]}".rstrip() for name in rows)])
+
+    def short(name):
+        return name if len(name) < wide else f"..{name[4 - wide :]}"
+
+    def value(one, name):
+        return one.scores.video.get(name, math.nan)
+
+    def number(x):
+        return "-" if math.isnan(x) else f"{x:.4f}" if 1e-3 <= abs(x) < 100 or not x else f"{x:.3g}"
+
+    head = " " * first + "".join(f"{short(name):>{wide}}" for name in scored) + "  better"
+    return "\n".join(
+        [
+            head,
+            *(
+                f"{name:{first}}"
+                + "".join(f"{number(value(one, name)):>{wide}}" for one in scored.values())
+                + f"  {METRICS[name][2]}".rstrip()
+                for name in rows
+            ),
+        ]
+    )
 
 # %% ../nbs/27_score.ipynb #66d747d1
 def as_json(
-    scored,    # dict of name: Scored
-    **about,   # how it was measured; goes along
+    scored,  # dict of name: Scored
+    **about,  # how it was measured; goes along
 ):  # str
     "Everything as JSON; what cannot be said is null."
-    films = {name: {"file": str(one.film.path), "control": one.control or None, "frames": len(one.film.frames), "fps": one.film.fps, "size_of_the_file": one.film.size,
-                    "verdict": verdict(one.scores), **json.loads(one.scores.to_json())} for name, one in scored.items()}
+    films = {
+        name: {
+            "file": str(one.film.path),
+            "control": one.control or None,
+            "frames": len(one.film.frames),
+            "fps": one.film.fps,
+            "size_of_the_file": one.film.size,
+            "verdict": verdict(one.scores),
+            **json.loads(one.scores.to_json()),
+        }
+        for name, one in scored.items()
+    }
     metrics = {name: dict(zip(("per", "unit", "better", "meaning"), METRICS[name])) for name in rows_of(scored)}
-    return json.dumps({**about, "films": films, "metrics": metrics}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return (
+        json.dumps({**about, "films": films, "metrics": metrics}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
 
 def as_csv(
     scored,  # dict of name: Scored
 ):  # str
-    "A line a value: film, metric, per (video, pair or frame), number of the frame or of the pair's first frame, value. What cannot be said is left out."
+    """A line a value: film, metric, per (video, pair or frame), number of the frame or of the pair's first frame,
+    value. What cannot be said is left out.
+    """
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     write(("film", "metric", "per", "frame", "value"))
     for film, one in scored.items():
-        for per, named in ("video", {name: [value] for name, value in one.scores.video.items()}), ("pair", one.scores.per_pair), ("frame", one.scores.per_frame):
+        for per, named in (
+            ("video", {name: [value] for name, value in one.scores.video.items()}),
+            ("pair", one.scores.per_pair),
+            ("frame", one.scores.per_frame),
+        ):
             for name, values in named.items():
                 for t, value in enumerate(values):
-                    if not math.isnan(value): write((film, name, per, "" if per == "video" else t, repr(float(value))))
+                    if not math.isnan(value):
+                        write((film, name, per, "" if per == "video" else t, repr(float(value))))
     return file.getvalue()
 
 # %% ../nbs/27_score.ipynb #7899419d
 COLOURS = "#2f7ed8", "#d9534f", "#2f9e5d", "#b58900", "#8e5bd0", "#d2691e", "#0f9fa8", "#c2528b"
 
+
 def _scale(name):
     "How a metric's values are stretched over its axis."
-    return (lambda y: math.asinh(y/1e-4)) if METRICS[name][1].startswith("squared") else (lambda y: y)
+    return (lambda y: math.asinh(y / 1e-4)) if METRICS[name][1].startswith("squared") else (lambda y: y)
+
 
 def _ticks(name, low, high):
     "A few round numbers between two."
-    if METRICS[name][1].startswith("squared"): return [y for y in (0, 1e-4, 1e-3, 1e-2, 0.1, 1) if low <= y <= high]
-    step = 10**math.floor(math.log10((high - low)/2 or 1))
-    step *= next((k for k in (5, 2) if (high - low)/(k*step) >= 2), 1)
-    return [round(k*step, 10) for k in range(math.ceil(low/step), math.floor(high/step) + 1)]
+    if METRICS[name][1].startswith("squared"):
+        return [y for y in (0, 1e-4, 1e-3, 1e-2, 0.1, 1) if low <= y <= high]
+    step = 10 ** math.floor(math.log10((high - low) / 2 or 1))
+    step *= next((k for k in (5, 2) if (high - low) / (k * step) >= 2), 1)
+    return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
 
 def _series(one, name):
     "Places and values of one film's curve; pairs lie between their frames."
@@ -244,49 +372,84 @@ def _series(one, name):
 # %% ../nbs/27_score.ipynb #75d2e753
 def curves(
     scored,  # dict of name: Scored
-    name,    # of a metric per pair or per frame
+    name,  # of a metric per pair or per frame
 ):  # str, an SVG element; empty if it was not measured
     "One metric over time, a line a film."
     series = [_series(one, name) for one in scored.values()]
     ys = [y for points in series for _, y in points]
-    if not ys: return ""
+    if not ys:
+        return ""
     low, high, scale = min(ys) if min(ys) > 0.5 else 0, max(ys), _scale(name)
     high = high if high > low else low + (1 if not low else 0.01)
     last = max(len(one.film.frames) for one in scored.values()) - 1
-    px, py = (lambda x: 44 + 246*x/last), (lambda y: 112 - 96*(scale(y) - scale(low))/(scale(high) - scale(low)))
-    grid = "".join(f'<line x1="44" x2="290" y1="{py(y):.1f}" y2="{py(y):.1f}"/><text x="40" y="{py(y) + 3:.1f}" text-anchor="end">{y:g}</text>' for y in _ticks(name, low, high))
-    marks = "".join(f'<text x="{px(x):.1f}" y="126" text-anchor="middle">{x}</text>' for x in sorted({0, last//2, last}))
-    lines = "".join(_line(points, px, py, i, one.control) for i, (points, one) in enumerate(zip(series, scored.values())))
+    px, py = (
+        (lambda x: 44 + 246 * x / last),
+        (lambda y: 112 - 96 * (scale(y) - scale(low)) / (scale(high) - scale(low))),
+    )
+    grid = "".join(
+        f'<line x1="44" x2="290" y1="{py(y):.1f}" y2="{py(y):.1f}"/><text x="40" y="{py(y) + 3:.1f}"'
+        f' text-anchor="end">{y:g}</text>'
+        for y in _ticks(name, low, high)
+    )
+    marks = "".join(
+        f'<text x="{px(x):.1f}" y="126" text-anchor="middle">{x}</text>' for x in sorted({0, last // 2, last})
+    )
+    lines = "".join(
+        _line(points, px, py, i, one.control) for i, (points, one) in enumerate(zip(series, scored.values()))
+    )
     per, unit, better, meaning = METRICS[name]
-    return (f'<figure><figcaption><b>{name}</b> <span>{html.escape(unit)}{f", {better} is better" if better else ""}</span></figcaption>'
-            f'<svg viewBox="0 0 300 130" role="img" aria-label="{name} over the frames: {html.escape(meaning)}">{grid}{marks}{lines}</svg></figure>')
+    return (
+        f"<figure><figcaption><b>{name}</b>"
+        f" <span>{html.escape(unit)}{f', {better} is better' if better else ''}</span></figcaption>"
+        f'<svg viewBox="0 0 300 130" role="img" aria-label="{name} over the frames:'
+        f' {html.escape(meaning)}">{grid}{marks}{lines}</svg></figure>'
+    )
+
 
 def _line(points, px, py, number, control):
     "A line, dashed for a control; a dot where there is only one point."
-    style = f'stroke="{COLOURS[number % len(COLOURS)]}"' + ' stroke-dasharray="4 2"'*bool(control)
-    if len(points) == 1: return f'<circle cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}" r="2" {style}/>'
+    style = f'stroke="{COLOURS[number % len(COLOURS)]}"' + ' stroke-dasharray="4 2"' * bool(control)
+    if len(points) == 1:
+        return f'<circle cx="{px(points[0][0]):.1f}" cy="{py(points[0][1]):.1f}" r="2" {style}/>'
     return f'<polyline points="{" ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)}" {style}/>'
 
 # %% ../nbs/27_score.ipynb #9a65998c
 def _jpeg(pixels, alt, width, quality=82):
     "An `img` element that holds its picture, at most `width` pixels wide."
     image, file = Image.fromarray(pixels), io.BytesIO()
-    if image.width > width: image = image.resize((width, max(1, round(image.height*width/image.width))), Image.Resampling.LANCZOS)
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     image.save(file, "JPEG", quality=quality, optimize=True)
-    return f'<img alt="{html.escape(alt)}" width="{image.width}" height="{image.height}" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    return (
+        f'<img alt="{html.escape(alt)}" width="{image.width}" height="{image.height}"'
+        f' src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    )
+
 
 def _looks(name, one):
     "Strip, worst pair with its difference, and a row of pixels over time, of one film."
     frames, worst = one.film.frames, one.scores.worst
     shown = frames[np.linspace(0, len(frames) - 1, min(8, len(frames))).round().astype(int)]
-    now, after = frames[worst:worst + 2].astype(int)
-    difference = np.clip(np.abs(after - now)*3, 0, 255)
-    sideways = lambda pictures: np.concatenate([np.asarray(x, np.uint8) for x in pictures], 1)  # n h w c -> h (n w) c
-    middle = frames[:, frames.shape[1]//2]  # f w c
-    slice_ = np.repeat(middle, max(1, round(128/len(middle))), 0)
-    pictures = ((_jpeg(sideways(shown), f"{len(shown)} frames of {name}", 1200), "from first to last"),
-                (_jpeg(sideways((now, after, difference)), f"frames {worst} and {worst + 1} of {name} and their difference", 560), f"worst pair: {worst}, {worst + 1}, and 3 times their difference"),
-                (_jpeg(slice_, f"the middle row of {name} over time", 400), "the middle row, time downwards"))
+    now, after = frames[worst : worst + 2].astype(int)
+    difference = np.clip(np.abs(after - now) * 3, 0, 255)
+
+    def sideways(pictures):
+        return np.concatenate([np.asarray(x, np.uint8) for x in pictures], 1)  # n h w c -> h (n w) c
+
+    middle = frames[:, frames.shape[1] // 2]  # f w c
+    slice_ = np.repeat(middle, max(1, round(128 / len(middle))), 0)
+    pictures = (
+        (_jpeg(sideways(shown), f"{len(shown)} frames of {name}", 1200), "from first to last"),
+        (
+            _jpeg(
+                sideways((now, after, difference)),
+                f"frames {worst} and {worst + 1} of {name} and their difference",
+                560,
+            ),
+            f"worst pair: {worst}, {worst + 1}, and 3 times their difference",
+        ),
+        (_jpeg(slice_, f"the middle row of {name} over time", 400), "the middle row, time downwards"),
+    )
     return "".join(f"<figure>{image}<figcaption>{words}</figcaption></figure>" for image, words in pictures)
 
 # %% ../nbs/27_score.ipynb #7e021e7c
@@ -301,31 +464,76 @@ svg { width: 100%; height: auto } svg line { stroke: var(--line) } svg polyline,
 img { max-width: 100%; height: auto; display: block } .key { display: inline-block; width: 1.6em; border-top: 3px solid; vertical-align: middle; margin-right: .4em } .key.made { border-top-style: dashed }
 """
 
+
 def as_page(
-    scored,                          # dict of name: Scored
+    scored,  # dict of name: Scored
     title="Do the frames hold together?",
-    curves_of=("motion", "visible", "warping_error", "residual", "flickering", "smoothness", "drift", "tof", "subject_consistency", "background_consistency"),
+    curves_of=(
+        "motion",
+        "visible",
+        "warping_error",
+        "residual",
+        "flickering",
+        "smoothness",
+        "drift",
+        "tof",
+        "subject_consistency",
+        "background_consistency",
+    ),
 ):  # str, HTML
     "One self-contained page: table, curves, strips, worst pairs, and what the numbers mean."
-    looks = "".join(f'<h3>{_key(i, one)}{html.escape(name)}</h3><p class="soft">{_about(one)}</p><div class="looks">{_looks(name, one)}</div>' for i, (name, one) in enumerate(scored.items()))
+    looks = "".join(
+        f'<h3>{_key(i, one)}{html.escape(name)}</h3><p class="soft">{_about(one)}</p><div'
+        f' class="looks">{_looks(name, one)}</div>'
+        for i, (name, one) in enumerate(scored.items())
+    )
     drawn = "".join(curves(scored, name) for name in curves_of)
-    meaning = "".join(f'<tr><th scope="row">{name}</th><td class="words">{" ".join(filter(None, (METRICS[name][3], "(" + METRICS[name][1] + ")")))}</td></tr>' for name in rows_of(scored))
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'"><title>{html.escape(title)}</title><style>{STYLE}</style></head>'
-            f'<body><main><h1>{html.escape(title)}</h1><p>A frozen film is perfectly consistent: read every number beside motion and the visible share, and only films that move alike beside each other.</p>{_html_table(scored)}'
-            f'<h2>Over time</h2><div class="curves">{drawn}</div><h2>What it looks like</h2>{looks}<h2>What the numbers mean</h2><div class="scroll"><table>{meaning}</table></div></main></body></html>\n')
+    meaning = "".join(
+        f'<tr><th scope="row">{name}</th><td'
+        f' class="words">{" ".join(filter(None, (METRICS[name][3], "(" + METRICS[name][1] + ")")))}</td></tr>'
+        for name in rows_of(scored)
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src'
+        f" 'unsafe-inline'\"><title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main><h1>{html.escape(title)}</h1><p>A frozen film is perfectly consistent: read every number beside"
+        f" motion and the visible share, and only films that move alike beside each other.</p>{_html_table(scored)}"
+        f'<h2>Over time</h2><div class="curves">{drawn}</div><h2>What it looks like</h2>{looks}<h2>What the numbers'
+        f' mean</h2><div class="scroll"><table>{meaning}</table></div></main></body></html>\n'
+    )
 
 # %% ../nbs/27_score.ipynb #2f7e0416
-def _key(number, one): return f'<span class="key{" made"*bool(one.control)}" style="color:{COLOURS[number % len(COLOURS)]}"></span>'
+def _key(number, one):
+    return f'<span class="key{" made" * bool(one.control)}" style="color:{COLOURS[number % len(COLOURS)]}"></span>'
+
 
 def _about(one):
     film = one.film
-    return html.escape(f"{verdict(one.scores)}. {len(film.frames)} frames of {film.size[1]} x {film.size[0]}, {film.fps:.3g} a second")
+    return html.escape(
+        f"{verdict(one.scores)}. {len(film.frames)} frames of {film.size[1]} x {film.size[0]}, {film.fps:.3g} a second"
+    )
+
 
 def _html_table(scored):
     "The same table as in the terminal."
-    cell = lambda x: "–" if math.isnan(x) else f"{x:.4f}" if 1e-3 <= abs(x) < 100 or not x else f"{x:.3g}"
-    head = "".join(f'<th scope="col">{_key(i, one)}{html.escape(name)}</th>' for i, (name, one) in enumerate(scored.items()))
-    row = lambda name: "".join(f"<td>{cell(one.scores.video.get(name, math.nan))}</td>" for one in scored.values())
-    rows = "".join(f'<tr><th scope="row">{name}</th>{row(name)}<td class="words">{METRICS[name][2]}</td></tr>' for name in rows_of(scored))
-    return f'<div class="scroll"><table><thead><tr><th scope="col"></th>{head}<th scope="col">better</th></tr></thead><tbody>{rows}</tbody></table></div>'
+
+    def cell(x):
+        return "–" if math.isnan(x) else f"{x:.4f}" if 1e-3 <= abs(x) < 100 or not x else f"{x:.3g}"
+
+    head = "".join(
+        f'<th scope="col">{_key(i, one)}{html.escape(name)}</th>' for i, (name, one) in enumerate(scored.items())
+    )
+
+    def row(name):
+        return "".join(f"<td>{cell(one.scores.video.get(name, math.nan))}</td>" for one in scored.values())
+
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th>{row(name)}<td class="words">{METRICS[name][2]}</td></tr>'
+        for name in rows_of(scored)
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col"></th>{head}<th'
+        f' scope="col">better</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )

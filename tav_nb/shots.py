@@ -8,11 +8,15 @@ __all__ = ['GREY', 'THUMB', 'THUMB_EVERY', 'FIGURES', 'SPANS', 'KINDS', 'SLACK',
            'frames_of']
 
 # %% ../nbs/21_shots.ipynb #724e1b31
-import io, math, threading
+import io
+import math
+import threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+
 import numpy as np
 from PIL import Image
+
 from .decoder import Limits
 from .reading import Info, Reader, SourceError, fit
 
@@ -20,46 +24,63 @@ from .reading import Info, Reader, SourceError, fit
 @dataclass(frozen=True)
 class ShotOptions:
     "Every threshold of this chapter, with the reason for its default."
-    fps: float = 12               # pictures a second of a clip: animation is mostly drawn on twos, 12 drawings a second
-    timing: str = "time"          # 'time': the picture shown at each moment; 'drawings': each drawing once
-    min_frames: int = 8           # shorter clips teach little motion
-    max_frames: int = 24          # the adapter's table of positions ends there
-    frames_step: int = 4          # clips have 8, 12, ... 24 frames: few lengths make full batches
-    stride: int = 1               # take every n-th of the chosen pictures
-    overlap: int = 0              # pictures that two neighbouring clips share
-    trim: int = 1                 # pictures left out at each end of a shot: encoders blend there
-    side: int = 256               # pictures are looked at in this size: enough for every figure, a tenth of the work
-    min_decoded: float = 0.98     # share of the promised pictures; less, and the file is damaged. A last picture may be missing
-    cut_score: float = 15         # mean change of hue, saturation and value that a cut needs at least; PySceneDetect's min_content_val
-    cut_ratio: float = 2          # a cut stands out so many times above everything around it
-    cut_window: float = 0.25      # 'around': seconds on both sides; on sixes a drawing lasts as long
-    dissolve_change: float = 20   # mean difference (of 255) across a dissolve or a fade; less is a camera or a light
+
+    fps: float = 12  # pictures a second of a clip: animation is mostly drawn on twos, 12 drawings a second
+    timing: str = "time"  # 'time': the picture shown at each moment; 'drawings': each drawing once
+    min_frames: int = 8  # shorter clips teach little motion
+    max_frames: int = 24  # the adapter's table of positions ends there
+    frames_step: int = 4  # clips have 8, 12, ... 24 frames: few lengths make full batches
+    stride: int = 1  # take every n-th of the chosen pictures
+    overlap: int = 0  # pictures that two neighbouring clips share
+    trim: int = 1  # pictures left out at each end of a shot: encoders blend there
+    side: int = 256  # pictures are looked at in this size: enough for every figure, a tenth of the work
+    min_decoded: float = (
+        0.98  # share of the promised pictures; less, and the file is damaged. A last picture may be missing
+    )
+    cut_score: float = (
+        15  # mean change of hue, saturation and value that a cut needs at least; PySceneDetect's min_content_val
+    )
+    cut_ratio: float = 2  # a cut stands out so many times above everything around it
+    cut_window: float = 0.25  # 'around': seconds on both sides; on sixes a drawing lasts as long
+    dissolve_change: float = 20  # mean difference (of 255) across a dissolve or a fade; less is a camera or a light
     dissolve_error: float = 0.25  # how far its middle may be from the mean of both ends, as a share of their difference
-    flat: float = 4               # standard deviation (of 255) below which a picture is blank
-    bar_level: int = 24           # rows and columns never brighter than this are bars; 16 is black in a wrongly read range
-    change: float = 6             # mean change (of 255) in any 8x8 cell that makes a new drawing; less is codec noise
-    max_still: float = 0.75       # share of held pictures; at 12 fps fours have 0.5, sixes 0.67, and threes in a clip of 8 can have 0.71
-    min_motion: float = 0.0001    # mean motion a step, as a share of the diagonal: half a pixel in a fiftieth of a 256-pixel picture
-    max_motion: float = 0.06      # a twentieth of the picture from one drawing to the next is no motion but a jump
-    duplicate: int = 6            # bits of 64 that may differ between the fingerprints of near duplicates
-    limits: Limits = Limits()     # how much of a file is looked at; see the chapter on decoding
+    flat: float = 4  # standard deviation (of 255) below which a picture is blank
+    bar_level: int = 24  # rows and columns never brighter than this are bars; 16 is black in a wrongly read range
+    change: float = 6  # mean change (of 255) in any 8x8 cell that makes a new drawing; less is codec noise
+    max_still: float = (
+        0.75  # share of held pictures; at 12 fps fours have 0.5, sixes 0.67, and threes in a clip of 8 can have 0.71
+    )
+    min_motion: float = (
+        0.0001  # mean motion a step, as a share of the diagonal: half a pixel in a fiftieth of a 256-pixel picture
+    )
+    max_motion: float = 0.06  # a twentieth of the picture from one drawing to the next is no motion but a jump
+    duplicate: int = 6  # bits of 64 that may differ between the fingerprints of near duplicates
+    limits: Limits = Limits()  # how much of a file is looked at; see the chapter on decoding
 
     def decisive(self) -> dict:
-        "What decides about clips, for keys and records: all options, but the limits only where they are not the usual ones."
+        """What decides about clips, for keys and records: all options, but the limits only where they are not the usual
+        ones.
+        """
         options = asdict(self)
-        return options if self.limits != Limits() else {name: value for name, value in options.items() if name != "limits"}
+        return (
+            options if self.limits != Limits() else {name: value for name, value in options.items() if name != "limits"}
+        )
 
 # %% ../nbs/21_shots.ipynb #3d29ee21
 def _cv2():
     "OpenCV, imported late: only preparing data needs it."
-    try: import cv2
-    except ImportError: raise SourceError("looking for shots needs OpenCV: pip install 'tav_nb[prepare]'") from None
+    try:
+        import cv2
+    except ImportError:
+        raise SourceError("looking for shots needs OpenCV: pip install 'tav_nb[prepare]'") from None
     return cv2
 
 # %% ../nbs/21_shots.ipynb #e42674fd
 class _OneThread:
     "Inside a `with`, in any number of threads, OpenCV uses one thread; after the last one as many as before the first."
-    def __init__(self): self.lock, self.inside, self.before = threading.Lock(), 0, 1
+
+    def __init__(self):
+        self.lock, self.inside, self.before = threading.Lock(), 0, 1
 
     @contextmanager
     def __call__(self, cv2):
@@ -68,54 +89,63 @@ class _OneThread:
                 self.before = cv2.getNumThreads()
                 cv2.setNumThreads(1)
             self.inside += 1
-        try: yield
+        try:
+            yield
         finally:
             with self.lock:
                 self.inside -= 1
                 if not self.inside:
                     cv2.setNumThreads(self.before)
 
+
 _one_thread = _OneThread()
 
 # %% ../nbs/21_shots.ipynb #b1a5415b
 GREY = 26  # hue says nothing where saturation or value is below a tenth
+
 
 def _content(cv2, hsv, before):
     "PySceneDetect's content value, except that hue goes round and that grey has none."
     hue, saturation, value = cv2.split(cv2.absdiff(hsv, before))
     hue = cv2.min(hue, 180 - hue)
     coloured = cv2.inRange(cv2.min(hsv, before), (0, GREY, GREY), (255, 255, 255))
-    return (cv2.mean(cv2.bitwise_and(hue, coloured))[0] + cv2.mean(saturation)[0] + cv2.mean(value)[0])/3
+    return (cv2.mean(cv2.bitwise_and(hue, coloured))[0] + cv2.mean(saturation)[0] + cv2.mean(value)[0]) / 3
 
 # %% ../nbs/21_shots.ipynb #f4102abd
 def _cells(cv2, a, b):
     "The largest mean difference of two pictures of half size in any cell of 4x4 pixels."
     d = cv2.absdiff(a, b)
     height, width = d.shape[:2]
-    return float(cv2.resize(d, (max(1, width//4), max(1, height//4)), interpolation=cv2.INTER_AREA).max())
+    return float(cv2.resize(d, (max(1, width // 4), max(1, height // 4)), interpolation=cv2.INTER_AREA).max())
 
 # %% ../nbs/21_shots.ipynb #79560f22
 class _Motion:
     "Optical flow between two small pictures, with OpenCV's DIS."
+
     def __init__(self, cv2):
         self.cv2, self.flow = cv2, cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
     def __call__(self, before, now):  # grey uint8 [H, W] -> (motion, pan)
         "Mean motion as a share of the diagonal, and the share of pixels that move with the median, if that moves."
-        if min(now.shape) < 16: return 0., 0.
+        if min(now.shape) < 16:
+            return 0.0, 0.0
         flow = self.flow.calc(before, now, None)  # h w 2
         flow = flow.astype(np.float64)  # sums of float32 depend on where the array happens to lie in memory
         common = np.median(flow[::4, ::4].reshape(-1, 2), 0)
         length = math.hypot(*common)
-        together = (_lengths(flow - common) < max(0.5, 0.25*length)).mean() if length > 0.5 else 0.
-        return float(_lengths(flow).mean()/math.hypot(*now.shape)), float(together)
+        together = (_lengths(flow - common) < max(0.5, 0.25 * length)).mean() if length > 0.5 else 0.0
+        return float(_lengths(flow).mean() / math.hypot(*now.shape)), float(together)
 
-def _lengths(flow): return np.sqrt((flow**2).sum(-1))
+
+def _lengths(flow):
+    return np.sqrt((flow**2).sum(-1))
 
 # %% ../nbs/21_shots.ipynb #edecb20a
 class _Bars:
     "The brightest value that every row and every column ever had."
-    def __init__(self): self.rows, self.columns = 0, 0
+
+    def __init__(self):
+        self.rows, self.columns = 0, 0
 
     def see(self, grey):
         "One full-size picture, uint8 [H, W]."
@@ -124,12 +154,14 @@ class _Bars:
     def crop(self, level):  # (top, left, height, width)
         "What lies between the bars."
         y, x = np.flatnonzero(self.rows > level), np.flatnonzero(self.columns > level)
-        if not len(y) or not len(x): return 0, 0, len(self.rows), len(self.columns)
+        if not len(y) or not len(x):
+            return 0, 0, len(self.rows), len(self.columns)
         return int(y[0]), int(x[0]), int(y[-1] - y[0] + 1), int(x[-1] - x[0] + 1)
 
 # %% ../nbs/21_shots.ipynb #737762ef
-THUMB = 128        # pixels of a thumbnail's longer side
+THUMB = 128  # pixels of a thumbnail's longer side
 THUMB_EVERY = 0.2  # seconds
+
 
 def _jpeg(cv2, rgb):  # bytes
     "A thumbnail."
@@ -139,23 +171,33 @@ def _jpeg(cv2, rgb):  # bytes
 # %% ../nbs/21_shots.ipynb #17eaa66f
 def _cropped(thumbs, crop, size):  # dict number -> JPEG
     "The thumbnails without bars; `crop` is meant for pictures of `size` (H, W)."
-    if crop == (0, 0, *size): return thumbs
+    if crop == (0, 0, *size):
+        return thumbs
     cv2, (top, left, height, width) = _cv2(), crop
     pixels = {i: np.asarray(Image.open(io.BytesIO(jpeg))) for i, jpeg in thumbs.items()}
-    scale = {i: len(p)/size[0] for i, p in pixels.items()}
-    part = lambda p, k: p[round(top*k):round((top + height)*k), round(left*k):round((left + width)*k)]
+    scale = {i: len(p) / size[0] for i, p in pixels.items()}
+
+    def part(p, k):
+        return p[round(top * k) : round((top + height) * k), round(left * k) : round((left + width) * k)]
+
     return {i: _jpeg(cv2, part(p, scale[i])) for i, p in pixels.items()}
 
 # %% ../nbs/21_shots.ipynb #347c68d4
 FIGURES = "score", "difference", "changed", "motion", "pan", "luma", "contrast"
 
+
 class _Store:
-    "Signatures and thumbnails, kept in few large pieces: small ones between the pictures that come and go would tear holes into memory."
-    def __init__(self): self.blocks, self.count, self.jpegs, self.spans = [], 0, io.BytesIO(), {}
+    """Signatures and thumbnails, kept in few large pieces: small ones between the pictures that come and go would tear
+    holes into memory.
+    """
+
+    def __init__(self):
+        self.blocks, self.count, self.jpegs, self.spans = [], 0, io.BytesIO(), {}
 
     def sign(self, cv2, small):
         "Keep the picture in 32x18 pixels."
-        if self.count % 512 == 0: self.blocks.append(np.empty((512, 18, 32, 3), np.uint8))
+        if self.count % 512 == 0:
+            self.blocks.append(np.empty((512, 18, 32, 3), np.uint8))
         cv2.resize(small, (32, 18), dst=self.blocks[-1][self.count % 512], interpolation=cv2.INTER_AREA)
         self.count += 1
 
@@ -167,24 +209,35 @@ class _Store:
     def taken(self):  # (uint8 [N, 18, 32, 3], dict number -> JPEG)
         "All of it."
         pool = self.jpegs.getvalue()
-        return np.concatenate(self.blocks)[:self.count], {i: pool[a:a + n] for i, (a, n) in self.spans.items()}
+        return np.concatenate(self.blocks)[: self.count], {i: pool[a : a + n] for i, (a, n) in self.spans.items()}
 
 # %% ../nbs/21_shots.ipynb #38ebd6d5
 def _measure(reader, options):
     "Look at every picture once; a dict of arrays, the thumbnails, the bars."
     cv2 = _cv2()
-    rows, store, bars, motion, drawing, grey, hsv, seen = [], _Store(), _Bars(), _Motion(cv2), None, None, None, -math.inf
+    rows, store, bars, motion, drawing, grey, hsv, seen = (
+        [],
+        _Store(),
+        _Bars(),
+        _Motion(cv2),
+        None,
+        None,
+        None,
+        -math.inf,
+    )
     for i, picture in enumerate(reader):
         small = np.ascontiguousarray(picture.rgb(fit(picture.size, options.side)))
         before, hsv, now = hsv, cv2.cvtColor(small, cv2.COLOR_RGB2HSV), cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        half = cv2.resize(small, fit(small.shape[:2], max(small.shape)//2)[::-1], interpolation=cv2.INTER_AREA)
-        score, difference = (_content(cv2, hsv, before), _cells(cv2, half, drawing)) if i else (0., 255.)
+        half = cv2.resize(small, fit(small.shape[:2], max(small.shape) // 2)[::-1], interpolation=cv2.INTER_AREA)
+        score, difference = (_content(cv2, hsv, before), _cells(cv2, half, drawing)) if i else (0.0, 255.0)
         changed = difference >= options.change
-        moved = motion(grey, now) if i and changed else (0., 0.)
-        if changed: drawing, grey = half, now
+        moved = motion(grey, now) if i and changed else (0.0, 0.0)
+        if changed:
+            drawing, grey = half, now
         rows.append((score, difference, changed, *moved, *(float(x[0, 0]) for x in cv2.meanStdDev(now))))
         store.sign(cv2, small)
-        if picture.time < seen + THUMB_EVERY: continue
+        if picture.time < seen + THUMB_EVERY:
+            continue
         seen = picture.time
         store.keep(i, _jpeg(cv2, small))
         bars.see(picture.grey())
@@ -195,8 +248,9 @@ def _measure(reader, options):
 def _around(x, reach):
     "x [N] -> [N, 2*reach]: the neighbours of each value, without itself; 0 beyond the ends."
     padded = np.pad(x, reach)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2*reach + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
     return np.delete(windows, reach, axis=1)
+
 
 def find_cuts(
     score,  # [N], change against the picture before
@@ -205,40 +259,45 @@ def find_cuts(
     options=ShotOptions(),
 ):  # sorted list of picture numbers at which a shot starts
     "The peak rule: a cut is a change that stands alone. Two that stand alone together are a flash, or two cuts."
-    reach = max(3, round(options.cut_window*rate))
+    reach = max(3, round(options.cut_window * rate))
     around = np.sort(_around(score, reach), 1)
     high = score >= options.cut_score
-    cuts = set(np.flatnonzero(high & (score >= options.cut_ratio*around[:, -1])).tolist())
-    for t in np.flatnonzero(high & (score < options.cut_ratio*around[:, -1]) & (score >= options.cut_ratio*around[:, -2])):
+    cuts = set(np.flatnonzero(high & (score >= options.cut_ratio * around[:, -1])).tolist())
+    for t in np.flatnonzero(
+        high & (score < options.cut_ratio * around[:, -1]) & (score >= options.cut_ratio * around[:, -2])
+    ):
         start = max(0, t - reach)
-        near = score[start:t + reach + 1].copy()
+        near = score[start : t + reach + 1].copy()
         near[t - start] = 0
         other = start + int(near.argmax())
-        if near.max() >= options.cut_score and not _alike(signature, min(t, other), max(t, other)): cuts.add(int(t))
+        if near.max() >= options.cut_score and not _alike(signature, min(t, other), max(t, other)):
+            cuts.add(int(t))
     return sorted(cuts)
 
 # %% ../nbs/21_shots.ipynb #30485331
 def _alike(signature, t, u):
     "Is the picture before t like the one from u on, compared with what lies between?"
     before, between, after = (signature[i].astype(float) for i in (t - 1, t, u))
-    return np.abs(after - before).mean() < 0.5*np.abs(between - before).mean()
+    return np.abs(after - before).mean() < 0.5 * np.abs(between - before).mean()
 
 # %% ../nbs/21_shots.ipynb #859a6658
 def _between(signature, a, b, t):
     "Mean difference of pictures a and b, and how far t is from their mean; each [len(t)]."
     a, b, middle = (signature[i].astype(np.float32).reshape(len(t), -1) for i in (a, b, t))
-    return np.abs(b - a).mean(1), np.abs(middle - (a + b)/2).mean(1)
+    return np.abs(b - a).mean(1), np.abs(middle - (a + b) / 2).mean(1)
+
 
 def _extent(signature, a, b):
     "The pictures between a and b that are mixtures of both: (first, last + 1)."
-    part = signature[a:b + 1].astype(np.float32).reshape(b - a + 1, -1)
+    part = signature[a : b + 1].astype(np.float32).reshape(b - a + 1, -1)
     way = part[-1] - part[0]
-    share = (part - part[0])@way/(way@way)
+    share = (part - part[0]) @ way / (way @ way)
     mixed = np.flatnonzero((share > 0.03) & (share < 0.97))
     return a + int(mixed[0]), a + int(mixed[-1]) + 1
 
 # %% ../nbs/21_shots.ipynb #8f029c37
 SPANS = 0.125, 0.25, 0.5, 1.0  # half lengths in seconds
+
 
 def find_transitions(
     signature,  # uint8 [N, h, w, 3]
@@ -248,11 +307,11 @@ def find_transitions(
 ):  # list of (start, stop)
     "Dissolves and fades: stretches whose middle is the mean of their ends, pixel for pixel."
     found, n = [], len(signature)
-    for reach in sorted({max(2, round(span*rate)) for span in SPANS}):
+    for reach in sorted({max(2, round(span * rate)) for span in SPANS}):
         for start in range(reach, n - reach, 1024):
             t = np.arange(start, min(start + 1024, n - reach))
             change, error = _between(signature, t - reach, t + reach, t)
-            good = (change >= options.dissolve_change) & (error <= options.dissolve_error*change)
+            good = (change >= options.dissolve_change) & (error <= options.dissolve_error * change)
             found += [(error[i] - change[i], int(t[i]), reach) for i in np.flatnonzero(good)]
     return _best(found, signature, cuts)
 
@@ -261,7 +320,10 @@ def _best(found, signature, cuts):
     "The greatest change with the smallest error first; later ones must not overlap them, nor span a cut."
     stretches = []
     for _, t, reach in sorted(found):
-        if any(t - reach < cut <= t + reach for cut in cuts) or any(a < t + reach and t - reach < b for a, b in stretches): continue
+        if any(t - reach < cut <= t + reach for cut in cuts) or any(
+            a < t + reach and t - reach < b for a, b in stretches
+        ):
+            continue
         stretches.append(_extent(signature, t - reach, t + reach))
     return sorted(stretches)
 
@@ -277,20 +339,25 @@ def hold_length(
 @dataclass(frozen=True)
 class Shot:
     "Pictures start..stop-1 of a file belong together."
+
     start: int
     stop: int
-    hold: int     # pictures that a drawing stays, usually
+    hold: int  # pictures that a drawing stays, usually
     kind: str = "shot"  # or 'dissolve', 'fade', 'blank': no shot
 
 # %% ../nbs/21_shots.ipynb #37db9f86
 def _blank(contrast, signature, rate, options):
     "Stretches of pictures with nothing on them, but no flashes: list of (start, stop)."
     edges = np.flatnonzero(np.diff(np.r_[0, contrast < options.flat, 0].astype(int))).tolist()
-    flash = lambda a, b: 0 < a and b < len(contrast) and b - a <= options.cut_window*rate and _alike(signature, a, b)
+
+    def flash(a, b):
+        return 0 < a and b < len(contrast) and b - a <= options.cut_window * rate and _alike(signature, a, b)
+
     return [(a, b) for a, b in zip(edges[::2], edges[1::2]) if not flash(a, b)]
 
 # %% ../nbs/21_shots.ipynb #998e151c
 KINDS = "shot", "dissolve", "fade", "blank"
+
 
 def find_shots(figures, rate, options):  # tuple of `Shot`s
     "Cut the pictures into shots; what belongs to no shot is a transition."
@@ -298,8 +365,11 @@ def find_shots(figures, rate, options):  # tuple of `Shot`s
     cuts = find_cuts(figures["score"], figures["signature"], rate, options)
     kinds = np.zeros(n, int)  # of each picture, an index into KINDS
     for a, b in find_transitions(figures["signature"], cuts, rate, options):
-        kinds[a:b] = 2 if min(contrast[a:b].min(), contrast[min(b, n - 1)], contrast[max(a - 1, 0)]) < 2*options.flat else 1
-    for a, b in _blank(contrast, figures["signature"], rate, options): kinds[a:b] = 3
+        kinds[a:b] = (
+            2 if min(contrast[a:b].min(), contrast[min(b, n - 1)], contrast[max(a - 1, 0)]) < 2 * options.flat else 1
+        )
+    for a, b in _blank(contrast, figures["signature"], rate, options):
+        kinds[a:b] = 3
     cuts = [t for t in cuts if kinds[t] == kinds[t - 1] == 0]
     edges = sorted({0, n, *cuts, *(np.flatnonzero(np.diff(kinds)) + 1).tolist()})
     return tuple(Shot(a, b, hold_length(figures["changed"][a:b]), KINDS[kinds[a]]) for a, b in zip(edges, edges[1:]))
@@ -308,29 +378,34 @@ def find_shots(figures, rate, options):  # tuple of `Shot`s
 @dataclass(frozen=True)
 class Scan:
     "What one look at a file found."
+
     path: str
     info: Info
-    times: np.ndarray       # float64 [N], seconds from the first picture
-    score: np.ndarray       # [N], change of colours against the picture before
+    times: np.ndarray  # float64 [N], seconds from the first picture
+    score: np.ndarray  # [N], change of colours against the picture before
     difference: np.ndarray  # [N], largest change in a cell against the drawing before
-    changed: np.ndarray     # bool [N]: is this a new drawing?
-    motion: np.ndarray      # [N], mean motion since the drawing before, as a share of the diagonal
-    pan: np.ndarray         # [N], share of the picture that moves as one
-    luma: np.ndarray        # [N], mean brightness, 0..255
-    contrast: np.ndarray    # [N], standard deviation of the brightness
-    signature: np.ndarray   # uint8 [N, 18, 32, 3], the picture very small
-    thumbs: dict            # number of a picture -> JPEG
-    shots: tuple            # of `Shot`s, in order
-    crop: tuple             # (top, left, height, width) without bars
-    problem: str            # '' if all is well
+    changed: np.ndarray  # bool [N]: is this a new drawing?
+    motion: np.ndarray  # [N], mean motion since the drawing before, as a share of the diagonal
+    pan: np.ndarray  # [N], share of the picture that moves as one
+    luma: np.ndarray  # [N], mean brightness, 0..255
+    contrast: np.ndarray  # [N], standard deviation of the brightness
+    signature: np.ndarray  # uint8 [N, 18, 32, 3], the picture very small
+    thumbs: dict  # number of a picture -> JPEG
+    shots: tuple  # of `Shot`s, in order
+    crop: tuple  # (top, left, height, width) without bars
+    problem: str  # '' if all is well
 
 # %% ../nbs/21_shots.ipynb #3c4ed061
 SLACK = 2  # some containers promise as many pictures too much: the time that reordered pictures are late
 
+
 def _problem(info, options):
     "Why a file must not be used, or ''."
-    few = info.decoded < options.min_decoded*info.expected and (info.refused or info.decoded < info.expected - SLACK)
-    if few: return f"damaged: {info.decoded} of {info.expected} pictures could be decoded" + (f"; {info.problem}" if info.problem else "")
+    few = info.decoded < options.min_decoded * info.expected and (info.refused or info.decoded < info.expected - SLACK)
+    if few:
+        return f"damaged: {info.decoded} of {info.expected} pictures could be decoded" + (
+            f"; {info.problem}" if info.problem else ""
+        )
     return info.problem and f"damaged: {info.problem}"
 
 # %% ../nbs/21_shots.ipynb #bec0769e
@@ -341,37 +416,42 @@ def scan(
 ) -> Scan:
     """Look once at every picture of a file, in at most `options.side` pixels, and keep figures only.
 
-    What is interlaced or telecined is read a second time, without combs.
-    Raises `SourceError` if nothing can be read or the file is beyond a limit; a damaged file gives a `Scan` that says so in `problem`.
+    What is interlaced or telecined is read a second time, without combs. Raises `SourceError` if nothing can be read or
+    the file is beyond a limit; a damaged file gives a `Scan` that says so in `problem`.
     """
     reader = Reader(path, fps, limits=options.limits)
-    with _one_thread(_cv2()): figures, bars = _measure(reader, options)
+    with _one_thread(_cv2()):
+        figures, bars = _measure(reader, options)
     if reader.fields:
         reader = Reader(path, fps, reader.fields, options.limits)
-        with _one_thread(_cv2()): figures, bars = _measure(reader, options)
+        with _one_thread(_cv2()):
+            figures, bars = _measure(reader, options)
     info = reader.info()
     shots, crop = find_shots(figures, info.rate, options), bars.crop(options.bar_level)
     figures["thumbs"] = _cropped(figures["thumbs"], crop, (info.height, info.width))
-    return Scan(str(path), info, np.array(reader.times), **figures, shots=shots, crop=crop, problem=_problem(info, options))
+    return Scan(
+        str(path), info, np.array(reader.times), **figures, shots=shots, crop=crop, problem=_problem(info, options)
+    )
 
 # %% ../nbs/21_shots.ipynb #575fb566
 @dataclass(frozen=True)
 class Window:
     "One clip, kept or dropped, and why."
+
     kept: bool
-    reason: str            # '' if kept
-    figures: dict          # name -> float: what the decision was made from
-    shot: int              # number of the shot in the file
-    start: float           # seconds
+    reason: str  # '' if kept
+    figures: dict  # name -> float: what the decision was made from
+    shot: int  # number of the shot in the file
+    start: float  # seconds
     stop: float
-    indices: np.ndarray    # int [F], which pictures of the file
-    times: np.ndarray      # float64 [F], when they are shown
+    indices: np.ndarray  # int [F], which pictures of the file
+    times: np.ndarray  # float64 [F], when they are shown
     hold_mask: np.ndarray  # bool [F]: the same drawing as the picture before?
-    hold: int              # pictures of the file that a drawing stays
-    fps: float             # pictures a second of the clip, on average
-    crop: tuple            # (top, left, height, width)
-    hashes: tuple = ()     # fingerprints of the first, middle and last picture
-    jpegs: tuple = ()      # a few small pictures
+    hold: int  # pictures of the file that a drawing stays
+    fps: float  # pictures a second of the clip, on average
+    crop: tuple  # (top, left, height, width)
+    hashes: tuple = ()  # fingerprints of the first, middle and last picture
+    jpegs: tuple = ()  # a few small pictures
 
     @property
     def thumbs(self):  # list of uint8 [h, w, 3]
@@ -382,64 +462,93 @@ class Window:
 def _taken(scan, shot, options):
     "The numbers of the pictures that a shot's clips are made of."
     a, b = shot.start + options.trim, shot.stop - options.trim
-    if b <= a: return np.zeros(0, int)
+    if b <= a:
+        return np.zeros(0, int)
     if options.timing == "drawings":
         taken = np.flatnonzero(scan.changed[a:b]) + a
         taken = np.union1d([a], taken)
     else:
         end = scan.times[b] if b < len(scan.times) else scan.info.length
-        moments = np.arange(scan.times[a], end - 1e-6, 1/options.fps)
+        moments = np.arange(scan.times[a], end - 1e-6, 1 / options.fps)
         taken = np.searchsorted(scan.times, moments + 1e-3, "right") - 1
-    return taken[::options.stride]
+    return taken[:: options.stride]
 
 # %% ../nbs/21_shots.ipynb #ecc5e473
 def _pieces(count, options):
     "(start, stop) of the clips among `count` pictures; the last may be too short."
     step, pieces, start = options.frames_step, [], 0
     while count - start >= options.min_frames:
-        length = min(options.max_frames, max(options.min_frames, (count - start)//step*step))
+        length = min(options.max_frames, max(options.min_frames, (count - start) // step * step))
         pieces.append((start, start + length))
         start += length - min(options.overlap, length - 1)
-        if pieces[-1][1] == count: return pieces
+        if pieces[-1][1] == count:
+            return pieces
     return pieces or [(0, count)]
 
 # %% ../nbs/21_shots.ipynb #69a836c7
-BASIS = np.cos(np.pi*(np.arange(8)[:, None])*(np.arange(32) + 0.5)/32), np.cos(np.pi*(np.arange(8)[:, None])*(np.arange(18) + 0.5)/18)
+BASIS = (
+    np.cos(np.pi * (np.arange(8)[:, None]) * (np.arange(32) + 0.5) / 32),
+    np.cos(np.pi * (np.arange(8)[:, None]) * (np.arange(18) + 0.5) / 18),
+)
+
 
 def fingerprint(
     signature,  # uint8 [18, 32, 3]
 ):  # int of 64 bits
     "A perceptual hash: the signs of the 8x8 slowest waves of the brightness, about their median."
     across, down = BASIS
-    waves = (down@signature.mean(-1)@across.T).ravel()  # (8 8)
+    waves = (down @ signature.mean(-1) @ across.T).ravel()  # (8 8)
     return int.from_bytes(np.packbits(waves > np.median(waves[1:])).tobytes(), "big")
 
-def _apart(a, b): return max((x ^ y).bit_count() for x, y in zip(a, b))
+
+def _apart(a, b):
+    return max((x ^ y).bit_count() for x, y in zip(a, b))
 
 # %% ../nbs/21_shots.ipynb #0ac627d2
 def _steps(scan, taken, held):
     "Motion and share of panning of each step of a clip that is no hold."
-    moved = [(scan.motion[a + 1:b + 1].sum(), scan.pan[a + 1:b + 1].max()) for a, b, h in zip(taken, taken[1:], held[1:]) if not h]
+    moved = [
+        (scan.motion[a + 1 : b + 1].sum(), scan.pan[a + 1 : b + 1].max())
+        for a, b, h in zip(taken, taken[1:], held[1:])
+        if not h
+    ]
     return np.median(moved, 0) if moved else np.zeros(2)
+
 
 def _figures(scan, shot, taken, held):
     "What a clip is judged by."
     motion, pan = _steps(scan, taken, held)
-    return dict(frames=len(taken), drawings=float((~held).sum()), hold=shot.hold, still=float(held[1:].mean()) if len(held) > 1 else 1.,
-                motion=float(motion), pan=float(pan), luma=float(scan.luma[taken].mean()), contrast=float(scan.contrast[taken].mean()))
+    return dict(
+        frames=len(taken),
+        drawings=float((~held).sum()),
+        hold=shot.hold,
+        still=float(held[1:].mean()) if len(held) > 1 else 1.0,
+        motion=float(motion),
+        pan=float(pan),
+        luma=float(scan.luma[taken].mean()),
+        contrast=float(scan.contrast[taken].mean()),
+    )
 
 # %% ../nbs/21_shots.ipynb #dbaae88c
 def _reason_against(scan, shot, times, figures, hashes, seen, options):
     "Why a clip is dropped, or ''."
     f = figures
-    if scan.problem: return scan.problem
-    if any(a < times[-1] and times[0] < b for a, b in scan.info.broken): return "damaged: a fault in the file spoils these pictures"
-    if shot.kind == "blank": return f"blank: {f['frames']} pictures with a contrast of {f['contrast']:.1f} of 255"
-    if shot.kind != "shot": return f"{shot.kind}: {f['frames']} pictures between two shots"
-    if f["frames"] < options.min_frames: return f"short: {f['frames']} frames, fewer than {options.min_frames}"
-    if f["still"] > options.max_still: return f"still: {f['still']:.0%} of its pictures are held, more than {options.max_still:.0%}"
-    if f["motion"] < options.min_motion: return f"still: moves {f['motion']:.2%} of the diagonal a step, less than {options.min_motion:.2%}"
-    if f["motion"] > options.max_motion: return f"wild: moves {f['motion']:.2%} of the diagonal a step, more than {options.max_motion:.2%}"
+    if scan.problem:
+        return scan.problem
+    if any(a < times[-1] and times[0] < b for a, b in scan.info.broken):
+        return "damaged: a fault in the file spoils these pictures"
+    if shot.kind == "blank":
+        return f"blank: {f['frames']} pictures with a contrast of {f['contrast']:.1f} of 255"
+    if shot.kind != "shot":
+        return f"{shot.kind}: {f['frames']} pictures between two shots"
+    if f["frames"] < options.min_frames:
+        return f"short: {f['frames']} frames, fewer than {options.min_frames}"
+    if f["still"] > options.max_still:
+        return f"still: {f['still']:.0%} of its pictures are held, more than {options.max_still:.0%}"
+    if f["motion"] < options.min_motion:
+        return f"still: moves {f['motion']:.2%} of the diagonal a step, less than {options.min_motion:.2%}"
+    if f["motion"] > options.max_motion:
+        return f"wild: moves {f['motion']:.2%} of the diagonal a step, more than {options.max_motion:.2%}"
     near = min((_apart(hashes, other) for other in seen), default=65)
     f["apart"] = near
     return f"duplicate: {near} of 64 bits apart, not more than {options.duplicate}" if near <= options.duplicate else ""
@@ -448,17 +557,31 @@ def _reason_against(scan, shot, times, figures, hashes, seen, options):
 def _window(scan, number, shot, taken, seen, options):
     "One clip and the decision about it."
     times, last = scan.times[taken], taken[-1] + 1
-    held = np.array([False] + [not scan.changed[a + 1:b + 1].any() for a, b in zip(taken, taken[1:])])[:len(taken)]
+    held = np.array([False] + [not scan.changed[a + 1 : b + 1].any() for a, b in zip(taken, taken[1:])])[: len(taken)]
     figures = _figures(scan, shot, taken, held)
-    hashes = tuple(fingerprint(scan.signature[taken[i]]) for i in (0, len(taken)//2, -1))
+    hashes = tuple(fingerprint(scan.signature[taken[i]]) for i in (0, len(taken) // 2, -1))
     reason = _reason_against(scan, shot, times, figures, hashes, seen, options)
-    stop = max(times[-1] + 1/options.fps, times[-1]) if last >= len(scan.times) else scan.times[last]
+    stop = max(times[-1] + 1 / options.fps, times[-1]) if last >= len(scan.times) else scan.times[last]
     at = np.array(list(scan.thumbs))
     at = at[(at >= taken[0]) & (at <= taken[-1])]
     at = at[np.linspace(0, len(at) - 1, min(4, len(at))).round().astype(int)]
     span = times[-1] - times[0]
-    return Window(not reason, reason, figures, number, float(times[0]), float(stop), taken, times, held, shot.hold,
-                  float((len(taken) - 1)/span) if span else options.fps, scan.crop, hashes, tuple(scan.thumbs[i] for i in at))
+    return Window(
+        not reason,
+        reason,
+        figures,
+        number,
+        float(times[0]),
+        float(stop),
+        taken,
+        times,
+        held,
+        shot.hold,
+        float((len(taken) - 1) / span) if span else options.fps,
+        scan.crop,
+        hashes,
+        tuple(scan.thumbs[i] for i in at),
+    )
 
 # %% ../nbs/21_shots.ipynb #1d578b4e
 def plan(
@@ -469,10 +592,12 @@ def plan(
     windows, seen = [], []
     for number, shot in enumerate(scan.shots):
         taken = _taken(scan, shot, options) if shot.kind == "shot" else np.arange(shot.start, shot.stop)
-        if not len(taken): taken = np.arange(shot.start, shot.stop)
+        if not len(taken):
+            taken = np.arange(shot.start, shot.stop)
         for start, stop in _pieces(len(taken), options) if shot.kind == "shot" else [(0, len(taken))]:
             window = _window(scan, number, shot, taken[start:stop], seen, options)
-            if window.kept: seen.append(window.hashes)
+            if window.kept:
+                seen.append(window.hashes)
             windows.append(window)
     return windows
 
@@ -484,12 +609,17 @@ def frames_of(
 ):  # yields uint8 [F, H, W, 3] a window
     "The clips' pictures in full size, upright, with square pixels, without combs and bars, in one pass."
     waiting, filled = list(windows), []
-    if not waiting: return
+    if not waiting:
+        return
     for i, picture in enumerate(Reader(path, repair=info.fields, limits=info.limits)):
-        while waiting and waiting[0].indices[0] <= i: filled.append((waiting.pop(0), []))
-        if any(i in window.indices for window, _ in filled): rgb = picture.rgb()
+        while waiting and waiting[0].indices[0] <= i:
+            filled.append((waiting.pop(0), []))
+        if any(i in window.indices for window, _ in filled):
+            rgb = picture.rgb()
         for window, frames in filled:
             top, left, height, width = window.crop
-            frames += [rgb[top:top + height, left:left + width]]*int((window.indices == i).sum())
-        while filled and filled[0][0].indices[-1] <= i: yield np.stack(filled.pop(0)[1])  # f h w c
-        if not waiting and not filled: return
+            frames += [rgb[top : top + height, left : left + width]] * int((window.indices == i).sum())
+        while filled and filled[0][0].indices[-1] <= i:
+            yield np.stack(filled.pop(0)[1])  # f h w c
+        if not waiting and not filled:
+            return

@@ -7,20 +7,25 @@ __all__ = ['to_image', 'show_images', 'contact_sheet', 'strip', 'xt_slice', 'enc
            'small_figures']
 
 # %% ../nbs/15_show.ipynb #d12585b4
-import base64, io
+import base64
+import io
+
 import numpy as np
 from PIL import Image
+
 from .decoder import image_pixels
 
 # %% ../nbs/15_show.ipynb #700782ab
 def to_image(
     image,  # a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; floats are in 0..1
 ):  # uint8 [H, W, 3]
-    "Any picture as an array of bytes; floats outside 0..1 are clipped, transparency becomes white; a Pillow image comes upright and in sRGB."
+    """Any picture as an array of bytes; floats outside 0..1 are clipped, transparency becomes white; a Pillow image
+    comes upright and in sRGB.
+    """
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         if array.dtype == bool or np.issubdtype(array.dtype, np.floating):
-            array = (np.clip(array, 0, 1)*255).round()
+            array = (np.clip(array, 0, 1) * 255).round()
         image = Image.fromarray(np.squeeze(array.astype(np.uint8)))
     return image_pixels(image)
 
@@ -33,16 +38,20 @@ def show_images(
 ):  # array of Matplotlib axes, one a picture
     "Pictures in a grid, without ticks."
     from matplotlib import pyplot as plt
+
     images = [to_image(image) for image in images]
     columns = min(columns, len(images))
-    rows = -(-len(images)//columns)
+    rows = -(-len(images) // columns)
     height, wide = images[0].shape[:2]
-    size = columns*width, rows*(width*height/wide + (0.25 if titles is not None else 0.05))
+    size = columns * width, rows * (width * height / wide + (0.25 if titles is not None else 0.05))
     axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=80)[1].ravel()
-    for ax in axes: ax.axis("off")
-    for ax, image in zip(axes, images): ax.imshow(image, interpolation="antialiased")
-    for ax, title in zip(axes, titles if titles is not None else []): ax.set_title(title, fontsize=8)
-    return axes[:len(images)]
+    for ax in axes:
+        ax.axis("off")
+    for ax, image in zip(axes, images):
+        ax.imshow(image, interpolation="antialiased")
+    for ax, title in zip(axes, titles if titles is not None else []):
+        ax.set_title(title, fontsize=8)
+    return axes[: len(images)]
 
 # %% ../nbs/15_show.ipynb #96e5dc1a
 def contact_sheet(
@@ -67,7 +76,8 @@ def strip(
     count = min(count, *map(len, videos)) if len(videos) > 1 else min(count, len(videos[0]))
     rows = [[video[round(i)] for i in np.linspace(0, len(video) - 1, count)] for video in videos]
     axes = show_images([image for row in rows for image in row], columns=count, width=width)
-    for ax, title in zip(axes[::count], titles or []): ax.set_title(title, fontsize=8, loc="left")
+    for ax, title in zip(axes[::count], titles or []):
+        ax.set_title(title, fontsize=8, loc="left")
     return axes
 
 # %% ../nbs/15_show.ipynb #bef63623
@@ -78,9 +88,11 @@ def xt_slice(
 ):  # the axes
     "One row of pixels over time: x to the right, time downwards."
     from matplotlib import pyplot as plt
+
     frames = np.stack([to_image(frame) for frame in frames])  # f h w c
-    row = frames.shape[1]//2 if row is None else row
-    if ax is None: ax = plt.subplots(figsize=(3, 2), layout="constrained", dpi=80)[1]
+    row = frames.shape[1] // 2 if row is None else row
+    if ax is None:
+        ax = plt.subplots(figsize=(3, 2), layout="constrained", dpi=80)[1]
     ax.imshow(frames[:, row], aspect="auto", interpolation="nearest")  # f w c
     ax.set_xlabel("x in pixels", fontsize=8)
     ax.set_ylabel("frame", fontsize=8)
@@ -91,12 +103,20 @@ def xt_slice(
 def encode_webp(frames, fps, width, quality=80):
     "An animated, looping WebP as bytes; frame times are rounded to milliseconds without drifting."
     images = [Image.fromarray(to_image(frame)) for frame in frames]
-    height = max(1, round(images[0].height*width/images[0].width))
+    height = max(1, round(images[0].height * width / images[0].width))
     images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
-    ticks = np.round(np.arange(len(images) + 1)*1000/fps).astype(int)
+    ticks = np.round(np.arange(len(images) + 1) * 1000 / fps).astype(int)
     out = io.BytesIO()
-    images[0].save(out, "WEBP", save_all=True, append_images=images[1:], loop=0, quality=quality, method=4,
-                   duration=np.diff(ticks).tolist())
+    images[0].save(
+        out,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        loop=0,
+        quality=quality,
+        method=4,
+        duration=np.diff(ticks).tolist(),
+    )
     return out.getvalue()
 
 # %% ../nbs/15_show.ipynb #303a51a1
@@ -104,7 +124,8 @@ def encode_sheet(frames, count=8, width=64, colors=96):
     "A small PNG with `count` frames side by side, as bytes."
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
     images = [Image.fromarray(to_image(frames[i])) for i in chosen]
-    for image in images: image.thumbnail((width, width))
+    for image in images:
+        image.thumbnail((width, width))
     sheet = np.concatenate([np.asarray(image) for image in images], 1)  # h (n w) c
     out = io.BytesIO()
     Image.fromarray(sheet).quantize(colors, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
@@ -113,33 +134,45 @@ def encode_sheet(frames, count=8, width=64, colors=96):
 # %% ../nbs/15_show.ipynb #04e4679c
 class play:
     "A video that loops inside the notebook: an inline WebP, and a PNG contact sheet where no HTML is shown."
-    def __init__(self,
+
+    def __init__(
+        self,
         frames,  # [F, H, W, 3], or a list of pictures
         fps=8,  # frames a second
         width=None,  # shown this wide, in pixels; as wide as the frames, but at most 256, unless given
         max_bytes=100_000,  # of the loop as stored in the notebook
     ):
-        if not len(frames): raise ValueError("there is no frame to play")
+        if not len(frames):
+            raise ValueError("there is no frame to play")
         self.width = width or min(256, to_image(frames[0]).shape[1])
         stored, self.sheet = self.width, encode_sheet(frames)
         while True:
             self.webp = encode_webp(frames, fps, stored)
-            if len(self.webp)*4/3 < max_bytes or stored < 32: break
-            stored = int(stored*0.8)
+            if len(self.webp) * 4 / 3 < max_bytes or stored < 32:
+                break
+            stored = int(stored * 0.8)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         loop = base64.b64encode(self.webp).decode()
-        return {"text/html": f'<img width="{self.width}" alt="a looping video" src="data:image/webp;base64,{loop}">',
-                "image/png": base64.b64encode(self.sheet).decode(),
-                "text/plain": f"a loop of {len(self.webp)/1000:.0f} kB"}
+        return {
+            "text/html": f'<img width="{self.width}" alt="a looping video" src="data:image/webp;base64,{loop}">',
+            "image/png": base64.b64encode(self.sheet).decode(),
+            "text/plain": f"a loop of {len(self.webp) / 1000:.0f} kB",
+        }
 
 # %% ../nbs/15_show.ipynb #6077bc55
 def small_figures(
     quality=85,  # of the JPEGs
 ):
     "From here on, figures in this notebook are kept as JPEG; outside a notebook nothing happens."
-    try: from IPython import get_ipython
-    except ImportError: return
-    if not getattr(get_ipython(), "kernel", None): return
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    if not getattr(get_ipython(), "kernel", None):
+        return
     from matplotlib_inline.backend_inline import set_matplotlib_formats
-    set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=quality, optimize=True, progressive=True))  # the same picture in a tenth less
+
+    set_matplotlib_formats(
+        "jpeg", pil_kwargs=dict(quality=quality, optimize=True, progressive=True)
+    )  # the same picture in a tenth less

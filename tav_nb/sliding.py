@@ -12,7 +12,27 @@ from .kernel import SEATS, attention, jit, tl, triton
 
 # %% ../nbs/40_sliding.ipynb #3893db65
 @jit
-def sliding_kernel(q, k, v, wq, wk, wv, places, shares, out, windows, rows, frames, scale, heads: tl.constexpr, length: tl.constexpr, dim: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, precision: tl.constexpr):
+def sliding_kernel(
+    q,
+    k,
+    v,
+    wq,
+    wk,
+    wv,
+    places,
+    shares,
+    out,
+    windows,
+    rows,
+    frames,
+    scale,
+    heads: tl.constexpr,
+    length: tl.constexpr,
+    dim: tl.constexpr,
+    wide: tl.constexpr,
+    block: tl.constexpr,
+    precision: tl.constexpr,
+):
     m, d = tl.arange(0, block), tl.arange(0, wide)
     row, turn = tl.program_id(0) * (block // length) + m // length, m % length
     there = (m < block // length * length) & (row < rows)
@@ -23,8 +43,13 @@ def sliding_kernel(q, k, v, wq, wk, wv, places, shares, out, windows, rows, fram
         place, share = tl.load(places + window * length + turn), tl.load(shares + window * length + turn)
         frame = tl.program_id(1) * frames + tl.where(place < 0, -1 - place, place)
         at = (frame.to(tl.int64) * rows + row)[:, None] * dim + d[None, :]  # b f n d
-        heard = attention(tl.load(q + at, inside, 0.0) + wq, tl.load(k + at, inside, 0.0) + wk, row, there, scale, precision)
-        said = tl.dot(heard.to(v.dtype.element_ty), tl.load(v + at, inside, 0.0) + wv, input_precision=precision) * share[:, None]
+        heard = attention(
+            tl.load(q + at, inside, 0.0) + wq, tl.load(k + at, inside, 0.0) + wk, row, there, scale, precision
+        )
+        said = (
+            tl.dot(heard.to(v.dtype.element_ty), tl.load(v + at, inside, 0.0) + wv, input_precision=precision)
+            * share[:, None]
+        )
         before = tl.load(out + at, inside & (place < 0)[:, None], 0.0).to(tl.float32)
         tl.store(out + at, (before + said).to(out.dtype.element_ty), inside)
         tl.debug_barrier()  # what this window wrote, the next one reads
@@ -45,8 +70,17 @@ def slide(
 ):
     "Attention in each of the windows, weighted by their shares and added up: `[b, f, s, c]`"
     (b, f, s, c), h = q.shape, num_heads
-    sizes = dict(heads=h, length=windows.length, dim=c // h, wide=max(16, triton.next_power_of_2(c // h)), block=SEATS, precision="ieee")
+    sizes = dict(
+        heads=h,
+        length=windows.length,
+        dim=c // h,
+        wide=max(16, triton.next_power_of_2(c // h)),
+        block=SEATS,
+        precision="ieee",
+    )
     given = [x.contiguous() for x in (q, k, v, *positions)]
     out = torch.empty_like(given[0])
-    sliding_kernel[(triton.cdiv(s * h, SEATS // windows.length), b)](*given, windows.places, windows.shares, out, len(windows.starts), s * h, f, (c // h) ** -0.5, **sizes)
+    sliding_kernel[(triton.cdiv(s * h, SEATS // windows.length), b)](
+        *given, windows.places, windows.shares, out, len(windows.starts), s * h, f, (c // h) ** -0.5, **sizes
+    )
     return out

@@ -10,12 +10,23 @@ __all__ = ['UNKNOWN', 'VIDEOS', 'TABLES', 'STILLS', 'USUAL', 'MAX_TABLE', 'MAX_C
            'anita_layers', 'anita', 'is_sakuga', 'sakuga', 'open_source', 'by_file']
 
 # %% ../nbs/17_sources.ipynb #3eb4b09c
-import codecs, csv, hashlib, io, json, math, os, posixpath, re, unicodedata
+import codecs
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import posixpath
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
+
 from . import decoder
 from .files import recover
 from .schema import SchemaError, parse_json, printable
@@ -34,16 +45,17 @@ UNKNOWN = "unknown"
 @dataclass(frozen=True)
 class Item:
     "One piece of animation on disk and what is known about it."
-    path: Path                  # a video, an animated picture or a folder of PNGs
-    name: str                   # unique in its collection, the same tomorrow, fit for a file name
+
+    path: Path  # a video, an animated picture or a folder of PNGs
+    name: str  # unique in its collection, the same tomorrow, fit for a file name
     caption: str | None = None  # what it shows; None if nobody said
-    source: str = ""            # where it is from, for the credits
+    source: str = ""  # where it is from, for the credits
     licence: str = UNKNOWN
     start: float | None = None  # seconds; only the part from here
-    stop: float | None = None   # to here, exclusive; None is the end
-    fps: float | None = None    # drawings a second, for folders, which have no time of their own
+    stop: float | None = None  # to here, exclusive; None is the end
+    fps: float | None = None  # drawings a second, for folders, which have no time of their own
     extra: dict = field(default_factory=dict)  # what else a table said
-    refusal: str = ""           # why no clip is made of it, such as "not read: .psd is no format that is read"
+    refusal: str = ""  # why no clip is made of it, such as "not read: .psd is no format that is read"
 
 # %% ../nbs/17_sources.ipynb #16b7ba93
 def item_name(
@@ -53,14 +65,23 @@ def item_name(
 ) -> str:
     "A readable name that only this path and part has."
     path = Path(path)
-    slug = re.sub(r"\W+", "-", str(path.with_suffix("") if path.name else path), flags=re.ASCII).strip("-")[-40:].strip("-") or "clip"
+    slug = (
+        re.sub(r"\W+", "-", str(path.with_suffix("") if path.name else path), flags=re.ASCII)
+        .strip("-")[-40:]
+        .strip("-")
+        or "clip"
+    )
     code = hashlib.sha256(f"{path}@{start}-{stop}".encode()).hexdigest()[:8]
     return f"{slug}-{code}"
 
 # %% ../nbs/17_sources.ipynb #018ac39d
-VIDEOS = tuple(sorted((*decoder.VIDEOS, ".apng", ".avif", ".gif", ".webp")))  # the last four are opened by Pillow, and may hold one picture or many
+VIDEOS = tuple(
+    sorted((*decoder.VIDEOS, ".apng", ".avif", ".gif", ".webp"))
+)  # the last four are opened by Pillow, and may hold one picture or many
 TABLES = ".csv", ".jsonl", ".parquet"
-STILLS = tuple(suffix for suffix in decoder.STILLS if suffix not in VIDEOS)  # one of them is no clip, a folder of them is
+STILLS = tuple(
+    suffix for suffix in decoder.STILLS if suffix not in VIDEOS
+)  # one of them is no clip, a folder of them is
 USUAL = ".mp4, .mkv, .mov, .webm, .avi, .gif"  # for messages
 
 # %% ../nbs/17_sources.ipynb #ef6029bd
@@ -70,7 +91,9 @@ def _is_above(folder: str, other: str) -> bool:
 
 
 def _folders(root: Path, refused: list[tuple[Path, str]]) -> Iterator[tuple[Path, list[Path]]]:
-    "Yield each folder from `root` down with its files, without hidden ones; links to folders come last. Adds to `refused` what cannot be entered."
+    """Yield each folder from `root` down with its files, without hidden ones; links to folders come last. Adds to
+    `refused` what cannot be entered.
+    """
     seen, waiting, links = set(), [root], []
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop(0)
@@ -88,7 +111,7 @@ def _folders(root: Path, refused: list[tuple[Path, str]]) -> Iterator[tuple[Path
                 raise
             refused.append((folder, f"not read: {error.strerror}"))
             continue
-        for path in (folder/name for name in names):
+        for path in (folder / name for name in names):
             if not os.path.isdir(path):
                 files.append(path)
             else:
@@ -101,9 +124,9 @@ class Listing:
 
     def __init__(self, root: Path):
         self.root = Path(root)
-        self.videos = []     # files with a suffix of `VIDEOS`
+        self.videos = []  # files with a suffix of `VIDEOS`
         self.sequences = []  # folders with several pictures and no video
-        self.refused = []    # (path, reason) of what has a caption and cannot be a clip
+        self.refused = []  # (path, reason) of what has a caption and cannot be a clip
         for folder, files in _folders(self.root, self.refused):
             self._add(folder, files)
         for paths in (self.videos, self.sequences):
@@ -128,7 +151,16 @@ class Listing:
         for path in files:
             suffix = path.suffix.lower()
             if path.stem in texts - taken and suffix not in (".txt", *TABLES):
-                self.refused.append((path, f"not read: {suffix} is one picture, and a clip is many" if suffix in STILLS else f"not read: {suffix or 'a name without a suffix'} is no format that is read"))
+                self.refused.append(
+                    (
+                        path,
+                        (
+                            f"not read: {suffix} is one picture, and a clip is many"
+                            if suffix in STILLS
+                            else f"not read: {suffix or 'a name without a suffix'} is no format that is read"
+                        ),
+                    )
+                )
 
 
 def find_videos(root) -> list[Path]:
@@ -136,17 +168,25 @@ def find_videos(root) -> list[Path]:
     return Listing(root).videos
 
 # %% ../nbs/17_sources.ipynb #98a8c37f
-MAX_TABLE = 2**29    # bytes of a table; more is not read into memory
+MAX_TABLE = 2**29  # bytes of a table; more is not read into memory
 MAX_CAPTION = 2**15  # characters; a text encoder reads some hundred
-MAX_ROWS = 10**7     # of a parquet table, where a few bytes can stand for many rows
-MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+MAX_ROWS = 10**7  # of a parquet table, where a few bytes can stand for many rows
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def read_text(
     path: Path,
     most: int = MAX_TABLE,  # bytes; a larger file is refused
 ) -> str:
-    "The text in a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark. Raises `CollectionError` with the line where it is neither."
+    """The text in a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark. Raises `CollectionError` with the line
+    where it is neither.
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         raise CollectionError(f"{path}: is no file")
     try:
@@ -155,23 +195,31 @@ def read_text(
     except OSError as error:
         raise CollectionError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > most:
-        raise CollectionError(f"{path}: has more than the {most/2**20:g} MiB that are read")
+        raise CollectionError(f"{path}: has more than the {most / 2**20:g} MiB that are read")
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = error.object[:error.start].decode(encoding, "ignore").count("\n") + 1
-        raise CollectionError(f"{path}, line {line}: byte {error.object[error.start]:#04x} is not {encoding.removesuffix('-sig').upper()}; save the file as UTF-8") from None
+        line = error.object[: error.start].decode(encoding, "ignore").count("\n") + 1
+        raise CollectionError(
+            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not"
+            f" {encoding.removesuffix('-sig').upper()}; save the file as UTF-8"
+        ) from None
     if "\0" in text:
         line = text.partition("\0")[0].count("\n") + 1
-        raise CollectionError(f"{path}, line {line}: holds a NUL character, as UTF-16 without a byte order mark does; save the file as UTF-8")
+        raise CollectionError(
+            f"{path}, line {line}: holds a NUL character, as UTF-16 without a byte order mark does; save the file as"
+            " UTF-8"
+        )
     return text
 
 # %% ../nbs/17_sources.ipynb #88889415
 def _value(value):
     "A cell of a table, with None for every kind of empty."
-    if isinstance(value, float) and math.isnan(value): return None
-    if isinstance(value, str): return None if value.strip().lower() in ("", "nan", "none", "null") else value.strip()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, str):
+        return None if value.strip().lower() in ("", "nan", "none", "null") else value.strip()
     return value
 
 
@@ -180,7 +228,9 @@ KNOWN = {*COLUMNS, "license"}
 
 
 def _columns(names: list, where: str) -> list[str]:
-    "Names of columns without blanks around them, and those that mean something here in small letters; raises `CollectionError` for one that is there twice."
+    """Names of columns without blanks around them, and those that mean something here in small letters; raises
+    `CollectionError` for one that is there twice.
+    """
     names = [str(name or "").strip() for name in names]
     names = [name.lower() if name.lower() in KNOWN else name for name in names]
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
@@ -189,7 +239,10 @@ def _columns(names: list, where: str) -> list[str]:
 
 # %% ../nbs/17_sources.ipynb #7a540f49
 QUOTE = 'put a caption with commas into quotation marks, as in clip.mp4,"a girl, walking"'
-CSV_ERRORS = {"unexpected end of data": "a quotation mark is opened and never closed", "',' expected after '\"'": "text goes on after a closing quotation mark; inside a field, write each of them twice"}
+CSV_ERRORS = {
+    "unexpected end of data": "a quotation mark is opened and never closed",
+    "',' expected after '\"'": "text goes on after a closing quotation mark; inside a field, write each of them twice",
+}
 
 
 def _check_separator(text: str, path: Path):
@@ -197,14 +250,18 @@ def _check_separator(text: str, path: Path):
     line = text.lstrip("\r\n").partition("\n")[0]
     for mark, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if mark in line and "," not in line:
-            raise CollectionError(f"{path}, line 1: its columns are separated by {name}; separate them by commas, and {QUOTE}")
+            raise CollectionError(
+                f"{path}, line 1: its columns are separated by {name}; separate them by commas, and {QUOTE}"
+            )
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     "Yield (file and line, fields) for each line that is not empty; a field in quotation marks may go on over several."
     text = read_text(path)
     _check_separator(text, path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)  # which splits at line ends alone, unlike str.splitlines
+    reader = csv.reader(
+        io.StringIO(text, newline=""), strict=True, skipinitialspace=True
+    )  # which splits at line ends alone, unlike str.splitlines
     while True:
         where = f"{path}, line {reader.line_num + 1}"
         try:
@@ -221,12 +278,14 @@ def _csv_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
     "The columns of a table with commas, and (file and line, row) for each row."
     (where, header), *lines = [*_csv_lines(path)] or [("", [])]
     if not header:
-        raise CollectionError(f"{path}: is empty; its first line has to name the columns, 'file' and 'caption' among them")
+        raise CollectionError(
+            f"{path}: is empty; its first line has to name the columns, 'file' and 'caption' among them"
+        )
     names, rows = _columns(header, where), []
     for where, fields in lines:
-        if any(cell.strip() for cell in fields[len(names):]):
+        if any(cell.strip() for cell in fields[len(names) :]):
             raise CollectionError(f"{where}: has {len(fields)} fields, and the header has {len(names)}; {QUOTE}")
-        rows.append((where, dict(zip(names, fields + [None]*(len(names) - len(fields))))))
+        rows.append((where, dict(zip(names, fields + [None] * (len(names) - len(fields))))))
     return names, rows
 
 # %% ../nbs/17_sources.ipynb #674b38b6
@@ -242,12 +301,18 @@ def _objects(path: Path) -> Iterator[tuple[str, dict, list[str]]]:
     "Yield (file and line, object, its names) of a file with an object a line, or with one list of objects."
     text = read_text(path)
     if text.lstrip().startswith("["):
-        yield from ((f"{path}, entry {n}", row, list(row)) for n, row in enumerate(_json(text, list[dict[str, Any]], path), 1))
+        yield from (
+            (f"{path}, entry {n}", row, list(row)) for n, row in enumerate(_json(text, list[dict[str, Any]], path), 1)
+        )
         return
     for n, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = _json(line, dict[str, Any], f"{path}, line {n}")
-            yield f"{path}, line {n}", row, [name for name, _ in json.loads(line, object_pairs_hook=list)]  # a dict hides a name that is there twice
+            yield (
+                f"{path}, line {n}",
+                row,
+                [name for name, _ in json.loads(line, object_pairs_hook=list)],
+            )  # a dict hides a name that is there twice
 
 
 def _jsonl_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
@@ -266,17 +331,26 @@ def _one_line(error: Exception) -> str:
 
 def _parquet(path: Path):
     "A parquet file, opened but not read. Raises `CollectionError`."
-    try: from pyarrow.parquet import ParquetFile
-    except ImportError: raise CollectionError(f"{path}: reading parquet needs pyarrow: pip install 'tav_nb[prepare]'") from None
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise CollectionError(f"{path}: reading parquet needs pyarrow: pip install 'tav_nb[prepare]'") from None
     if os.path.exists(path) and not os.path.isfile(path):
         raise CollectionError(f"{path}: is no file")
     try:
         file = ParquetFile(path)
-        _, rows, size = file.schema_arrow, file.metadata.num_rows, sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        _, rows, size = (
+            file.schema_arrow,
+            file.metadata.num_rows,
+            sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)),
+        )
     except Exception as error:  # pyarrow has many words for a file that is none, and not all are ValueErrors
         raise CollectionError(f"{path}: cannot be read as parquet: {_one_line(error)}") from None
-    if rows > MAX_ROWS or size > 4*MAX_TABLE:
-        raise CollectionError(f"{path}: has {rows} rows in {size/2**20:.0f} MiB, more than the {MAX_ROWS} rows or {4*MAX_TABLE/2**20:.0f} MiB that are read")
+    if rows > MAX_ROWS or size > 4 * MAX_TABLE:
+        raise CollectionError(
+            f"{path}: has {rows} rows in {size / 2**20:.0f} MiB, more than the {MAX_ROWS} rows or"
+            f" {4 * MAX_TABLE / 2**20:.0f} MiB that are read"
+        )
     return file
 
 
@@ -312,10 +386,14 @@ def read_table(
 # %% ../nbs/17_sources.ipynb #0dfd5170
 COLUMNS = "file", "caption", "licence", "source", "start", "stop", "fps"
 
+
 def check_columns(path, there, needed):
     "Raises `CollectionError` unless all the columns that are needed are there."
     if missing := [name for name in needed if name not in there]:
-        raise CollectionError(f"{path}: has no column {' and no '.join(map(repr, missing))}; its columns are {', '.join(map(str, there)) or 'none at all'}")
+        raise CollectionError(
+            f"{path}: has no column {' and no '.join(map(repr, missing))}; its columns are"
+            f" {', '.join(map(str, there)) or 'none at all'}"
+        )
 
 # %% ../nbs/17_sources.ipynb #e0200246
 MAX_SECONDS = 10**7  # 115 days
@@ -330,18 +408,29 @@ def seconds(
     if isinstance(value, timedelta):
         value = value.total_seconds()
     try:
-        parts = [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else [float(part) for part in str(value).split(":")]
+        parts = (
+            [value]
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            else [float(part) for part in str(value).split(":")]
+        )
     except ValueError:
         parts = []
     total = 0 if parts else math.nan
     for part in parts:
-        total = 60*total + part if part >= 0 else math.nan
+        total = 60 * total + part if part >= 0 else math.nan
     if not 0 <= total <= MAX_SECONDS:
         raise ValueError(f"{str(value)[:40]!r} is no time; write seconds, 62.5, or 0:01:02.5")
     return total
 
 # %% ../nbs/17_sources.ipynb #9a4b3f1e
-JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
+JSON_KINDS = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    bytes: "bytes",
+}
 
 
 def _is_utf8(text: str) -> bool:
@@ -360,7 +449,10 @@ def _checked_text(what: str, value, where: str) -> str | None:
     if len(value) > MAX_CAPTION:
         raise CollectionError(f"{where}: {what} has {len(value)} characters, more than {MAX_CAPTION}")
     if "\0" in value or not _is_utf8(value):
-        raise CollectionError(f"{where}: {what} holds {'a NUL character' if chr(0) in value else 'half a character, which cannot be written as UTF-8'}")
+        raise CollectionError(
+            f"{where}: {what} holds"
+            f" {'a NUL character' if chr(0) in value else 'half a character, which cannot be written as UTF-8'}"
+        )
     return value
 
 
@@ -393,7 +485,9 @@ class _Captions:
         self.folders = {}
 
     def __call__(self, path: Path) -> str | None:
-        "The text in `clip.txt` beside `clip.mp4`, or beside the folder `clip`, whatever the case of the suffix; None if there is none."
+        """The text in `clip.txt` beside `clip.mp4`, or beside the folder `clip`, whatever the case of the suffix; None
+        if there is none.
+        """
         if not path.name:
             return None
         if path.parent not in self.folders:
@@ -401,13 +495,17 @@ class _Captions:
         texts = self.folders[path.parent].get(path.stem, [])
         if len(texts) > 1:
             raise CollectionError(f"{path}: has two captions beside it, {texts[0].name} and {texts[1].name}")
-        return _value(_checked_text("the caption", read_text(texts[0], 4*MAX_CAPTION), f"{texts[0]}")) if texts else None
+        return (
+            _value(_checked_text("the caption", read_text(texts[0], 4 * MAX_CAPTION), f"{texts[0]}")) if texts else None
+        )
 
     def _texts(self, folder):
-        try: names = sorted(os.listdir(folder))
-        except OSError: return {}  # what is missing there is said when it is read
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            return {}  # what is missing there is said when it is read
         found = {}
-        for path in (folder/name for name in names):
+        for path in (folder / name for name in names):
             if path.suffix.lower() == ".txt" and path.is_file():
                 found.setdefault(path.stem, []).append(path)
         return found
@@ -420,7 +518,11 @@ def _refusal(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in STILLS and os.path.isfile(path):
         return f"not read: {suffix} is one picture, and a clip is many"
-    return f"not read: {suffix} is no format that is read" if suffix in (".txt", *TABLES) and not os.path.isdir(path) else ""
+    return (
+        f"not read: {suffix} is no format that is read"
+        if suffix in (".txt", *TABLES) and not os.path.isdir(path)
+        else ""
+    )
 
 
 def _item(root, path, row, where, captions=None, **known):
@@ -429,7 +531,8 @@ def _item(root, path, row, where, captions=None, **known):
         raise CollectionError(f"{path}: this name is not UTF-8; rename the file or folder")
     row = _checked_row(row, where)
     said = {name: row[name] for name in ("caption", "licence", "source") if row.get(name) is not None}
-    if row.get("license") is not None: said.setdefault("licence", row["license"])
+    if row.get("license") is not None:
+        said.setdefault("licence", row["license"])
     times = _times(row, where)
     extra = {name: value for name, value in row.items() if name not in KNOWN and value is not None}
     relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
@@ -441,7 +544,11 @@ def _item(root, path, row, where, captions=None, **known):
 def _own_table(root):
     "The table in a folder; None if there is none."
     tables = sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES and not path.name.startswith("."))
-    if len(tables) > 1: raise CollectionError(f"{root}: holds {len(tables)} tables, {', '.join(path.name for path in tables[:5])}: name the one that is meant")
+    if len(tables) > 1:
+        raise CollectionError(
+            f"{root}: holds {len(tables)} tables, {', '.join(path.name for path in tables[:5])}: name the one that is"
+            " meant"
+        )
     return tables[0] if tables else None
 
 # %% ../nbs/17_sources.ipynb #e75d28ed
@@ -461,11 +568,13 @@ class _Places:
                 self.folded.setdefault(_folded(path.relative_to(root).as_posix()), []).append(path)
 
     def __call__(self, name: str) -> Path:
-        "The path of a clip of the collection if that is meant, else as the table writes it; a backslash is a slash where that leads to a file."
-        path = self.root/name
+        """The path of a clip of the collection if that is meant, else as the table writes it; a backslash is a slash
+        where that leads to a file.
+        """
+        path = self.root / name
         if path in self.paths:
             return path
-        for tried in (path, self.root/name.replace("\\", "/")):
+        for tried in (path, self.root / name.replace("\\", "/")):
             if os.path.exists(tried):
                 return self.real.get(os.path.realpath(tried), tried)
         alike = self.folded.get(_folded(name), [])
@@ -487,11 +596,17 @@ def _rows(table: Path | None, places: _Places) -> dict[Path, list[tuple[str, dic
         if all(value is None for value in row.values()):
             continue
         if row.get("file") is None:
-            raise CollectionError(f"{where}: has no file; it says {', '.join(f'{name} {str(value)[:40]!r}' for name, value in row.items() if value is not None)}")
+            raise CollectionError(
+                f"{where}: has no file; it says"
+                f" {', '.join(f'{name} {str(value)[:40]!r}' for name, value in row.items() if value is not None)}"
+            )
         path = places(_checked_row(row, where)["file"])
         part = path, *(_times(row, where).get(name) for name in ("start", "stop"))
         if (first := parts.setdefault(part, where)) != where:
-            raise CollectionError(f"{where}: names {path.name} again, as {first.removeprefix(f'{table}, ')} does, without a start or stop that would tell the two apart")
+            raise CollectionError(
+                f"{where}: names {path.name} again, as {first.removeprefix(f'{table}, ')} does, without a start or stop"
+                " that would tell the two apart"
+            )
         found.setdefault(path, []).append((where, row))
     return found
 
@@ -504,7 +619,11 @@ def _check_some_there(table: Path, root: Path, rows: dict):
     if not rows or any(os.path.exists(path) for path in rows):
         return
     first = next(iter(rows.values()))[0][1]["file"]
-    drive = "; it names a drive of Windows: write the path from the table's folder" if re.match(r"[A-Za-z]:[\\/]", first) else ""
+    drive = (
+        "; it names a drive of Windows: write the path from the table's folder"
+        if re.match(r"[A-Za-z]:[\\/]", first)
+        else ""
+    )
     raise CollectionError(f"{table}: none of its {len(rows)} files is in {root}, not even {first[:200]}{drive}")
 
 
@@ -513,7 +632,8 @@ def folder(
     table=None,  # its .csv, .jsonl or .parquet; the only one in the folder unless given
     **known,  # caption, source, licence, fps: for items that nothing else is said about
 ) -> list[Item]:
-    """The videos in a folder, with captions from `clip.txt` beside `clip.mp4` or from one table. Raises `CollectionError`.
+    """The videos in a folder, with captions from `clip.txt` beside `clip.mp4` or from one table. Raises
+    `CollectionError`.
 
     At the end come items with a `refusal`: what has a caption and is not read, and folders of pictures without one.
     """
@@ -529,27 +649,62 @@ def folder(
     if not paths and not listing.refused:
         raise CollectionError(f"{root}: holds no video; {USUAL} and so on are looked for, in all folders below it too")
     known = {"source": root.resolve().name, **known}
-    items = [_item(root, path, row, where, captions, **known) for path in paths for where, row in rows.get(path, [(table or path, {})])]
-    items = [replace(item, refusal=NO_CAPTION) if item.caption is None and item.path in sequences and item.path != root else item for item in items]
-    items += [_item(root, path, {}, path, captions, **known | {"refusal": reason}) for path, reason in listing.refused if path not in rows]
+    items = [
+        _item(root, path, row, where, captions, **known)
+        for path in paths
+        for where, row in rows.get(path, [(table or path, {})])
+    ]
+    items = [
+        (
+            replace(item, refusal=NO_CAPTION)
+            if item.caption is None and item.path in sequences and item.path != root
+            else item
+        )
+        for item in items
+    ]
+    items += [
+        _item(root, path, {}, path, captions, **known | {"refusal": reason})
+        for path, reason in listing.refused
+        if path not in rows
+    ]
     return sorted(items, key=lambda item: bool(item.refusal))
 
 # %% ../nbs/17_sources.ipynb #3e973f5e
 def check_captions(items):
     "Raises `CollectionError` with the items that have no caption and what to do about them."
-    if not (missing := [item for item in items if item.caption is None and not item.refusal]): return
+    if not (missing := [item for item in items if item.caption is None and not item.refusal]):
+        return
     names = ", ".join(str(item.path.parent.name + "/" + item.path.name) for item in missing[:8])
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    raise CollectionError(f"{len(missing)} of {len(items)} clips have no caption: {names}{more}. Write what {missing[0].path.name} shows into "
-                          f"{missing[0].path.with_suffix('.txt').name} beside it, or into a table with the columns file and caption, or give one for all that have none: --caption TEXT, in Python caption=")
+    raise CollectionError(
+        f"{len(missing)} of {len(items)} clips have no caption: {names}{more}. Write what {missing[0].path.name} shows"
+        f" into {missing[0].path.with_suffix('.txt').name} beside it, or into a table with the columns file and"
+        " caption, or give one for all that have none: --caption TEXT, in Python caption="
+    )
 
 # %% ../nbs/17_sources.ipynb #bf516e9c
 LAYERS = "composition", "color", "sketch"
 BY, NC = "CC BY", "CC BY-NC-SA"
-ANITA = {"Dogmatism": f"{NC} 4.0", "Mirror": NC, "Embrace Freedom": NC, "Zixu's 2023 Reels": NC, "Hope": NC, "Polaris": NC,
-         "Hero": BY, "Pirate": BY, "LMA test": BY, "Dance": BY, "Trapeze Artist": BY, "Sierra Dragon": BY, "Big Bad Fox": BY, "Explosion": BY}
+ANITA = {
+    "Dogmatism": f"{NC} 4.0",
+    "Mirror": NC,
+    "Embrace Freedom": NC,
+    "Zixu's 2023 Reels": NC,
+    "Hope": NC,
+    "Polaris": NC,
+    "Hero": BY,
+    "Pirate": BY,
+    "LMA test": BY,
+    "Dance": BY,
+    "Trapeze Artist": BY,
+    "Sierra Dragon": BY,
+    "Big Bad Fox": BY,
+    "Explosion": BY,
+}
 
-def _plain(name): return re.sub(r"\W|_", "", name).lower()
+
+def _plain(name):
+    return re.sub(r"\W|_", "", name).lower()
 
 # %% ../nbs/17_sources.ipynb #6568ff0b
 def anita_licence(production):
@@ -559,8 +714,17 @@ def anita_licence(production):
 # %% ../nbs/17_sources.ipynb #3f3be6e0
 def anita_layers(root):
     "Folders of one scene's one layer in the Anita layout below `root`, in order."
-    found = (path for path in Path(root).glob("*/scene_*/*") if path.name in LAYERS and path.is_dir() and any(file.suffix.lower() in decoder.STILLS for file in path.iterdir()))
-    number = lambda path: int(re.sub(r"\D", "", path.parent.name) or 0)
+    found = (
+        path
+        for path in Path(root).glob("*/scene_*/*")
+        if path.name in LAYERS
+        and path.is_dir()
+        and any(file.suffix.lower() in decoder.STILLS for file in path.iterdir())
+    )
+
+    def number(path):
+        return int(re.sub(r"\D", "", path.parent.name) or 0)
+
     return sorted(found, key=lambda path: (path.parent.parent.name, number(path), path.parent.name, path.name))
 
 # %% ../nbs/17_sources.ipynb #84438ba0
@@ -571,14 +735,19 @@ def anita(
     fps=12.0,  # drawings a second, which the dataset does not say
     **known,  # caption, source, licence: for items that nothing else is said about
 ) -> list[Item]:
-    """The scenes of the Anita dataset, each a folder of PNGs, with the licence of its production. Raises `CollectionError`.
+    """The scenes of the Anita dataset, each a folder of PNGs, with the licence of its production. Raises
+    `CollectionError`.
 
-    At the end come items with a `refusal`: scenes without that layer, rows about another layer, videos beside the productions.
+    At the end come items with a `refusal`: scenes without that layer, rows about another layer, videos beside the
+    productions.
     """
     root, layers, captions = Path(root), anita_layers(root), _Captions()
     table = Path(table) if table else _own_table(root)
     if not (chosen := [path for path in layers if path.name == layer]):
-        raise CollectionError(f"{root}: no scene has a layer {layer!r}; there are {', '.join(sorted({path.name for path in layers})) or 'no scenes at all'}")
+        raise CollectionError(
+            f"{root}: no scene has a layer {layer!r}; there are"
+            f" {', '.join(sorted({path.name for path in layers})) or 'no scenes at all'}"
+        )
     rows = _rows(table, _Places(root, layers))
     _check_some_there(table, root, rows)
     made = []
@@ -587,12 +756,32 @@ def anita(
         about = {"source": f"Anita Dataset, {production}", "licence": anita_licence(production), "fps": fps, **known}
         if path not in chosen and path in layers:
             about["refusal"] = f"not read: of the layer {path.name}, and {layer} is asked for"
-        made += [_item(root, path, row, where, captions, **about) for where, row in rows.get(path, [(table or path, {})])]
-    for scene in sorted(path for path in root.glob("*/scene_*") if path.is_dir() and path/layer not in chosen):
-        made.append(_item(root, scene, {}, scene, captions, **known | {"refusal": f"not read: has no pictures of the layer {layer}"}))
+        made += [
+            _item(root, path, row, where, captions, **about) for where, row in rows.get(path, [(table or path, {})])
+        ]
+    for scene in sorted(path for path in root.glob("*/scene_*") if path.is_dir() and path / layer not in chosen):
+        made.append(
+            _item(
+                root,
+                scene,
+                {},
+                scene,
+                captions,
+                **known | {"refusal": f"not read: has no pictures of the layer {layer}"},
+            )
+        )
     for path in find_videos(root):
         if path not in rows:
-            made.append(_item(root, path, {}, path, captions, **known | {"refusal": "not read: lies beside the scenes of the Anita dataset"}))
+            made.append(
+                _item(
+                    root,
+                    path,
+                    {},
+                    path,
+                    captions,
+                    **known | {"refusal": "not read: lies beside the scenes of the Anita dataset"},
+                )
+            )
     return sorted(made, key=lambda item: bool(item.refusal))
 
 # %% ../nbs/17_sources.ipynb #3a3fd9f5
@@ -600,14 +789,21 @@ SAKUGA = "identifier", "scene_start_time", "scene_end_time", "text_description"
 SAKUGA_LICENCE = "copyright of its creators; table (Sakuga-42M, withdrawn) CC BY-NC-SA"
 SAKUGA_KEPT = "anime_tags", "user_tags", "rating", "aesthetic_score", "dynamic_score", "text_prob", "url_link"
 
+
 def is_sakuga(path):
     "Is this a parquet table of Sakuga-42M?"
-    try: return path.suffix.lower() == ".parquet" and {"identifier", "scene_start_time"} <= set(_parquet(path).schema_arrow.names)
-    except (OSError, ValueError): return False
+    try:
+        return path.suffix.lower() == ".parquet" and {"identifier", "scene_start_time"} <= set(
+            _parquet(path).schema_arrow.names
+        )
+    except (OSError, ValueError):
+        return False
 
 # %% ../nbs/17_sources.ipynb #4f7525cc
 def _held_rows(table, videos, away):
-    "The numbers and rows of a Sakuga table whose video is one of `videos`, a dict from identifiers to paths; counts in `away` the others."
+    """The numbers and rows of a Sakuga table whose video is one of `videos`, a dict from identifiers to paths; counts
+    in `away` the others.
+    """
     opened, number = _parquet(table), 0
     there = opened.schema_arrow.names
     check_columns(table, there, SAKUGA)
@@ -617,7 +813,8 @@ def _held_rows(table, videos, away):
             held = [str(name).partition(":")[0] in videos for name in batch.column("identifier").to_pylist()]
             away["rows"] += len(held) - sum(held)
             for number, row, wanted in zip(range(number + 1, number + len(held) + 1), batch.to_pylist(), held):
-                if wanted: yield number, {name: _value(value) for name, value in row.items()}
+                if wanted:
+                    yield number, {name: _value(value) for name, value in row.items()}
     except Exception as error:  # as in `_parquet`
         raise CollectionError(f"{table}: cannot be read as parquet: {_one_line(error)}") from None
 
@@ -625,13 +822,26 @@ def _held_rows(table, videos, away):
 def _scene(root, path, number, row, table, captions, known):
     "The item of one row; what is wrong in it is the item's `refusal`, since nobody can edit such a table."
     name, tags = str(row["identifier"]), row.get("anime_tags") or row.get("user_tags")
-    about = {"caption": row["text_description"] or tags, "source": row.get("url_link") or f"Sakuga-42M {name}", "identifier": name}
+    about = {
+        "caption": row["text_description"] or tags,
+        "source": row.get("url_link") or f"Sakuga-42M {name}",
+        "identifier": name,
+    }
     about |= {name: row[name] for name in SAKUGA_KEPT[:-1] if row.get(name) is not None}
     where, known = f"{table}, row {number}", {"licence": SAKUGA_LICENCE, **known}
     try:
-        return _item(root, path, about | {"start": row["scene_start_time"], "stop": row["scene_end_time"]}, where, captions, **known)
+        return _item(
+            root,
+            path,
+            about | {"start": row["scene_start_time"], "stop": row["scene_end_time"]},
+            where,
+            captions,
+            **known,
+        )
     except CollectionError as error:
-        item = _item(root, path, {}, where, captions, **known | {"refusal": f"not read: {str(error).removeprefix(f'{table}, ')}"})
+        item = _item(
+            root, path, {}, where, captions, **known | {"refusal": f"not read: {str(error).removeprefix(f'{table}, ')}"}
+        )
         return replace(item, name=item_name(f"{path.name}, {where.rpartition(', ')[2]}"))
 
 
@@ -642,21 +852,35 @@ def sakuga(
 ) -> list[Item]:
     """The scenes that a Sakuga-42M table lists in the videos that are there. Raises `CollectionError`.
 
-    At the end come items with a `refusal`: rows that say what cannot be, videos without a row, and how many rows have no video.
+    At the end come items with a `refusal`: rows that say what cannot be, videos without a row, and how many rows have
+    no video.
     """
     table, root, captions = Path(table), Path(videos or Path(table).parent), _Captions()
     files, away, made, seen = {}, Counter(), [], {}
-    for path in (found := find_videos(root)): files.setdefault(path.stem, path)
+    for path in (found := find_videos(root)):
+        files.setdefault(path.stem, path)
     for number, row in _held_rows(table, files, away):
         item = _scene(root, files[str(row["identifier"]).partition(":")[0]], number, row, table, captions, known)
         if (first := seen.setdefault(item.name, number)) != number:
-            item = replace(item, name=f"{item.name}-{number}", refusal=f"not read: row {number} is about the same part as row {first}")
+            item = replace(
+                item,
+                name=f"{item.name}-{number}",
+                refusal=f"not read: row {number} is about the same part as row {first}",
+            )
         made.append(item)
-    if not made: raise CollectionError(f"{table}: none of its videos is in {root}; they are called 140633.mp4 and so on, after the first half of identifier")
+    if not made:
+        raise CollectionError(
+            f"{table}: none of its videos is in {root}; they are called 140633.mp4 and so on, after the first half of"
+            " identifier"
+        )
     held = {item.path for item in made}
     rest = [(path, f"not read: no row of {table.name} is about it") for path in found if path not in held]
-    if away["rows"]: rest.append((table, f"not there: the videos of {away['rows']} rows are not in the folder"))
-    made += [replace(_item(root, path, {}, path, captions, **known | {"refusal": reason}), caption="") for path, reason in rest]
+    if away["rows"]:
+        rest.append((table, f"not there: the videos of {away['rows']} rows are not in the folder"))
+    made += [
+        replace(_item(root, path, {}, path, captions, **known | {"refusal": reason}), caption="")
+        for path, reason in rest
+    ]
     return sorted(made, key=lambda item: (bool(item.refusal), item.path.as_posix(), item.start or 0))
 
 # %% ../nbs/17_sources.ipynb #a4533605
@@ -667,10 +891,16 @@ def _one_video(path: Path, **known) -> list[Item]:
 
 def _reader(path):
     "The function that reads a source, and the folder or table to give it."
-    if not os.path.exists(recover(path)): raise CollectionError(f"{path}: there is no such file or folder")
-    if path.is_dir(): return anita if anita_layers(path) else folder
-    if path.suffix.lower() in VIDEOS: return _one_video
-    if path.suffix.lower() not in TABLES: raise CollectionError(f"{path}: neither a folder, a table ({', '.join(TABLES)}) nor a video ({USUAL} and so on)")
+    if not os.path.exists(recover(path)):
+        raise CollectionError(f"{path}: there is no such file or folder")
+    if path.is_dir():
+        return anita if anita_layers(path) else folder
+    if path.suffix.lower() in VIDEOS:
+        return _one_video
+    if path.suffix.lower() not in TABLES:
+        raise CollectionError(
+            f"{path}: neither a folder, a table ({', '.join(TABLES)}) nor a video ({USUAL} and so on)"
+        )
     return sakuga if is_sakuga(path) else lambda table, **known: folder(table.parent, table, **known)
 
 # %% ../nbs/17_sources.ipynb #265e0a6e
@@ -685,25 +915,40 @@ def open_source(
     """
     path = Path(path)
     reader = _reader(path)
-    try: items = reader(path, **{name: value for name, value in options.items() if value is not None})
-    except OSError as error: raise CollectionError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        items = reader(path, **{name: value for name, value in options.items() if value is not None})
+    except OSError as error:
+        raise CollectionError(f"{path}: cannot be read: {error.strerror}") from None
     except TypeError as error:
-        if not (wrong := re.search(r"argument '(\w+)'$", str(error))) or wrong[1] not in options: raise
+        if not (wrong := re.search(r"argument '(\w+)'$", str(error))) or wrong[1] not in options:
+            raise
         raise CollectionError(f"{path}: {wrong[1]}= means nothing for such a source") from None
     _checked_text("the caption", caption, "--caption")
     if caption is not None:
-        items = [replace(item, caption=caption, refusal="" if item.refusal == NO_CAPTION else item.refusal) if item.caption is None else item for item in items]
+        items = [
+            (
+                replace(item, caption=caption, refusal="" if item.refusal == NO_CAPTION else item.refusal)
+                if item.caption is None
+                else item
+            )
+            for item in items
+        ]
     check_captions(items)
     items = [replace(item, caption=item.caption or "") if item.refusal else item for item in items]
     if items and all(item.refusal for item in items):
-        raise CollectionError(f"{path}: holds no clip; {Path(items[0].path).name}: {items[0].refusal}{f'; and {len(items) - 1} more' if len(items) > 1 else ''}")
+        raise CollectionError(
+            f"{path}: holds no clip; {Path(items[0].path).name}:"
+            f" {items[0].refusal}{f'; and {len(items) - 1} more' if len(items) > 1 else ''}"
+        )
     names = Counter(item.name for item in items)
-    if twice := [item.path.name for item in items if names[item.name] > 1]: raise CollectionError(f"{path}: names {twice[0]} twice, without a start or stop that would tell the two apart")
+    if twice := [item.path.name for item in items if names[item.name] > 1]:
+        raise CollectionError(f"{path}: names {twice[0]} twice, without a start or stop that would tell the two apart")
     return items
 
 # %% ../nbs/17_sources.ipynb #3c9b139f
 def by_file(items) -> list[list[Item]]:
     "Items in groups of one file each, in the order of their first appearance."
     groups = {}
-    for item in items: groups.setdefault(item.path, []).append(item)
+    for item in items:
+        groups.setdefault(item.path, []).append(item)
     return list(groups.values())

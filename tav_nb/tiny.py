@@ -37,7 +37,20 @@ from .inference import noise_for
 from .models import quiet
 from .muon import Muon
 from .noise import correlated_noise, seed_noise
-from .toon import ACTIONS, BACKGROUNDS, CAMERAS, HAIR, OUTFIT, STYLES, caption, random_scene, read, render, score, vocabulary
+from tav_nb.toon import (
+    ACTIONS,
+    BACKGROUNDS,
+    CAMERAS,
+    HAIR,
+    OUTFIT,
+    STYLES,
+    caption,
+    random_scene,
+    read,
+    render,
+    score,
+    vocabulary,
+)
 from .training import adapter_loss, draw_timesteps
 from .unet import add_temporal, temporal_blocks, temporal_modules, train_only_temporal
 
@@ -47,12 +60,13 @@ with quiet():
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 # %% ../nbs/16_tiny.ipynb #1db7ce12
-SIZE, FRAMES = 128, 16             # pixels a side, frames a clip: what the embedded model is made for
-WIDTH_TEXT = 64                    # of each text encoder; SDXL has 768 and 1280
+SIZE, FRAMES = 128, 16  # pixels a side, frames a clip: what the embedded model is made for
+WIDTH_TEXT = 64  # of each text encoder; SDXL has 768 and 1280
 
 
 def keeps_random_state(function):
     "A function that seeds PyTorch's generators, and leaves the caller's where they were"
+
     @wraps(function)
     def call(*args, **kwargs):
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -62,8 +76,10 @@ def keeps_random_state(function):
 
 # %% ../nbs/16_tiny.ipynb #77ba0b0f
 def byte_pairs(words):
-    "Merges that make every word of `words` one token (Sennrich et al. 2016): join the commonest pair until no word has two pieces"
-    split, merges = {w: (*w[:-1], w[-1] + '</w>') for w in words}, []
+    """Merges that make every word of `words` one token (Sennrich et al. 2016): join the commonest pair until no word
+    has two pieces
+    """
+    split, merges = {w: (*w[:-1], w[-1] + "</w>") for w in words}, []
     while pairs := Counter(p for s in split.values() for p in zip(s, s[1:])):
         best = max(pairs, key=lambda p: (pairs[p], p))
         merges.append(best)
@@ -74,46 +90,92 @@ def byte_pairs(words):
 def _join(pieces, pair):
     out = []
     for p in pieces:
-        if out and (out[-1], p) == pair: out[-1] += p
-        else: out.append(p)
+        if out and (out[-1], p) == pair:
+            out[-1] += p
+        else:
+            out.append(p)
     return tuple(out)
 
 # %% ../nbs/16_tiny.ipynb #ef67f9d0
-def make_tokenizer(words, pad_token='<|endoftext|>'):
+def make_tokenizer(words, pad_token="<|endoftext|>"):
     "A `CLIPTokenizer` in which each of `words` is one token and everything else is spelled in bytes"
     from tokenizers.pre_tokenizers import ByteLevel
+
     letters = sorted(ByteLevel.alphabet())
-    merges = byte_pairs(sorted({w for word in words for w in word.replace('-', ' ').split()}))
-    tokens = ['!', *[c for c in letters if c != '!'], *[c + '</w>' for c in letters], *[a + b for a, b in merges]]
-    tokens = list(dict.fromkeys(tokens)) + ['<|startoftext|>', '<|endoftext|>']
+    merges = byte_pairs(sorted({w for word in words for w in word.replace("-", " ").split()}))
+    tokens = ["!", *[c for c in letters if c != "!"], *[c + "</w>" for c in letters], *[a + b for a, b in merges]]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer({t: i for i, t in enumerate(tokens)}, merges, pad_token=pad_token, model_max_length=77)
 
 # %% ../nbs/16_tiny.ipynb #076cc08e
 def text_config(tokenizer, **kwargs):
     "Three small CLIP layers; the special tokens are the tokenizer's"
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=WIDTH_TEXT, intermediate_size=4 * WIDTH_TEXT, num_hidden_layers=3, num_attention_heads=4,
-                          max_position_embeddings=77, projection_dim=WIDTH_TEXT, hidden_act='gelu', **ids, **kwargs)
+    ids = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH_TEXT,
+        intermediate_size=4 * WIDTH_TEXT,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=WIDTH_TEXT,
+        hidden_act="gelu",
+        **ids,
+        **kwargs,
+    )
 
 # %% ../nbs/16_tiny.ipynb #d07472b7
 def make_vae():
     "SDXL's VAE, narrower: factor 8, 4 latent channels"
-    return AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, down_block_types=['DownEncoderBlock2D'] * 4, up_block_types=['UpDecoderBlock2D'] * 4,
-                         block_out_channels=[32, 64, 64, 64], layers_per_block=1, norm_num_groups=16, sample_size=SIZE, mid_block_add_attention=False, force_upcast=False)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[32, 64, 64, 64],
+        layers_per_block=1,
+        norm_num_groups=16,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
 
 
 def make_unet():
     "SDXL's UNet, narrower, with transformers on all three levels"
-    return UNet2DConditionModel(sample_size=SIZE // 8, in_channels=4, out_channels=4, block_out_channels=[64, 80, 96], layers_per_block=1,
-                                down_block_types=['CrossAttnDownBlock2D'] * 3, up_block_types=['CrossAttnUpBlock2D'] * 3, transformer_layers_per_block=[1, 2, 3],
-                                attention_head_dim=[2, 2, 3], cross_attention_dim=2 * WIDTH_TEXT, use_linear_projection=True, addition_embed_type='text_time',
-                                addition_time_embed_dim=32, projection_class_embeddings_input_dim=6 * 32 + WIDTH_TEXT, norm_num_groups=16)
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=[64, 80, 96],
+        layers_per_block=1,
+        down_block_types=["CrossAttnDownBlock2D"] * 3,
+        up_block_types=["CrossAttnUpBlock2D"] * 3,
+        transformer_layers_per_block=[1, 2, 3],
+        attention_head_dim=[2, 2, 3],
+        cross_attention_dim=2 * WIDTH_TEXT,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + WIDTH_TEXT,
+        norm_num_groups=16,
+    )
 
 
 def make_scheduler():
     "SDXL Base's own scheduler settings, but for v, and with so much noise at the end that it hides a clip"
-    return EulerDiscreteScheduler(beta_start=.00085, beta_end=.020, beta_schedule='scaled_linear', prediction_type='v_prediction', interpolation_type='linear',
-                                  timestep_spacing='leading', steps_offset=1)
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.020,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        interpolation_type="linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
 
 
 @keeps_random_state
@@ -121,15 +183,24 @@ def make_pipeline(seed=0):
     "The whole tiny SDXL, untrained"
     torch.manual_seed(seed)
     words = vocabulary()
-    one, two = make_tokenizer(words), make_tokenizer(words, pad_token='!')
-    return StableDiffusionXLPipeline(vae=make_vae(), text_encoder=CLIPTextModel(text_config(one)), text_encoder_2=CLIPTextModelWithProjection(text_config(two)),
-                                     tokenizer=one, tokenizer_2=two, unet=make_unet(), scheduler=make_scheduler(), force_zeros_for_empty_prompt=True, add_watermarker=False)
+    one, two = make_tokenizer(words), make_tokenizer(words, pad_token="!")
+    return StableDiffusionXLPipeline(
+        vae=make_vae(),
+        text_encoder=CLIPTextModel(text_config(one)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(two)),
+        tokenizer=one,
+        tokenizer_2=two,
+        unet=make_unet(),
+        scheduler=make_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
 
 # %% ../nbs/16_tiny.ipynb #05914663
 class Average:
     "Exponential moving average of parameters; `apply()` puts it in their place"
 
-    def __init__(self, params, decay=.999):
+    def __init__(self, params, decay=0.999):
         self.params, self.decay, self.steps = list(params), decay, 0
         self.mean = [p.detach().clone() for p in self.params]
 
@@ -139,22 +210,28 @@ class Average:
         torch._foreach_lerp_(self.mean, self.params, 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)))
 
     @torch.no_grad()
-    def apply(self): torch._foreach_copy_(self.params, self.mean)
+    def apply(self):
+        torch._foreach_copy_(self.params, self.mean)
 
 
 def schedule(progress, lr, step, warmup=100):
     "Linear warm-up, then down along a half cosine to one per cent at `progress` 1"
-    return lr * min(1, (step + 1) / warmup) * (.01 + .99 * .5 * (1 + math.cos(math.pi * min(1, progress))))
+    return lr * min(1, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
 
 
 class Recorded:
-    "Calls `step(*kind)`. On a GPU each kind is recorded as a CUDA graph the first time and played back from then on: hundreds of small kernels a step, and none waits for Python"
+    """Calls `step(*kind)`. On a GPU each kind is recorded as a CUDA graph the first time and played back from then on:
+    hundreds of small kernels a step, and none waits for Python
+    """
 
-    def __init__(self, step, cuda): self.step, self.cuda, self.graphs = step, cuda, {}
+    def __init__(self, step, cuda):
+        self.step, self.cuda, self.graphs = step, cuda, {}
 
     def __call__(self, *kind):
-        if not self.cuda: return self.step(*kind)
-        if kind not in self.graphs: self.graphs[kind] = self.record(kind)
+        if not self.cuda:
+            return self.step(*kind)
+        if kind not in self.graphs:
+            self.graphs[kind] = self.record(kind)
         graph, result = self.graphs[kind]
         graph.replay()
         return result
@@ -163,41 +240,72 @@ class Recorded:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3): self.step(*kind)                     # compiles, picks kernels, makes the optimiser's state
+            for _ in range(3):
+                self.step(*kind)  # compiles, picks kernels, makes the optimiser's state
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph): result = self.step(*kind)
+        with torch.cuda.graph(graph):
+            result = self.step(*kind)
         return graph, result
 
 
-def fit(name, params, loss_of, lr, seconds, steps=None, weight_decay=1e-3, decay=.999, matrices=(), matrix_lr=0., kinds=((),), pick=lambda step: (), begin=None, log_every=200):
-    """Train `params` (or AdamW's groups of them) with AdamW and `matrices` with Muon, on `loss_of(*kind)`, for `seconds` from when every kind of step has run once, or for `steps`
+def fit(
+    name,
+    params,
+    loss_of,
+    lr,
+    seconds,
+    steps=None,
+    weight_decay=1e-3,
+    decay=0.999,
+    matrices=(),
+    matrix_lr=0.0,
+    kinds=((),),
+    pick=lambda step: (),
+    begin=None,
+    log_every=200,
+):
+    """Train `params` (or AdamW's groups of them) with AdamW and `matrices` with Muon, on `loss_of(*kind)`, for
+    `seconds` from when every kind of step has run once, or for `steps`
 
-    `pick(step)` says of which of the `kinds` a step is. `begin()` is called before the clock starts, and may return other seconds. Returns a log of (step, seconds, mean loss).
+    `pick(step)` says of which of the `kinds` a step is. `begin()` is called before the clock starts, and may return
+    other seconds. Returns a log of (step, seconds, mean loss).
     """
     params = list(params)
     groups = params if isinstance(params[0], dict) else [dict(params=params)]
-    rest, matrices = [p for group in groups for p in group['params']], list(matrices)
+    rest, matrices = [p for group in groups for p in group["params"]], list(matrices)
     cuda, average, device = rest[0].is_cuda, Average([*rest, *matrices], decay), rest[0].device
-    adam = torch.optim.AdamW([dict(group, lr=torch.tensor(group.get('lr', lr), device=device)) for group in groups], weight_decay=weight_decay, betas=(.9, .99), fused=cuda, capturable=cuda)
+    adam = torch.optim.AdamW(
+        [dict(group, lr=torch.tensor(group.get("lr", lr), device=device)) for group in groups],
+        weight_decay=weight_decay,
+        betas=(0.9, 0.99),
+        fused=cuda,
+        capturable=cuda,
+    )
     muon = Muon(matrices, matrix_lr, weight_decay=weight_decay) if matrices else None
-    rates = [(group['lr'], group['lr'].item()) for group in adam.param_groups] + ([(muon.lr, matrix_lr)] if muon else [])
+    rates = [(group["lr"], group["lr"].item()) for group in adam.param_groups] + (
+        [(muon.lr, matrix_lr)] if muon else []
+    )
 
     def update(*kind):
-        for p in average.params: p.grad = None
+        for p in average.params:
+            p.grad = None
         loss = loss_of(*kind)
         loss.backward()
-        nn.utils.clip_grad_norm_(average.params, 1.)
+        nn.utils.clip_grad_norm_(average.params, 1.0)
         adam.step()
-        if muon: muon.step()
+        if muon:
+            muon.step()
         return loss.detach()
 
     def pace(progress, step):
-        for rate, top in rates: rate.fill_(schedule(progress, top, step))
+        for rate, top in rates:
+            rate.fill_(schedule(progress, top, step))
 
     run, step, log, total = Recorded(update, cuda), 0, [], torch.zeros((), device=device)
     pace(0, 0)
-    for kind in kinds if cuda else (): run(*kind)
+    for kind in kinds if cuda else ():
+        run(*kind)
     seconds = begin and begin() or seconds
     start = time.time()
     while (progress := step / steps if steps else (time.time() - start) / seconds) < 1:
@@ -205,59 +313,91 @@ def fit(name, params, loss_of, lr, seconds, steps=None, weight_decay=1e-3, decay
         total += run(*pick(step))
         average.update()
         step += 1
-        if cuda and step % 50 == 0: torch.cuda.synchronize()           # the clock is the GPU's, not that of who asks
-        if step % log_every == 0: log.append((step, round(time.time() - start, 2), round(total.item() / log_every, 5))); total.zero_()
-        if step % (log_every * 10) == 0: print(f'{name} step {step} {time.time() - start:.0f} s loss {log[-1][2]:.4f}', flush=True)
+        if cuda and step % 50 == 0:
+            torch.cuda.synchronize()  # the clock is the GPU's, not that of who asks
+        if step % log_every == 0:
+            log.append((step, round(time.time() - start, 2), round(total.item() / log_every, 5)))
+            total.zero_()
+        if step % (log_every * 10) == 0:
+            print(f"{name} step {step} {time.time() - start:.0f} s loss {log[-1][2]:.4f}", flush=True)
     average.apply()
-    print(f'{name}: {step} steps in {time.time() - start:.0f} s', flush=True)
+    print(f"{name}: {step} steps in {time.time() - start:.0f} s", flush=True)
     return log
 
 
 def split(named):
     "Parameters, by name, as `(matrices for Muon, all others)`; what comes in and what goes out of the UNet is Adam's"
     named = list(named)
-    matrix = lambda name, p: p.ndim in (2, 4) and min(p.shape[0], p[0].numel()) >= 16 and not name.startswith(('conv_in', 'conv_out')) and 'norm' not in name and 'pos_emb' not in name
+
+    def matrix(name, p):
+        return (
+            p.ndim in (2, 4)
+            and min(p.shape[0], p[0].numel()) >= 16
+            and not name.startswith(("conv_in", "conv_out"))
+            and "norm" not in name
+            and "pos_emb" not in name
+        )
+
     return [p for name, p in named if matrix(name, p)], [p for name, p in named if not matrix(name, p)]
 
-
 # %% ../nbs/16_tiny.ipynb #f39d5046
-def autocast(device): return torch.autocast('cuda', torch.bfloat16) if torch.device(device).type == 'cuda' else nullcontext()
+def autocast(device):
+    return torch.autocast("cuda", torch.bfloat16) if torch.device(device).type == "cuda" else nullcontext()
 
 
 def compiled(module, device):
     "The module through `torch.compile` on a GPU, where its many small steps become few; elsewhere the module itself"
-    if torch.device(device).type != 'cuda': return module
+    if torch.device(device).type != "cuda":
+        return module
     return torch.compile(module.to(memory_format=torch.channels_last), dynamic=False)
 
 # %% ../nbs/16_tiny.ipynb #8c226ef7
-ATTRIBUTES = dict(hair=list(HAIR), style=list(STYLES), outfit=list(OUTFIT), background=list(BACKGROUNDS), action=list(ACTIONS), camera=list(CAMERAS), hold=[1, 2, 3])
+ATTRIBUTES = dict(
+    hair=list(HAIR),
+    style=list(STYLES),
+    outfit=list(OUTFIT),
+    background=list(BACKGROUNDS),
+    action=list(ACTIONS),
+    camera=list(CAMERAS),
+    hold=[1, 2, 3],
+)
 
 
-MOVING = ('action', 'camera', 'hold')                             # what a single frame shows in part, or not at all
+MOVING = ("action", "camera", "hold")  # what a single frame shows in part, or not at all
 
 
-def attributes(scenes): return torch.tensor([[names.index(getattr(s, k)) for k, names in ATTRIBUTES.items()] for s in scenes])
-
-
+def attributes(scenes):
+    return torch.tensor([[names.index(getattr(s, k)) for k, names in ATTRIBUTES.items()] for s in scenes])
 
 # %% ../nbs/16_tiny.ipynb #18b50111
 def spoken(seed):
     "Any scene and one noisy way to say it: now and then a word is lost, or one comes in that nobody knows"
     rng, scene = np.random.default_rng([seed, 5]), random_scene(seed)
     words = caption(scene, seed).split()
-    if rng.random() < .1: words = [w for w in words if rng.random() > .08]
+    if rng.random() < 0.1:
+        words = [w for w in words if rng.random() > 0.08]
     for _ in range(rng.choice([0, 0, 0, 1, 2, 3])):
-        words.insert(rng.integers(len(words) + 1), ''.join(chr(97 + c) for c in rng.integers(0, 26, rng.integers(2, 9))))
-    return scene, ' '.join(words)
+        words.insert(
+            rng.integers(len(words) + 1), "".join(chr(97 + c) for c in rng.integers(0, 26, rng.integers(2, 9)))
+        )
+    return scene, " ".join(words)
 
 
 @keeps_random_state
-def train_text(pipe, captions=160_000, seconds=35, steps=None, batch=512, device='cuda', seed=0, workers=os.cpu_count()):
-    "Train both text encoders to say, in the layer that the UNet listens to, what a caption is about; the heads that ask are thrown away"
+def train_text(
+    pipe, captions=160_000, seconds=35, steps=None, batch=512, device="cuda", seed=0, workers=os.cpu_count()
+):
+    """Train both text encoders to say, in the layer that the UNet listens to, what a caption is about; the heads that
+    ask are thrown away
+    """
     torch.manual_seed(seed)
-    with pool(workers) as p: said = p.map(spoken, range(captions), chunksize=256)
+    with pool(workers) as p:
+        said = p.map(spoken, range(captions), chunksize=256)
     answers = attributes([s for s, _ in said]).to(device)
-    ids = [t([c for _, c in said], padding='max_length', truncation=True, return_tensors='pt').input_ids.to(device) for t in (pipe.tokenizer, pipe.tokenizer_2)]
+    ids = [
+        t([c for _, c in said], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        for t in (pipe.tokenizer, pipe.tokenizer_2)
+    ]
     encoders = [pipe.text_encoder.to(device), pipe.text_encoder_2.to(device)]
     heads = nn.ModuleList([nn.Linear(WIDTH_TEXT, sum(map(len, ATTRIBUTES.values()))) for _ in range(3)]).to(device)
     sizes, rows = [len(v) for v in ATTRIBUTES.values()], torch.arange(batch, device=device)
@@ -271,49 +411,73 @@ def train_text(pipe, captions=160_000, seconds=35, steps=None, batch=512, device
             logits = [h(s).float().split(sizes, 1) for h, s in zip(heads, seen)]
         return sum(F.cross_entropy(l, answers[i, k]) for ls in logits for k, l in enumerate(ls)) / len(logits)
 
-    return fit('text', [*encoders[0].parameters(), *encoders[1].parameters(), *heads.parameters()], loss_of, 2e-3, seconds, steps)
+    return fit(
+        "text",
+        [*encoders[0].parameters(), *encoders[1].parameters(), *heads.parameters()],
+        loss_of,
+        2e-3,
+        seconds,
+        steps,
+    )
 
 
 class InTurn:
     "What a pool of one worker does, without the worker"
 
-    def __enter__(self): return self
-    def __exit__(self, *error): pass
-    def map(self, function, items, chunksize=None): return [function(item) for item in items]
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def map(self, function, items, chunksize=None):
+        return [function(item) for item in items]
+
     imap = map
-    def map_async(self, function, items, chunksize=None): return Done(self.map(function, items))
+
+    def map_async(self, function, items, chunksize=None):
+        return Done(self.map(function, items))
 
 
 class Done:
-    def __init__(self, result): self.result = result
-    def get(self): return self.result
+    def __init__(self, result):
+        self.result = result
+
+    def get(self):
+        return self.result
 
 
 def pool(workers):
     "Worker processes that share no GPU with this one: they come from a server that has only imported this module"
-    if workers < 2: return InTurn()
-    context = get_context('forkserver')
-    context.set_forkserver_preload(['tav_nb.tiny'])
+    if workers < 2:
+        return InTurn()
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tav_nb.tiny"])
     return context.Pool(workers)
 
 # %% ../nbs/16_tiny.ipynb #c847b140
-WEIGHTS = np.array([1, 1, 1, 4, 4, 4, 16, 6], np.uint8)           # of an error in each of `LABELS`: hands are 40 pixels of 16,384, and half of what a wave is
+WEIGHTS = np.array(
+    [1, 1, 1, 4, 4, 4, 16, 6], np.uint8
+)  # of an error in each of `LABELS`: hands are 40 pixels of 16,384, and half of what a wave is
 
 
 class Films:
-    """Frames `frames` (numbers) of the scenes of some seeds, drawn by a pool into one file: uint8 `[N, F, 128, 128, 3]`, with `weights` 4: how much each pixel matters
+    """Frames `frames` (numbers) of the scenes of some seeds, drawn by a pool into one file: uint8 `[N, F, 128, 128,
+    3]`, with `weights` 4: how much each pixel matters
 
     `wait()` returns the array when all of it is there.
     """
 
-    def __init__(self, workers, seeds, frames, split='train', weights=False):
+    def __init__(self, workers, seeds, frames, split="train", weights=False):
         shape = (len(seeds), len(frames), SIZE, SIZE, 3 + weights)
-        memory = Path('/dev/shm')                                       # a folder in memory, where there is one, and room in it
+        memory = Path("/dev/shm")  # a folder in memory, where there is one, and room in it
         roomy = memory.is_dir() and shutil.disk_usage(memory).free > 1.2 * np.prod(shape)
         self.folder = tempfile.TemporaryDirectory(dir=memory if roomy else None)
-        self.path = os.path.join(self.folder.name, 'films')
-        self.array = np.memmap(self.path, np.uint8, 'w+', shape=shape)
-        self.done = workers.map_async(partial(draw_into, self.path, shape, frames, split, weights), list(enumerate(seeds)), chunksize=16)
+        self.path = os.path.join(self.folder.name, "films")
+        self.array = np.memmap(self.path, np.uint8, "w+", shape=shape)
+        self.done = workers.map_async(
+            partial(draw_into, self.path, shape, frames, split, weights), list(enumerate(seeds)), chunksize=16
+        )
 
     def wait(self):
         self.done.get()
@@ -329,83 +493,114 @@ def draw_into(path, shape, frames, split, weights, item):
     row, seed = item
     clips = [render(random_scene(seed, split), 1, SIZE, SIZE, truth=weights, start=int(t)) for t in frames]
     pictures = [np.concatenate([c.frames, WEIGHTS[c.labels][..., None]], -1) if weights else c.frames for c in clips]
-    np.memmap(path, np.uint8, 'r+', shape=shape)[row] = np.concatenate(pictures)
+    np.memmap(path, np.uint8, "r+", shape=shape)[row] = np.concatenate(pictures)
 
 
-def to_pixels(frames): return frames.permute(0, 3, 1, 2).float() / 127.5 - 1            # n h w c -> n c h w
-def to_frames(pixels): return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)     # n c h w -> n h w c
+def to_pixels(frames):
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1  # n h w c -> n c h w
+
+
+def to_frames(pixels):
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)  # n c h w -> n h w c
 
 
 class _Round(nn.Module):
     "Through the VAE and back, and what was lost on the way, as one call that can be compiled"
 
-    def __init__(self, vae): super().__init__(); self.vae = vae
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
 
     def forward(self, x, weight, noise):
         mean, logvar = self.vae.quant_conv(self.vae.encoder(x)).float().chunk(2, 1)
-        y = self.vae.decoder(self.vae.post_quant_conv(mean + (.5 * logvar.clamp(-30, 20)).exp() * noise)).float()
-        kl = .5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        y = self.vae.decoder(self.vae.post_quant_conv(mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise)).float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         off = (x - y).abs() * weight
-        edges = sum(((a - b).abs() * w).mean() for a, b, w in zip(_slopes(x), _slopes(y), (weight[..., 1:], weight[..., 1:, :])))
+        edges = sum(
+            ((a - b).abs() * w).mean() for a, b, w in zip(_slopes(x), _slopes(y), (weight[..., 1:], weight[..., 1:, :]))
+        )
         return off.mean() + edges + 1e-6 * kl
 
 
-def _slopes(x): return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+def _slopes(x):
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
 @keeps_random_state
-def train_vae(pipe, clips=3000, seconds=145, steps=None, batch=48, device='cuda', seed=0, workers=os.cpu_count()):
+def train_vae(pipe, clips=3000, seconds=145, steps=None, batch=48, device="cuda", seed=0, workers=os.cpu_count()):
     "Train the VAE on frames, five times more attentive to the character than to the rest"
     torch.manual_seed(seed)
-    with pool(workers) as p: frames = torch.from_numpy(np.array(Films(p, range(clips), range(0, 16, 2), weights=True).wait())).flatten(0, 1).to(device)
+    with pool(workers) as p:
+        frames = (
+            torch.from_numpy(np.array(Films(p, range(clips), range(0, 16, 2), weights=True).wait()))
+            .flatten(0, 1)
+            .to(device)
+        )
     vae = pipe.vae.to(device)
     call = compiled(_Round(vae), device)
 
     def loss_of():
         x = frames[torch.randint(len(frames), (batch,), device=device)]
-        with autocast(device): return call(to_pixels(x[..., :3]), x[..., 3].float()[:, None], torch.randn(batch, 4, SIZE // 8, SIZE // 8, device=device))
+        with autocast(device):
+            return call(
+                to_pixels(x[..., :3]),
+                x[..., 3].float()[:, None],
+                torch.randn(batch, 4, SIZE // 8, SIZE // 8, device=device),
+            )
 
-    log = fit('vae', vae.parameters(), loss_of, 2e-3, seconds, steps, weight_decay=1e-4)
+    log = fit("vae", vae.parameters(), loss_of, 2e-3, seconds, steps, weight_decay=1e-4)
     vae.requires_grad_(False)
     whiten(vae, frames[:2048, ..., :3])
     return log
 
-
 # %% ../nbs/16_tiny.ipynb #cd148c6c
 @torch.no_grad()
 def whiten(vae, frames, chunk=256):
-    "Give the latents of `frames` mean zero and the unit matrix as covariance, inside the two 1 x 1 convolutions around them; pictures stay what they are"
-    with autocast(vae.device): found = [vae.encode(to_pixels(f.to(vae.device))).latent_dist for f in frames.split(chunk)]
-    z = torch.cat([d.mean.float() for d in found]).transpose(0, 1).flatten(1).double()           # n c h w -> c (n h w)
+    """Give the latents of `frames` mean zero and the unit matrix as covariance, inside the two 1 x 1 convolutions
+    around them; pictures stay what they are
+    """
+    with autocast(vae.device):
+        found = [vae.encode(to_pixels(f.to(vae.device))).latent_dist for f in frames.split(chunk)]
+    z = torch.cat([d.mean.float() for d in found]).transpose(0, 1).flatten(1).double()  # n c h w -> c (n h w)
     spread, mean = torch.cat([d.var.float() for d in found]).double().mean((0, 2, 3)), z.mean(1)
     values, vectors = torch.linalg.eigh(torch.cov(z))
-    there, back = (vectors * values**power @ vectors.T for power in (-.5, .5))
+    there, back = (vectors * values**power @ vectors.T for power in (-0.5, 0.5))
     before, after = vae.quant_conv, vae.post_quant_conv
     before.weight[:4] = (there @ before.weight[:4, :, 0, 0].double())[..., None, None].to(before.weight)
     before.bias[:4] = (there @ (before.bias[:4].double() - mean)).to(before.bias)
-    before.weight[4:], before.bias[4:] = 0, (there**2 @ spread).log().to(before.bias)            # the posterior's variance: its mean, turned as well
+    before.weight[4:], before.bias[4:] = (
+        0,
+        (there**2 @ spread).log().to(before.bias),
+    )  # the posterior's variance: its mean, turned as well
     after.bias += (after.weight[:, :, 0, 0].double() @ mean).to(after.bias)
     after.weight.copy_((after.weight[:, :, 0, 0].double() @ back)[..., None, None])
-    vae.register_to_config(scaling_factor=1.)
+    vae.register_to_config(scaling_factor=1.0)
 
 # %% ../nbs/16_tiny.ipynb #97347ca8
 @torch.no_grad()
 def encode(vae, frames, chunk=256):
     "uint8 [N, H, W, 3] -> latents [N, 4, H/8, W/8], mode of the posterior, scaled"
-    with autocast(vae.device): out = torch.cat([vae.encode(to_pixels(f.to(vae.device))).latent_dist.mode().float() for f in frames.split(chunk)])
+    with autocast(vae.device):
+        out = torch.cat(
+            [vae.encode(to_pixels(f.to(vae.device))).latent_dist.mode().float() for f in frames.split(chunk)]
+        )
     return out * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae, latents, chunk=128):
     "latents [N, 4, h, w] -> uint8 [N, 8h, 8w, 3]"
-    with autocast(vae.device): return torch.cat([to_frames(vae.decode(z / vae.config.scaling_factor).sample) for z in latents.split(chunk)])
+    with autocast(vae.device):
+        return torch.cat([to_frames(vae.decode(z / vae.config.scaling_factor).sample) for z in latents.split(chunk)])
 
 
 @torch.no_grad()
 def embed(pipe, captions, chunk=1024):
     "Captions -> (prompt_embeds [N, 77, 128], pooled [N, 64]), as the pipeline itself makes them"
-    parts = [pipe.encode_prompt(captions[i:i + chunk], device=pipe.unet.device, do_classifier_free_guidance=False) for i in range(0, len(captions), chunk)]
+    parts = [
+        pipe.encode_prompt(captions[i : i + chunk], device=pipe.unet.device, do_classifier_free_guidance=False)
+        for i in range(0, len(captions), chunk)
+    ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[2] for p in parts])
 
 
@@ -413,42 +608,74 @@ def embed(pipe, captions, chunk=1024):
 def tokenizers():
     "Both, made again in each process that reads captions"
     words = vocabulary()
-    return make_tokenizer(words), make_tokenizer(words, pad_token='!')
+    return make_tokenizer(words), make_tokenizer(words, pad_token="!")
 
 
 def read_captions(ways, split, seed):
     "Tokens of `ways` captions of a scene, for both encoders: [2, ways, 77]"
     said = [caption(random_scene(seed, split), 1000 * seed + k) for k in range(ways)]
-    return np.stack([np.array(t(said, padding='max_length', max_length=77, truncation=True).input_ids, np.int16) for t in tokenizers()])
+    return np.stack(
+        [
+            np.array(t(said, padding="max_length", max_length=77, truncation=True).input_ids, np.int16)
+            for t in tokenizers()
+        ]
+    )
 
 
 @torch.no_grad()
 def bank(pipe, read, chunk=1024):
-    "What `embed` makes of captions [N, 2, ways, 77] that were read already: [N, ways, 77, 128] and [N, ways, 64], in half precision"
-    ids = torch.from_numpy(np.stack(read)).transpose(0, 1).flatten(1, 2)                         # n 2 w t -> 2 (n w) t
-    parts = [[encoder(x.to(pipe.unet.device).long(), output_hidden_states=True) for encoder, x in zip((pipe.text_encoder, pipe.text_encoder_2), both)] for both in zip(*(x.split(chunk) for x in ids))]
-    tokens, pooled = torch.cat([torch.cat([o.hidden_states[-2] for o in p], -1).half() for p in parts]), torch.cat([p[1].text_embeds.half() for p in parts])
+    """What `embed` makes of captions [N, 2, ways, 77] that were read already: [N, ways, 77, 128] and [N, ways, 64], in
+    half precision
+    """
+    ids = torch.from_numpy(np.stack(read)).transpose(0, 1).flatten(1, 2)  # n 2 w t -> 2 (n w) t
+    parts = [
+        [
+            encoder(x.to(pipe.unet.device).long(), output_hidden_states=True)
+            for encoder, x in zip((pipe.text_encoder, pipe.text_encoder_2), both)
+        ]
+        for both in zip(*(x.split(chunk) for x in ids))
+    ]
+    tokens, pooled = (
+        torch.cat([torch.cat([o.hidden_states[-2] for o in p], -1).half() for p in parts]),
+        torch.cat([p[1].text_embeds.half() for p in parts]),
+    )
     return tokens.unflatten(0, (len(read), -1)), pooled.unflatten(0, (len(read), -1))
-
 
 # %% ../nbs/16_tiny.ipynb #f8d833e6
 class Call(nn.Module):
     "`unet(...)` with tensors only, the form that is compiled; a UNet in fp32 computes in half precision"
 
-    def __init__(self, unet, **kwargs): super().__init__(); self.unet, self.kwargs, self.whole = unet, kwargs, unet.conv_in.weight.dtype == torch.float32
+    def __init__(self, unet, **kwargs):
+        super().__init__()
+        self.unet, self.kwargs, self.whole = unet, kwargs, unet.conv_in.weight.dtype == torch.float32
 
     def forward(self, noisy, timesteps, prompt_embeds, pooled, time_ids):
         with autocast(noisy.device) if self.whole else nullcontext():
-            return self.unet(noisy, timesteps, encoder_hidden_states=prompt_embeds, added_cond_kwargs=dict(text_embeds=pooled, time_ids=time_ids), **self.kwargs).sample.float()
+            return self.unet(
+                noisy,
+                timesteps,
+                encoder_hidden_states=prompt_embeds,
+                added_cond_kwargs=dict(text_embeds=pooled, time_ids=time_ids),
+                **self.kwargs,
+            ).sample.float()
 
 
 class Asked(Call):
-    "`Call`, and with its answer what each transformer block has heard: the mean over the picture of the tokens that a temporal layer will be given, normed"
+    """`Call`, and with its answer what each transformer block has heard: the mean over the picture of the tokens that a
+    temporal layer will be given, normed
+    """
 
     def __init__(self, unet):
         super().__init__(unet)
         self.seen, blocks = {}, temporal_blocks(unet)
-        self.hooks = [block.norm2.register_forward_pre_hook(lambda norm, args, name=name: self.seen.update({name: F.layer_norm(args[0].float(), args[0].shape[-1:]).mean(1)})) for name, block in blocks.items()]
+        self.hooks = [
+            block.norm2.register_forward_pre_hook(
+                lambda norm, args, name=name: self.seen.update(
+                    {name: F.layer_norm(args[0].float(), args[0].shape[-1:]).mean(1)}
+                )
+            )
+            for name, block in blocks.items()
+        ]
         self.names = list(blocks)
 
     def forward(self, *args):
@@ -456,14 +683,16 @@ class Asked(Call):
         return answer, [self.seen[name] for name in self.names]
 
 
-def alphas(device): return make_scheduler().alphas_cumprod.to(device)
+def alphas(device):
+    return make_scheduler().alphas_cumprod.to(device)
 
 
 def importance(device, gamma=5):
     """Weight of the v loss at each timestep: `min(SNR + 1, gamma) / (SNR + 1)`
 
-    Measured in the picture that the answer stands for, a v loss (Salimans & Ho 2022) counts SNR + 1 times; this puts Min-SNR's roof on it (Hang et al. 2023). What a
-    sampler starts from, heavy noise, decides where things are and how bright they are, and keeps its full weight.
+    Measured in the picture that the answer stands for, a v loss (Salimans & Ho 2022) counts SNR + 1 times; this puts
+    Min-SNR's roof on it (Hang et al. 2023). What a sampler starts from, heavy noise, decides where things are and how
+    bright they are, and keeps its full weight.
     """
     a = alphas(device)
     return (1 / (1 - a)).clamp(max=gamma) * (1 - a)
@@ -472,129 +701,282 @@ def importance(device, gamma=5):
 def drop(tokens, pooled, empty, rng_device):
     "Caption dropout for guidance: 5 % zeros (what the pipeline uses without a negative prompt), 5 % the empty caption"
     u = torch.rand(len(tokens), 1, device=rng_device)
-    where = lambda x, e: torch.where(u.view(-1, *[1] * (x.ndim - 1)) < .05, torch.zeros_like(x), torch.where(u.view(-1, *[1] * (x.ndim - 1)) < .1, e.to(x.dtype), x))
+
+    def where(x, e):
+        return torch.where(
+            u.view(-1, *[1] * (x.ndim - 1)) < 0.05,
+            torch.zeros_like(x),
+            torch.where(u.view(-1, *[1] * (x.ndim - 1)) < 0.1, e.to(x.dtype), x),
+        )
+
     return where(tokens, empty[0]), where(pooled, empty[1])
 
 
 def random_ids(n, device):
-    "Sizes and crops that mean nothing here: the tiny model learns not to mind them, so any --height and --width will do"
+    """Sizes and crops that mean nothing here: the tiny model learns not to mind them, so any --height and --width will
+    do
+    """
     sizes = torch.randint(64, 257, (n, 4), device=device).float()
-    return torch.stack([sizes[:, 0], sizes[:, 1], torch.zeros_like(sizes[:, 0]), torch.zeros_like(sizes[:, 0]), sizes[:, 2], sizes[:, 3]], 1)
+    return torch.stack(
+        [
+            sizes[:, 0],
+            sizes[:, 1],
+            torch.zeros_like(sizes[:, 0]),
+            torch.zeros_like(sizes[:, 0]),
+            sizes[:, 2],
+            sizes[:, 3],
+        ],
+        1,
+    )
 
 
 @keeps_random_state
-def train_base(pipe, scenes=20_000, frames=(0, 5, 11), seconds=290, steps=None, batch=384, lr=2e-3, matrix_lr=4e-3, listening=.05, device='cuda', seed=0, workers=os.cpu_count()):
-    "Train the UNet on single frames, and a little (`listening`) to pass on what a caption says of time; the heads that ask are thrown away"
+def train_base(
+    pipe,
+    scenes=20_000,
+    frames=(0, 5, 11),
+    seconds=290,
+    steps=None,
+    batch=384,
+    lr=2e-3,
+    matrix_lr=4e-3,
+    listening=0.05,
+    device="cuda",
+    seed=0,
+    workers=os.cpu_count(),
+):
+    """Train the UNet on single frames, and a little (`listening`) to pass on what a caption says of time; the heads
+    that ask are thrown away
+    """
     torch.manual_seed(seed)
     pipe.to(device)
-    latents, empty, generator = torch.zeros(scenes, len(frames), 4, SIZE // 8, SIZE // 8, device=device), [e[0] for e in embed(pipe, [''])], default_generator(device)
+    latents, empty, generator = (
+        torch.zeros(scenes, len(frames), 4, SIZE // 8, SIZE // 8, device=device),
+        [e[0] for e in embed(pipe, [""])],
+        default_generator(device),
+    )
     a, weights, asked, every = alphas(device), importance(device), Asked(pipe.unet), torch.ones(1000, device=device)
     call, sizes = compiled(asked, device), [len(ATTRIBUTES[k]) for k in MOVING]
-    answers = attributes([random_scene(i, 'train') for i in range(scenes)])[:, [list(ATTRIBUTES).index(k) for k in MOVING]].to(device)
-    heads = nn.ModuleList([nn.Linear(block.dim, sum(sizes)) for block in temporal_blocks(pipe.unet).values()]).to(device)
+    answers = attributes([random_scene(i, "train") for i in range(scenes)])[
+        :, [list(ATTRIBUTES).index(k) for k in MOVING]
+    ].to(device)
+    heads = nn.ModuleList([nn.Linear(block.dim, sum(sizes)) for block in temporal_blocks(pipe.unet).values()]).to(
+        device
+    )
 
     with pool(workers) as p:
-        read, films = p.map_async(partial(read_captions, 2, 'train'), range(scenes), chunksize=64), Films(p, range(scenes), frames)       # drawn while the step is compiled
+        read, films = (
+            p.map_async(partial(read_captions, 2, "train"), range(scenes), chunksize=64),
+            Films(p, range(scenes), frames),
+        )  # drawn while the step is compiled
         tokens, pooled = bank(pipe, read.get())
 
         def loss_of():
-            i, w = torch.randint(scenes, (batch,), device=device), torch.randint(tokens.shape[1], (batch,), device=device)
-            z, t = latents[i, torch.randint(len(frames), (batch,), device=device)], draw_timesteps(batch, every, generator)
-            noise = torch.randn_like(z) + .1 * torch.randn(*z.shape[:2], 1, 1, device=device)       # a little offset noise, as SDXL had: or nights come out as days
+            i, w = (
+                torch.randint(scenes, (batch,), device=device),
+                torch.randint(tokens.shape[1], (batch,), device=device),
+            )
+            z, t = (
+                latents[i, torch.randint(len(frames), (batch,), device=device)],
+                draw_timesteps(batch, every, generator),
+            )
+            noise = torch.randn_like(z) + 0.1 * torch.randn(
+                *z.shape[:2], 1, 1, device=device
+            )  # a little offset noise, as SDXL had: or nights come out as days
             k = a[t].view(-1, 1, 1, 1)
             e, p = drop(tokens[i, w].float(), pooled[i, w].float(), empty, device)
             out, seen = call(k.sqrt() * z + (1 - k).sqrt() * noise, t, e, p, random_ids(batch, device))
             logits = [head(s).split(sizes, 1) for head, s in zip(heads, seen)]
             unheard = sum(F.cross_entropy(l, answers[i, j]) for ls in logits for j, l in enumerate(ls)) / len(logits)
-            return (((out - k.sqrt() * noise + (1 - k).sqrt() * z)**2).mean((1, 2, 3)) * weights[t]).mean() + listening * unheard
+            return (
+                ((out - k.sqrt() * noise + (1 - k).sqrt() * z) ** 2).mean((1, 2, 3)) * weights[t]
+            ).mean() + listening * unheard
 
         matrices, rest = split(pipe.unet.named_parameters())
-        log = fit('base', [dict(params=[*rest, *heads.parameters()], weight_decay=0.)], loss_of, lr, seconds, steps, weight_decay=1e-2, matrices=matrices, matrix_lr=matrix_lr, begin=lambda: films.encode(pipe.vae, latents))
-    for hook in asked.hooks: hook.remove()
+        log = fit(
+            "base",
+            [dict(params=[*rest, *heads.parameters()], weight_decay=0.0)],
+            loss_of,
+            lr,
+            seconds,
+            steps,
+            weight_decay=1e-2,
+            matrices=matrices,
+            matrix_lr=matrix_lr,
+            begin=lambda: films.encode(pipe.vae, latents),
+        )
+    for hook in asked.hooks:
+        hook.remove()
     pipe.unet.requires_grad_(False).eval()
     return log
 
 
-def default_generator(device): return torch.cuda.default_generators[torch.cuda.current_device()] if torch.device(device).type == 'cuda' else torch.default_generator
-
+def default_generator(device):
+    return (
+        torch.cuda.default_generators[torch.cuda.current_device()]
+        if torch.device(device).type == "cuda"
+        else torch.default_generator
+    )
 
 # %% ../nbs/16_tiny.ipynb #292aff1a
 class Fast(nn.Module):
     "A UNet compiled for its commonest clip length; looks like the UNet to `adapter_loss`"
 
-    def __init__(self, unet, num_frames, device): super().__init__(); self.unet, self.calls = unet, {num_frames: compiled(Call(unet, num_frames=num_frames), device)}
+    def __init__(self, unet, num_frames, device):
+        super().__init__()
+        self.unet, self.calls = unet, {num_frames: compiled(Call(unet, num_frames=num_frames), device)}
 
     dtype = property(lambda self: self.unet.conv_in.weight.dtype)
 
     def forward(self, noisy, timesteps, encoder_hidden_states, added_cond_kwargs, num_frames):
-        args = (noisy, timesteps, encoder_hidden_states, added_cond_kwargs['text_embeds'], added_cond_kwargs['time_ids'])
+        args = (
+            noisy,
+            timesteps,
+            encoder_hidden_states,
+            added_cond_kwargs["text_embeds"],
+            added_cond_kwargs["time_ids"],
+        )
         call = self.calls[num_frames] if num_frames in self.calls else Call(self.unet, num_frames=num_frames)
         return Answer(call(*args))
 
 
 class Answer:
-    def __init__(self, sample): self.sample = sample
+    def __init__(self, sample):
+        self.sample = sample
 
 
 def density(device):
-    "How often a timestep is drawn: half evenly, half by its noise level, because a clip's motion is decided where there is most noise"
+    """How often a timestep is drawn: half evenly, half by its noise level, because a clip's motion is decided where
+    there is most noise
+    """
     a = alphas(device)
-    sigmas = ((1 - a) / a).sqrt().clamp(.5, 8)
-    return .5 / len(a) + .5 * sigmas / sigmas.sum()
+    sigmas = ((1 - a) / a).sqrt().clamp(0.5, 8)
+    return 0.5 / len(a) + 0.5 * sigmas / sigmas.sum()
 
 
-EXPECTED = {.3: .113, .6: .067, 1: .071, 2: .105, 4: .203, 8: .491, 16: .68, 32: .714}       # v loss of the base before this one, alone, at a sigma: the error of `benchmarks/levels.py` times 1 + 1 / sigma^2
+EXPECTED = {
+    0.3: 0.113,
+    0.6: 0.067,
+    1: 0.071,
+    2: 0.105,
+    4: 0.203,
+    8: 0.491,
+    16: 0.68,
+    32: 0.714,
+}  # v loss of the base before this one, alone, at a sigma: the error of `benchmarks/levels.py` times 1 + 1 / sigma^2
 
 
 def evened(device):
-    "`importance` over the square root of the loss that is expected at each timestep: levels that are easy count more than they do by themselves, and still less than the hard ones"
-    a, often, weights = alphas('cpu'), density('cpu'), importance('cpu')
+    """`importance` over the square root of the loss that is expected at each timestep: levels that are easy count more
+    than they do by themselves, and still less than the hard ones
+    """
+    a, often, weights = alphas("cpu"), density("cpu"), importance("cpu")
     expected = np.exp(np.interp(((1 - a) / a).sqrt().log(), np.log(list(EXPECTED)), np.log(list(EXPECTED.values()))))
     even = weights / torch.from_numpy(expected).float().sqrt()
     return (even * (weights * often).sum() / (even * often).sum()).to(device)
 
-
-
 # %% ../nbs/16_tiny.ipynb #bc360c75
 @keeps_random_state
-def train_temporal(pipe, clips=12_000, long_clips=3000, seconds=320, steps=None, lengths=((16, .86), (24, .07), (8, .07)), frames_a_step=512, num_heads=16, pans=.6, lr=1e-2, matrix_lr=6e-3,
-                   noise='progressive', noise_strength=1., neighbours=2., device='cuda', seed=0, workers=os.cpu_count()):
-    "Train the adapter on clips of mixed lengths, the base frozen: `clips` of the commonest length, `long_clips` of the longest, from which all others are cut"
+def train_temporal(
+    pipe,
+    clips=12_000,
+    long_clips=3000,
+    seconds=320,
+    steps=None,
+    lengths=((16, 0.86), (24, 0.07), (8, 0.07)),
+    frames_a_step=512,
+    num_heads=16,
+    pans=0.6,
+    lr=1e-2,
+    matrix_lr=6e-3,
+    noise="progressive",
+    noise_strength=1.0,
+    neighbours=2.0,
+    device="cuda",
+    seed=0,
+    workers=os.cpu_count(),
+):
+    """Train the adapter on clips of mixed lengths, the base frozen: `clips` of the commonest length, `long_clips` of
+    the longest, from which all others are cut
+    """
     torch.manual_seed(seed)
     pipe.to(device)
     usual, longest, many = lengths[0][0], max(f for f, _ in lengths), clips + long_clips
-    unet, scheduler, empty, generator = pipe.unet, make_scheduler(), [e[0] for e in embed(pipe, [''])], default_generator(device)
-    if not temporal_modules(unet): add_temporal(unet, max_frames=longest, num_heads=num_heads)
+    unet, scheduler, empty, generator = (
+        pipe.unet,
+        make_scheduler(),
+        [e[0] for e in embed(pipe, [""])],
+        default_generator(device),
+    )
+    if not temporal_modules(unet):
+        add_temporal(unet, max_frames=longest, num_heads=num_heads)
     freeze(unet, device)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
     fast, sizes, shares = Fast(unet, usual, device), *zip(*lengths)
-    options = dict(noise=noise, noise_strength=noise_strength, neighbours=neighbours, caption_dropout=0., timestep_density=density(device), timestep_weights=evened(device))
-    latents = [torch.zeros(count, f, 4, SIZE // 8, SIZE // 8, dtype=torch.half, device=device) for count, f in ((clips, usual), (long_clips, longest))]
-    panning = torch.tensor([scene.pan != 0 for scene in map(partial(random_scene, split='train'), range(many))], device=device)
-    kinds = [[(x if x.any() else ~x).nonzero()[:, 0] for x in (some, ~some)] for some in (panning[:clips], panning[clips:])]
+    options = dict(
+        noise=noise,
+        noise_strength=noise_strength,
+        neighbours=neighbours,
+        caption_dropout=0.0,
+        timestep_density=density(device),
+        timestep_weights=evened(device),
+    )
+    latents = [
+        torch.zeros(count, f, 4, SIZE // 8, SIZE // 8, dtype=torch.half, device=device)
+        for count, f in ((clips, usual), (long_clips, longest))
+    ]
+    panning = torch.tensor(
+        [scene.pan != 0 for scene in map(partial(random_scene, split="train"), range(many))], device=device
+    )
+    kinds = [
+        [(x if x.any() else ~x).nonzero()[:, 0] for x in (some, ~some)] for some in (panning[:clips], panning[clips:])
+    ]
 
     def draw_clips(long, count):
         pan, still = (kind[torch.randint(len(kind), (count,), device=device)] for kind in kinds[long])
         return torch.where(torch.rand(count, device=device) < pans, pan, still)
 
     with pool(workers) as p:
-        read = p.map_async(partial(read_captions, 3, 'train'), range(many), chunksize=64)
-        films = [Films(p, range(clips), range(usual)), Films(p, range(clips, many), range(longest))]       # drawn while steps are compiled
+        read = p.map_async(partial(read_captions, 3, "train"), range(many), chunksize=64)
+        films = [
+            Films(p, range(clips), range(usual)),
+            Films(p, range(clips, many), range(longest)),
+        ]  # drawn while steps are compiled
         tokens, pooled = bank(pipe, read.get())
 
         def loss_of(f):
             first = 0 if f == usual else clips
-            i, w = draw_clips(f != usual, frames_a_step // f), torch.randint(tokens.shape[1], (frames_a_step // f,), device=device)
+            i, w = (
+                draw_clips(f != usual, frames_a_step // f),
+                torch.randint(tokens.shape[1], (frames_a_step // f,), device=device),
+            )
             embeds, summary = drop(tokens[first + i, w].float(), pooled[first + i, w].float(), empty, device)
-            batch = dict(latents=latents[first > 0][i, :f], prompt_embeds=embeds, pooled=summary, time_ids=random_ids(len(i), device))
+            batch = dict(
+                latents=latents[first > 0][i, :f],
+                prompt_embeds=embeds,
+                pooled=summary,
+                time_ids=random_ids(len(i), device),
+            )
             return adapter_loss(fast, scheduler, batch, generator, **options)
 
         def begin():
-            for out, film in zip(latents, films): film.encode(pipe.vae, out)
+            for out, film in zip(latents, films):
+                film.encode(pipe.vae, out)
 
         matrices, rest = split((name, p) for name, p in unet.named_parameters() if p.requires_grad)
-        log = fit('adapter', [dict(params=rest, weight_decay=0.)], loss_of, lr, seconds, steps, matrices=matrices, matrix_lr=matrix_lr, kinds=[(f,) for f in sizes],
-                  pick=lambda step: (int(np.random.default_rng([seed, step]).choice(sizes, p=shares)),), begin=begin)
+        log = fit(
+            "adapter",
+            [dict(params=rest, weight_decay=0.0)],
+            loss_of,
+            lr,
+            seconds,
+            steps,
+            matrices=matrices,
+            matrix_lr=matrix_lr,
+            kinds=[(f,) for f in sizes],
+            pick=lambda step: (int(np.random.default_rng([seed, step]).choice(sizes, p=shares)),),
+            begin=begin,
+        )
     nn.Module.to(unet, torch.float32)
     return log
 
@@ -604,33 +986,54 @@ def freeze(unet, device):
     nn.Module.to(unet, device)
     train_only_temporal(unet)
     for p in unet.parameters():
-        if not p.requires_grad and p.is_cuda: p.data = p.data.bfloat16()
+        if not p.requires_grad and p.is_cuda:
+            p.data = p.data.bfloat16()
 
 # %% ../nbs/16_tiny.ipynb #edb146c8
-GUIDANCE = Guidance(2.5, .5, 1.5)  # colours are cleanest with a scale of 2.5, more of it paints dresses in two colours; the rest by `benchmarks/guidance.py`
+GUIDANCE = Guidance(
+    2.5,
+    0.5,
+    1.5,
+    # colours are cleanest with a scale of 2.5, more of it paints dresses in two colours; the rest by
+    # `benchmarks/guidance.py`
+)
 
 
 @torch.no_grad()
 def sample(pipe, captions, noise, num_frames=None, steps=20, guidance=GUIDANCE, chunk=32):
-    "Latents for many captions at once: `noise` [B, F, 4, h, w] in, latents of the same shape out. `num_frames=None` leaves the adapter out."
+    """Latents for many captions at once: `noise` [B, F, 4, h, w] in, latents of the same shape out. `num_frames=None`
+    leaves the adapter out.
+    """
     from tav_nb.scheduler import SDXLAnime_BestHQScheduler
+
     device, out = pipe.unet.device, []
     for i in range(0, len(captions), chunk):
-        tokens, pooled = embed(pipe, captions[i:i + chunk])
-        z = noise[i:i + chunk].to(device)
+        tokens, pooled = embed(pipe, captions[i : i + chunk])
+        z = noise[i : i + chunk].to(device)
         b, f = z.shape[:2]
-        if not num_frames: guidance = replace(guidance, temporal=0.)
+        if not num_frames:
+            guidance = replace(guidance, temporal=0.0)
         scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(steps, device=device)
-        def ask(x, t, sides, **more):                                                           # sides (b f) c h w; the last is with the text
-            said = [torch.cat([torch.zeros_like(y), y])[-sides * b:].repeat_interleave(f, 0) for y in (tokens, pooled)]
+
+        def ask(x, t, sides, **more):  # sides (b f) c h w; the last is with the text
+            said = [torch.cat([torch.zeros_like(y), y])[-sides * b :].repeat_interleave(f, 0) for y in (tokens, pooled)]
             ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=device).expand(sides * b * f, 6)
-            return pipe.unet(torch.cat([x] * sides), t, said[0], added_cond_kwargs=dict(text_embeds=said[1], time_ids=ids), **more).sample.unflatten(0, (sides, -1))
+            return pipe.unet(
+                torch.cat([x] * sides), t, said[0], added_cond_kwargs=dict(text_embeds=said[1], time_ids=ids), **more
+            ).sample.unflatten(0, (sides, -1))
+
         clip = dict(num_frames=num_frames) if num_frames else {}
         z = z.flatten(0, 1) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.scale_model_input(z, t)
-            answer = guided(guidance, noise_level(scheduler, t), lambda: ask(x, t, 2, **clip), lambda: ask(x, t, 1, **clip)[0], lambda: ask(x, t, 1)[0])
+            answer = guided(
+                guidance,
+                noise_level(scheduler, t),
+                lambda: ask(x, t, 2, **clip),
+                lambda: ask(x, t, 1, **clip)[0],
+                lambda: ask(x, t, 1)[0],
+            )
             z = scheduler.step(answer, t, z).prev_sample
         out.append(z.unflatten(0, (b, f)))
     return torch.cat(out)
@@ -638,83 +1041,143 @@ def sample(pipe, captions, noise, num_frames=None, steps=20, guidance=GUIDANCE, 
 
 def sealed(n):
     "The scenes that the score is made on: never in training, every second one with a held-out combination"
-    return [random_scene(10**8 + i, ('held out', 'train')[i % 2]) for i in range(n)]
+    return [random_scene(10**8 + i, ("held out", "train")[i % 2]) for i in range(n)]
 
 
 def start_noise(n, kind, strength=None, num_frames=FRAMES, seed=0):
     "One noise a scene, each from its own seed: [n, F, 4, 16, 16]"
     shape, at = (1, num_frames, 4, SIZE // 8, SIZE // 8), lambda i: torch.Generator().manual_seed(10_000 * seed + i)
-    return torch.cat([seed_noise(shape, at(i)) if kind == 'seed' else correlated_noise(shape, kind, strength, at(i)) for i in range(n)])
+    return torch.cat(
+        [
+            seed_noise(shape, at(i)) if kind == "seed" else correlated_noise(shape, kind, strength, at(i))
+            for i in range(n)
+        ]
+    )
 
 # %% ../nbs/16_tiny.ipynb #181f5263
-ROWS = {'adapter off, independent noise': ('independent', False), 'adapter off, mixed noise': ('mixed', False), 'adapter off, progressive noise': ('progressive', False), "adapter off, the seed's noise": ('seed', False),
-        'adapter on': (None, True)}
+ROWS = {
+    "adapter off, independent noise": ("independent", False),
+    "adapter off, mixed noise": ("mixed", False),
+    "adapter off, progressive noise": ("progressive", False),
+    "adapter off, the seed's noise": ("seed", False),
+    "adapter on": (None, True),
+}
 
 
-def score_table(pipe, n=512, rows=None, noise=None, noise_strength=None, steps=20, guidance=GUIDANCE, num_frames=FRAMES, workers=os.cpu_count(), keep=None, log=print):
-    "`{row: score}` on `n` sealed scenes, the last row with the adapter's noise unless another is named; `keep`, a dict, gets the first frames of each row"
+def score_table(
+    pipe,
+    n=512,
+    rows=None,
+    noise=None,
+    noise_strength=None,
+    steps=20,
+    guidance=GUIDANCE,
+    num_frames=FRAMES,
+    workers=os.cpu_count(),
+    keep=None,
+    log=print,
+):
+    """`{row: score}` on `n` sealed scenes, the last row with the adapter's noise unless another is named; `keep`, a
+    dict, gets the first frames of each row
+    """
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
     scenes = sealed(n)
     captions = [caption(s, 10**8 + i, complete=True) for i, s in enumerate(scenes)]
-    with pool(workers) as p: real = np.stack(p.map(partial(_clip_of, num_frames), scenes, chunksize=8))
+    with pool(workers) as p:
+        real = np.stack(p.map(partial(_clip_of, num_frames), scenes, chunksize=8))
     table = {}
 
     def add(name, frames):
-        with pool(workers) as p: readings = p.map(read, list(frames), chunksize=4)
+        with pool(workers) as p:
+            readings = p.map(read, list(frames), chunksize=4)
         still = [(s, r) for s, r in zip(scenes, readings) if not s.pan]
-        table[name] = score(scenes, readings) | dict(held_out=score(scenes[::2], readings[::2]), still_camera=score([s for s, _ in still], [r for _, r in still]))
-        if keep is not None: keep[name] = frames[:16]
-        if log: log(name, brief(table[name]), flush=True)
+        table[name] = score(scenes, readings) | dict(
+            held_out=score(scenes[::2], readings[::2]), still_camera=score([s for s, _ in still], [r for _, r in still])
+        )
+        if keep is not None:
+            keep[name] = frames[:16]
+        if log:
+            log(name, brief(table[name]), flush=True)
 
     if rows is None:
-        add('real clips', real)
-        add('VAE round trip', decode(pipe.vae, encode(pipe.vae, torch.from_numpy(real).flatten(0, 1))).cpu().numpy().reshape(real.shape))
+        add("real clips", real)
+        add(
+            "VAE round trip",
+            decode(pipe.vae, encode(pipe.vae, torch.from_numpy(real).flatten(0, 1))).cpu().numpy().reshape(real.shape),
+        )
     for name, (kind, on) in ROWS.items():
-        if rows is not None and name not in rows: continue
-        z = sample(pipe, captions, start_noise(n, *((noise, noise_strength) if kind is None else (kind,)), num_frames=num_frames), num_frames if on else None, steps, guidance)
+        if rows is not None and name not in rows:
+            continue
+        z = sample(
+            pipe,
+            captions,
+            start_noise(n, *((noise, noise_strength) if kind is None else (kind,)), num_frames=num_frames),
+            num_frames if on else None,
+            steps,
+            guidance,
+        )
         add(name, decode(pipe.vae, z.flatten(0, 1)).cpu().numpy().reshape(real.shape))
     return table
 
 
-def _clip_of(num_frames, scene): return render(scene, num_frames, SIZE, SIZE).frames
+def _clip_of(num_frames, scene):
+    return render(scene, num_frames, SIZE, SIZE).frames
 
 
-def brief(s): return ' '.join(f'{k} {v[0] if isinstance(v, tuple) else v:.3f}' if not k.startswith(('jit', 'dri')) else f'{k} {v:.4f}' for k, v in s.items() if not isinstance(v, dict))
+def brief(s):
+    return " ".join(
+        f"{k} {v[0] if isinstance(v, tuple) else v:.3f}" if not k.startswith(("jit", "dri")) else f"{k} {v:.4f}"
+        for k, v in s.items()
+        if not isinstance(v, dict)
+    )
 
 # %% ../nbs/16_tiny.ipynb #3170e2c9
 def save(pipe, folder):
-    "The pipeline in half precision, in diffusers' layout. The text encoders' configs say float32, or transformers would keep them in half precision beside a float32 UNet."
+    """The pipeline in half precision, in diffusers' layout. The text encoders' configs say float32, or transformers
+    would keep them in half precision beside a float32 UNet.
+    """
     import copy
+
     with quiet():
-        small = copy.deepcopy(pipe).to('cpu', torch.float16)
-        for part in (small.unet, small.vae): part.to(memory_format=torch.contiguous_format)
+        small = copy.deepcopy(pipe).to("cpu", torch.float16)
+        for part in (small.unet, small.vae):
+            part.to(memory_format=torch.contiguous_format)
         small.save_pretrained(folder)
-    for file in (Path(folder, 'model_index.json'), *Path(folder).glob('*/config.json')):
+    for file in (Path(folder, "model_index.json"), *Path(folder).glob("*/config.json")):
         config = json.loads(file.read_text())
-        config.pop('_name_or_path', None)                       # where it lay while it was made is nobody's business
-        if 'dtype' in config: config['dtype'] = 'float32'
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+        config.pop("_name_or_path", None)  # where it lay while it was made is nobody's business
+        if "dtype" in config:
+            config["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def load(folder, device='cpu'):
+def load(folder, device="cpu"):
     "The pipeline of a stage before, in float32, without a progress bar"
-    with quiet(): pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True).to(device)
+    with quiet():
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 # %% ../nbs/16_tiny.ipynb #54491d17
 def about(device):
     "What a recorded figure was measured with"
-    import diffusers, transformers
-    cuda = torch.device(device).type == 'cuda'
-    return dict(device=torch.cuda.get_device_name(device) if cuda else 'cpu', torch=torch.__version__, diffusers=diffusers.__version__, transformers=transformers.__version__)
+    import diffusers
+    import transformers
+
+    cuda = torch.device(device).type == "cuda"
+    return dict(
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+        transformers=transformers.__version__,
+    )
 
 
 def record(path, **what):
     "Write a result as JSON, whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(what, indent=1) + '\n')
+    write_whole(path, json.dumps(what, indent=1) + "\n")
 
 
 STAGES = dict(text=train_text, vae=train_vae, base=train_base, adapter=train_temporal)
@@ -723,54 +1186,111 @@ STAGES = dict(text=train_text, vae=train_vae, base=train_base, adapter=train_tem
 def begin_stage(stage, folder, seed=0):
     "What the stages before left in `folder`, and the stage's own part from nothing"
     fresh = make_pipeline(seed)
-    if stage == 'text': return fresh
+    if stage == "text":
+        return fresh
     pipe = load(folder)
-    if stage == 'vae': pipe.register_modules(vae=fresh.vae)
-    if stage == 'base': pipe.register_modules(unet=fresh.unet, scheduler=fresh.scheduler)
+    if stage == "vae":
+        pipe.register_modules(vae=fresh.vae)
+    if stage == "base":
+        pipe.register_modules(unet=fresh.unet, scheduler=fresh.scheduler)
     return pipe
 
 
-def run_stage(stage, folder, adapter_folder, results, device='cuda', seed=0, **options):
+def run_stage(stage, folder, adapter_folder, results, device="cuda", seed=0, **options):
     "Run one stage on what the stages before it left in `folder`, save what it made and record its loss curve"
     from tav_nb.adapter import save_adapter
+
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start = time.time()
     pipe = begin_stage(stage, folder, seed)
     log = STAGES[stage](pipe, device=device, seed=seed, **options)
-    if stage == 'adapter':
-        save_adapter(pipe.unet, adapter_folder, dtype=torch.float16, noise=options.get('noise', 'progressive'), noise_strength=options.get('noise_strength', 1.),
-                     prediction_type=pipe.scheduler.config.prediction_type, resolution=[SIZE, SIZE], num_frames=FRAMES, fps=8, guidance_scale=GUIDANCE.scale, guidance_min_sigma=GUIDANCE.min_sigma, temporal_guidance=GUIDANCE.temporal)
-    else: save(pipe, folder)
-    record(Path(results, f'tiny_{stage}.json'), command=f'python -m tav_nb.tiny {stage}', seconds=round(time.time() - start, 1), seed=seed, options={k: v for k, v in options.items() if k != 'workers'},
-           **about(device), log=log)
+    if stage == "adapter":
+        save_adapter(
+            pipe.unet,
+            adapter_folder,
+            dtype=torch.float16,
+            noise=options.get("noise", "progressive"),
+            noise_strength=options.get("noise_strength", 1.0),
+            prediction_type=pipe.scheduler.config.prediction_type,
+            resolution=[SIZE, SIZE],
+            num_frames=FRAMES,
+            fps=8,
+            guidance_scale=GUIDANCE.scale,
+            guidance_min_sigma=GUIDANCE.min_sigma,
+            temporal_guidance=GUIDANCE.temporal,
+        )
+    else:
+        save(pipe, folder)
+    record(
+        Path(results, f"tiny_{stage}.json"),
+        command=f"python -m tav_nb.tiny {stage}",
+        seconds=round(time.time() - start, 1),
+        seed=seed,
+        options={k: v for k, v in options.items() if k != "workers"},
+        **about(device),
+        log=log,
+    )
     return pipe
 
 # %% ../nbs/16_tiny.ipynb #9f7509db
 def main(argv=None):
     "`python -m tav_nb.tiny STAGE`"
     import argparse
-    from tav_nb.adapter import EMBEDDED_ADAPTER, load_adapter
+
+    from tav_nb.adapter import EMBEDDED_ADAPTER
+
     weights = EMBEDDED_ADAPTER.parents[1]
-    p = argparse.ArgumentParser(prog='python -m tav_nb.tiny', description='Make the embedded SDXL and its adapter again, stage by stage: text, vae, base, adapter; then score.')
-    p.add_argument('stage', choices=[*STAGES, 'score'])
-    p.add_argument('--weights', type=Path, default=weights, help='folder that holds tiny-sdxl and tiny-adapter (default: the package\'s own)')
-    p.add_argument('--results', type=Path, default=Path('benchmarks/results'), help='folder for loss curves and scores (default: %(default)s)')
-    p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--seconds', type=float, help='training time of the stage')
-    p.add_argument('--scenes', type=int, default=512, help='sealed scenes of the score (default: %(default)s)')
+    p = argparse.ArgumentParser(
+        prog="python -m tav_nb.tiny",
+        description=(
+            "Make the embedded SDXL and its adapter again, stage by stage: text, vae, base, adapter; then score."
+        ),
+    )
+    p.add_argument("stage", choices=[*STAGES, "score"])
+    p.add_argument(
+        "--weights",
+        type=Path,
+        default=weights,
+        help="folder that holds tiny-sdxl and tiny-adapter (default: the package's own)",
+    )
+    p.add_argument(
+        "--results",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="folder for loss curves and scores (default: %(default)s)",
+    )
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seconds", type=float, help="training time of the stage")
+    p.add_argument("--scenes", type=int, default=512, help="sealed scenes of the score (default: %(default)s)")
     args = p.parse_args(argv)
-    base, adapter = args.weights / 'tiny-sdxl', args.weights / 'tiny-adapter'
-    if args.stage != 'score':
-        run_stage(args.stage, base, adapter, args.results, args.device, args.seed, **(dict(seconds=args.seconds) if args.seconds else {}))
+    base, adapter = args.weights / "tiny-sdxl", args.weights / "tiny-adapter"
+    if args.stage != "score":
+        run_stage(
+            args.stage,
+            base,
+            adapter,
+            args.results,
+            args.device,
+            args.seed,
+            **(dict(seconds=args.seconds) if args.seconds else {}),
+        )
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start, pipe = time.time(), load(base, args.device)
     meta = load_adapter(pipe.unet, adapter)
-    table = score_table(pipe, args.scenes, noise=meta['noise'], noise_strength=meta['noise_strength'])
-    record(args.results / 'tiny_score.json', command='python -m tav_nb.tiny score', scenes=args.scenes, seconds=round(time.time() - start, 1), **about(args.device), table=table)
+    table = score_table(pipe, args.scenes, noise=meta["noise"], noise_strength=meta["noise_strength"])
+    record(
+        args.results / "tiny_score.json",
+        command="python -m tav_nb.tiny score",
+        scenes=args.scenes,
+        seconds=round(time.time() - start, 1),
+        **about(args.device),
+        table=table,
+    )
 
 # %% ../nbs/16_tiny.ipynb #94583a47
-if __name__ == '__main__' and globals().get('__spec__'):      # run as a module, not in a notebook
-    from tav_nb.tiny import main      # so that worker processes find everything under the module's own name
+if __name__ == "__main__" and globals().get("__spec__"):  # run as a module, not in a notebook
+    from tav_nb.tiny import main  # so that worker processes find everything under the module's own name
+
     main()

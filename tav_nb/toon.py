@@ -17,79 +17,112 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # %% ../nbs/00_toon.ipynb #28ee5ae5
-HAIR = dict(red=(214, 40, 40), orange=(245, 130, 20), blonde=(252, 215, 80), green=(58, 160, 75),
-            blue=(45, 95, 225), purple=(128, 50, 185), pink=(250, 150, 190), black=(48, 46, 62))
-OUTFIT = dict(red=(214, 40, 40), orange=(245, 130, 20), yellow=(252, 215, 60), green=(58, 160, 75),
-              blue=(45, 95, 225), purple=(128, 50, 185), pink=(250, 150, 190), white=(240, 240, 246))
-STYLES = ('long', 'short', 'twintails', 'spiky')
-BACKGROUNDS = ('meadow', 'beach', 'snow', 'city', 'forest', 'night')
-ACTIONS = ('walk left', 'walk right', 'run left', 'run right', 'jump', 'wave', 'stand', 'dance')
-CAMERAS = ('still', 'pan left', 'pan right')
+HAIR = dict(
+    red=(214, 40, 40),
+    orange=(245, 130, 20),
+    blonde=(252, 215, 80),
+    green=(58, 160, 75),
+    blue=(45, 95, 225),
+    purple=(128, 50, 185),
+    pink=(250, 150, 190),
+    black=(48, 46, 62),
+)
+OUTFIT = dict(
+    red=(214, 40, 40),
+    orange=(245, 130, 20),
+    yellow=(252, 215, 60),
+    green=(58, 160, 75),
+    blue=(45, 95, 225),
+    purple=(128, 50, 185),
+    pink=(250, 150, 190),
+    white=(240, 240, 246),
+)
+STYLES = ("long", "short", "twintails", "spiky")
+BACKGROUNDS = ("meadow", "beach", "snow", "city", "forest", "night")
+ACTIONS = ("walk left", "walk right", "run left", "run right", "jump", "wave", "stand", "dance")
+CAMERAS = ("still", "pan left", "pan right")
 SKIN, INK = (255, 224, 200), (38, 28, 44)
 
 # %% ../nbs/00_toon.ipynb #2744666a
 @dataclass(frozen=True)
 class Scene:
     "What one clip shows. Lengths are in frame heights, speeds in frame widths a frame, angles in radians."
-    hair: str = 'pink'             # one of `HAIR`
-    style: str = 'long'            # one of `STYLES`
-    outfit: str = 'blue'           # one of `OUTFIT`
-    background: str = 'meadow'     # one of `BACKGROUNDS`
-    action: str = 'stand'          # one of `ACTIONS`
-    camera: str = 'still'          # one of `CAMERAS`
-    hold: int = 1                  # every drawing stays for so many frames: on ones, twos or threes
-    x: float = 0.5                 # where the character starts, in frame widths
-    speed: float = 0.0             # of the character over the ground, signed, right is positive
-    pan: float = 0.0               # of the camera over the ground, signed
-    phase: float = 0.0             # of the gait, the jump, the wave
-    tempo: float = 1.0             # how fast the gait, the jump, the wave goes
-    scale: float = 1.0             # size of the character
-    layout: int = 0                # seeds hills, trees and houses
+
+    hair: str = "pink"  # one of `HAIR`
+    style: str = "long"  # one of `STYLES`
+    outfit: str = "blue"  # one of `OUTFIT`
+    background: str = "meadow"  # one of `BACKGROUNDS`
+    action: str = "stand"  # one of `ACTIONS`
+    camera: str = "still"  # one of `CAMERAS`
+    hold: int = 1  # every drawing stays for so many frames: on ones, twos or threes
+    x: float = 0.5  # where the character starts, in frame widths
+    speed: float = 0.0  # of the character over the ground, signed, right is positive
+    pan: float = 0.0  # of the camera over the ground, signed
+    phase: float = 0.0  # of the gait, the jump, the wave
+    tempo: float = 1.0  # how fast the gait, the jump, the wave goes
+    scale: float = 1.0  # size of the character
+    layout: int = 0  # seeds hills, trees and houses
 
 # %% ../nbs/00_toon.ipynb #602dd143
 def held_out(scene):  # bool
-    "Is this a combination that no training clip may show? One hair colour in eight for each outfit, one place in some for each action."
+    """Is this a combination that no training clip may show? One hair colour in eight for each outfit, one place in some
+    for each action.
+    """
     h, o = list(HAIR).index(scene.hair), list(OUTFIT).index(scene.outfit)
     a, b = ACTIONS.index(scene.action), BACKGROUNDS.index(scene.background)
     return (h + o) % 8 == 3 or (a + 2 * b) % 12 == 5
 
 
 def random_scene(
-    seed,        # an int of at least 0; the scene depends on nothing else
+    seed,  # an int of at least 0; the scene depends on nothing else
     split=None,  # 'train' (never held out), 'held out' (always), or None (either); each has scenes of its own
 ):  # Scene
     "A scene drawn at random; two seconds of it at 8 frames a second stay inside the frame."
-    rng = np.random.default_rng([seed, {None: 0, 'train': 1, 'held out': 2}[split]])
-    pick = lambda names: names[rng.integers(len(names))]
+    rng = np.random.default_rng([seed, {None: 0, "train": 1, "held out": 2}[split]])
+
+    def pick(names):
+        return names[rng.integers(len(names))]
+
     while True:
         scene = Scene(pick(list(HAIR)), pick(STYLES), pick(list(OUTFIT)), pick(BACKGROUNDS), pick(ACTIONS))
-        if split is None or held_out(scene) == (split == 'held out'): return _stage(scene, rng)
+        if split is None or held_out(scene) == (split == "held out"):
+            return _stage(scene, rng)
 
 # %% ../nbs/00_toon.ipynb #8ddd412e
 def _stage(scene, rng):
     "Draw the numbers of a scene so that two seconds of it stay inside the frame"
-    sign = {'left': -1, 'right': 1}.get(scene.action.split()[-1], 0)
-    speed = sign * (rng.uniform(.016, .022) if scene.action.startswith('walk') else rng.uniform(.034, .042))
-    way = rng.choice([0, 0, 1]) * (sign or rng.choice([-1, 1]))   # a third of all shots pan; they follow whoever moves
-    pan = way * rng.uniform(.016, .024)
+    sign = {"left": -1, "right": 1}.get(scene.action.split()[-1], 0)
+    speed = sign * (rng.uniform(0.016, 0.022) if scene.action.startswith("walk") else rng.uniform(0.034, 0.042))
+    way = rng.choice([0, 0, 1]) * (sign or rng.choice([-1, 1]))  # a third of all shots pan; they follow whoever moves
+    pan = way * rng.uniform(0.016, 0.024)
     path = 15 * (speed - pan)
-    low, high = max(.16, .16 - path), min(.84, .84 - path)
-    return replace(scene, camera=CAMERAS[{0: 0, -1: 1, 1: 2}[int(way)]], hold=int(rng.choice([1, 1, 1, 1, 2, 3])),
-                   x=float(rng.uniform(low, high)), speed=float(speed), pan=float(pan),
-                   phase=float(rng.uniform(0, 2 * math.pi)), tempo=float(rng.uniform(.85, 1.15)),
-                   scale=float(rng.uniform(.94, 1.04)), layout=int(rng.integers(2**31)))
+    low, high = max(0.16, 0.16 - path), min(0.84, 0.84 - path)
+    return replace(
+        scene,
+        camera=CAMERAS[{0: 0, -1: 1, 1: 2}[int(way)]],
+        hold=int(rng.choice([1, 1, 1, 1, 2, 3])),
+        x=float(rng.uniform(low, high)),
+        speed=float(speed),
+        pan=float(pan),
+        phase=float(rng.uniform(0, 2 * math.pi)),
+        tempo=float(rng.uniform(0.85, 1.15)),
+        scale=float(rng.uniform(0.94, 1.04)),
+        layout=int(rng.integers(2**31)),
+    )
 
 # %% ../nbs/00_toon.ipynb #b3b397fa
 @dataclass
 class Part:
     "One flat piece of a drawing: a polygon in its own coordinates and the affine map that places it in the frame"
-    name: str                      # what the mask calls it
-    fill: tuple                    # RGB
-    points: np.ndarray             # [N, 2] in frame heights, y down
-    place: np.ndarray              # [2, 3] affine map into the frame, in frame heights
-    ink: bool = True               # is it outlined?
 
-    def outline(self): return self.points @ self.place[:, :2].T + self.place[:, 2]   # n 2 -> n 2
+    name: str  # what the mask calls it
+    fill: tuple  # RGB
+    points: np.ndarray  # [N, 2] in frame heights, y down
+    place: np.ndarray  # [2, 3] affine map into the frame, in frame heights
+    ink: bool = True  # is it outlined?
+
+    def outline(self):
+        return self.points @ self.place[:, :2].T + self.place[:, 2]  # n 2 -> n 2
 
 # %% ../nbs/00_toon.ipynb #041bdece
 def _turn(place, joint, angle, size=(1, 1)):
@@ -100,15 +133,16 @@ def _turn(place, joint, angle, size=(1, 1)):
     return np.concatenate([moved, (place[:, :2] @ joint + place[:, 2] - moved @ joint)[:, None]], 1)
 
 
-def _ellipse(cx, cy, rx, ry, n=24, start=0., stop=2 * math.pi):
+def _ellipse(cx, cy, rx, ry, n=24, start=0.0, stop=2 * math.pi):
     a = np.linspace(start, stop, n)
     return np.stack([cx + rx * np.cos(a), cy + ry * np.sin(a)], 1)
 
 
-def _box(x, y, w, h): return np.array([(x - w / 2, y), (x + w / 2, y), (x + w / 2, y + h), (x - w / 2, y + h)])
+def _box(x, y, w, h):
+    return np.array([(x - w / 2, y), (x + w / 2, y), (x + w / 2, y + h), (x - w / 2, y + h)])
 
 
-def shade(colour, k=.74):
+def shade(colour, k=0.74):
     "`colour` (RGB) in shadow: a quarter of the way to violet. Cel shading knows two tones, light and this."
     return tuple(int(c * k + d * (1 - k)) for c, d in zip(colour, (60, 30, 90)))
 
@@ -116,42 +150,67 @@ def shade(colour, k=.74):
 @dataclass
 class Pose:
     "How the character holds itself in one drawing: offsets in frame heights, angles in radians"
-    dx: float = 0.
-    dy: float = 0.
-    legs: tuple = (0., 0.)
-    arms: tuple = (.22, .22)       # 0 hangs down, pi points up
-    lean: float = 0.
-    sway: float = 0.               # of the hair
-    face: int = 0                  # -1 looks left, 1 looks right
+
+    dx: float = 0.0
+    dy: float = 0.0
+    legs: tuple = (0.0, 0.0)
+    arms: tuple = (0.22, 0.22)  # 0 hangs down, pi points up
+    lean: float = 0.0
+    sway: float = 0.0  # of the hair
+    face: int = 0  # -1 looks left, 1 looks right
 
 
 def _walk(a, face):
-    s = math.sin(.8 * a)
-    return Pose(0, -.012 * abs(s), (.38 * s, -.38 * s), (.15 - .4 * s, .15 + .4 * s), .04 * face, .12 * math.sin(1.6 * a) - .1 * face, face)
+    s = math.sin(0.8 * a)
+    return Pose(
+        0,
+        -0.012 * abs(s),
+        (0.38 * s, -0.38 * s),
+        (0.15 - 0.4 * s, 0.15 + 0.4 * s),
+        0.04 * face,
+        0.12 * math.sin(1.6 * a) - 0.1 * face,
+        face,
+    )
 
 
 def _run(a, face):
     s = math.sin(1.2 * a)
-    return Pose(0, -.03 * abs(s), (.8 * s, -.8 * s), (.3 - .8 * s, .3 + .8 * s), .16 * face, .2 * math.sin(2.4 * a) - .35 * face, face)
+    return Pose(
+        0,
+        -0.03 * abs(s),
+        (0.8 * s, -0.8 * s),
+        (0.3 - 0.8 * s, 0.3 + 0.8 * s),
+        0.16 * face,
+        0.2 * math.sin(2.4 * a) - 0.35 * face,
+        face,
+    )
 
 # %% ../nbs/00_toon.ipynb #0e9aad1e
 def _jump(a, face):
-    up = abs(math.sin(.42 * a))
-    return Pose(0, -.19 * up, (.35 * up, -.35 * up), (.5 + .7 * up,) * 2, 0, .25 * math.sin(.84 * a))
+    up = abs(math.sin(0.42 * a))
+    return Pose(0, -0.19 * up, (0.35 * up, -0.35 * up), (0.5 + 0.7 * up,) * 2, 0, 0.25 * math.sin(0.84 * a))
 
 
 def _wave(a, face):
-    s = math.sin(.5 * a)
-    return Pose(0, -.004 * s, (0, 0), (.22, 2.15 + .38 * math.sin(1.05 * a)), .02 * s, .06 * s)
+    s = math.sin(0.5 * a)
+    return Pose(0, -0.004 * s, (0, 0), (0.22, 2.15 + 0.38 * math.sin(1.05 * a)), 0.02 * s, 0.06 * s)
 
 
 def _dance(a, face):
-    b = .7 * a
+    b = 0.7 * a
     s = math.sin(b)
-    return Pose(.055 * s, -.02 * abs(math.sin(2 * b)), (.2 * s, .2 * s), (2.1 + .3 * s, 2.1 - .3 * s), .1 * s, .25 * math.sin(b + 1))
+    return Pose(
+        0.055 * s,
+        -0.02 * abs(math.sin(2 * b)),
+        (0.2 * s, 0.2 * s),
+        (2.1 + 0.3 * s, 2.1 - 0.3 * s),
+        0.1 * s,
+        0.25 * math.sin(b + 1),
+    )
 
 
-def _stand(a, face): return Pose(0, -.004 * math.sin(.4 * a), sway=.07 * math.sin(.4 * a))
+def _stand(a, face):
+    return Pose(0, -0.004 * math.sin(0.4 * a), sway=0.07 * math.sin(0.4 * a))
 
 
 MOVES = dict(walk=_walk, run=_run, jump=_jump, wave=_wave, dance=_dance, stand=_stand)
@@ -160,97 +219,165 @@ MOVES = dict(walk=_walk, run=_run, jump=_jump, wave=_wave, dance=_dance, stand=_
 def pose(scene, drawing):
     "The pose in drawing number `drawing`, counted in frames."
     verb, *way = scene.action.split()
-    return MOVES[verb](scene.phase + drawing * scene.tempo, {'left': -1, 'right': 1}[way[0]] if way else 0)
+    return MOVES[verb](scene.phase + drawing * scene.tempo, {"left": -1, "right": 1}[way[0]] if way else 0)
 
 # %% ../nbs/00_toon.ipynb #6d05d341
 def _back_hair(style, colour, head, sway):
-    cap = Part('hair', colour, _ellipse(0, -.47, .124, .118), head)
-    if style == 'long':
-        low = np.array([(-.122, -.48), (.122, -.48), (.128, -.3), (.105, -.19), (.06, -.215), (0, -.19), (-.06, -.215), (-.105, -.19), (-.128, -.3)])
-        return [Part('hair', shade(colour), low, _turn(head, (0, -.48), sway * .4)), cap]
-    if style == 'short':
-        bob = np.array([(-.124, -.48), (.124, -.48), (.132, -.39), (.105, -.355), (-.105, -.355), (-.132, -.39)])
-        return [Part('hair', shade(colour), bob, head), cap]
-    if style == 'spiky':
-        a = np.linspace(math.pi * .93, math.pi * 2.07, 15)
-        r = np.where(np.arange(15) % 2, .205, .118)
-        points = np.stack([r * np.cos(a), -.465 + r * np.sin(a)], 1)   # n -> n 2
-        return [Part('hair', colour, points, _turn(head, (0, -.47), sway * .15))]
-    tail = np.array([(0, -.03), (.05, .0), (.075, .08), (.055, .17), (.03, .215), (.012, .16), (-.012, .08)])
-    tails = [Part('hair', shade(colour) if k > 0 else colour, tail * (k, 1) + (k * .108, -.5), _turn(head, (k * .108, -.5), sway))
-             for k in (-1, 1)]
+    cap = Part("hair", colour, _ellipse(0, -0.47, 0.124, 0.118), head)
+    if style == "long":
+        low = np.array(
+            [
+                (-0.122, -0.48),
+                (0.122, -0.48),
+                (0.128, -0.3),
+                (0.105, -0.19),
+                (0.06, -0.215),
+                (0, -0.19),
+                (-0.06, -0.215),
+                (-0.105, -0.19),
+                (-0.128, -0.3),
+            ]
+        )
+        return [Part("hair", shade(colour), low, _turn(head, (0, -0.48), sway * 0.4)), cap]
+    if style == "short":
+        bob = np.array(
+            [(-0.124, -0.48), (0.124, -0.48), (0.132, -0.39), (0.105, -0.355), (-0.105, -0.355), (-0.132, -0.39)]
+        )
+        return [Part("hair", shade(colour), bob, head), cap]
+    if style == "spiky":
+        a = np.linspace(math.pi * 0.93, math.pi * 2.07, 15)
+        r = np.where(np.arange(15) % 2, 0.205, 0.118)
+        points = np.stack([r * np.cos(a), -0.465 + r * np.sin(a)], 1)  # n -> n 2
+        return [Part("hair", colour, points, _turn(head, (0, -0.47), sway * 0.15))]
+    tail = np.array(
+        [(0, -0.03), (0.05, 0.0), (0.075, 0.08), (0.055, 0.17), (0.03, 0.215), (0.012, 0.16), (-0.012, 0.08)]
+    )
+    tails = [
+        Part(
+            "hair",
+            shade(colour) if k > 0 else colour,
+            tail * (k, 1) + (k * 0.108, -0.5),
+            _turn(head, (k * 0.108, -0.5), sway),
+        )
+        for k in (-1, 1)
+    ]
     return [*tails, cap]
 
 # %% ../nbs/00_toon.ipynb #c7a46c11
 def _eyes(o, head):
     "Cheek, lashes, iris and glint, left and right, shifted by `o`"
     for k in (-1, 1):
-        x = k * .043 + o
-        yield Part('face', (250, 180, 175), _ellipse(x + k * .018, -.391, .016, .009, 10), head, False)
-        yield Part('face', (58, 40, 78), _ellipse(x, -.425, .019, .031, 16), head, False)
-        yield Part('face', (110, 90, 160), _ellipse(x, -.412, .012, .014, 10), head, False)
-        yield Part('face', (255, 255, 255), _ellipse(x - .006, -.438, .0075, .0085, 10), head, False)
+        x = k * 0.043 + o
+        yield Part("face", (250, 180, 175), _ellipse(x + k * 0.018, -0.391, 0.016, 0.009, 10), head, False)
+        yield Part("face", (58, 40, 78), _ellipse(x, -0.425, 0.019, 0.031, 16), head, False)
+        yield Part("face", (110, 90, 160), _ellipse(x, -0.412, 0.012, 0.014, 10), head, False)
+        yield Part("face", (255, 255, 255), _ellipse(x - 0.006, -0.438, 0.0075, 0.0085, 10), head, False)
 
 
 def _head(scene, head, face):
-    colour, o = HAIR[scene.hair], .02 * face
-    fringe = np.concatenate([_ellipse(0, -.47, .12, .114, 16, math.pi * .97, math.pi * 2.03),
-                             [(.085 + o * .3, -.43), (.066 + o, -.475), (.03 + o, -.455), (.008 + o, -.488),
-                              (-.03 + o, -.45), (-.062 + o, -.478), (-.085 + o * .3, -.43)]])
-    shine = np.array([(-.075, -.535), (-.035, -.553), (.01, -.556), (.01, -.54), (-.035, -.536), (-.07, -.518)])
-    return [Part('face', SKIN, _ellipse(0, -.44, .1, .094), head), *_eyes(o, head),
-            Part('face', (190, 90, 90), _ellipse(o, -.378, .011, .006, 10), head, False),
-            Part('hair', colour, fringe, head),
-            Part('hair', tuple(min(255, c + 45) for c in colour), shine, head, False)]
+    colour, o = HAIR[scene.hair], 0.02 * face
+    fringe = np.concatenate(
+        [
+            _ellipse(0, -0.47, 0.12, 0.114, 16, math.pi * 0.97, math.pi * 2.03),
+            [
+                (0.085 + o * 0.3, -0.43),
+                (0.066 + o, -0.475),
+                (0.03 + o, -0.455),
+                (0.008 + o, -0.488),
+                (-0.03 + o, -0.45),
+                (-0.062 + o, -0.478),
+                (-0.085 + o * 0.3, -0.43),
+            ],
+        ]
+    )
+    shine = np.array(
+        [(-0.075, -0.535), (-0.035, -0.553), (0.01, -0.556), (0.01, -0.54), (-0.035, -0.536), (-0.07, -0.518)]
+    )
+    return [
+        Part("face", SKIN, _ellipse(0, -0.44, 0.1, 0.094), head),
+        *_eyes(o, head),
+        Part("face", (190, 90, 90), _ellipse(o, -0.378, 0.011, 0.006, 10), head, False),
+        Part("hair", colour, fringe, head),
+        Part("hair", tuple(min(255, c + 45) for c in colour), shine, head, False),
+    ]
 
 # %% ../nbs/00_toon.ipynb #65fa400e
 def _legs(p, root):
     for k, a in zip((-1, 1), p.legs):
-        leg = _turn(root, (k * .03, -.16), a)
-        yield Part('legs', (86, 78, 120), np.array([(-.017, -.16), (.017, -.16), (.015, -.015), (-.015, -.015)]) + (k * .03, 0), leg)
-        yield Part('legs', (122, 62, 48), _ellipse(k * .03 + .01 * p.face, -.01, .027, .017, 16), leg)
+        leg = _turn(root, (k * 0.03, -0.16), a)
+        yield Part(
+            "legs",
+            (86, 78, 120),
+            np.array([(-0.017, -0.16), (0.017, -0.16), (0.015, -0.015), (-0.015, -0.015)]) + (k * 0.03, 0),
+            leg,
+        )
+        yield Part("legs", (122, 62, 48), _ellipse(k * 0.03 + 0.01 * p.face, -0.01, 0.027, 0.017, 16), leg)
 
 
 def _dress(dress, root):
-    cut = [(-.04, -.345), (.04, -.345), (.052, -.25), (.1, -.125), (.05, -.115), (0, -.112), (-.05, -.115), (-.1, -.125), (-.052, -.25)]
-    fold = [(.016, -.335), (.036, -.335), (.047, -.25), (.092, -.13), (.04, -.12), (.022, -.25)]
-    return [Part('outfit', dress, np.array(cut), root), Part('outfit', shade(dress), np.array(fold), root, False),
-            Part('outfit', (250, 250, 252), np.array([(-.034, -.345), (.034, -.345), (0, -.305)]), root)]
+    cut = [
+        (-0.04, -0.345),
+        (0.04, -0.345),
+        (0.052, -0.25),
+        (0.1, -0.125),
+        (0.05, -0.115),
+        (0, -0.112),
+        (-0.05, -0.115),
+        (-0.1, -0.125),
+        (-0.052, -0.25),
+    ]
+    fold = [(0.016, -0.335), (0.036, -0.335), (0.047, -0.25), (0.092, -0.13), (0.04, -0.12), (0.022, -0.25)]
+    return [
+        Part("outfit", dress, np.array(cut), root),
+        Part("outfit", shade(dress), np.array(fold), root, False),
+        Part("outfit", (250, 250, 252), np.array([(-0.034, -0.345), (0.034, -0.345), (0, -0.305)]), root),
+    ]
 
 
 def _arms(p, dress, root):
     for k, a in zip((-1, 1), p.arms):
-        arm = _turn(root, (k * .045, -.322), -k * a)
-        sleeve = np.array([(-.017, -.332), (.017, -.332), (.023, -.215), (-.023, -.215)]) + (k * .045, 0)
-        yield Part('outfit', dress if k < 0 else shade(dress, .86), sleeve, arm)
-        yield Part('hands', SKIN, _ellipse(k * .045, -.193, .027, .027, 16), arm)
+        arm = _turn(root, (k * 0.045, -0.322), -k * a)
+        sleeve = np.array([(-0.017, -0.332), (0.017, -0.332), (0.023, -0.215), (-0.023, -0.215)]) + (k * 0.045, 0)
+        yield Part("outfit", dress if k < 0 else shade(dress, 0.86), sleeve, arm)
+        yield Part("hands", SKIN, _ellipse(k * 0.045, -0.193, 0.027, 0.027, 16), arm)
 
 # %% ../nbs/00_toon.ipynb #61292d63
-GROUND = .9                        # height of the feet, in frame heights
+GROUND = 0.9  # height of the feet, in frame heights
 
 
 def figure(
-    scene,    # Scene
+    scene,  # Scene
     drawing,  # number of the drawing, counted in frames
-    x,        # where the character stands, in frame heights
+    x,  # where the character stands, in frame heights
 ):  # list of Part
     "The character's parts, back to front."
     p, u, dress = pose(scene, drawing), scene.scale, OUTFIT[scene.outfit]
     ground = np.array([[u, 0, x + p.dx * u], [0, u, GROUND]])
-    root = _turn(ground + [[0, 0, 0], [0, 0, p.dy * u]], (0, -.15), p.lean)
-    head = _turn(root, (0, -.34), .3 * p.lean)
-    shadow = Part('shadow', (0, 0, 0), _ellipse(0, .004, .085 + .2 * p.dy, .017 + .03 * p.dy), ground, False)
+    root = _turn(ground + [[0, 0, 0], [0, 0, p.dy * u]], (0, -0.15), p.lean)
+    head = _turn(root, (0, -0.34), 0.3 * p.lean)
+    shadow = Part("shadow", (0, 0, 0), _ellipse(0, 0.004, 0.085 + 0.2 * p.dy, 0.017 + 0.03 * p.dy), ground, False)
     body = [shadow, *_back_hair(scene.style, HAIR[scene.hair], head, p.sway), *_legs(p, root), *_dress(dress, root)]
     arms, face = [*_arms(p, dress, root)], _head(scene, head, p.face)
-    return body + (face + arms if scene.action in ('wave', 'dance') else arms + face)
+    return body + (face + arms if scene.action in ("wave", "dance") else arms + face)
 
 # %% ../nbs/00_toon.ipynb #2870010c
-SS = 4                             # supersampling: a polygon's edge moves by quarter pixels
-SKY = dict(meadow=((110, 185, 255), (205, 235, 255)), beach=((70, 190, 250), (190, 238, 255)),
-           snow=((170, 190, 225), (226, 232, 246)), city=((255, 150, 104), (255, 200, 128)),
-           forest=((150, 214, 190), (206, 238, 206)), night=((10, 20, 84), (44, 56, 132)))     # top and horizon
-LAND = dict(meadow=(112, 190, 92), beach=(238, 205, 120), snow=(240, 244, 252), city=(120, 118, 132),
-            forest=(82, 128, 72), night=(38, 62, 74))
+SS = 4  # supersampling: a polygon's edge moves by quarter pixels
+SKY = dict(
+    meadow=((110, 185, 255), (205, 235, 255)),
+    beach=((70, 190, 250), (190, 238, 255)),
+    snow=((170, 190, 225), (226, 232, 246)),
+    city=((255, 150, 104), (255, 200, 128)),
+    forest=((150, 214, 190), (206, 238, 206)),
+    night=((10, 20, 84), (44, 56, 132)),
+)  # top and horizon
+LAND = dict(
+    meadow=(112, 190, 92),
+    beach=(238, 205, 120),
+    snow=(240, 244, 252),
+    city=(120, 118, 132),
+    forest=(82, 128, 72),
+    night=(38, 62, 74),
+)
 
 
 def _draw(img, parts, u, scene):
@@ -258,68 +385,93 @@ def _draw(img, parts, u, scene):
     draw, ink = ImageDraw.Draw(img), max(1, round(u / 128))
     for p in parts:
         pts = [(x * u, y * u) for x, y in p.outline()]
-        if p.name == 'shadow':
-            draw.polygon(pts, fill=tuple(int(c * .7) for c in LAND[scene.background]))
+        if p.name == "shadow":
+            draw.polygon(pts, fill=tuple(int(c * 0.7) for c in LAND[scene.background]))
             continue
         draw.polygon(pts, fill=p.fill)
-        if p.ink: draw.line([*pts, pts[0]], fill=INK, width=ink, joint='curve')
+        if p.ink:
+            draw.line([*pts, pts[0]], fill=INK, width=ink, joint="curve")
 
 # %% ../nbs/00_toon.ipynb #af5ad8c9
-PERIOD = 2.                        # the ground layer repeats after so many frame heights
+PERIOD = 2.0  # the ground layer repeats after so many frame heights
 
 
-def _spots(rng, n): return (np.arange(n) + rng.uniform(.15, .85, n)) * PERIOD / n      # spread, but not evenly
+def _spots(rng, n):
+    return (np.arange(n) + rng.uniform(0.15, 0.85, n)) * PERIOD / n  # spread, but not evenly
 
 
 def _hills(rng, fill, y, top):
-    return [(fill, _ellipse(x, y, w, h), False) for x, w, h in zip(_spots(rng, 4), rng.uniform(.3, .5, 4), rng.uniform(.12, top, 4))]
+    return [
+        (fill, _ellipse(x, y, w, h), False)
+        for x, w, h in zip(_spots(rng, 4), rng.uniform(0.3, 0.5, 4), rng.uniform(0.12, top, 4))
+    ]
 
 
 def _meadow(rng):
-    yield from _hills(rng, (140, 206, 122), .8, .26)
+    yield from _hills(rng, (140, 206, 122), 0.8, 0.26)
     for x in _spots(rng, 3):
-        yield (120, 84, 60), _box(x, .62, .03, .16), True
-        yield (66, 150, 84), _ellipse(x, .56, .1, .11), True
+        yield (120, 84, 60), _box(x, 0.62, 0.03, 0.16), True
+        yield (66, 150, 84), _ellipse(x, 0.56, 0.1, 0.11), True
 
 
 def _beach(rng):
-    yield (44, 128, 214), _box(PERIOD / 2, .64, PERIOD * 1.2, .2), False
-    for x, y in zip(_spots(rng, 9), rng.uniform(.67, .74, 9)): yield (220, 242, 255), _box(x, y, .1, .008), False
+    yield (44, 128, 214), _box(PERIOD / 2, 0.64, PERIOD * 1.2, 0.2), False
+    for x, y in zip(_spots(rng, 9), rng.uniform(0.67, 0.74, 9)):
+        yield (220, 242, 255), _box(x, y, 0.1, 0.008), False
     for x in _spots(rng, 2):
-        yield (150, 104, 70), np.array([(x - .015, .82), (x + .02, .82), (x + .05, .48), (x + .03, .48)]), True
-        for a in (.4, 2.7, 3.8, 5.6, 4.7):
-            leaf = [(x + .04, .47), (x + .04 + .17 * math.cos(a), .49 + .1 * math.sin(a)), (x + .04 + .09 * math.cos(a), .44 + .09 * math.sin(a))]
+        yield (150, 104, 70), np.array([(x - 0.015, 0.82), (x + 0.02, 0.82), (x + 0.05, 0.48), (x + 0.03, 0.48)]), True
+        for a in (0.4, 2.7, 3.8, 5.6, 4.7):
+            leaf = [
+                (x + 0.04, 0.47),
+                (x + 0.04 + 0.17 * math.cos(a), 0.49 + 0.1 * math.sin(a)),
+                (x + 0.04 + 0.09 * math.cos(a), 0.44 + 0.09 * math.sin(a)),
+            ]
             yield (52, 150, 84), np.array(leaf), True
 
 # %% ../nbs/00_toon.ipynb #140648ba
 def _snow(rng):
-    for x, h in zip(_spots(rng, 4), rng.uniform(.26, .4, 4)):
-        yield (122, 146, 186), np.array([(x - .34, .8), (x, .8 - h), (x + .34, .8)]), True
-        yield (246, 248, 255), np.array([(x - .1, .8 - h * .7), (x, .8 - h), (x + .1, .8 - h * .7), (x + .03, .8 - h * .76), (x - .04, .8 - h * .66)]), False
-    for x in _spots(rng, 4): yield (52, 104, 98), np.array([(x - .07, .81), (x, .56), (x + .07, .81)]), True
+    for x, h in zip(_spots(rng, 4), rng.uniform(0.26, 0.4, 4)):
+        yield (122, 146, 186), np.array([(x - 0.34, 0.8), (x, 0.8 - h), (x + 0.34, 0.8)]), True
+        yield (
+            (246, 248, 255),
+            np.array(
+                [
+                    (x - 0.1, 0.8 - h * 0.7),
+                    (x, 0.8 - h),
+                    (x + 0.1, 0.8 - h * 0.7),
+                    (x + 0.03, 0.8 - h * 0.76),
+                    (x - 0.04, 0.8 - h * 0.66),
+                ]
+            ),
+            False,
+        )
+    for x in _spots(rng, 4):
+        yield (52, 104, 98), np.array([(x - 0.07, 0.81), (x, 0.56), (x + 0.07, 0.81)]), True
 
 
 def _city(rng):
-    for x, w, h in zip(_spots(rng, 7), rng.uniform(.16, .26, 7), rng.uniform(.24, .46, 7)):
+    for x, w, h in zip(_spots(rng, 7), rng.uniform(0.16, 0.26, 7), rng.uniform(0.24, 0.46, 7)):
         tone = rng.integers(-12, 12)
-        yield (104 + tone, 92 + tone, 132 + tone), _box(x, .8 - h, w, h), True
+        yield (104 + tone, 92 + tone, 132 + tone), _box(x, 0.8 - h, w, h), True
         for i in (-1, 0, 1):
-            for y in np.arange(.84 - h, .74, .075): yield (255, 240, 130), _box(x + i * w * .28, y, w * .14, .03), False
+            for y in np.arange(0.84 - h, 0.74, 0.075):
+                yield (255, 240, 130), _box(x + i * w * 0.28, y, w * 0.14, 0.03), False
 
 
 def _forest(rng):
-    for x in _spots(rng, 6): yield (118, 170, 112), _ellipse(x, .62, .2, .2), False
-    for x, w in zip(_spots(rng, 6), rng.uniform(.05, .08, 6)):
-        yield (96, 70, 56), _box(x, -.05, w, .9), True
-        yield (56, 122, 74), _ellipse(x, .02, .2, .13), True
+    for x in _spots(rng, 6):
+        yield (118, 170, 112), _ellipse(x, 0.62, 0.2, 0.2), False
+    for x, w in zip(_spots(rng, 6), rng.uniform(0.05, 0.08, 6)):
+        yield (96, 70, 56), _box(x, -0.05, w, 0.9), True
+        yield (56, 122, 74), _ellipse(x, 0.02, 0.2, 0.13), True
 
 
 def _night(rng):
-    yield from _hills(rng, (30, 40, 72), .82, .24)
+    yield from _hills(rng, (30, 40, 72), 0.82, 0.24)
     for x in _spots(rng, 4):
-        yield (62, 54, 92), _box(x, .66, .15, .15), True
-        yield (92, 48, 76), np.array([(x - .1, .67), (x, .58), (x + .1, .67)]), True
-        yield (255, 222, 120), _box(x, .71, .04, .05), False
+        yield (62, 54, 92), _box(x, 0.66, 0.15, 0.15), True
+        yield (92, 48, 76), np.array([(x - 0.1, 0.67), (x, 0.58), (x + 0.1, 0.67)]), True
+        yield (255, 222, 120), _box(x, 0.71, 0.04, 0.05), False
 
 # %% ../nbs/00_toon.ipynb #09680ac5
 SCENERY = dict(meadow=_meadow, beach=_beach, snow=_snow, city=_city, forest=_forest, night=_night)
@@ -328,65 +480,82 @@ SCENERY = dict(meadow=_meadow, beach=_beach, snow=_snow, city=_city, forest=_for
 def _scenery(scene, rng):
     "Polygons of one period of the ground layer, in frame heights: (fill, points, outlined)"
     land = LAND[scene.background]
-    out = [*SCENERY[scene.background](rng), (land, _box(PERIOD / 2, .79, PERIOD * 1.2, .3), False)]
-    dark = tuple(int(c * .86) for c in land)
-    return out + [(dark, _ellipse(x, y, .03, .008, 10), False) for x, y in zip(_spots(rng, 14), rng.uniform(.82, .97, 14))]
+    out = [*SCENERY[scene.background](rng), (land, _box(PERIOD / 2, 0.79, PERIOD * 1.2, 0.3), False)]
+    dark = tuple(int(c * 0.86) for c in land)
+    return out + [
+        (dark, _ellipse(x, y, 0.03, 0.008, 10), False) for x, y in zip(_spots(rng, 14), rng.uniform(0.82, 0.97, 14))
+    ]
 
 
-def _soft(fill): return tuple(int(c * .62) for c in fill)
+def _soft(fill):
+    return tuple(int(c * 0.62) for c in fill)
 
 
 def _ground(scene, rng, h):
     "One period of the ground layer, RGBA, wide enough to be cut at any offset"
     u, width = h * SS, int(PERIOD * h * SS)
-    img = Image.new('RGBA', (width, h * SS), (0, 0, 0, 0))
+    img = Image.new("RGBA", (width, h * SS), (0, 0, 0, 0))
     draw = ImageDraw.Draw(img)
     for fill, pts, ink in _scenery(scene, rng):
         for shift in (-PERIOD, 0, PERIOD):
-            if pts[:, 0].min() + shift > PERIOD or pts[:, 0].max() + shift < 0: continue
+            if pts[:, 0].min() + shift > PERIOD or pts[:, 0].max() + shift < 0:
+                continue
             draw.polygon([((x + shift) * u, y * u) for x, y in pts], fill=(*fill, 255))
-            if ink: draw.line([((x + shift) * u, y * u) for x, y in [*pts, pts[0]]], fill=(*_soft(fill), 255), width=max(1, u // 170))
+            if ink:
+                draw.line(
+                    [((x + shift) * u, y * u) for x, y in [*pts, pts[0]]],
+                    fill=(*_soft(fill), 255),
+                    width=max(1, u // 170),
+                )
     return img
 
 # %% ../nbs/00_toon.ipynb #2b8d2810
 def _sky(scene, rng, h, w):
     "The sky `h` by `w` pixels large, before it is averaged down"
     top, low = np.array(SKY[scene.background], float)
-    k = np.clip(np.linspace(0, 1.25, h * SS), 0, 1)[:, None, None]                  # h -> h 1 1
+    k = np.clip(np.linspace(0, 1.25, h * SS), 0, 1)[:, None, None]  # h -> h 1 1
     sky = Image.fromarray(np.broadcast_to(top * (1 - k) + low * k, (h * SS, w * SS, 3)).astype(np.uint8))
     draw, u = ImageDraw.Draw(sky), h * SS
-    disc = dict(meadow=(255, 240, 110), beach=(255, 240, 120), city=(255, 246, 130), night=(222, 232, 255)).get(scene.background)
-    x = rng.uniform(.12, .88) * w / h
-    if disc: draw.polygon([tuple(p) for p in _ellipse(x, .15, .07, .07, 32) * u], fill=disc)
-    if scene.background == 'night':
-        for x, y in zip(rng.uniform(0, w / h, 26), rng.uniform(0, .55, 26)):
-            draw.ellipse([(x - .004) * u, (y - .004) * u, (x + .004) * u, (y + .004) * u], fill=(230, 230, 255))
-    if scene.background in ('meadow', 'beach', 'snow'):
-        for x, y in zip((np.arange(3) + rng.uniform(.2, .8, 3)) / 3 * w / h, rng.uniform(.08, .34, 3)):
-            for dx, r in ((-.06, .03), (0, .045), (.055, .032)):
-                draw.ellipse([(x + dx - 1.3 * r) * u, (y - r) * u, (x + dx + 1.3 * r) * u, (y + r) * u], fill=(250, 252, 255))
+    disc = dict(meadow=(255, 240, 110), beach=(255, 240, 120), city=(255, 246, 130), night=(222, 232, 255)).get(
+        scene.background
+    )
+    x = rng.uniform(0.12, 0.88) * w / h
+    if disc:
+        draw.polygon([tuple(p) for p in _ellipse(x, 0.15, 0.07, 0.07, 32) * u], fill=disc)
+    if scene.background == "night":
+        for x, y in zip(rng.uniform(0, w / h, 26), rng.uniform(0, 0.55, 26)):
+            draw.ellipse([(x - 0.004) * u, (y - 0.004) * u, (x + 0.004) * u, (y + 0.004) * u], fill=(230, 230, 255))
+    if scene.background in ("meadow", "beach", "snow"):
+        for x, y in zip((np.arange(3) + rng.uniform(0.2, 0.8, 3)) / 3 * w / h, rng.uniform(0.08, 0.34, 3)):
+            for dx, r in ((-0.06, 0.03), (0, 0.045), (0.055, 0.032)):
+                draw.ellipse(
+                    [(x + dx - 1.3 * r) * u, (y - r) * u, (x + dx + 1.3 * r) * u, (y + r) * u], fill=(250, 252, 255)
+                )
     return sky
 
 # %% ../nbs/00_toon.ipynb #5e6ae002
-LABELS = ('sky', 'ground', 'shadow', 'hair', 'legs', 'outfit', 'hands', 'face')
+LABELS = ("sky", "ground", "shadow", "hair", "legs", "outfit", "hands", "face")
 
 
 @dataclass
 class Clip:
     "Frames of a scene and what is true of them. Positions in frame widths and heights, flow in pixels."
+
     scene: Scene
-    frames: np.ndarray                     # uint8 [F, H, W, 3]
-    position: np.ndarray                   # [F, 2] centre of the head (x in frame widths, y in frame heights)
-    pan: np.ndarray                        # [F] how far the camera has gone, in frame widths
-    drawing: np.ndarray                    # [F] which drawing is shown: equal numbers are held
-    labels: np.ndarray = field(default=None, repr=False)   # uint8 [F, H, W], index into LABELS
-    flow: np.ndarray = field(default=None, repr=False)     # float32 [F-1, H, W, 2]: where the surface seen at a pixel goes, in pixels (x, y)
+    frames: np.ndarray  # uint8 [F, H, W, 3]
+    position: np.ndarray  # [F, 2] centre of the head (x in frame widths, y in frame heights)
+    pan: np.ndarray  # [F] how far the camera has gone, in frame widths
+    drawing: np.ndarray  # [F] which drawing is shown: equal numbers are held
+    labels: np.ndarray = field(default=None, repr=False)  # uint8 [F, H, W], index into LABELS
+    flow: np.ndarray = field(
+        default=None, repr=False
+    )  # float32 [F-1, H, W, 2]: where the surface seen at a pixel goes, in pixels (x, y)
 
 # %% ../nbs/00_toon.ipynb #4c4d5b5e
 def _where(scene, t):
     "Drawing number, camera offset and screen position at frame `t`, offsets in frame widths"
     drawing = t // scene.hold * scene.hold
-    margin = .25                   # who leaves on one side comes back on the other
+    margin = 0.25  # who leaves on one side comes back on the other
     x = scene.x + scene.speed * drawing - scene.pan * t
     return drawing, scene.pan * t, (x + margin) % (1 + 2 * margin) - margin
 
@@ -394,7 +563,8 @@ def _where(scene, t):
 def _frame(scene, sky, ground, cut, parts):
     "One frame, uint8 [H, W, 3], of which the ground begins `cut` columns into its strip"
     img = sky.copy()
-    for left in range(-cut, img.width, ground.width): img.paste(ground, (left, 0), ground)
+    for left in range(-cut, img.width, ground.width):
+        img.paste(ground, (left, 0), ground)
     _draw(img, parts, img.height, scene)
     return np.asarray(img.reduce(SS))
 
@@ -407,12 +577,12 @@ def _backdrop(background, layout, height, width):
 
 
 def render(
-    scene,          # Scene
+    scene,  # Scene
     num_frames=16,  # any number of at least 1; two seconds at 8 frames a second unless given
-    height=128,     # in pixels
-    width=128,      # in pixels
-    truth=False,    # also part masks and optical flow? They cost as much again.
-    start=0,        # number of the first frame
+    height=128,  # in pixels
+    width=128,  # in pixels
+    truth=False,  # also part masks and optical flow? They cost as much again.
+    start=0,  # number of the first frame
 ):  # Clip
     "Draw frames `start` to `start + num_frames` of a scene."
     ground, sky = _backdrop(scene.background, scene.layout, height, width)
@@ -423,26 +593,32 @@ def render(
         cut = round(pan * width * SS) % ground.width
         parts = figure(scene, drawing, x * aspect)
         frames.append(_frame(scene, sky, ground, cut, parts))
-        head = next(p for p in parts if p.name == 'face')
-        position.append(head.outline().mean(0) / (aspect, 1)); pans.append(pan); drawings.append(drawing)
-        if truth: labels.append(_labels(parts, ground, cut, u, width)); places.append((parts, cut / SS))
+        head = next(p for p in parts if p.name == "face")
+        position.append(head.outline().mean(0) / (aspect, 1))
+        pans.append(pan)
+        drawings.append(drawing)
+        if truth:
+            labels.append(_labels(parts, ground, cut, u, width))
+            places.append((parts, cut / SS))
     clip = Clip(scene, np.stack(frames), np.array(position), np.array(pans), np.array(drawings))
-    if truth: clip.labels, clip.flow = np.stack([l[0] for l in labels]), _flow(labels, places, height)
+    if truth:
+        clip.labels, clip.flow = np.stack([l[0] for l in labels]), _flow(labels, places, height)
     return clip
 
 # %% ../nbs/00_toon.ipynb #70cb5fc0
 def _labels(parts, ground, cut, u, width):
     "Which layer (index into LABELS) and which part (index, -1 for none) is seen at each pixel centre"
-    which = Image.new('I', (width * SS, u), -1)
+    which = Image.new("I", (width * SS, u), -1)
     draw, ink = ImageDraw.Draw(which), max(1, round(u / 128))
     for i, p in enumerate(parts):
         pts = [(x * u, y * u) for x, y in p.outline()]
         draw.polygon(pts, fill=i)
-        if p.ink: draw.line([*pts, pts[0]], fill=i, width=ink, joint='curve')
-    which = np.asarray(which)[SS // 2::SS, SS // 2::SS]
-    solid = np.asarray(ground.getchannel('A'))[SS // 2::SS]
+        if p.ink:
+            draw.line([*pts, pts[0]], fill=i, width=ink, joint="curve")
+    which = np.asarray(which)[SS // 2 :: SS, SS // 2 :: SS]
+    solid = np.asarray(ground.getchannel("A"))[SS // 2 :: SS]
     cols = (np.arange(SS // 2, width * SS, SS) + cut) % ground.width
-    layer = np.where(solid[:, cols] > 0, LABELS.index('ground'), LABELS.index('sky')).astype(np.uint8)
+    layer = np.where(solid[:, cols] > 0, LABELS.index("ground"), LABELS.index("sky")).astype(np.uint8)
     kinds = np.array([LABELS.index(p.name) for p in parts])
     return np.where(which >= 0, kinds[which], layer).astype(np.uint8), which
 
@@ -455,172 +631,290 @@ def _flow(labels, places, height):
         step = cut2 - cut
         period = PERIOD * height
         flow[layer == 1, 0] = -((step + period / 2) % period - period / 2)
-        ys, xs = np.mgrid[:which.shape[0], :which.shape[1]]
-        here = np.stack([xs + .5, ys + .5], -1) / height                       # h w 2, frame heights
+        ys, xs = np.mgrid[: which.shape[0], : which.shape[1]]
+        here = np.stack([xs + 0.5, ys + 0.5], -1) / height  # h w 2, frame heights
         for i, (a, b) in enumerate(zip(now, then)):
             m = which == i
             if m.any():
-                local = np.linalg.solve(a.place[:, :2], (here[m] - a.place[:, 2]).T)          # 2 n
+                local = np.linalg.solve(a.place[:, :2], (here[m] - a.place[:, 2]).T)  # 2 n
                 flow[m] = ((b.place[:, :2] @ local).T + b.place[:, 2] - here[m]) * height
         out.append(flow)
     return np.stack(out) if out else np.zeros((0, *labels[0][0].shape, 2), np.float32)
 
 # %% ../nbs/00_toon.ipynb #4464b415
-SYNONYMS = {key: words.split() for key, words in dict(
-    red='red red red crimson scarlet ruby', orange='orange orange orange ginger tangerine',
-    blonde='blonde blonde blond yellow golden gold', yellow='yellow yellow yellow golden gold lemon',
-    green='green green green emerald mint', blue='blue blue blue azure navy', purple='purple purple purple violet lavender',
-    pink='pink pink pink rose', black='black black black dark', white='white white white snowy',
-    girl='girl girl girl woman character lady heroine kid child person schoolgirl figure princess student she boy',
-    dress='dress dress dress outfit coat clothes robe gown tunic uniform costume jacket').items()}
-SYNONYMS |= {key: words.split(', ') for key, words in dict(
-    long='long, long, long, flowing, straight long, waist length', short='short, short, bobbed, cropped, bob cut',
-    twintails='twintailed, pigtailed, tied', spiky='spiky, spiky, wild, pointy, messy, spiked',
-    left='left, to the left, left, leftwards, toward the left, towards the left, from right to left, leftward, to the left side',
-    right='right, to the right, right, rightwards, toward the right, towards the right, from left to right, rightward, to the right side').items()}
+SYNONYMS = {
+    key: words.split()
+    for key, words in dict(
+        red="red red red crimson scarlet ruby",
+        orange="orange orange orange ginger tangerine",
+        blonde="blonde blonde blond yellow golden gold",
+        yellow="yellow yellow yellow golden gold lemon",
+        green="green green green emerald mint",
+        blue="blue blue blue azure navy",
+        purple="purple purple purple violet lavender",
+        pink="pink pink pink rose",
+        black="black black black dark",
+        white="white white white snowy",
+        girl="girl girl girl woman character lady heroine kid child person schoolgirl figure princess student she boy",
+        dress="dress dress dress outfit coat clothes robe gown tunic uniform costume jacket",
+    ).items()
+}
+SYNONYMS |= {
+    key: words.split(", ")
+    for key, words in dict(
+        long="long, long, long, flowing, straight long, waist length",
+        short="short, short, bobbed, cropped, bob cut",
+        twintails="twintailed, pigtailed, tied",
+        spiky="spiky, spiky, wild, pointy, messy, spiked",
+        left=(
+            "left, to the left, left, leftwards, toward the left, towards the left, from right to left, leftward, to"
+            " the left side"
+        ),
+        right=(
+            "right, to the right, right, rightwards, toward the right, towards the right, from left to right,"
+            " rightward, to the right side"
+        ),
+    ).items()
+}
 
 # %% ../nbs/00_toon.ipynb #28d54391
-SYNONYMS |= {key: words.split(', ') for key, words in dict(
-    meadow='in a meadow, on a meadow, in the meadow, in a field, on the grass, in a grassy field, in the countryside, in a '
-           'park, on green hills, in the park, on a lawn, outdoors on a sunny day',
-    beach='on the beach, at the beach, on a beach, by the sea, at the seaside, on the sand, near the ocean, by the water, '
-          'on a sandy beach, along the shore, under palm trees',
-    snow='in the snow, in snowy mountains, on a snowy day, in winter, in the mountains, on the ice, on snow, in a snowy '
-         'landscape, in front of snowy mountains, in the cold',
-    city='in the city, in a city, in town, in the street, on a street, in front of buildings, downtown, in the city at '
-         'sunset, between houses, on the road, with skyscrapers behind, in an urban street',
-    forest='in the forest, in a forest, in the woods, among trees, between the trees, under the trees, in a wood, through '
-           'the forest, in the jungle',
-    night='at night, in the night, under the stars, under the moon, by moonlight, in the dark, at midnight, under a starry '
-          'sky, in a village at night, beneath the night sky, after dark, in the evening').items()}
+SYNONYMS |= {
+    key: words.split(", ")
+    for key, words in dict(
+        meadow=(
+            "in a meadow, on a meadow, in the meadow, in a field, on the grass, in a grassy field, in the countryside,"
+            " in a park, on green hills, in the park, on a lawn, outdoors on a sunny day"
+        ),
+        beach=(
+            "on the beach, at the beach, on a beach, by the sea, at the seaside, on the sand, near the ocean, by the"
+            " water, on a sandy beach, along the shore, under palm trees"
+        ),
+        snow=(
+            "in the snow, in snowy mountains, on a snowy day, in winter, in the mountains, on the ice, on snow, in a"
+            " snowy landscape, in front of snowy mountains, in the cold"
+        ),
+        city=(
+            "in the city, in a city, in town, in the street, on a street, in front of buildings, downtown, in the city"
+            " at sunset, between houses, on the road, with skyscrapers behind, in an urban street"
+        ),
+        forest=(
+            "in the forest, in a forest, in the woods, among trees, between the trees, under the trees, in a wood,"
+            " through the forest, in the jungle"
+        ),
+        night=(
+            "at night, in the night, under the stars, under the moon, by moonlight, in the dark, at midnight, under a"
+            " starry sky, in a village at night, beneath the night sky, after dark, in the evening"
+        ),
+    ).items()
+}
 
 # %% ../nbs/00_toon.ipynb #b993baa8
-SYNONYMS |= {key: words.split(', ') for key, words in dict(
-    walk='walks, is walking, walking, strolls, strolling, wanders, wandering, steps, marches, marching, takes a walk, '
-         'goes, going, moves, moving slowly, ambles',
-    run='runs, is running, running, sprints, sprinting, dashes, dashing, races, racing, jogs, jogging, hurries, rushing, '
-        'rushes, runs fast, charges',
-    jump='jumps, is jumping, jumping, hops, hopping, leaps, leaping, bounces, bouncing, jumps up and down, is jumping for '
-         'joy, jumps in the air, skips, jumps high',
-    wave='waves, is waving, waving, waves hello, waving her hand, waves a hand, greets us, says hello, waves goodbye, '
-         'greeting, waving at us, waves at the camera, says hi, raising a hand to say hello',
-    stand='stands, is standing, standing, stands still, standing still, waits, is waiting, waiting, rests, does nothing, '
-          'poses, idle, just stands there, stays still, staying put, not moving, motionless',
-    dance='dances, is dancing, dancing, sways, swaying, dances with both arms up, is dancing happily, parties, grooves, '
-          'swaying to music, does a dance, cheers with both arms').items()}
+SYNONYMS |= {
+    key: words.split(", ")
+    for key, words in dict(
+        walk=(
+            "walks, is walking, walking, strolls, strolling, wanders, wandering, steps, marches, marching, takes a"
+            " walk, goes, going, moves, moving slowly, ambles"
+        ),
+        run=(
+            "runs, is running, running, sprints, sprinting, dashes, dashing, races, racing, jogs, jogging, hurries,"
+            " rushing, rushes, runs fast, charges"
+        ),
+        jump=(
+            "jumps, is jumping, jumping, hops, hopping, leaps, leaping, bounces, bouncing, jumps up and down, is"
+            " jumping for joy, jumps in the air, skips, jumps high"
+        ),
+        wave=(
+            "waves, is waving, waving, waves hello, waving her hand, waves a hand, greets us, says hello, waves"
+            " goodbye, greeting, waving at us, waves at the camera, says hi, raising a hand to say hello"
+        ),
+        stand=(
+            "stands, is standing, standing, stands still, standing still, waits, is waiting, waiting, rests, does"
+            " nothing, poses, idle, just stands there, stays still, staying put, not moving, motionless"
+        ),
+        dance=(
+            "dances, is dancing, dancing, sways, swaying, dances with both arms up, is dancing happily, parties,"
+            " grooves, swaying to music, does a dance, cheers with both arms"
+        ),
+    ).items()
+}
 
 # %% ../nbs/00_toon.ipynb #873c4604
 class _Dice:
     "Random choices of words"
-    def __init__(self, seed): self.rng = np.random.default_rng([seed, 77])
 
-    def any_of(self, *options): return options[self.rng.integers(len(options))]
+    def __init__(self, seed):
+        self.rng = np.random.default_rng([seed, 77])
 
-    def say(self, key): return self.any_of(*SYNONYMS[key])
+    def any_of(self, *options):
+        return options[self.rng.integers(len(options))]
 
-    def keep(self, p): return self.rng.random() < p
+    def say(self, key):
+        return self.any_of(*SYNONYMS[key])
+
+    def keep(self, p):
+        return self.rng.random() < p
 
 
 @dataclass
 class _Said:
     "The words chosen for one caption; '' is left out"
+
     hair: str
     style: str
     outfit: str
     girl: str
     dress: str
     place: str
-    action: str = ''
+    action: str = ""
 
 # %% ../nbs/00_toon.ipynb #90cb8dd3
 def caption(
-    scene,           # Scene
-    seed=0,          # another one, another wording
+    scene,  # Scene
+    seed=0,  # another one, another wording
     complete=False,  # say hair, style, outfit, place and action for certain?
 ):  # str
-    "One of very many ways to say what a scene shows. Parts may be left out, but never a moving camera, and never held drawings."
+    """One of very many ways to say what a scene shows. Parts may be left out, but never a moving camera, and never held
+    drawings.
+    """
     dice = _Dice(seed)
-    said = lambda key, p: dice.say(key) if complete or dice.keep(p) else ''
-    words = _Said(said(scene.hair, .93), said(scene.style, .6), said(scene.outfit, .93), dice.say('girl'), dice.say('dress'),
-                  said(scene.background, .93))
+
+    def said(key, p):
+        return dice.say(key) if complete or dice.keep(p) else ""
+
+    words = _Said(
+        said(scene.hair, 0.93),
+        said(scene.style, 0.6),
+        said(scene.outfit, 0.93),
+        dice.say("girl"),
+        dice.say("dress"),
+        said(scene.background, 0.93),
+    )
     verb, *way = scene.action.split()
-    if complete or dice.keep(.95): words.action = ' '.join([dice.say(verb), *map(dice.say, way)])
-    if way and words.action and dice.keep(.12):
+    if complete or dice.keep(0.95):
+        words.action = " ".join([dice.say(verb), *map(dice.say, way)])
+    if way and words.action and dice.keep(0.12):
         words.action = f"{dice.any_of('', 'moving ', 'heading ')}{dice.say(way[0])} {dice.any_of('while', 'and')} {dice.say(verb)}".strip()
-    return (_tags if dice.keep(.22) else _sentence)(dice, scene, words)
+    return (_tags if dice.keep(0.22) else _sentence)(dice, scene, words)
 
 # %% ../nbs/00_toon.ipynb #dadd063f
-HOLD_WORDS = {2: ['on twos', 'animated on twos', 'drawn on twos'], 3: ['on threes', 'animated on threes', 'drawn on threes']}
+HOLD_WORDS = {
+    2: ["on twos", "animated on twos", "drawn on twos"],
+    3: ["on threes", "animated on threes", "drawn on threes"],
+}
 
 
-def _article(noun): return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+def _article(noun):
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
 def _hair(dice, scene, w):
-    if scene.style == 'twintails' and w.style: return f"{w.hair} {dice.any_of('twintails', 'pigtails', 'twin tails', 'ponytails')}".strip()
-    both = dice.any_of(f'{w.style} {w.hair}', f'{w.style} {w.hair}', f'{w.hair} {w.style}')
-    return f'{both} hair'.strip().replace('  ', ' ')
+    if scene.style == "twintails" and w.style:
+        return f"{w.hair} {dice.any_of('twintails', 'pigtails', 'twin tails', 'ponytails')}".strip()
+    both = dice.any_of(f"{w.style} {w.hair}", f"{w.style} {w.hair}", f"{w.hair} {w.style}")
+    return f"{both} hair".strip().replace("  ", " ")
 
 
 def _shots(dice, scene):
     "What is said of holds and camera, a list of phrases"
     out, way = [], scene.camera.split()[-1]
-    if scene.hold > 1: out.append(dice.any_of(*HOLD_WORDS[scene.hold]))
-    if way != 'still':
-        out.append(dice.any_of(f'the camera pans {way}', f'camera pans to the {way}', f'panning {way}', f'pan {way}',
-                               f'the camera moves {way}', f'with the camera panning {way}', f'camera moving to the {way}'))
-    elif dice.keep(.12): out.append(dice.any_of('still camera', 'static camera', 'fixed camera', 'the camera is still'))
+    if scene.hold > 1:
+        out.append(dice.any_of(*HOLD_WORDS[scene.hold]))
+    if way != "still":
+        out.append(
+            dice.any_of(
+                f"the camera pans {way}",
+                f"camera pans to the {way}",
+                f"panning {way}",
+                f"pan {way}",
+                f"the camera moves {way}",
+                f"with the camera panning {way}",
+                f"camera moving to the {way}",
+            )
+        )
+    elif dice.keep(0.12):
+        out.append(dice.any_of("still camera", "static camera", "fixed camera", "the camera is still"))
     return out
 
 
 def _tags(dice, scene, w):
-    tags = [dice.any_of('1girl', w.girl, 'anime', f'anime {w.girl}'), _hair(dice, scene, w) if w.hair or w.style else '',
-            f'{w.outfit} {w.dress}' if w.outfit else '', w.place, w.action]
-    if dice.keep(.6): tags = [tags[i] for i in dice.rng.permutation(5)]
-    return dice.any_of(', ', ', ', ' ').join([t for t in tags if t] + _shots(dice, scene))
+    tags = [
+        dice.any_of("1girl", w.girl, "anime", f"anime {w.girl}"),
+        _hair(dice, scene, w) if w.hair or w.style else "",
+        f"{w.outfit} {w.dress}" if w.outfit else "",
+        w.place,
+        w.action,
+    ]
+    if dice.keep(0.6):
+        tags = [tags[i] for i in dice.rng.permutation(5)]
+    return dice.any_of(", ", ", ", " ").join([t for t in tags if t] + _shots(dice, scene))
 
 # %% ../nbs/00_toon.ipynb #2c2dddac
 def _clothes(dice, w):
-    thing = _article(f'{w.outfit} {w.dress}')
-    return dice.any_of(f'in {thing}', f'wearing {thing}', f'dressed in {w.outfit}', f'in {w.outfit}', f'with {thing}',
-                       f'in {w.outfit} clothes', f'who wears {w.outfit}')
+    thing = _article(f"{w.outfit} {w.dress}")
+    return dice.any_of(
+        f"in {thing}",
+        f"wearing {thing}",
+        f"dressed in {w.outfit}",
+        f"in {w.outfit}",
+        f"with {thing}",
+        f"in {w.outfit} clothes",
+        f"who wears {w.outfit}",
+    )
 
 
 def _who(dice, scene, w):
-    clothes = _clothes(dice, w) if w.outfit else ''
-    adjective = dice.any_of('', '', '', 'cute', 'young', 'little', 'happy', 'small', 'anime', 'smiling')
+    clothes = _clothes(dice, w) if w.outfit else ""
+    adjective = dice.any_of("", "", "", "cute", "young", "little", "happy", "small", "anime", "smiling")
     has_hair, girl = w.hair or w.style, w.girl
-    looks = _hair(dice, scene, w) if has_hair else ''
-    if w.hair and not w.style and dice.keep(.5):
-        who = [f'{adjective} {dice.any_of(f"{w.hair} haired {girl}", f"{w.hair}-haired {girl}", f"{w.hair} hair {girl}")}', clothes]
+    looks = _hair(dice, scene, w) if has_hair else ""
+    if w.hair and not w.style and dice.keep(0.5):
+        who = [
+            f"{adjective} {dice.any_of(f'{w.hair} haired {girl}', f'{w.hair}-haired {girl}', f'{w.hair} hair {girl}')}",
+            clothes,
+        ]
     else:
-        whose = f'whose hair is {w.style} {w.hair}'.strip() if scene.style != 'twintails' else f'with {looks}'
-        with_hair = dice.any_of(f'with {looks}', f'with {looks}', f'who has {looks}', f'having {looks}', whose) if has_hair else ''
-        parts = [with_hair, clothes] if dice.keep(.6) else [clothes, with_hair]
-        if all(parts) and dice.keep(.5): parts.insert(1, 'and')
-        if w.outfit and dice.keep(.12): parts, girl = [with_hair], f'{girl} in {w.outfit}'
-        who = [f'{adjective} {girl}', *parts]
-    return ' '.join(' '.join(who).split())
+        whose = f"whose hair is {w.style} {w.hair}".strip() if scene.style != "twintails" else f"with {looks}"
+        with_hair = (
+            dice.any_of(f"with {looks}", f"with {looks}", f"who has {looks}", f"having {looks}", whose)
+            if has_hair
+            else ""
+        )
+        parts = [with_hair, clothes] if dice.keep(0.6) else [clothes, with_hair]
+        if all(parts) and dice.keep(0.5):
+            parts.insert(1, "and")
+        if w.outfit and dice.keep(0.12):
+            parts, girl = [with_hair], f"{girl} in {w.outfit}"
+        who = [f"{adjective} {girl}", *parts]
+    return " ".join(" ".join(who).split())
 
 
 def _sentence(dice, scene, w):
     who = _who(dice, scene, w)
-    subject = dice.any_of(_article(who), _article(who), f'the {who}', who, f'one {who}')
-    clauses = [c for c in ([w.action, w.place] if dice.keep(.75) else [w.place, w.action]) if c]
-    does = ' '.join(clauses)
-    body = dice.any_of(f'{subject} {does}', f'{subject} {does}', f"{subject}, {', '.join(clauses)}", f'{subject} who {does}')
-    if w.place and dice.keep(.2): body = f'{w.place}{dice.any_of(",", "")} {subject} {w.action}'
-    body = dice.any_of('', '', '', '', 'a cartoon of ', 'anime of ', 'a clip of ', 'a scene with ', 'a video of ', 'show me ') + body
-    out = ', '.join([body, *_shots(dice, scene)]) + dice.any_of('', '', '.')
-    return (out[0].upper() + out[1:]) if dice.keep(.3) else out
+    subject = dice.any_of(_article(who), _article(who), f"the {who}", who, f"one {who}")
+    clauses = [c for c in ([w.action, w.place] if dice.keep(0.75) else [w.place, w.action]) if c]
+    does = " ".join(clauses)
+    body = dice.any_of(
+        f"{subject} {does}", f"{subject} {does}", f"{subject}, {', '.join(clauses)}", f"{subject} who {does}"
+    )
+    if w.place and dice.keep(0.2):
+        body = f"{w.place}{dice.any_of(',', '')} {subject} {w.action}"
+    body = (
+        dice.any_of(
+            "", "", "", "", "a cartoon of ", "anime of ", "a clip of ", "a scene with ", "a video of ", "show me "
+        )
+        + body
+    )
+    out = ", ".join([body, *_shots(dice, scene)]) + dice.any_of("", "", ".")
+    return (out[0].upper() + out[1:]) if dice.keep(0.3) else out
 
 # %% ../nbs/00_toon.ipynb #6d975029
-EXTRAS = '''a an the anime cartoon picture video clip scene of with and who whose is has having her his in wearing dressed wears
+EXTRAS = """a an the anime cartoon picture video clip scene of with and who whose is has having her his in wearing dressed wears
 colored coloured haired hair cute little young happy pretty small tall big smiling lovely animation drawing style this that there
 very bright nice shot showing shows show me please make 1girl while as camera pans panning pan moves follows tracking still static
 fixed sunny day one two some young alone full body their hello quickly slowly fast again towards at on for to it then just
 cheerfully energetically gently background landscape sky stars moon trees sea waves mountains buildings
-twintails pigtails twin tails ponytails heading moving moonlight clothes'''.split()
+twintails pigtails twin tails ponytails heading moving moonlight clothes""".split()
 
 
 def vocabulary():  # sorted list of lower-case words
@@ -632,19 +926,20 @@ def vocabulary():  # sorted list of lower-case words
 @dataclass
 class Reading:
     "What a clip shows, read from its pixels alone. Positions and speeds in frame widths (x) and heights (y), a frame."
+
     hair: str
     style: str
     outfit: str
     background: str
-    action: str                    # one of ACTIONS, or 'unclear'
+    action: str  # one of ACTIONS, or 'unclear'
     camera: str
-    speed: float                   # over the ground, signed
-    pan: float                     # of the camera, signed
-    found: float                   # share of the frames in which there is a face
-    drift: float                   # share of the frames whose hair or outfit is not the clip's
-    jitter: float                  # standard deviation of the second difference of x
-    motion: float                  # mean absolute difference of neighbouring frames, 0 to 255
-    position: np.ndarray           # [F, 2] of the face
+    speed: float  # over the ground, signed
+    pan: float  # of the camera, signed
+    found: float  # share of the frames in which there is a face
+    drift: float  # share of the frames whose hair or outfit is not the clip's
+    jitter: float  # standard deviation of the second difference of x
+    motion: float  # mean absolute difference of neighbouring frames, 0 to 255
+    position: np.ndarray  # [F, 2] of the face
 
 # %% ../nbs/00_toon.ipynb #8c211a24
 def _near(pixels, palette):
@@ -660,7 +955,9 @@ def _patch(frame, face, x0, x1, y0, y1):
     u, (h, w) = frame.shape[0], frame.shape[:2]
     xs = np.clip([face[0] + x0 * u, face[0] + x1 * u], 0, w).round().astype(int)
     ys = np.clip([face[1] + y0 * u, face[1] + y1 * u], 0, h).round().astype(int)
-    return frame[ys[0]:max(ys[1], ys[0] + 1), xs[0]:max(xs[1], xs[0] + 1)].reshape(-1, 3).astype(float)     # h w c -> (h w) c
+    return (
+        frame[ys[0] : max(ys[1], ys[0] + 1), xs[0] : max(xs[1], xs[0] + 1)].reshape(-1, 3).astype(float)
+    )  # h w c -> (h w) c
 
 # %% ../nbs/00_toon.ipynb #58a96ad8
 def _box_sum(a, h, w):
@@ -669,7 +966,8 @@ def _box_sum(a, h, w):
     return s[h:, w:] - s[:-h, w:] - s[h:, :-w] + s[:-h, :-w]
 
 
-def _skin(frame): return np.clip(1.5 - np.abs(frame - np.array(SKIN)).sum(-1) / 50, 0, 1)
+def _skin(frame):
+    return np.clip(1.5 - np.abs(frame - np.array(SKIN)).sum(-1) / 50, 0, 1)
 
 
 def find_face(
@@ -677,16 +975,17 @@ def find_face(
 ):  # [2] centre (x, y) in pixels to a fraction of a pixel, or None
     "Where the face is: the largest patch of skin, then mean shift."
     skin, u = _skin(frame.astype(float)), frame.shape[0]
-    h, w = round(.11 * u), round(.19 * u)
+    h, w = round(0.11 * u), round(0.19 * u)
     sums = _box_sum(skin, h, w)
     y, x = np.unravel_index(sums.argmax(), sums.shape)
-    if sums[y, x] < .2 * h * w: return None
+    if sums[y, x] < 0.2 * h * w:
+        return None
     c = np.array([x + w / 2, y + h / 2])
-    x0, y0, r = max(0, x - w // 2), max(0, y - h), round(.3 * u)      # a window around it is enough
-    skin = skin[y0:y0 + r, x0:x0 + r + w // 2]
-    ys, xs = np.mgrid[:skin.shape[0], :skin.shape[1]] + .5 + np.array([y0, x0])[:, None, None]
+    x0, y0, r = max(0, x - w // 2), max(0, y - h), round(0.3 * u)  # a window around it is enough
+    skin = skin[y0 : y0 + r, x0 : x0 + r + w // 2]
+    ys, xs = np.mgrid[: skin.shape[0], : skin.shape[1]] + 0.5 + np.array([y0, x0])[:, None, None]
     for _ in range(6):
-        k = skin * np.clip(1 - ((xs - c[0]) / (.125 * u))**2 - ((ys - c[1]) / (.1 * u))**2, 0, None)
+        k = skin * np.clip(1 - ((xs - c[0]) / (0.125 * u)) ** 2 - ((ys - c[1]) / (0.1 * u)) ** 2, 0, None)
         c = np.array([(k * xs).sum(), (k * ys).sum()]) / max(k.sum(), 1e-6)
     return c
 
@@ -694,14 +993,22 @@ def find_face(
 @lru_cache
 def _places():
     "Mean colours of three bands of each background, over a few layouts"
-    return {b: np.mean([_bands(render(Scene(background=b, layout=i, x=-.2), 1, 64, 64).frames[0], None) for i in range(12)], 0) for b in BACKGROUNDS}
+    return {
+        b: np.mean(
+            [_bands(render(Scene(background=b, layout=i, x=-0.2), 1, 64, 64).frames[0], None) for i in range(12)], 0
+        )
+        for b in BACKGROUNDS
+    }
 
 
 def _bands(frame, face):
     h, w = frame.shape[:2]
-    cols = np.ones(w, bool) if face is None else np.abs(np.arange(w) - face[0]) > .2 * h
-    if not cols.any(): cols[:] = True
-    return np.stack([frame[int(a * h):int(b * h), cols].reshape(-1, 3).mean(0) for a, b in ((0, .1), (.45, .65), (.93, 1.))])
+    cols = np.ones(w, bool) if face is None else np.abs(np.arange(w) - face[0]) > 0.2 * h
+    if not cols.any():
+        cols[:] = True
+    return np.stack(
+        [frame[int(a * h) : int(b * h), cols].reshape(-1, 3).mean(0) for a, b in ((0, 0.1), (0.45, 0.65), (0.93, 1.0))]
+    )
 
 
 def _background(frames, faces):
@@ -710,19 +1017,24 @@ def _background(frames, faces):
 
 # %% ../nbs/00_toon.ipynb #d4e08a54
 def _pan(frames, faces, gap=4):
-    "Camera speed in frame widths a frame: the one shift that best explains how the ground moves where the character is not"
+    """Camera speed in frame widths a frame: the one shift that best explains how the ground moves where the character
+    is not
+    """
     n, h, w = frames.shape[:3]
-    if n <= gap: return 0.
-    grey, cols, reach = frames[:, int(.45 * h):].mean(-1), np.arange(w), round(.12 * w)
+    if n <= gap:
+        return 0.0
+    grey, cols, reach = frames[:, int(0.45 * h) :].mean(-1), np.arange(w), round(0.12 * w)
     shifts = np.arange(-reach, reach + 1)
     clear = np.ones((n, w), bool)
     for k, c in zip(clear, faces):
-        if c is not None: k &= np.abs(cols - c[0]) > .2 * h
+        if c is not None:
+            k &= np.abs(cols - c[0]) > 0.2 * h
     cost = np.array([_cost(grey[:-gap], grey[gap:], clear[:-gap], clear[gap:], s) for s in shifts])
     i = int(cost.argmin())
-    if not 0 < i < len(cost) - 1: return -float(shifts[i]) / gap / w
-    l, c, r = cost[i - 1:i + 2]
-    return -float(shifts[i] + .5 * (l - r) / max(l - 2 * c + r, 1e-9)) / gap / w      # the parabola through three costs
+    if not 0 < i < len(cost) - 1:
+        return -float(shifts[i]) / gap / w
+    l, c, r = cost[i - 1 : i + 2]
+    return -float(shifts[i] + 0.5 * (l - r) / max(l - 2 * c + r, 1e-9)) / gap / w  # the parabola through three costs
 
 
 def _cost(a, b, clear_a, clear_b, s):
@@ -736,12 +1048,15 @@ def _cost(a, b, clear_a, clear_b, s):
 def _hand(frame, face, side):
     "Where a raised hand is beside the head, relative to the face in frame heights, or None"
     u, (h, w) = frame.shape[0], frame.shape[:2]
-    x0, x1 = sorted((face[0] + side * .108 * u, face[0] + side * .225 * u))
+    x0, x1 = sorted((face[0] + side * 0.108 * u, face[0] + side * 0.225 * u))
     x0, x1 = (int(np.clip(round(v), 0, w)) for v in (x0, x1))
-    y0, y1 = (int(np.clip(round(face[1] + v * u), 0, h)) for v in (-.12, .082))
-    skin = np.clip(_skin(frame[y0:y1, x0:x1].astype(float)) - .3, 0, 1)      # only what is nearly skin: some skies are pale
-    if skin.sum() < .00004 * u * u: return None
-    ys, xs = np.mgrid[y0:y1, x0:x1] + .5
+    y0, y1 = (int(np.clip(round(face[1] + v * u), 0, h)) for v in (-0.12, 0.082))
+    skin = np.clip(
+        _skin(frame[y0:y1, x0:x1].astype(float)) - 0.3, 0, 1
+    )  # only what is nearly skin: some skies are pale
+    if skin.sum() < 0.00004 * u * u:
+        return None
+    ys, xs = np.mgrid[y0:y1, x0:x1] + 0.5
     return np.array([(skin * (xs - face[0])).sum(), (skin * (ys - face[1])).sum()]) / skin.sum() / u
 
 
@@ -749,32 +1064,40 @@ def _action(seen, where, pan):
     "The action and the speed over the ground"
     t = np.flatnonzero(np.isfinite(where[:, 0]))
     x, y = where[t, 0], where[t, 1]
-    slope = np.polyfit(t, x, 1)[0] if len(t) > 2 else 0.
-    speed, sway = slope + pan, np.std(x - np.polyval(np.polyfit(t, x, 1), t)) if len(t) > 2 else 0.
+    slope = np.polyfit(t, x, 1)[0] if len(t) > 2 else 0.0
+    speed, sway = slope + pan, np.std(x - np.polyval(np.polyfit(t, x, 1), t)) if len(t) > 2 else 0.0
     hands = [[h for f, c in seen if (h := _hand(f, c, side)) is not None] for side in (-1, 1)]
     up = [len(h) / len(seen) for h in hands]
-    way = 'right' if speed > 0 else 'left'
-    if min(up) > .5: return ('dance' if sway > .015 else 'unclear'), float(speed)
-    if max(up) > .6:
+    way = "right" if speed > 0 else "left"
+    if min(up) > 0.5:
+        return ("dance" if sway > 0.015 else "unclear"), float(speed)
+    if max(up) > 0.6:
         swing = np.ptp(np.array(hands[int(up[1] > up[0])]), axis=0).max()
-        return ('wave' if swing > .018 and abs(speed) < .01 else 'unclear'), float(speed)
-    if abs(speed) > .028: return f'run {way}', float(speed)
-    if abs(speed) > .010: return f'walk {way}', float(speed)
-    if np.ptp(y) > .065: return 'jump', float(speed)
-    return ('stand' if abs(speed) < .006 and sway < .012 and np.ptp(y) < .05 else 'unclear'), float(speed)
+        return ("wave" if swing > 0.018 and abs(speed) < 0.01 else "unclear"), float(speed)
+    if abs(speed) > 0.028:
+        return f"run {way}", float(speed)
+    if abs(speed) > 0.010:
+        return f"walk {way}", float(speed)
+    if np.ptp(y) > 0.065:
+        return "jump", float(speed)
+    return ("stand" if abs(speed) < 0.006 and sway < 0.012 and np.ptp(y) < 0.05 else "unclear"), float(speed)
 
 # %% ../nbs/00_toon.ipynb #f9910e71
 def _style(seen, hair):
     "Hair style: where hair-coloured pixels are around the head, over the clip"
     tones = np.array([HAIR[hair], shade(HAIR[hair])], float)
+
     def share(f, c, *box):
         pixels = _patch(f, c, *box)
-        return (np.abs(pixels[:, None] - tones).sum(-1).min(1) < 60).mean() if len(pixels) else 0.
-    both = lambda f, c, x0, x1, y0, y1: (share(f, c, x0, x1, y0, y1) + share(f, c, -x1, -x0, y0, y1)) / 2
-    top = np.median([share(f, c, -.07, .07, -.235, -.195) for f, c in seen])
-    wide = np.median([both(f, c, .14, .18, -.06, .05) for f, c in seen])
-    low = np.median([both(f, c, .075, .125, .09, .15) for f, c in seen])
-    return 'spiky' if top > .12 else 'twintails' if wide > .2 else 'long' if low > .2 else 'short'
+        return (np.abs(pixels[:, None] - tones).sum(-1).min(1) < 60).mean() if len(pixels) else 0.0
+
+    def both(f, c, x0, x1, y0, y1):
+        return (share(f, c, x0, x1, y0, y1) + share(f, c, -x1, -x0, y0, y1)) / 2
+
+    top = np.median([share(f, c, -0.07, 0.07, -0.235, -0.195) for f, c in seen])
+    wide = np.median([both(f, c, 0.14, 0.18, -0.06, 0.05) for f, c in seen])
+    low = np.median([both(f, c, 0.075, 0.125, 0.09, 0.15) for f, c in seen])
+    return "spiky" if top > 0.12 else "twintails" if wide > 0.2 else "long" if low > 0.2 else "short"
 
 
 def _jitter(x):
@@ -791,42 +1114,78 @@ def read(
     faces = [find_face(f) for f in frames]
     seen = [(f, c) for f, c in zip(frames, faces) if c is not None]
     found = len(seen) / len(frames)
-    motion = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean()) if len(frames) > 1 else 0.
+    motion = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean()) if len(frames) > 1 else 0.0
     background, pan = _background(frames, faces), _pan(frames, faces)
-    camera = CAMERAS[0 if abs(pan) < .004 else 2 if pan > 0 else 1]
-    if found < .5:
-        return Reading('none', 'none', 'none', background, 'unclear', camera, 0., pan, found, 1., math.nan, motion,
-                       np.full((len(frames), 2), math.nan))
-    hair = [_near(_patch(f, c, -.05, .05, -.15, -.085), HAIR) for f, c in seen]
-    outfit = [_near(_patch(f, c, -.04, .03, .16, .26), OUTFIT) for f, c in seen]
-    most = lambda names: max(sorted(set(names)), key=names.count)
+    camera = CAMERAS[0 if abs(pan) < 0.004 else 2 if pan > 0 else 1]
+    if found < 0.5:
+        return Reading(
+            "none",
+            "none",
+            "none",
+            background,
+            "unclear",
+            camera,
+            0.0,
+            pan,
+            found,
+            1.0,
+            math.nan,
+            motion,
+            np.full((len(frames), 2), math.nan),
+        )
+    hair = [_near(_patch(f, c, -0.05, 0.05, -0.15, -0.085), HAIR) for f, c in seen]
+    outfit = [_near(_patch(f, c, -0.04, 0.03, 0.16, 0.26), OUTFIT) for f, c in seen]
+
+    def most(names):
+        return max(sorted(set(names)), key=names.count)
+
     drift = np.mean([(h, o) != (most(hair), most(outfit)) for h, o in zip(hair, outfit)])
     where = np.array([[math.nan] * 2 if c is None else c / (frames.shape[2], frames.shape[1]) for c in faces])
     action, speed = _action(seen, where, pan)
-    return Reading(most(hair), _style(seen, most(hair)), most(outfit), background, action, camera, speed, pan, found,
-                   float(drift), _jitter(where[:, 0]), motion, where)
+    return Reading(
+        most(hair),
+        _style(seen, most(hair)),
+        most(outfit),
+        background,
+        action,
+        camera,
+        speed,
+        pan,
+        found,
+        float(drift),
+        _jitter(where[:, 0]),
+        motion,
+        where,
+    )
 
 # %% ../nbs/00_toon.ipynb #abba6d6a
 def wilson(
-    hits,    # how many were right
-    n,       # of how many
+    hits,  # how many were right
+    n,  # of how many
     z=1.96,  # standard errors on each side; 1.96 are 95 %
 ):  # (share, low, high), nan if `n` is 0
     "Share of hits with its interval (Wilson 1927)."
-    if not n: return (math.nan,) * 3
+    if not n:
+        return (math.nan,) * 3
     p, d = hits / n, 1 + z * z / n
     mid, half = (p + z * z / (2 * n)) / d, z / d * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return p, max(0., min(p, mid - half)), min(1., max(p, mid + half))     # rounding must not put p outside
+    return p, max(0.0, min(p, mid - half)), min(1.0, max(p, mid + half))  # rounding must not put p outside
 
 # %% ../nbs/00_toon.ipynb #b08bfa7a
-CHECKS = {name: (lambda s, r, name=name: getattr(s, name) == getattr(r, name)) for name in ('hair', 'outfit', 'background', 'style', 'camera')}
-CHECKS['direction'] = lambda s, r: r.speed * s.speed > 0 and abs(r.speed) > .010 if s.speed else None
-CHECKS['gait'] = lambda s, r: s.action.split()[0] == r.action.split()[0] if s.speed else None
-CHECKS |= {name: (lambda s, r, name=name: r.action == name if s.action == name else None) for name in ('stand', 'jump', 'wave', 'dance')}
+CHECKS = {
+    name: lambda s, r, name=name: getattr(s, name) == getattr(r, name)
+    for name in ("hair", "outfit", "background", "style", "camera")
+}
+CHECKS["direction"] = lambda s, r: r.speed * s.speed > 0 and abs(r.speed) > 0.010 if s.speed else None
+CHECKS["gait"] = lambda s, r: s.action.split()[0] == r.action.split()[0] if s.speed else None
+CHECKS |= {
+    name: lambda s, r, name=name: r.action == name if s.action == name else None
+    for name in ("stand", "jump", "wave", "dance")
+}
 
 
 def score(
-    scenes,    # list of Scene: what was asked for
+    scenes,  # list of Scene: what was asked for
     readings,  # list of Reading: what came of it
 ):  # dict: a check's name -> (share, low, high, n), and 'jitter', 'drift', 'found', 'motion', 'speed' -> mean
     "Shares of scenes whose reading is what was asked for, with intervals, and means of what is measured."
@@ -834,7 +1193,17 @@ def score(
     for name, check in CHECKS.items():
         hits = [bool(h) for s, r in pairs if (h := check(s, r)) is not None]
         out[name] = (*wilson(sum(hits), len(hits)), len(hits))
-    smooth = [r.jitter for s, r in pairs if s.hold == 1 and s.action != 'dance']     # held drawings and dances are meant to jerk
-    mean = lambda v: float(np.nanmean(v)) if len(v) and np.isfinite(v).any() else math.nan
-    return out | dict(jitter=mean(np.array(smooth)), drift=mean([r.drift for r in readings]), found=mean([r.found for r in readings]),
-                      motion=mean([r.motion for r in readings]), speed=mean([abs(r.speed) for s, r in pairs if s.speed]))
+    smooth = [
+        r.jitter for s, r in pairs if s.hold == 1 and s.action != "dance"
+    ]  # held drawings and dances are meant to jerk
+
+    def mean(v):
+        return float(np.nanmean(v)) if len(v) and np.isfinite(v).any() else math.nan
+
+    return out | dict(
+        jitter=mean(np.array(smooth)),
+        drift=mean([r.drift for r in readings]),
+        found=mean([r.found for r in readings]),
+        motion=mean([r.motion for r in readings]),
+        speed=mean([abs(r.speed) for s, r in pairs if s.speed]),
+    )

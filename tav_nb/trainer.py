@@ -43,9 +43,26 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 import tav_nb
-from .adapter import write_safetensors, FILE_NAME, STRUCTURE, find_adapter, load_adapter, read_metadata, save_adapter
+from tav_nb.adapter import (
+    FILE_NAME,
+    STRUCTURE,
+    load_adapter,
+    read_metadata,
+    save_adapter,
+    write_safetensors,
+)
 from .attention import sinusoidal_positions
-from .checkpoint import Average, CheckpointError, check_moments, check_tensors, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint
+from tav_nb.checkpoint import (
+    Average,
+    CheckpointError,
+    check_moments,
+    check_tensors,
+    claim,
+    fill_optimizer,
+    find_checkpoint,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from .config import TrainConfig, check_changes, check_whole, read_run, resumed, write_toml
 from .files import sweep, whole, write_whole
 from .gates import fuse_gates
@@ -71,11 +88,16 @@ def timestep_tables(scheduler, config, device="cpu"):
     "`(weights, density)`, both `[T]`: what a loss counts at each timestep, and how often each is drawn"
     alphas, kind = scheduler.alphas_cumprod.float(), scheduler.config.prediction_type
     snr = alphas / (1 - alphas)
-    if config.weighting == "min-snr": weights = min_snr_weight(alphas, torch.arange(len(alphas)), kind, config.gamma)
-    elif config.weighting == "picture": weights = (snr + 1).clamp(max=config.gamma) / (snr if kind == "epsilon" else snr + 1)
-    else: weights = torch.ones_like(snr)
+    if config.weighting == "min-snr":
+        weights = min_snr_weight(alphas, torch.arange(len(alphas)), kind, config.gamma)
+    elif config.weighting == "picture":
+        weights = (snr + 1).clamp(max=config.gamma) / (snr if kind == "epsilon" else snr + 1)
+    else:
+        weights = torch.ones_like(snr)
     sigmas = snr.rsqrt().clamp(0.5, 8)
-    density = torch.ones_like(snr) / len(snr) if config.timesteps == "even" else 0.5 / len(snr) + 0.5 * sigmas / sigmas.sum()
+    density = (
+        torch.ones_like(snr) / len(snr) if config.timesteps == "even" else 0.5 / len(snr) + 0.5 * sigmas / sigmas.sum()
+    )
     return weights.to(device), density.to(device)
 
 
@@ -85,54 +107,73 @@ def dice(seed, number, device="cpu"):
 
 
 def question(scheduler, latents, numbers, config, density):
-    "What the UNet is asked about clips whose numbers in the training are `numbers`: `(noisy, target, timesteps)`, noisy latents, what it should answer, and of each clip the timestep"
+    """What the UNet is asked about clips whose numbers in the training are `numbers`: `(noisy, target, timesteps)`,
+    noisy latents, what it should answer, and of each clip the timestep
+    """
     latents = latents.float()
     generators = [dice(config.seed, number, latents.device) for number in numbers]
     timesteps = torch.cat([torch.multinomial(density, 1, generator=generator) for generator in generators])
-    noise = torch.cat([correlated_noise((1, *latents.shape[1:]), config.noise, config.noise_strength, generator, latents.device) for generator in generators])
+    noise = torch.cat(
+        [
+            correlated_noise((1, *latents.shape[1:]), config.noise, config.noise_strength, generator, latents.device)
+            for generator in generators
+        ]
+    )
     alphas, kind = scheduler.alphas_cumprod.to(latents.device), scheduler.config.prediction_type
     return *noisy_and_target(latents, noise, alphas, timesteps, kind), timesteps
 
 
 def question_losses(unet, noisy, target, timesteps, clips, config, weights):
     "How far the UNet's answers are from `target`, weighted: `[B]`"
-    return clip_errors(predict(unet, noisy, timesteps, clips) - target, config.neighbours) * weights[timesteps]  # b f c h w -> b
+    return (
+        clip_errors(predict(unet, noisy, timesteps, clips) - target, config.neighbours) * weights[timesteps]
+    )  # b f c h w -> b
 
 
 def clip_losses(unet, scheduler, clips, numbers, config, tables):
     "Both at once, for clips as `ClipLoader` gives them, on the UNet's device: weighted losses `[B]`"
-    return question_losses(unet, *question(scheduler, clips["latents"], numbers, config, tables[1]), clips, config, tables[0])
+    return question_losses(
+        unet, *question(scheduler, clips["latents"], numbers, config, tables[1]), clips, config, tables[0]
+    )
 
 # %% ../nbs/24_trainer.ipynb #c79b4e96
-def movable(unet): return unet.temporal_config["positions"] == "sinusoidal"
+def movable(unet):
+    return unet.temporal_config["positions"] == "sinusoidal"
 
 
 @lru_cache(4)  # SDXL has layers of two widths
-def position_table(frames, dim, device): return sinusoidal_positions(frames, dim).to(device)
+def position_table(frames, dim, device):
+    return sinusoidal_positions(frames, dim).to(device)
 
 
 @torch.no_grad()
 def move_positions(unet, first):
     "Let clips begin at position `first`, until this is called again"
     tables = [layer.pos_emb for layer in temporal_modules(unet).values()]
-    moved = {table.shape: position_table(*table.shape, table.device).roll(-first, 0).to(table.dtype) for table in tables}
+    moved = {
+        table.shape: position_table(*table.shape, table.device).roll(-first, 0).to(table.dtype) for table in tables
+    }
     torch._foreach_copy_(tables, [moved[table.shape] for table in tables])
 
 
 @contextmanager
 def positions_from(unet, first):
     "Inside the `with`, clips begin at position `first`"
-    if not first: yield
+    if not first:
+        yield
     else:
         move_positions(unet, first)
-        try: yield
-        finally: move_positions(unet, 0)
+        try:
+            yield
+        finally:
+            move_positions(unet, 0)
 
 # %% ../nbs/24_trainer.ipynb #50e054ec
 class Checked(Steps):
     """Batches that say of each clip, in `whole`, whether all its numbers are numbers
 
-    A clip that cannot be read becomes `dict(error=...)`: an exception that leaves a worker process would come with its traceback as text.
+    A clip that cannot be read becomes `dict(error=...)`: an exception that leaves a worker process would come with its
+    traceback as text.
     """
 
     def __getitem__(self, step):
@@ -144,15 +185,24 @@ class Checked(Steps):
         return clips | dict(whole=torch.stack(finite).all(0))
 
 
-def deaf(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+def deaf(worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
 
 
 def micro_batches(loader, first, last, rank=0, world=1, workers=0):
-    "Micro-steps `first` to `last` of a training, dealt to the ranks like cards: two processes see what one sees in twice as many. Raises `CacheError` for a clip that cannot be read"
+    """Micro-steps `first` to `last` of a training, dealt to the ranks like cards: two processes see what one sees in
+    twice as many. Raises `CacheError` for a clip that cannot be read
+    """
     numbers = range(first + rank, last, world)
     generator = torch.Generator()  # of nothing that counts; without one, PyTorch takes a number from the caller's
     batches = torch.utils.data.DataLoader(
-        Checked(loader), batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=deaf, generator=generator, pin_memory=torch.cuda.is_available()
+        Checked(loader),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        worker_init_fn=deaf,
+        generator=generator,
+        pin_memory=torch.cuda.is_available(),
     )
     for batch in batches:
         if "error" in batch:
@@ -162,10 +212,18 @@ def micro_batches(loader, first, last, rank=0, world=1, workers=0):
 
 def held_out_split(loader, count, seed):
     "Take the clips of `count` source files out of a loader; returns another loader that has only those, or None"
-    film = lambda row: re.sub(r"-\d{7,}-\d+(-flip)?$", "", row["clip"])
+
+    def film(row):
+        return re.sub(r"-\d{7,}-\d+(-flip)?$", "", row["clip"])
+
     films = sorted({film(row) for row in loader.clips})
-    if not count: return None
-    if len(films) <= count: raise CacheError(f"{loader.folder}: has clips of {len(films)} files, and held_out {count} leaves none to train on; --held-out {len(films) - 1} leaves one")
+    if not count:
+        return None
+    if len(films) <= count:
+        raise CacheError(
+            f"{loader.folder}: has clips of {len(films)} files, and held_out {count} leaves none to train on;"
+            f" --held-out {len(films) - 1} leaves one"
+        )
     away, other = set(np.random.default_rng(seed).permutation(films)[:count].tolist()), copy.copy(loader)
     other.clips, other.shares = [row for row in loader.clips if film(row) in away], (0, 0)
     loader.clips = [row for row in loader.clips if film(row) not in away]
@@ -175,18 +233,24 @@ def held_out_split(loader, count, seed):
 # %% ../nbs/24_trainer.ipynb #a5bc413e
 def side_by_side(parameters):
     "One piece of memory for the gradients of all parameters, zeros, and in it the place of each: its `grad`"
-    places = [-(-p.numel() // 128) * 128 for p in parameters]  # kernels like tensors that begin at a multiple of 512 bytes
+    places = [
+        -(-p.numel() // 128) * 128 for p in parameters
+    ]  # kernels like tensors that begin at a multiple of 512 bytes
     whole = torch.zeros(sum(places), device=parameters[0].device)
-    for p, part in zip(parameters, whole.split(places)): p.grad = part[:p.numel()].view_as(p)
+    for p, part in zip(parameters, whole.split(places)):
+        p.grad = part[: p.numel()].view_as(p)
     return whole
 
 
 def make_optimizer(unet, config):
     "AdamW (0.9, 0.999) on the groups of chapter 08"
     groups = parameter_groups(unet, config.lr, config.weight_decay)
-    if config.adam_offload: return VisitingAdamW(groups, betas=(0.9, 0.999))
-    if not config.adam8bit: return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
+    if config.adam_offload:
+        return VisitingAdamW(groups, betas=(0.9, 0.999))
+    if not config.adam8bit:
+        return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
     from torchao.optim import AdamW8bit
+
     return AdamW8bit(groups, betas=(0.9, 0.999))
 
 
@@ -218,13 +282,25 @@ class Core:
 
 # %% ../nbs/24_trainer.ipynb #87f985d7
 def micro_step(core, clips, number, found):
-    "Gradients of micro-step `number` of the training are added to those that are there; returns `[sum of losses, clips]`"
+    """Gradients of micro-step `number` of the training are added to those that are there; returns `[sum of losses,
+    clips]`
+    """
     config, whole, frames = core.config, clips["whole"], clips["latents"].shape[1]
-    for place in (~whole).nonzero().flatten().tolist(): found(clips["clip"][place].item())
-    clips = {name: value.to(core.device, non_blocking=True) for name, value in clips.items() if name not in ("frame_times", "hold_mask", "fps", "clip")}
-    for name in ("latents", "prompt_embeds", "pooled"): clips[name] = torch.where(clips["whole"].view(-1, *[1] * (clips[name].ndim - 1)), clips[name], 0)
+    for place in (~whole).nonzero().flatten().tolist():
+        found(clips["clip"][place].item())
+    clips = {
+        name: value.to(core.device, non_blocking=True)
+        for name, value in clips.items()
+        if name not in ("frame_times", "hold_mask", "fps", "clip")
+    }
+    for name in ("latents", "prompt_embeds", "pooled"):
+        clips[name] = torch.where(clips["whole"].view(-1, *[1] * (clips[name].ndim - 1)), clips[name], 0)
     spare = core.unet.temporal_config["max_frames"] - frames
-    first = np.random.default_rng([config.seed, number, 1]).integers(spare + 1) if config.position_offsets and movable(core.unet) else 0
+    first = (
+        np.random.default_rng([config.seed, number, 1]).integers(spare + 1)
+        if config.position_offsets and movable(core.unet)
+        else 0
+    )
     numbers = range(number * config.batch_size, (number + 1) * config.batch_size)
     with positions_from(core.unet, int(first)):
         asked = question(core.scheduler, clips["latents"], numbers, config, core.tables[1])
@@ -243,7 +319,8 @@ def learn(core, noisy, target, timesteps, prompt_embeds, pooled, time_ids, whole
 def update(core, batches, found=lambda clip: None, agree=lambda: False):
     """One update from `accumulation` micro-steps; returns a dict of loss, grad_norm, scale, clips, lost and stop
 
-    `found` is called with the number of each clip that is broken. `agree` is called after the micro-steps and before gradients of several processes are summed: it returns whether to stop, and raises what went wrong in any of them.
+    `found` is called with the number of each clip that is broken. `agree` is called after the micro-steps and before
+    gradients of several processes are summed: it returns whether to stop, and raises what went wrong in any of them.
     """
     config, stats = core.config, torch.zeros(2, device=core.device)
     for i in range(config.accumulation):
@@ -251,29 +328,45 @@ def update(core, batches, found=lambda clip: None, agree=lambda: False):
         stats += micro_step(core, next(batches), number, found)
     stop = agree()
     if core.world > 1:
-        for tensor in (core.gradients, stats): torch.distributed.all_reduce(tensor)
+        for tensor in (core.gradients, stats):
+            torch.distributed.all_reduce(tensor)
     core.scaler.unscale_(core.optimizer)
     loss, clips = stats.tolist()
-    if 0 < clips < core.clips_a_step: core.gradients.mul_(core.clips_a_step / clips)  # a clip that was skipped counts nothing
+    if 0 < clips < core.clips_a_step:
+        core.gradients.mul_(core.clips_a_step / clips)  # a clip that was skipped counts nothing
     norm = torch.nn.utils.clip_grad_norm_(core.parameters, config.max_norm).item()
     made = clips > 0 and math.isfinite(norm)
     apply_gradients(core, made)
     core.lost = 0 if made else core.lost + (clips > 0)
-    return dict(loss=loss / max(clips, 1), grad_norm=norm, scale=core.scaler.get_scale(), clips=int(clips), lost=core.lost, stop=stop)
+    return dict(
+        loss=loss / max(clips, 1),
+        grad_norm=norm,
+        scale=core.scaler.get_scale(),
+        clips=int(clips),
+        lost=core.lost,
+        stop=stop,
+    )
 
 
 def apply_gradients(core, made):
     "The optimiser's part of an update; nothing is changed but the scale if the gradients are not `made` of numbers"
     config = core.config
     warm = config.warmup_steps / config.steps
-    factor = lr_factor(core.step / config.steps, warm) if config.schedule == "cosine" else min(1.0, max(core.step / max(config.warmup_steps, 1), 0.01))
-    for group, lr in zip(core.optimizer.param_groups, core.lrs): group["lr"] = lr * factor
+    factor = (
+        lr_factor(core.step / config.steps, warm)
+        if config.schedule == "cosine"
+        else min(1.0, max(core.step / max(config.warmup_steps, 1), 0.01))
+    )
+    for group, lr in zip(core.optimizer.param_groups, core.lrs):
+        group["lr"] = lr * factor
     core.complete = False
     core.average.before_update()
-    if made: core.scaler.step(core.optimizer)
+    if made:
+        core.scaler.step(core.optimizer)
     core.scaler.update()
     core.gradients.zero_()
-    if made: core.average.update()
+    if made:
+        core.average.update()
     core.step += 1
     core.complete = True
 
@@ -281,25 +374,38 @@ def apply_gradients(core, made):
 def about_adapter(core, clips):
     "What the adapter's file says about its training"
     sizes = sorted({(row["height"], row["width"]) for row in clips})
-    return dict(noise=core.config.noise, noise_strength=core.config.noise_strength, prediction_type=core.scheduler.config.prediction_type, trained_steps=core.step, num_frames=max(core.config.lengths),
-                resolution=list(max(sizes, key=lambda size: size[0] * size[1])), made_by=f"tav_nb {tav_nb.__version__}")
+    return dict(
+        noise=core.config.noise,
+        noise_strength=core.config.noise_strength,
+        prediction_type=core.scheduler.config.prediction_type,
+        trained_steps=core.step,
+        num_frames=max(core.config.lengths),
+        resolution=list(max(sizes, key=lambda size: size[0] * size[1])),
+        made_by=f"tav_nb {tav_nb.__version__}",
+    )
 
 
 def save(core, run, clips):
     "Write a checkpoint of `core` into the folder `run`; raises `CheckpointError`"
+
     def write(folder):
         about = about_adapter(core, clips)
         save_adapter(core.unet, folder / "weights.safetensors", **about)
-        with core.average.applied(): save_adapter(core.unet, folder, **about)
+        with core.average.applied():
+            save_adapter(core.unet, folder, **about)
         write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(core.optimizer, core.names))
+
     state = dict(scaler=core.scaler.state_dict(), lost=core.lost, averaged=core.average.updates)
     path = save_checkpoint(run, core.step, write, state, core.config.keep_checkpoints)
     sweep(run)
     try:
         with whole(Path(run) / FILE_NAME) as part:
-            try: os.link(path / FILE_NAME, part)
-            except OSError: shutil.copyfile(path / FILE_NAME, part)
-    except OSError as error: raise CheckpointError(f"{run}/{FILE_NAME}: cannot be written ({error.strerror})") from None
+            try:
+                os.link(path / FILE_NAME, part)
+            except OSError:
+                shutil.copyfile(path / FILE_NAME, part)
+    except OSError as error:
+        raise CheckpointError(f"{run}/{FILE_NAME}: cannot be written ({error.strerror})") from None
 
 
 class CoreState(msgspec.Struct):
@@ -312,10 +418,15 @@ class CoreState(msgspec.Struct):
 
 
 def read_checkpoint(core, path, state):
-    "`(state, weights, average, moments)` of a checkpoint. Raises `CheckpointError` unless they are those of `core`, and all numbers finite"
-    try: state = check_type(state, CoreState, path / "state.json")
-    except SchemaError as error: raise CheckpointError(str(error)) from None
-    if state.scaler and core.scaler.is_enabled() and state.scaler.keys() != core.scaler.state_dict().keys(): raise CheckpointError(f"{path / 'state.json'}: scaler must have {', '.join(core.scaler.state_dict())}")
+    """`(state, weights, average, moments)` of a checkpoint. Raises `CheckpointError` unless they are those of `core`,
+    and all numbers finite
+    """
+    try:
+        state = check_type(state, CoreState, path / "state.json")
+    except SchemaError as error:
+        raise CheckpointError(str(error)) from None
+    if state.scaler and core.scaler.is_enabled() and state.scaler.keys() != core.scaler.state_dict().keys():
+        raise CheckpointError(f"{path / 'state.json'}: scaler must have {', '.join(core.scaler.state_dict())}")
     expected = {name.replace("_orig_mod.", ""): tensor.shape for name, tensor in temporal_state_dict(core.unet).items()}
     tensors = [check_tensors(path / name, expected) for name in ("weights.safetensors", FILE_NAME)]
     return state, *tensors, check_moments(path / "optimizer.safetensors", core.names, core.parameters)
@@ -325,20 +436,25 @@ def restore(core, run, say=print):
     "Put the newest whole checkpoint of `run` into `core`; False if there is none yet"
     found = []
     path, _ = find_checkpoint(run, say, lambda path, state: found.append(read_checkpoint(core, path, state)))
-    if path is None: return False
+    if path is None:
+        return False
     state, weights, average, moments = found[-1]
     with torch.no_grad():
-        for name, parameter in zip(core.names, core.parameters): parameter.copy_(weights[name])
+        for name, parameter in zip(core.names, core.parameters):
+            parameter.copy_(weights[name])
     core.average.tensors, core.average.updates = [average[name] for name in core.names], state.averaged
     fill_optimizer(core.optimizer, core.names, moments)
-    if state.scaler: core.scaler.load_state_dict(state.scaler)
+    if state.scaler:
+        core.scaler.load_state_dict(state.scaler)
     core.step, core.lost = state.step, state.lost
     return True
 
 # %% ../nbs/24_trainer.ipynb #f8aae81a
 @torch.no_grad()
 def held_out_loss(core, loader, at=(100, 300, 500, 700, 900), most=8, found=lambda number: None):
-    "Mean weighted loss of the first clips of `loader`, which were held out, at fixed timesteps with fixed noise; `found` is called with the number of each that has numbers that are none, and is left out"
+    """Mean weighted loss of the first clips of `loader`, which were held out, at fixed timesteps with fixed noise;
+    `found` is called with the number of each that has numbers that are none, and is left out
+    """
     config, losses, clips, fixed = core.config, [], loader.clips, torch.zeros_like(core.tables[1])
     for number in range(min(most, len(clips))):
         length = max(n for n in config.lengths if n <= clips[number]["frames"])
@@ -349,22 +465,54 @@ def held_out_loss(core, loader, at=(100, 300, 500, 700, 900), most=8, found=lamb
             continue
         for i, t in enumerate(at):
             fixed.zero_()[t * len(fixed) // 1000] = 1
-            losses.append(clip_losses(core.unet, core.scheduler, batch, [number * len(at) + i], replace(config, seed=config.seed ^ 77), (core.tables[0], fixed)))
+            losses.append(
+                clip_losses(
+                    core.unet,
+                    core.scheduler,
+                    batch,
+                    [number * len(at) + i],
+                    replace(config, seed=config.seed ^ 77),
+                    (core.tables[0], fixed),
+                )
+            )
     return torch.cat(losses).mean().item() if losses else math.nan
 
 
 class Stage:
-    "What a preview needs: the sentence already in numbers, the VAE waiting in the computer's memory; the text encoders are gone"
+    """What a preview needs: the sentence already in numbers, the VAE waiting in the computer's memory; the text
+    encoders are gone
+    """
 
     def __init__(self, pipe, core, clips, prompt):
         sizes = [(row["height"], row["width"]) for row in clips]
         self.height, self.width = max(set(sizes), key=sizes.count)
-        for encoder in (pipe.text_encoder, pipe.text_encoder_2): torch.nn.Module.to(encoder, "cpu", torch.float32)
-        given = conditions(SimpleNamespace(encode_prompt=pipe.encode_prompt, _execution_device=torch.device("cpu")), prompt, core.config.preview_frames, self.height, self.width)
-        move = lambda x: x.to(core.device, core.unet.dtype)
-        self.given = dict(encoder_hidden_states=move(given["encoder_hidden_states"]), num_frames=core.config.preview_frames,
-                          added_cond_kwargs=dict(text_embeds=move(given["added_cond_kwargs"]["text_embeds"]), time_ids=given["added_cond_kwargs"]["time_ids"].to(core.device)))
-        self.vae, self.unet, self.vae_scale_factor, self._execution_device = pipe.vae, core.unet, pipe.vae_scale_factor, core.device
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+            torch.nn.Module.to(encoder, "cpu", torch.float32)
+        given = conditions(
+            SimpleNamespace(encode_prompt=pipe.encode_prompt, _execution_device=torch.device("cpu")),
+            prompt,
+            core.config.preview_frames,
+            self.height,
+            self.width,
+        )
+
+        def move(x):
+            return x.to(core.device, core.unet.dtype)
+
+        self.given = dict(
+            encoder_hidden_states=move(given["encoder_hidden_states"]),
+            num_frames=core.config.preview_frames,
+            added_cond_kwargs=dict(
+                text_embeds=move(given["added_cond_kwargs"]["text_embeds"]),
+                time_ids=given["added_cond_kwargs"]["time_ids"].to(core.device),
+            ),
+        )
+        self.vae, self.unet, self.vae_scale_factor, self._execution_device = (
+            pipe.vae,
+            core.unet,
+            pipe.vae_scale_factor,
+            core.device,
+        )
         self.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
 
 
@@ -374,11 +522,16 @@ def preview(core, stage):
     config, scheduler = core.config, stage.scheduler
     scheduler.num_frames = config.preview_frames
     scheduler.set_timesteps(config.preview_steps, device=core.device)
-    latents = start_latents(stage, config.preview_frames, stage.height, stage.width, config.noise, config.noise_strength, config.seed)
-    for t in scheduler.timesteps: latents = denoise_step(stage, latents, t, guidance_for(core.unet), stage.given)
+    latents = start_latents(
+        stage, config.preview_frames, stage.height, stage.width, config.noise, config.noise_strength, config.seed
+    )
+    for t in scheduler.timesteps:
+        latents = denoise_step(stage, latents, t, guidance_for(core.unet), stage.given)
     torch.nn.Module.to(stage.vae, core.device)
-    try: return decode_frames(stage, latents)
-    finally: torch.nn.Module.to(stage.vae, "cpu")
+    try:
+        return decode_frames(stage, latents)
+    finally:
+        torch.nn.Module.to(stage.vae, "cpu")
 
 # %% ../nbs/24_trainer.ipynb #620af258
 DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
@@ -386,16 +539,29 @@ DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloa
 
 def check_extras(config):
     "Raises `TrainError` if something is asked for that is not installed"
-    for wanted, package, extra in ((config.adam8bit, "torchao", "adam8bit"), (config.tensorboard, "tensorboard", "train")):
-        if wanted and not find_spec(package): raise TrainError(f"{'adam8bit' if extra == 'adam8bit' else 'tensorboard'} needs {package}: pip install 'tav_nb[{extra}]'")
+    for wanted, package, extra in (
+        (config.adam8bit, "torchao", "adam8bit"),
+        (config.tensorboard, "tensorboard", "train"),
+    ):
+        if wanted and not find_spec(package):
+            raise TrainError(
+                f"{'adam8bit' if extra == 'adam8bit' else 'tensorboard'} needs {package}: pip install 'tav_nb[{extra}]'"
+            )
 
 
 def open_clips(config, cache):
     "`(loader, held_out)` for a cache; raises `CacheError` if it was made for another resolution or has no clips"
-    loader = ClipLoader(cache, config.batch_size, config.lengths, config.seed, zeros=config.zeros, empty=config.empty, finite=False)  # clips that are not: see `Checked`
+    loader = ClipLoader(
+        cache, config.batch_size, config.lengths, config.seed, zeros=config.zeros, empty=config.empty, finite=False
+    )  # clips that are not: see `Checked`
     made_for = read_about(cache).get("options", {}).get("resolution")
-    if type(made_for) is not int: raise CacheError(f"{cache}/cache.json: does not say for which resolution this cache was made; {REMEDY}")
-    if config.resolution and config.resolution != made_for: raise CacheError(f"{cache}: made for {made_for} px, but resolution is {config.resolution}; `tav prepare` with --resolution {config.resolution} makes another")
+    if type(made_for) is not int:
+        raise CacheError(f"{cache}/cache.json: does not say for which resolution this cache was made; {REMEDY}")
+    if config.resolution and config.resolution != made_for:
+        raise CacheError(
+            f"{cache}: made for {made_for} px, but resolution is {config.resolution}; `tav prepare` with --resolution"
+            f" {config.resolution} makes another"
+        )
     return loader, held_out_split(loader, config.held_out, config.seed)
 
 
@@ -416,15 +582,32 @@ def check_memory(config, clips, device, dtype, say):
     if config.cuda_graphs:
         kinds = len(batch_sizes(config, clips))
         room -= min(kinds, MOST) * EACH
-        if kinds > MOST: say(f"there are {kinds} kinds of batches, and {MOST} at a time are recorded (chapter 39); with fewer --lengths every micro-step would be a recorded one")
+        if kinds > MOST:
+            say(
+                f"there are {kinds} kinds of batches, and {MOST} at a time are recorded (chapter 39); with fewer"
+                " --lengths every micro-step would be a recorded one"
+            )
     structure = None
-    if config.adapter: structure = {name: value for name, value in read_metadata(config.adapter).items() if name in STRUCTURE}
+    if config.adapter:
+        structure = {name: value for name, value in read_metadata(config.adapter).items() if name in STRUCTURE}
     cpu = torch.device(device).type == "cpu"
     need = measure(config, *size, dtype, structure, cpu)
     say(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
-    if need.total <= room: return need
+    if need.total <= room:
+        return need
     help = remedies(config, *size, room, dtype, structure, cpu)
-    raise TrainError(f"{config.batch_size} clips of {size[0]} frames of {size[2]} x {size[1]} need {need.total / 2**30:.1f} GiB, but there are {room / 2**30:.1f}: " + ("; ".join(help) if help else "no setting makes it fit; a smaller --resolution in `tav prepare`, or shorter --lengths, would need less"))
+    raise TrainError(
+        f"{config.batch_size} clips of {size[0]} frames of {size[2]} x {size[1]} need {need.total / 2**30:.1f} GiB, but"
+        f" there are {room / 2**30:.1f}: "
+        + (
+            "; ".join(help)
+            if help
+            else (
+                "no setting makes it fit; a smaller --resolution in `tav prepare`, or shorter --lengths, would need"
+                " less"
+            )
+        )
+    )
 
 
 def put_adapter(unet, config):
@@ -434,25 +617,52 @@ def put_adapter(unet, config):
         add_temporal(unet, config.max_frames, config.positions, config.num_heads or None, config.zero)
     else:
         about = load_adapter(unet, config.adapter, dtype=torch.float32)
-        if about.get("noise", config.noise) != config.noise: raise TrainError(f"{config.adapter}: learned with {about['noise']} noise, but noise is {config.noise}; --noise {about['noise']} goes on with its own")
+        if about.get("noise", config.noise) != config.noise:
+            raise TrainError(
+                f"{config.adapter}: learned with {about['noise']} noise, but noise is {config.noise}; --noise"
+                f" {about['noise']} goes on with its own"
+            )
     longest = unet.temporal_config["max_frames"]
-    if max(config.lengths) > longest: raise TrainError(f"lengths go up to {max(config.lengths)} frames, but this adapter has positions for {longest}; --lengths {','.join(str(n) for n in config.lengths if n <= longest)}")
-    if config.preview_every and config.preview_frames > longest and not movable(unet): raise TrainError(f"preview_frames is {config.preview_frames}, but a learned table of positions ends after {longest}; --preview-frames {longest}")
-    for layer in temporal_modules(unet).values(): layer.float()
+    if max(config.lengths) > longest:
+        raise TrainError(
+            f"lengths go up to {max(config.lengths)} frames, but this adapter has positions for {longest}; --lengths"
+            f" {','.join(str(n) for n in config.lengths if n <= longest)}"
+        )
+    if config.preview_every and config.preview_frames > longest and not movable(unet):
+        raise TrainError(
+            f"preview_frames is {config.preview_frames}, but a learned table of positions ends after {longest};"
+            f" --preview-frames {longest}"
+        )
+    for layer in temporal_modules(unet).values():
+        layer.float()
 
 
 def check_widths(loader, unet):
-    "Raises `CacheError` if the captions of a cache have other numbers than a base reads, as after damage: those who made them are the base's own"
+    """Raises `CacheError` if the captions of a cache have other numbers than a base reads, as after damage: those who
+    made them are the base's own
+    """
     about, found = unet.config, loader.empty
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
     for name, width in (("text_embeds", about.cross_attention_dim), ("pooled_embeds", pooled)):
-        if found[name].shape[-1:] != (width,): raise CacheError(f"{loader.folder}/_empty.npz: {name} has the shape {found[name].shape}, but this base reads {width} numbers; run `tav prepare` again")
+        if found[name].shape[-1:] != (width,):
+            raise CacheError(
+                f"{loader.folder}/_empty.npz: {name} has the shape {found[name].shape}, but this base reads {width}"
+                " numbers; run `tav prepare` again"
+            )
 
 
 def build(config, loader, cache, device, dtype, rank=0, world=1):
-    "`(core, pipe)`: the base on the device, the rest of the pipeline in the computer's memory. The caller's random numbers stay as they are"
+    """`(core, pipe)`: the base on the device, the rest of the pipeline in the computer's memory. The caller's random
+    numbers stay as they are
+    """
     with torch.random.fork_rng(devices=[]):
-        with quiet(): pipe = load_pipeline(config.model or None, "cpu", torch.float16 if dtype == torch.float16 else torch.float32, config.model_config or None)
+        with quiet():
+            pipe = load_pipeline(
+                config.model or None,
+                "cpu",
+                torch.float16 if dtype == torch.float16 else torch.float32,
+                config.model_config or None,
+            )
         check_cache_model(cache, pipe)  # knows encoders in 16 or 32 bits, not in bfloat16
         check_widths(loader, pipe.unet)
         torch.nn.Module.to(pipe.unet, dtype)
@@ -460,36 +670,58 @@ def build(config, loader, cache, device, dtype, rank=0, world=1):
     torch.nn.Module.to(pipe.unet, device)
     pipe.unet.requires_grad_(False)
     set_checkpointing(pipe.unet, config.checkpointing)
-    if config.compile: pipe.unet.compile_repeated_blocks()
-    else: fuse_gates(pipe.unet)
+    if config.compile:
+        pipe.unet.compile_repeated_blocks()
+    else:
+        fuse_gates(pipe.unet)
     return Core(pipe.unet, pipe.scheduler, config, rank, world), pipe
 
 
 def introduce(core, loader, held_out, cache, world):
     "Lines that say what will be trained on what"
-    count = lambda tensors: f"{sum(p.numel() for p in tensors) / 1e6:.1f} M"
+
+    def count(tensors):
+        return f"{sum(p.numel() for p in tensors) / 1e6:.1f} M"
+
     sizes = sorted({(row["width"], row["height"]) for row in loader.clips})
     config, base = core.config, [p for p in core.unet.parameters() if not p.requires_grad]
-    yield (f"trains {len(temporal_modules(core.unet))} temporal layers, {count(core.parameters)} parameters, {'from ' + config.adapter if config.adapter else 'from the beginning'}; "
-           f"{config.model or 'the tiny SDXL of tav_nb'}, {count(base)}, stays frozen")
-    yield (f"on {len(loader.clips)} clips in {cache}, {', '.join(f'{w} x {h}' for w, h in sizes[:4])}{' ...' if len(sizes) > 4 else ''}, {'/'.join(map(str, config.lengths))} frames; "
-           f"{len(held_out.clips) if held_out else 0} clips held out")
-    yield (f"for {config.steps} updates of {core.clips_a_step} clips ({config.batch_size} x {config.accumulation}{f' x {world} processes' if world > 1 else ''}), base in {str(core.unet.dtype).removeprefix('torch.')} on {core.device}")
+    yield (
+        f"trains {len(temporal_modules(core.unet))} temporal layers, {count(core.parameters)} parameters,"
+        f" {'from ' + config.adapter if config.adapter else 'from the beginning'};"
+        f" {config.model or 'the tiny SDXL of tav_nb'}, {count(base)}, stays frozen"
+    )
+    yield (
+        f"on {len(loader.clips)} clips in {cache},"
+        f" {', '.join(f'{w} x {h}' for w, h in sizes[:4])}{' ...' if len(sizes) > 4 else ''},"
+        f" {'/'.join(map(str, config.lengths))} frames; {len(held_out.clips) if held_out else 0} clips held out"
+    )
+    yield (
+        f"for {config.steps} updates of {core.clips_a_step} clips ({config.batch_size} x"
+        f" {config.accumulation}{f' x {world} processes' if world > 1 else ''}), base in"
+        f" {str(core.unet.dtype).removeprefix('torch.')} on {core.device}"
+    )
 
 # %% ../nbs/24_trainer.ipynb #c5fb10e6
 @contextmanager
 def polite_stop():
     "Inside the `with`, a list that has something in it once SIGINT or SIGTERM came; a second SIGINT interrupts"
     asked, old = [], {}
+
     def note(number, frame):
-        if asked and number == signal.SIGINT: raise KeyboardInterrupt("stopped at once; --resume goes on from the last checkpoint")
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt("stopped at once; --resume goes on from the last checkpoint")
         asked.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        try: old[number] = signal.signal(number, note)
-        except ValueError: pass  # not the main thread: whoever is in charge there has signals
-    try: yield asked
+        try:
+            old[number] = signal.signal(number, note)
+        except ValueError:
+            pass  # not the main thread: whoever is in charge there has signals
+    try:
+        yield asked
     finally:
-        for number, handler in old.items(): signal.signal(number, handler)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 # %% ../nbs/24_trainer.ipynb #4511a229
 class LogLine(msgspec.Struct):
@@ -500,26 +732,34 @@ class LogLine(msgspec.Struct):
 
 
 class ScalarWriter:
-    "Numbers for TensorBoard, written at once. (Its own writer hands them to a thread, whose errors end up as a traceback on the screen.) Raises `OSError`"
+    """Numbers for TensorBoard, written at once. (Its own writer hands them to a thread, whose errors end up as a
+    traceback on the screen.) Raises `OSError`
+    """
 
     def __init__(self, folder, step):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.event = Event
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}", "ab")
         self.records = RecordWriter(self.file)
         self.write(step=step, file_version="brain.Event:2")
-        self.write(step=step, session_log=SessionLog(status=SessionLog.START))  # what an earlier process wrote after this step is not shown
+        self.write(
+            step=step, session_log=SessionLog(status=SessionLog.START)
+        )  # what an earlier process wrote after this step is not shown
 
     def write(self, **what):
         self.records.write(self.event(wall_time=time.time(), **what).SerializeToString())
         self.file.flush()
 
     def add(self, step, numbers):
-        self.write(step=step, summary=dict(value=[dict(tag=name, simple_value=value) for name, value in numbers.items()]))
+        self.write(
+            step=step, summary=dict(value=[dict(tag=name, simple_value=value) for name, value in numbers.items()])
+        )
 
-    def close(self): self.file.close()
+    def close(self):
+        self.file.close()
 
 
 class Log:
@@ -527,21 +767,37 @@ class Log:
 
     def __init__(self, run, config, step, on_event=None, quiet=False, say=None):
         self.path, self.on_event = Path(run) / "log.jsonl", on_event or (lambda event: None)
-        self.bar = tqdm(total=config.steps, initial=step, desc="training", unit="update", leave=False, dynamic_ncols=True, disable=True if quiet else None)
+        self.bar = tqdm(
+            total=config.steps,
+            initial=step,
+            desc="training",
+            unit="update",
+            leave=False,
+            dynamic_ncols=True,
+            disable=True if quiet else None,
+        )
         self.say = say or self.write_line
         write_whole(self.path, b"".join(self.lines_until(step)))
         self.writer = None
-        if config.tensorboard: self.with_tensorboard(lambda: setattr(self, "writer", ScalarWriter(Path(run) / "tensorboard", step)))
+        if config.tensorboard:
+            self.with_tensorboard(lambda: setattr(self, "writer", ScalarWriter(Path(run) / "tensorboard", step)))
 
     def lines_until(self, step):
-        "The lines of an earlier process up to update `step`; a line that was cut off or damaged is left out, and said if it is not the last"
+        """The lines of an earlier process up to update `step`; a line that was cut off or damaged is left out, and said
+        if it is not the last
+        """
         old = self.path.read_bytes().split(b"\n") if self.path.exists() else []
         for number, line in enumerate(old, 1):
-            try: there = parse_json(line, LogLine, f"{self.path}, line {number}", allow_nan=True) if line.strip() else None
+            try:
+                there = (
+                    parse_json(line, LogLine, f"{self.path}, line {number}", allow_nan=True) if line.strip() else None
+                )
             except SchemaError as error:
                 there = None
-                if number < len(old): self.say(f"{error}; it is left out")
-            if there and there.step <= step: yield line + b"\n"
+                if number < len(old):
+                    self.say(f"{error}; it is left out")
+            if there and there.step <= step:
+                yield line + b"\n"
 
     def __call__(self, kind, step, **values):
         self.on_event(dict(kind=kind, step=step, **values))
@@ -550,24 +806,37 @@ class Log:
             line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
             with open(self.path, "a") as file:
                 file.write(json.dumps(dict(kind=kind, step=step, **line), allow_nan=False) + "\n")
-        except OSError as error: self.say(f"{self.path}: cannot be written ({error.strerror}); the training goes on, and step {step} is not in it")
-        if self.writer: self.with_tensorboard(lambda: self.writer.add(step, {f"{kind}/{name}": value for name, value in numbers.items()}))
+        except OSError as error:
+            self.say(
+                f"{self.path}: cannot be written ({error.strerror}); the training goes on, and step {step} is not in it"
+            )
+        if self.writer:
+            self.with_tensorboard(
+                lambda: self.writer.add(step, {f"{kind}/{name}": value for name, value in numbers.items()})
+            )
 
     def with_tensorboard(self, work):
         "What is done for TensorBoard ends no training"
-        try: work()
+        try:
+            work()
         except OSError as error:
             self.writer = None
-            self.say(f"{self.path.parent / 'tensorboard'}: cannot be written ({error.strerror}); the training goes on without TensorBoard, and log.jsonl has the same numbers")
+            self.say(
+                f"{self.path.parent / 'tensorboard'}: cannot be written ({error.strerror}); the training goes on"
+                " without TensorBoard, and log.jsonl has the same numbers"
+            )
 
-    def write_line(self, line): self.bar.write(line) if not self.bar.disable else print(line)
+    def write_line(self, line):
+        self.bar.write(line) if not self.bar.disable else print(line)
 
     def close(self):
         self.bar.close()
-        if self.writer: self.with_tensorboard(self.writer.close)
+        if self.writer:
+            self.with_tensorboard(self.writer.close)
 
 
-def gates(unet): return torch.stack([layer.gate.detach().abs().mean() for layer in temporal_modules(unet).values()]).mean().item()
+def gates(unet):
+    return torch.stack([layer.gate.detach().abs().mean() for layer in temporal_modules(unet).values()]).mean().item()
 
 
 def memory_now(core):
@@ -579,7 +848,9 @@ PATIENCE = timedelta(days=30)  # with a process that is at work on something els
 
 
 class AgreedError(TrainError):
-    "What went wrong in one of several processes, as all of them know it; the message begins with which one, unless it was the same in all"
+    """What went wrong in one of several processes, as all of them know it; the message begins with which one, unless it
+    was the same in all
+    """
 
 
 class GoneError(AgreedError):
@@ -593,7 +864,9 @@ def connecting():
         yield
     except torch.distributed.DistError as error:
         place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise GoneError(f"the processes of this training cannot be connected through {place}: {' '.join(str(error).split())[:300]}") from None
+        raise GoneError(
+            f"the processes of this training cannot be connected through {place}: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
 class Processes:
@@ -630,14 +903,18 @@ class Processes:
         first, *others = errors
         if len(errors) == self.world and len(set(errors.values())) == 1:
             raise AgreedError(errors[first])
-        raise AgreedError(f"process {first}: {errors[first]}" + f" (and process {', '.join(map(str, others))})" * bool(others))
+        raise AgreedError(
+            f"process {first}: {errors[first]}" + f" (and process {', '.join(map(str, others))})" * bool(others)
+        )
 
     def shared(self, error):
         "An error of this process as all processes raise it, once they know it"
         if self.world == 1 or isinstance(error, AgreedError):
             return error
         said = " ".join(str(error).split())
-        if not isinstance(error, (ValueError, OSError)):  # nobody foresaw it: who looks for its reason wants to know where
+        if not isinstance(
+            error, (ValueError, OSError)
+        ):  # nobody foresaw it: who looks for its reason wants to know where
             place = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
         try:
@@ -665,89 +942,158 @@ class Run:
     "One process's part of a training: a `Core`, its clips, and what happens every so many updates"
 
     def __init__(self, core, loader, held_out, stage, folder, log, say, processes):
-        self.core, self.loader, self.held_out, self.stage, self.folder, self.log, self.say = core, loader, held_out, stage, Path(folder), log, say
+        self.core, self.loader, self.held_out, self.stage, self.folder, self.log, self.say = (
+            core,
+            loader,
+            held_out,
+            stage,
+            Path(folder),
+            log,
+            say,
+        )
         self.main, self.saved, self.skipped, self.times = core.rank == 0, core.step, set(), []
         self.processes, self.found_bad, self.left_out, self.asked = processes, set(), set(), []
 
-    def clip_path(self, number): return self.loader.folder / "clips" / f"{self.loader.clips[number]['clip']}.npz"
+    def clip_path(self, number):
+        return self.loader.folder / "clips" / f"{self.loader.clips[number]['clip']}.npz"
 
     def bad_clip(self, number):
         "What happens with a clip that has numbers that are none"
-        if self.core.config.bad_clips == "stop": raise TrainError(f"{self.clip_path(number)}: has numbers that are none; delete it and run `tav prepare` again, or --bad-clips skip goes on without it")
+        if self.core.config.bad_clips == "stop":
+            raise TrainError(
+                f"{self.clip_path(number)}: has numbers that are none; delete it and run `tav prepare` again, or"
+                " --bad-clips skip goes on without it"
+            )
         self.found_bad.add(number)
 
     def agree(self, left=False):
-        "After the micro-steps of all processes: returns whether one of them was told to stop, and says which clips were skipped, and where"
+        """After the micro-steps of all processes: returns whether one of them was told to stop, and says which clips
+        were skipped, and where
+        """
         found = self.processes.agree(stop=bool(self.asked), left=left, bad=sorted(self.found_bad))
         for rank, one in enumerate(found):
             for number in sorted(set(one["bad"]) - self.skipped):
-                self.say(f"{self.clip_path(number)}: has numbers that are none, and is skipped" + f" (process {rank})" * (len(found) > 1))
+                self.say(
+                    f"{self.clip_path(number)}: has numbers that are none, and is skipped"
+                    + f" (process {rank})" * (len(found) > 1)
+                )
             self.skipped |= set(one["bad"])
-        if any(one["left"] for one in found): raise Left
-        if len(self.skipped) == len(self.loader.clips): raise TrainError(f"{self.loader.folder}: all of its {len(self.skipped)} clips have numbers that are none; run `tav prepare` again")
+        if any(one["left"] for one in found):
+            raise Left
+        if len(self.skipped) == len(self.loader.clips):
+            raise TrainError(
+                f"{self.loader.folder}: all of its {len(self.skipped)} clips have numbers that are none; run `tav"
+                " prepare` again"
+            )
         return any(one["stop"] for one in found)
 
     def checkpoint(self, last=False):
         "Save, if it can be done; a disk that is full ends a run only at its end"
-        if not self.main or self.saved == self.core.step: return
-        try: save(self.core, self.folder, self.loader.clips)
+        if not self.main or self.saved == self.core.step:
+            return
+        try:
+            save(self.core, self.folder, self.loader.clips)
         except CheckpointError as error:
-            if last: raise
-            return self.say(f"{error}; the training goes on, {f'the checkpoint of step {self.saved} is there' if self.saved else 'there is no checkpoint yet'}")
+            if last:
+                raise
+            return self.say(
+                f"{error}; the training goes on,"
+                f" {f'the checkpoint of step {self.saved} is there' if self.saved else 'there is no checkpoint yet'}"
+            )
         self.saved = self.core.step
 
     def rescue(self, error):
-        "The run ends with an error: what was learned is kept. Not after updates that were lost, nor if the disk has just refused it"
+        """The run ends with an error: what was learned is kept. Not after updates that were lost, nor if the disk has
+        just refused it
+        """
         core, before = self.core, self.saved
-        if not core.complete or core.lost >= core.config.max_overflows or isinstance(error, CheckpointError): return
-        try: self.checkpoint(last=True)
-        except (CheckpointError, RuntimeError, MemoryError) as worse: self.say(f"step {core.step} cannot be saved as well: {' '.join(str(worse).split())}")
-        if self.saved > before: self.say(f"step {self.saved} is saved; --resume goes on from there")
+        if not core.complete or core.lost >= core.config.max_overflows or isinstance(error, CheckpointError):
+            return
+        try:
+            self.checkpoint(last=True)
+        except (CheckpointError, RuntimeError, MemoryError) as worse:
+            self.say(f"step {core.step} cannot be saved as well: {' '.join(str(worse).split())}")
+        if self.saved > before:
+            self.say(f"step {self.saved} is saved; --resume goes on from there")
 
     def look(self):
         "Held-out loss and preview, when it is time for them; with the average"
         core, config = self.core, self.core.config
-        due = lambda every: every and core.step % every == 0
-        if not self.main or not ((self.held_out and due(config.eval_every)) or (self.stage and due(config.preview_every))): return
+
+        def due(every):
+            return every and core.step % every == 0
+
+        if not self.main or not (
+            (self.held_out and due(config.eval_every)) or (self.stage and due(config.preview_every))
+        ):
+            return
         core.learn.forget()  # films and held-out clips need the room
         with core.average.applied():
-            if self.held_out and due(config.eval_every): self.log("held_out", core.step, loss=held_out_loss(core, self.held_out, found=self.bad_held_out))
-            if self.stage and due(config.preview_every): self.preview()
-        if core.device.type == "cuda": torch.cuda.empty_cache()
+            if self.held_out and due(config.eval_every):
+                self.log("held_out", core.step, loss=held_out_loss(core, self.held_out, found=self.bad_held_out))
+            if self.stage and due(config.preview_every):
+                self.preview()
+        if core.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def bad_held_out(self, number):
         path = self.held_out.folder / "clips" / f"{self.held_out.clips[number]['clip']}.npz"
-        if path not in self.left_out: self.say(f"{path}: a held-out clip with numbers that are none, and is left out of the held-out loss; delete it and run `tav prepare` again")
+        if path not in self.left_out:
+            self.say(
+                f"{path}: a held-out clip with numbers that are none, and is left out of the held-out loss; delete it"
+                " and run `tav prepare` again"
+            )
         self.left_out.add(path)
 
     def preview(self):
-        try: frames = preview(self.core, self.stage)
+        try:
+            frames = preview(self.core, self.stage)
         except torch.OutOfMemoryError:
             self.stage = None
-            return self.say("a preview does not fit beside the training: no more of them; fewer --preview-frames need less")
+            return self.say(
+                "a preview does not fit beside the training: no more of them; fewer --preview-frames need less"
+            )
         path = self.folder / "previews" / f"step-{self.core.step:08d}.webp"
         try:
             path.parent.mkdir(exist_ok=True)
             write_video(frames, path, 8)
-        except (OSError, VideoError) as error: return self.say(f"{error}; the training goes on without this preview")
+        except (OSError, VideoError) as error:
+            return self.say(f"{error}; the training goes on without this preview")
         self.log("preview", self.core.step, frames=frames, path=str(path))
 
     def note(self, said, seconds):
         "One update's line, and the bar"
         core, config = self.core, self.core.config
         self.times.append(seconds)
-        if len(self.times) == 3 and config.steps > core.step: self.say(f"{min(self.times):.2f} s an update: the other {config.steps - core.step} take about {spell(min(self.times) * (config.steps - core.step))}")
-        if core.step % config.log_every and core.step != config.steps: return
-        values = dict(loss=said["loss"], grad_norm=said["grad_norm"], gate=gates(core.unet), lr=core.optimizer.param_groups[0]["lr"], scale=said["scale"], seconds=seconds, gib=memory_now(core))
+        if len(self.times) == 3 and config.steps > core.step:
+            self.say(
+                f"{min(self.times):.2f} s an update: the other {config.steps - core.step} take about"
+                f" {spell(min(self.times) * (config.steps - core.step))}"
+            )
+        if core.step % config.log_every and core.step != config.steps:
+            return
+        values = dict(
+            loss=said["loss"],
+            grad_norm=said["grad_norm"],
+            gate=gates(core.unet),
+            lr=core.optimizer.param_groups[0]["lr"],
+            scale=said["scale"],
+            seconds=seconds,
+            gib=memory_now(core),
+        )
         self.log("train", core.step, **{name: float(value) for name, value in values.items()})
-        shown = {name: f"{values[name]:.3g}" for name in ("loss", "gate", "grad_norm", "seconds", "gib")} | (dict(scale=f"{values['scale']:g}") if core.scaler.is_enabled() else {})
+        shown = {name: f"{values[name]:.3g}" for name in ("loss", "gate", "grad_norm", "seconds", "gib")} | (
+            dict(scale=f"{values['scale']:g}") if core.scaler.is_enabled() else {}
+        )
         self.log.bar.set_postfix(shown, refresh=False)
 
     def loop(self, asked):
         "Updates until the last, or until somebody asks to stop; returns whether that was"
         core, config, self.asked = self.core, self.core.config, asked
         per_step = config.accumulation * core.world
-        batches = micro_batches(self.loader, core.step * per_step, config.steps * per_step, core.rank, core.world, config.workers)
+        batches = micro_batches(
+            self.loader, core.step * per_step, config.steps * per_step, core.rank, core.world, config.workers
+        )
         while core.step < config.steps:
             start = time.perf_counter()
             try:
@@ -755,79 +1101,133 @@ class Run:
             except Left:
                 return True
             except RuntimeError as error:
-                if not asked or "DataLoader worker" not in str(error): raise
-                with suppress(Left): self.agree(left=True)  # the signal went to the workers as well
+                if not asked or "DataLoader worker" not in str(error):
+                    raise
+                with suppress(Left):
+                    self.agree(left=True)  # the signal went to the workers as well
                 return True
-            if said["lost"] >= config.max_overflows: raise TrainError(f"step {core.step}: {said['lost']} updates in a row were lost to overflow, the last with scale {said['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step {self.saved} is the last good one")
-            if self.main: self.note(said, time.perf_counter() - start), self.log.bar.update()
+            if said["lost"] >= config.max_overflows:
+                raise TrainError(
+                    f"step {core.step}: {said['lost']} updates in a row were lost to overflow, the last with scale"
+                    f" {said['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step {self.saved} is"
+                    " the last good one"
+                )
+            if self.main:
+                self.note(said, time.perf_counter() - start), self.log.bar.update()
             self.look()
-            if core.step % config.checkpoint_every == 0: self.checkpoint()
-            if said["stop"]: return True
+            if core.step % config.checkpoint_every == 0:
+                self.checkpoint()
+            if said["stop"]:
+                return True
         return False
 
 
 def in_words(error, core, run):
     "An error in the middle of a training as one that says what would help, if that is known; else as it is"
     said = " ".join(str(error).split())
-    if isinstance(error, Unrecordable): return TrainError(f"step {core.step}: a micro-step cannot be recorded ({said}); --resume --cuda-graphs false goes on without")
-    if isinstance(error, RuntimeError) and "DataLoader worker" in said: return TrainError(f"step {core.step}: a process that reads clips ended ({said[:200]}); --resume --workers 0 goes on without such processes")
-    memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory|bad_alloc", said)
-    if not memory: return error
+    if isinstance(error, Unrecordable):
+        return TrainError(
+            f"step {core.step}: a micro-step cannot be recorded ({said}); --resume --cuda-graphs false goes on without"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in said:
+        return TrainError(
+            f"step {core.step}: a process that reads clips ended ({said[:200]}); --resume --workers 0 goes on without"
+            " such processes"
+        )
+    memory = (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or isinstance(error, RuntimeError)
+        and re.search("out of memory|can't allocate memory|bad_alloc", said)
+    )
+    if not memory:
+        return error
     less = " --adam-offload true" * (not core.config.adam8bit) + " --checkpointing offload"
-    return TrainError(f"step {core.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter --lengths")
+    return TrainError(
+        f"step {core.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so does a"
+        f" new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter --lengths"
+    )
 
 
 def spell(seconds):
     "Seconds as people say them"
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 1.5 * size: return f"{seconds / size:.1f} {name}"
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {name}"
     return f"{seconds:.0f} seconds"
 
 # %% ../nbs/24_trainer.ipynb #305f0de2
 def accelerator_for(device):
     "accelerate's view of this process; `device` is auto, cpu or cuda"
-    if device != "auto": check_device(device)
+    if device != "auto":
+        check_device(device)
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if device != "cpu" and 0 < gpus < here:
-        raise TrainError(f"{here} processes need a GPU each, and this machine has {gpus}; --processes {gpus} uses all of them, and --device cpu none")
-    if AcceleratorState._shared_state and (device == "cpu") != (AcceleratorState().device.type == "cpu"): AcceleratorState._reset_state(True)
+        raise TrainError(
+            f"{here} processes need a GPU each, and this machine has {gpus}; --processes {gpus} uses all of them, and"
+            " --device cpu none"
+        )
+    if AcceleratorState._shared_state and (device == "cpu") != (AcceleratorState().device.type == "cpu"):
+        AcceleratorState._reset_state(True)
     with connecting():
         return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
 def settled(run, config, resume):
-    "The settings of a run that begins, or that goes on: those that it began with, and of `config` those that may change"
-    if not resume: return check_whole(config)
-    if config is None: return check_whole(resumed(run, {}))
+    """The settings of a run that begins, or that goes on: those that it began with, and of `config` those that may
+    change
+    """
+    if not resume:
+        return check_whole(config)
+    if config is None:
+        return check_whole(resumed(run, {}))
     check_changes(run, read_run(run)[1], config)
     return check_whole(config)
 
 
 def write_run(run, config, loader, world, need):
-    "run.json and config.toml, what a run is; or, if they are there, a check that it still is the same. Raises `TrainError`"
+    """run.json and config.toml, what a run is; or, if they are there, a check that it still is the same. Raises
+    `TrainError`
+    """
     path, ours = Path(run) / "run.json", dict(clips=loader.plan.identity, micro_steps=config.accumulation * world)
     if path.exists():
         began, _ = read_run(run)
-        if began.clips != ours["clips"]: raise TrainError(f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it began with")
-        if began.micro_steps != ours["micro_steps"]: raise TrainError(f"{run}: had {began.micro_steps} micro-steps an update, now it would be {world} processes x {config.accumulation}; begin another run, or go on with as many processes as before, --processes {began.micro_steps // config.accumulation}")
-    write_whole(path, json.dumps(dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1))
+        if began.clips != ours["clips"]:
+            raise TrainError(
+                f"{run}: began with other clips than {loader.folder} has now; a run goes on with the cache that it"
+                " began with"
+            )
+        if began.micro_steps != ours["micro_steps"]:
+            raise TrainError(
+                f"{run}: had {began.micro_steps} micro-steps an update, now it would be {world} processes x"
+                f" {config.accumulation}; begin another run, or go on with as many processes as before, --processes"
+                f" {began.micro_steps // config.accumulation}"
+            )
+    write_whole(
+        path,
+        json.dumps(
+            dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1
+        ),
+    )
     write_whole(Path(run) / "config.toml", write_toml(config))
 
 # %% ../nbs/24_trainer.ipynb #c5c68bbe
 def train(
     config,  # a `TrainConfig`, or a function that returns it; None with `resume`: the run's own
-    cache,   # folder of a cache that `tav prepare` made
-    run,     # folder for what comes out: temporal_adapter.safetensors, checkpoints, previews, log.jsonl
-    resume=False,   # go on with the run in that folder
+    cache,  # folder of a cache that `tav prepare` made
+    run,  # folder for what comes out: temporal_adapter.safetensors, checkpoints, previews, log.jsonl
+    resume=False,  # go on with the run in that folder
     device="auto",  # auto, cpu or cuda
-    say=print,      # gets lines about the run
+    say=print,  # gets lines about the run
     on_event=None,  # gets a dict of every logged update, held-out loss and preview
     dry_run=False,  # only say what would be done
-    bar=True,       # a progress bar, if somebody is there to see it
+    bar=True,  # a progress bar, if somebody is there to see it
 ):
-    """Train an adapter; returns the `Core` at its end. Several processes (`tav train --processes`, `torchrun`, `accelerate launch`) share the work
+    """Train an adapter; returns the `Core` at its end. Several processes (`tav train --processes`, `torchrun`,
+    `accelerate launch`) share the work
 
-    Raises `ValueError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) for all that can be said about a run that cannot be; with several processes all of them raise an `AgreedError` with the same line. On SIGINT and SIGTERM it saves and returns.
+    Raises `ValueError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) for all that
+    can be said about a run that cannot be; with several processes all of them raise an `AgreedError` with the same
+    line. On SIGINT and SIGTERM it saves and returns.
     """
     begun = torch.distributed.is_available() and torch.distributed.is_initialized()
     accelerator = accelerator_for(device)
@@ -836,7 +1236,8 @@ def train(
         return begin(config, cache, run, resume, accelerator, processes, say, on_event, dry_run, bar)
     except Exception as error:
         known = processes.shared(error)
-        if known is error: raise
+        if known is error:
+            raise
         raise known from error
     finally:
         processes.leave()
@@ -853,19 +1254,29 @@ def begin(config, cache, run, resume, accelerator, processes, say, on_event, dry
             config = settled(run, config() if callable(config) else config, resume)
             check_extras(config)
             dtype = DTYPES.get(config.dtype) or (torch.float16 if where.type == "cuda" else torch.float32)
-            if config.memory_limit and where.type == "cuda": torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory), where.index or 0)
+            if config.memory_limit and where.type == "cuda":
+                torch.cuda.set_per_process_memory_fraction(
+                    min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory),
+                    where.index or 0,
+                )
             loader, held_out = open_clips(config, cache)
             need = check_memory(config, loader.clips, where, dtype, say)
             core, pipe = build(config, loader, cache, where, dtype, rank, world)
-            for line in introduce(core, loader, held_out, cache, world): say(line)
+            for line in introduce(core, loader, held_out, cache, world):
+                say(line)
             ours = [json.dumps(asdict(config)), loader.plan.identity]
-            if any(one["ours"] != ours for one in processes.agree(ours=ours)): raise TrainError("the processes have different settings or clips; all of them need the same")
-            if dry_run: return core
-            if main: write_run(run, config, loader, world, need)
+            if any(one["ours"] != ours for one in processes.agree(ours=ours)):
+                raise TrainError("the processes have different settings or clips; all of them need the same")
+            if dry_run:
+                return core
+            if main:
+                write_run(run, config, loader, world, need)
         except BaseException as error:
             known = processes.shared(error) if isinstance(error, Exception) else error
-            if fresh and main: leave(run)
-            if known is error: raise
+            if fresh and main:
+                leave(run)
+            if known is error:
+                raise
             raise known from error
         return go(core, pipe, loader, held_out, run, resume, say, on_event, processes, bar)
 
@@ -881,32 +1292,57 @@ def go(core, pipe, loader, held_out, run, resume, say, on_event, processes, bar)
     "From the first update, or from the last checkpoint, to the end"
     config, main = core.config, processes.rank == 0
     if resume:
-        if restore(core, run, say): say(f"goes on from step {core.step}")
-        elif (Path(run) / FILE_NAME).exists(): raise TrainError(f"{run}: has no checkpoint to go on with, but an adapter, which would be lost; begin another run with --adapter {run}")
-        else: say("no checkpoint was written yet: from the beginning")
-    stage = Stage(pipe, core, loader.clips, config.preview_prompt or first_caption(loader)) if main and config.preview_every else None
+        if restore(core, run, say):
+            say(f"goes on from step {core.step}")
+        elif (Path(run) / FILE_NAME).exists():
+            raise TrainError(
+                f"{run}: has no checkpoint to go on with, but an adapter, which would be lost; begin another run with"
+                f" --adapter {run}"
+            )
+        else:
+            say("no checkpoint was written yet: from the beginning")
+    stage = (
+        Stage(pipe, core, loader.clips, config.preview_prompt or first_caption(loader))
+        if main and config.preview_every
+        else None
+    )
     pipe.text_encoder = pipe.text_encoder_2 = None
-    log = Log(run, config, core.step, on_event, not bar, None if say is print else say) if main else SimpleNamespace(close=lambda: None)
+    log = (
+        Log(run, config, core.step, on_event, not bar, None if say is print else say)
+        if main
+        else SimpleNamespace(close=lambda: None)
+    )
     part = Run(core, loader, held_out, stage, run, log, log.say if main else say, processes)
     with polite_stop() as asked:
         try:
-            if len({one["step"] for one in processes.agree(step=core.step)}) > 1: raise TrainError(f"{run}: the processes see different checkpoints; all of them need the same folder")
+            if len({one["step"] for one in processes.agree(step=core.step)}) > 1:
+                raise TrainError(f"{run}: the processes see different checkpoints; all of them need the same folder")
             stopped = part.loop(asked)
             part.checkpoint(last=True)
             processes.agree()
         except Exception as error:
             known = processes.shared(in_words(error, core, run))
             part.rescue(error)
-            with suppress(AgreedError): processes.exchange("saved")  # nobody leaves before
-            if known is error: raise
+            with suppress(AgreedError):
+                processes.exchange("saved")  # nobody leaves before
+            if known is error:
+                raise
             raise known from error
         finally:
             log.close()
-    say(f"{'stopped' if stopped else 'done'} at step {core.step} of {config.steps}; {run}/{FILE_NAME} is the adapter" + ("; --resume goes on" if stopped else ""))
+    say(
+        f"{'stopped' if stopped else 'done'} at step {core.step} of {config.steps}; {run}/{FILE_NAME} is the adapter"
+        + ("; --resume goes on" if stopped else "")
+    )
     return core
 
 
 def first_caption(loader):
     "The caption of the first clip, for the preview"
     from tav_nb.loader import read_manifest
-    return next(row["caption"] for row in read_manifest(loader.folder, ["clip", "caption"]) if row["clip"] == loader.clips[0]["clip"])
+
+    return next(
+        row["caption"]
+        for row in read_manifest(loader.folder, ["clip", "caption"])
+        if row["clip"] == loader.clips[0]["clip"]
+    )

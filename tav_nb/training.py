@@ -26,7 +26,8 @@ def noisy_and_target(latents, noise, alphas_cumprod, timesteps, prediction_type=
 
 # %% ../nbs/08_training.ipynb #c36c3aa0
 def min_snr_weight(alphas_cumprod, timesteps, prediction_type="epsilon", gamma=5.0):
-    """Weight of each clip's loss (Hang et al. 2023): min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v
+    """Weight of each clip's loss (Hang et al. 2023): min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for
+    v
 
     - `alphas_cumprod` `[T]`: of the training schedule; `timesteps` `[B]`: one per clip; the result is `[B]`
     - `gamma`: the paper's 5. Steps with an SNR above it (t < 147 in SDXL) count less, all others fully
@@ -53,7 +54,10 @@ def drop_captions(clips, share, generator):
 def predict(unet, noisy, timesteps, clips):
     "The UNet's answer to clips `noisy` `[B, F, C, H, W]` at `timesteps` `[B]`, in fp32 and of the same shape"
     num_clips, num_frames = noisy.shape[:2]
-    per_frame = lambda x: x.repeat_interleave(num_frames, dim=0)  # b ... -> (b f) ...
+
+    def per_frame(x):
+        return x.repeat_interleave(num_frames, dim=0)  # b ... -> (b f) ...
+
     time_ids = clips["time_ids"].expand(num_clips, -1)
     answer = unet(
         noisy.flatten(0, 1).to(unet.dtype),  # b f c h w -> (b f) c h w
@@ -73,9 +77,15 @@ def draw_timesteps(count, density, generator):
 
 # %% ../nbs/08_training.ipynb #be513d39
 def clip_errors(error, neighbours=0.0):
-    "Mean square of an error `[B, F, C, H, W]` over each clip, and `neighbours` times that of its change from frame to frame: `[B]`"
+    """Mean square of an error `[B, F, C, H, W]` over each clip, and `neighbours` times that of its change from frame to
+    frame: `[B]`
+    """
     squares = error.square().mean(dim=(1, 2, 3, 4))
-    return squares + neighbours * error.diff(dim=1).square().mean(dim=(1, 2, 3, 4)) if neighbours and error.shape[1] > 1 else squares
+    return (
+        squares + neighbours * error.diff(dim=1).square().mean(dim=(1, 2, 3, 4))
+        if neighbours and error.shape[1] > 1
+        else squares
+    )
 
 # %% ../nbs/08_training.ipynb #89ec5b5b
 def adapter_loss(
@@ -89,7 +99,8 @@ def adapter_loss(
     caption_dropout=0.1,  # share of clips without their caption
     timestep_density=None,  # [T], how often each timestep is drawn, on the generator's device; None is all alike
     neighbours=0.0,  # weight of the second square, of what the error does between frames
-    timestep_weights=None,  # [T], weight of a clip's loss at each timestep, on the latents' device; None is `min_snr_weight`
+    # [T], weight of a clip's loss at each timestep, on the latents' device; None is `min_snr_weight`
+    timestep_weights=None,
 ):
     "Loss of one batch: one timestep a clip, the mean over each clip, times its weight, the mean over clips"
     latents, alphas = clips["latents"].float(), scheduler.alphas_cumprod.to(clips["latents"].device)
@@ -107,7 +118,9 @@ def adapter_loss(
 
 # %% ../nbs/08_training.ipynb #94e864e1
 def parameter_groups(unet, lr, weight_decay):
-    "Two groups for the optimiser: projections; and gates, norms and learned positions, ten times faster and without decay"
+    """Two groups for the optimiser: projections; and gates, norms and learned positions, ten times faster and without
+    decay
+    """
     projections, others = [], []
     for layer in temporal_modules(unet).values():
         for name, parameter in layer.named_parameters():
@@ -119,7 +132,9 @@ def parameter_groups(unet, lr, weight_decay):
 
 
 def lr_factor(progress, warmup=0.05):
-    "Of the learning rate, for a progress from 0 to 1: up in a line over the first twentieth, down a cosine to a twentieth"
+    """Of the learning rate, for a progress from 0 to 1: up in a line over the first twentieth, down a cosine to a
+    twentieth
+    """
     if progress < warmup:
         return max(progress / warmup, 0.01)
     return 0.05 + 0.95 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2

@@ -89,11 +89,16 @@ def check_seam():
         works = next(line for line in metadata.requires("tav_nb") if line.startswith("diffusers"))
     except (metadata.PackageNotFoundError, StopIteration):
         works = "the versions that settings.ini names"
-    raise ImportError(f"diffusers {metadata.version('diffusers')} calls nothing between self-attention and cross-attention; tav_nb works with {works}")
+    raise ImportError(
+        f"diffusers {metadata.version('diffusers')} calls nothing between self-attention and cross-attention; tav_nb"
+        f" works with {works}"
+    )
 
 # %% ../nbs/02_unet.ipynb #02d7a244
 def take_num_frames(unet, args, kwargs):
-    "Forward pre-hook: `num_frames=` and `context=` of the call, or of its `cross_attention_kwargs`, go where the blocks find them"
+    """Forward pre-hook: `num_frames=` and `context=` of the call, or of its `cross_attention_kwargs`, go where the
+    blocks find them
+    """
     attention_kwargs = dict(kwargs.get("cross_attention_kwargs") or {})
     inner = {name: attention_kwargs.pop(name, None) for name in ("num_frames", "context")}
     num_frames, context = (kwargs.pop(name, value) for name, value in inner.items())
@@ -106,18 +111,27 @@ def take_num_frames(unet, args, kwargs):
 
 # %% ../nbs/02_unet.ipynb #622a8cc2
 def windows_for(unet, num_frames, context=None):
-    "The `Windows` of a film inside the temporal layers, None if it needs none; raises `ValueError` if it cannot be made"
+    """The `Windows` of a film inside the temporal layers, None if it needs none; raises `ValueError` if it cannot be
+    made
+    """
     context, config = context or unet.temporal.context, unet.temporal.config
     windows = plan_windows(num_frames, context, config["max_frames"])
     if windows is not None and context.kind == "predictions":
-        raise ValueError("windows over predictions are the sampling loop's: tav_nb.inference.generate has them, here take kind='attention'")
+        raise ValueError(
+            "windows over predictions are the sampling loop's: tav_nb.inference.generate has them, here take"
+            " kind='attention'"
+        )
     if windows is not None and context.kind == "none" and config["positions"] == "learned":
-        raise ValueError(f"a learned table of positions ends: {config['max_frames']} frames without windows, not {num_frames}")
+        raise ValueError(
+            f"a learned table of positions ends: {config['max_frames']} frames without windows, not {num_frames}"
+        )
     return windows
 
 
 def set_context(unet, context=None):
-    "How the UNet's temporal layers make films from now on, unless a call says otherwise; None is the default. Returns the UNet"
+    """How the UNet's temporal layers make films from now on, unless a call says otherwise; None is the default. Returns
+    the UNet
+    """
     context = context or Context()
     longest = unet.temporal.config["max_frames"]
     plan_windows(longest, context, longest)  # raises a ValueError for windows that are too long
@@ -184,7 +198,8 @@ def add_temporal(unet, max_frames=24, positions="sinusoidal", num_heads=None, ze
     - `max_frames`, `positions`, `zero`: as in `TemporalSelfAttention`
     - `num_heads`: None takes each block's own number, so that a head is as wide as SDXL's
 
-    The layers are made in fp32, where the base is. Raises `ValueError` if there are temporal layers already, or if offloading has begun.
+    The layers are made in fp32, where the base is. Raises `ValueError` if there are temporal layers already, or if
+    offloading has begun.
     """
     check_seam()
     if temporal_modules(unet):
@@ -200,10 +215,16 @@ def add_temporal(unet, max_frames=24, positions="sinusoidal", num_heads=None, ze
 
 
 def check_not_offloaded(unet):
-    "Raise a `ValueError` if parts of the UNet are somewhere else until they are called, where new layers would be left out of it"
+    """Raise a `ValueError` if parts of the UNet are somewhere else until they are called, where new layers would be
+    left out of it
+    """
     hooks = [hook for module in unet.modules() if (hook := getattr(module, "_hf_hook", None))]
     hooks = [inner for hook in hooks for inner in getattr(hook, "hooks", [hook])]
-    groups = [module for module in unet.modules() if (registry := getattr(module, "_diffusers_hook", None)) and registry.get_hook("group_offloading")]
+    groups = [
+        module
+        for module in unet.modules()
+        if (registry := getattr(module, "_diffusers_hook", None)) and registry.get_hook("group_offloading")
+    ]
     if groups or any(getattr(hook, "offload", False) for hook in hooks):
         raise ValueError("the UNet is offloaded layer by layer: put the adapter in first, and offload then")
 
@@ -232,7 +253,8 @@ def without_temporal(unet):
             block._modules["temporal_attn"] = layer
 
 # %% ../nbs/02_unet.ipynb #07abb6cd
-AFTER_SAVE = {}  # name: function of (unet, folder) that writes what belongs beside a saved base; `tav_nb.adapter` has one
+# name: function of (unet, folder) that writes what belongs beside a saved base; `tav_nb.adapter` has one
+AFTER_SAVE = {}
 
 # %% ../nbs/02_unet.ipynb #8883a269
 def train_only_temporal(unet):

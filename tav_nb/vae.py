@@ -18,7 +18,9 @@ from torch import nn
 # %% ../nbs/42_vae.ipynb #f58dbf09
 @contextmanager
 def upcast_vae(vae: nn.Module) -> Iterator[nn.Module]:
-    "Inside the `with`, the VAE computes in 32 bits if its config says that it overflows in 16; afterwards it has its own dtype again, whatever happened"
+    """Inside the `with`, the VAE computes in 32 bits if its config says that it overflows in 16; afterwards it has its
+    own dtype again, whatever happened
+    """
     if not vae.config.force_upcast:
         yield vae
         return
@@ -30,7 +32,9 @@ def upcast_vae(vae: nn.Module) -> Iterator[nn.Module]:
 
 # %% ../nbs/42_vae.ipynb #4bf1cee1
 def latent_statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    "Mean and standard deviation `1 c 1 1` of each channel, as the config of a VAE says them; None if it does not say both"
+    """Mean and standard deviation `1 c 1 1` of each channel, as the config of a VAE says them; None if it does not say
+    both
+    """
     found = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
     return None if None in found else tuple(latents.new_tensor(values).view(1, -1, 1, 1) for values in found)
 
@@ -68,7 +72,9 @@ def encode_images(
 ) -> torch.Tensor:  # float32, f c h w, as the UNet sees them
     "The scaled latents of some images"
     with upcast_vae(vae):
-        pixels = torch.from_numpy(np.array(images)).to(device or vae.device).permute(0, 3, 1, 2)  # f h w c -> f c h w; a copy in the same layout, for images may be read-only
+        pixels = (
+            torch.from_numpy(np.array(images)).to(device or vae.device).permute(0, 3, 1, 2)
+        )  # f h w c -> f c h w; a copy in the same layout, for images may be read-only
         return scale_latents(vae, vae.encode(pixels.to(vae.dtype) / 127.5 - 1).latent_dist.mode().float())
 
 # %% ../nbs/42_vae.ipynb #398e2409
@@ -82,7 +88,9 @@ def in_tiles(vae: nn.Module, tile: int) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def decode_slice(vae: nn.Module, latents: torch.Tensor, tile: int | None = None) -> torch.Tensor:
-    "Latents `f c h w`, as the VAE wants them, to pixels, uint8 `f 3 h w`; in tiles if a frame has more pixels than a square of side `tile`"
+    """Latents `f c h w`, as the VAE wants them, to pixels, uint8 `f 3 h w`; in tiles if a frame has more pixels than a
+    square of side `tile`
+    """
     pixels = latents[0, 0].numel() * 4 ** (len(vae.config.block_out_channels) - 1)
     with in_tiles(vae, tile) if tile and pixels > tile**2 else nullcontext():
         decoded = vae.decode(latents, return_dict=False)[0].float()

@@ -7,19 +7,44 @@ __all__ = ['SUFFIXES', 'MAX_FPS', 'LEAST', 'WRITERS', 'UNREADABLE', 'VideoError'
            'FolderSettings', 'folder_fps', 'reason_of', 'iter_video', 'read_video', 'read_metadata']
 
 # %% ../nbs/06_video.ipynb #5505b781
-import io, json, math, os, re, shutil, struct, zlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import zlib
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
+
 import av
 import numpy as np
 from av.video.reformatter import Interpolation
 from msgspec import Meta
 from PIL import Image, PngImagePlugin
-from .decoder import (BT709, EXACT, FORMATS, Clock, check_regular, DecodeError, Limits, deinterlace, detect_fields, folder_images, frame_pixels, image_pixels, is_image,
-                            iter_images, open_image, open_video)
+
+from tav_nb.decoder import (
+    BT709,
+    EXACT,
+    FORMATS,
+    Clock,
+    DecodeError,
+    Limits,
+    check_regular,
+    deinterlace,
+    detect_fields,
+    folder_images,
+    frame_pixels,
+    image_pixels,
+    is_image,
+    iter_images,
+    open_image,
+    open_video,
+)
 from .files import recover, whole
 from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 
@@ -27,44 +52,63 @@ from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 class VideoError(ValueError):
     "A video cannot be written or read; the message is one line."
 
-def _reason(error): return getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+
+def _reason(error):
+    return getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
 
 # %% ../nbs/06_video.ipynb #021c293d
 SUFFIXES = ".mp4", ".webm", ".gif", ".webp"
 MAX_FPS = {".gif": 50, ".webp": 90}  # browsers slow down anything faster
 
+
 def _kind(path):
     "One of `SUFFIXES`, or an empty string for a folder of PNGs."
     suffix = Path(path).suffix.lower()
-    if str(path).endswith(("/", os.sep)) or not suffix: return ""
-    if suffix in SUFFIXES: return suffix
-    raise VideoError(f"{path}: unknown suffix {suffix}; use {', '.join(SUFFIXES)}, or end the name with / for a folder of PNGs")
+    if str(path).endswith(("/", os.sep)) or not suffix:
+        return ""
+    if suffix in SUFFIXES:
+        return suffix
+    raise VideoError(
+        f"{path}: unknown suffix {suffix}; use {', '.join(SUFFIXES)}, or end the name with / for a folder of PNGs"
+    )
 
 # %% ../nbs/06_video.ipynb #81e4ad7b
 def _as_rate(fps, kind):
     "Frames a second as a fraction."
     rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else 0
-    if rate <= 0: raise VideoError(f"fps must be above 0, not {fps}")
-    if rate > MAX_FPS.get(kind, 1000): raise VideoError(f"{kind or 'a folder'} can do at most {MAX_FPS.get(kind, 1000)} fps, not {fps}")
+    if rate <= 0:
+        raise VideoError(f"fps must be above 0, not {fps}")
+    if rate > MAX_FPS.get(kind, 1000):
+        raise VideoError(f"{kind or 'a folder'} can do at most {MAX_FPS.get(kind, 1000)} fps, not {fps}")
     return rate
 
 # %% ../nbs/06_video.ipynb #01c7bf10
-def _own_folder(path): return all(p.name == "metadata.json" or p.match("frame_*.png") for p in path.iterdir())
+def _own_folder(path):
+    return all(p.name == "metadata.json" or p.match("frame_*.png") for p in path.iterdir())
+
 
 def check_output(
     path,  # where a video shall go
     fps=8,  # frames a second
 ) -> Path:
-    "The path, if `write_video` can write such a video there; otherwise raises `VideoError`. Nothing is written or created."
+    """The path, if `write_video` can write such a video there; otherwise raises `VideoError`. Nothing is written or
+    created.
+    """
     kind, path = _kind(path), Path(path)
     _as_rate(fps, kind)
     there, parent = path.exists(), path.absolute().parent
-    if not parent.is_dir(): raise VideoError(f"{path}: there is no folder {path.parent}")
-    if not os.access(parent, os.W_OK | os.X_OK): raise VideoError(f"{path}: the folder {path.parent} is not writable")
-    if there and kind and path.is_dir(): raise VideoError(f"{path}: is a folder")
-    if there and not kind and not path.is_dir(): raise VideoError(f"{path}: is a file, not a folder; give it a suffix: {', '.join(SUFFIXES)}")
-    if there and not os.access(path, os.W_OK): raise VideoError(f"{path}: is not writable")
-    if there and not kind and not _own_folder(path): raise VideoError(f"{path}: the folder holds other files than frames")
+    if not parent.is_dir():
+        raise VideoError(f"{path}: there is no folder {path.parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise VideoError(f"{path}: the folder {path.parent} is not writable")
+    if there and kind and path.is_dir():
+        raise VideoError(f"{path}: is a folder")
+    if there and not kind and not path.is_dir():
+        raise VideoError(f"{path}: is a file, not a folder; give it a suffix: {', '.join(SUFFIXES)}")
+    if there and not os.access(path, os.W_OK):
+        raise VideoError(f"{path}: is not writable")
+    if there and not kind and not _own_folder(path):
+        raise VideoError(f"{path}: the folder holds other files than frames")
     return path
 
 # %% ../nbs/06_video.ipynb #28448fb3
@@ -82,7 +126,8 @@ def check_space(
     least, free = round(LEAST[_kind(path)] * num_frames * height * width * 3), shutil.disk_usage(folder).free
     if free < least:
         raise VideoError(
-            f"{path}: {num_frames} frames of {width} x {height} pixels take at least {least / 1e6:.3g} MB, and {folder} has {free / 1e6:.3g} MB left"
+            f"{path}: {num_frames} frames of {width} x {height} pixels take at least {least / 1e6:.3g} MB, and {folder}"
+            f" has {free / 1e6:.3g} MB left"
         )
 
 # %% ../nbs/06_video.ipynb #ee0b8aee
@@ -90,8 +135,10 @@ def check_space(
 def _finished(path, replace):
     "A hidden name beside `path` that becomes `path` when all went well, and goes away when not."
     try:
-        with whole(path, replace=replace) as unfinished: yield unfinished
-    except FileExistsError: raise  # only without `replace`
+        with whole(path, replace=replace) as unfinished:
+            yield unfinished
+    except FileExistsError:
+        raise  # only without `replace`
     except (OSError, ValueError, av.FFmpegError) as error:
         raise VideoError(f"{path}: cannot be written: {_reason(error)}") from None
 
@@ -99,7 +146,13 @@ def _finished(path, replace):
 def _to_yuv(frame):
     "A uint8 frame [H, W, 3] as a yuv420p frame in BT.709 and limited range."
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-        format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG", interpolation=Interpolation.AREA | EXACT, threads=1)
+        format="yuv420p",
+        dst_colorspace="ITU709",
+        src_color_range="JPEG",
+        dst_color_range="MPEG",
+        interpolation=Interpolation.AREA | EXACT,
+        threads=1,
+    )
 
 # %% ../nbs/06_video.ipynb #1d2094aa
 def _encode(frames, path, rate, text, codec, options, container_options={}):
@@ -112,7 +165,7 @@ def _encode(frames, path, rate, text, codec, options, container_options={}):
         context.colorspace = context.color_primaries = context.color_trc = BT709
         for i, frame in enumerate(frames):
             picture = _to_yuv(frame)
-            picture.pts, picture.time_base = i, 1/rate
+            picture.pts, picture.time_base = i, 1 / rate
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
@@ -120,7 +173,10 @@ def _encode(frames, path, rate, text, codec, options, container_options={}):
 def _write_mp4(frames, path, rate, text):
     h, w = (n % 2 for n in frames.shape[1:3])
     frames = np.pad(frames, ((0, 0), (0, h), (0, w), (0, 0)), "edge")  # f h w c, even
-    _encode(frames, path, rate, text, "libx264", {"crf": "16", "x264-params": "chromaloc=1"}, {"movflags": "+faststart"})
+    _encode(
+        frames, path, rate, text, "libx264", {"crf": "16", "x264-params": "chromaloc=1"}, {"movflags": "+faststart"}
+    )
+
 
 def _write_webm(frames, path, rate, text):
     _encode(frames, path, rate, text, "libvpx-vp9", {"crf": "16", "b:v": "0", "cpu-used": "4", "row-mt": "1"})
@@ -129,7 +185,7 @@ def _write_webm(frames, path, rate, text):
 def _palette_filters(height, width, rate):
     "An FFmpeg filter graph that turns RGB frames into frames with one palette for all of them."
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1/rate)
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
     split, find = graph.add("split"), graph.add("palettegen")
     use, sink = graph.add("paletteuse", "diff_mode=rectangle"), graph.add("buffersink")
     source.link_to(split)
@@ -146,40 +202,49 @@ def _paletted(frames, rate):
     graph = _palette_filters(*frames.shape[1:3], rate)
     for i, frame in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture.pts, picture.time_base, picture.duration = i, 1/rate, 1
+        picture.pts, picture.time_base, picture.duration = i, 1 / rate, 1
         graph.push(picture)
     graph.push(None)
-    for _ in frames: yield graph.pull()
+    for _ in frames:
+        yield graph.pull()
 
 # %% ../nbs/06_video.ipynb #7e21f441
 def _add_gif_comment(path, text):
     "Insert a comment extension before the first frame of the GIF at `path`."
     data = path.read_bytes()
-    start = 13 + (3*2**((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    start = 13 + (3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
     text = text.encode("ascii")
-    blocks = b"".join(bytes([len(part)]) + part for part in (text[i:i + 255] for i in range(0, len(text), 255)))
+    blocks = b"".join(bytes([len(part)]) + part for part in (text[i : i + 255] for i in range(0, len(text), 255)))
     path.write_bytes(data[:start] + b"!\xfe" + blocks + b"\0" + data[start:])
+
 
 def _write_gif(frames, path, rate, text):
     with av.open(str(path), "w", options={"loop": "0"}) as container:
         stream = container.add_stream("gif", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "pal8"
-        for picture in _paletted(frames, rate): container.mux(stream.encode(picture))
+        for picture in _paletted(frames, rate):
+            container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     _add_gif_comment(path, text)
 
 # %% ../nbs/06_video.ipynb #523852a3
-def _chunk(name, data): return name + struct.pack("<I", len(data)) + data + b"\0"*(len(data) % 2)
+def _chunk(name, data):
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
 
-def _u24(*numbers): return b"".join(n.to_bytes(3, "little") for n in numbers)
+
+def _u24(*numbers):
+    return b"".join(n.to_bytes(3, "little") for n in numbers)
+
 
 def _changed(before, frame):
     "The slices (y, x) around all pixels that differ, starting at even places as WebP wants."
-    if before is None: return slice(0, frame.shape[0]), slice(0, frame.shape[1])
+    if before is None:
+        return slice(0, frame.shape[0]), slice(0, frame.shape[1])
     y, x = np.nonzero((before != frame).any(-1))
-    if not len(y): return slice(0, 1), slice(0, 1)
-    return tuple(slice(int(n.min())//2*2, int(n.max()) + 1) for n in (y, x))
+    if not len(y):
+        return slice(0, 1), slice(0, 1)
+    return tuple(slice(int(n.min()) // 2 * 2, int(n.max()) + 1) for n in (y, x))
 
 # %% ../nbs/06_video.ipynb #ce2c0d84
 def _webp_frame(before, frame, milliseconds):
@@ -187,16 +252,19 @@ def _webp_frame(before, frame, milliseconds):
     ys, xs = _changed(before, frame)
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame[ys, xs])).save(out, "WEBP", lossless=True)
-    place = _u24(xs.start//2, ys.start//2, xs.stop - xs.start - 1, ys.stop - ys.start - 1, milliseconds)
+    place = _u24(xs.start // 2, ys.start // 2, xs.stop - xs.start - 1, ys.stop - ys.start - 1, milliseconds)
     return _chunk(b"ANMF", place + b"\x02" + out.getvalue()[12:])  # 2: replace what was there
 
 # %% ../nbs/06_video.ipynb #9b394ce8
 def _write_webp(frames, path, rate, text):
     exif = Image.Exif()
     exif[0x010E] = text  # ImageDescription
-    moments = [round(i*1000/rate) for i in range(len(frames) + 1)]
+    moments = [round(i * 1000 / rate) for i in range(len(frames) + 1)]
     height, width = frames.shape[1:3]
-    parts = [_chunk(b"VP8X", bytes([0x0A, 0, 0, 0]) + _u24(width - 1, height - 1)), _chunk(b"ANIM", bytes(6))]  # 0x0A: animation and Exif
+    parts = [
+        _chunk(b"VP8X", bytes([0x0A, 0, 0, 0]) + _u24(width - 1, height - 1)),
+        _chunk(b"ANIM", bytes(6)),
+    ]  # 0x0A: animation and Exif
     for before, frame, start, end in zip([None, *frames], frames, moments, moments[1:]):
         parts.append(_webp_frame(before, frame, end - start))
     parts.append(_chunk(b"EXIF", exif.tobytes()))
@@ -207,17 +275,21 @@ def _write_folder(frames, path, rate, text):
     path.mkdir()
     info = PngImagePlugin.PngInfo()
     info.add_text("tav", text)
-    for i, frame in enumerate(frames): Image.fromarray(frame).save(path/f"frame_{i:04d}.png", pnginfo=info)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"frame_{i:04d}.png", pnginfo=info)
     about = {"fps": float(rate), "metadata": json.loads(text)}
-    (path/"metadata.json").write_text(json.dumps(about, indent=2, ensure_ascii=text.isascii()), encoding="utf-8")
+    (path / "metadata.json").write_text(json.dumps(about, indent=2, ensure_ascii=text.isascii()), encoding="utf-8")
+
 
 WRITERS = {".mp4": _write_mp4, ".webm": _write_webm, ".gif": _write_gif, ".webp": _write_webp, "": _write_folder}
 
 # %% ../nbs/06_video.ipynb #7f2a5d2c
 def _as_frames(frames):
     "Frames as one uint8 array [F, H, W, 3]."
-    try: frames = np.stack([np.asarray(frame) for frame in frames])  # f h w c
-    except ValueError: raise VideoError("a video needs at least one frame, and all frames of one size") from None
+    try:
+        frames = np.stack([np.asarray(frame) for frame in frames])  # f h w c
+    except ValueError:
+        raise VideoError("a video needs at least one frame, and all frames of one size") from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise VideoError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
     return frames
@@ -228,7 +300,8 @@ def write_video(
     path,  # .mp4, .webm, .gif or .webp; without a suffix or with / at the end a folder of PNGs
     fps=8,  # frames a second; at most 50 for a GIF and 90 for a WebP
     metadata=None,  # a dict that JSON can hold: prompt, seed, settings; `read_metadata` gives it back
-    replace=True,  # take the place of a file or folder that is there; else raise `FileExistsError`, also if it has come meanwhile
+    # take the place of a file or folder that is there; else raise `FileExistsError`, also if it has come meanwhile
+    replace=True,
 ) -> Path:
     """Write a video that browsers play and that remembers how it was made; returns its path.
 
@@ -236,22 +309,27 @@ def write_video(
     An existing file is replaced in one step, once the new one is whole.
     An odd width or height is made even in `.mp4` by repeating the last column or row.
 
-    Raises `VideoError` for wrong frames or fps, an unknown suffix, a place that cannot be written, metadata beyond JSON.
+    Raises `VideoError` for wrong frames or fps, an unknown suffix, a place that cannot be written, metadata beyond
+    JSON.
     """
     kind, path, frames = _kind(path), check_output(path, fps), _as_frames(frames)
     rate = _as_rate(fps, kind)
     try:
         check_depth(metadata, "metadata")
         text = json.dumps(metadata or {}, ensure_ascii=False, allow_nan=False)
-        if kind in (".gif", ".webp") or re.search(r"[\ud800-\udfff]", text): text = json.dumps(metadata or {})  # names of files may hold what no text can
-    except (TypeError, ValueError, RecursionError) as error: raise VideoError(f"metadata must fit into JSON: {error}") from None
-    with _finished(path, replace) as unfinished: WRITERS[kind](frames, unfinished, rate, text)
+        if kind in (".gif", ".webp") or re.search(r"[\ud800-\udfff]", text):
+            text = json.dumps(metadata or {})  # names of files may hold what no text can
+    except (TypeError, ValueError, RecursionError) as error:
+        raise VideoError(f"metadata must fit into JSON: {error}") from None
+    with _finished(path, replace) as unfinished:
+        WRITERS[kind](frames, unfinished, rate, text)
     return path
 
 # %% ../nbs/06_video.ipynb #60f264d2
 def _reach(packet):
     "The time in seconds at which a packet of sound or pictures ends; 0 if it does not say."
-    return float((packet.pts + (packet.duration or 0))*packet.time_base) if packet.pts is not None else 0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base) if packet.pts is not None else 0
+
 
 def _demux(container, path):
     "Yield all packets; raise `VideoError` if they end long before the file should."
@@ -259,8 +337,9 @@ def _demux(container, path):
     for packet in container.demux():
         end = max(end, _reach(packet))
         yield packet
-    promised = (container.duration or 0)/1e6
-    if end < 0.9*promised: raise VideoError(f"{path}: ends after {end:.1f} of {promised:.1f} s; is it cut off?")
+    promised = (container.duration or 0) / 1e6
+    if end < 0.9 * promised:
+        raise VideoError(f"{path}: ends after {end:.1f} of {promised:.1f} s; is it cut off?")
 
 # %% ../nbs/06_video.ipynb #58a40d06
 def _decode(path, limits):
@@ -282,41 +361,69 @@ def _decode(path, limits):
 # %% ../nbs/06_video.ipynb #2faaeeb3
 class FolderSettings(TypedDict):
     "What `metadata.json` in a folder of PNGs says"
+
     fps: Annotated[float, Meta(gt=0, le=1000)]
     metadata: dict | None
 
+
 def _own_json(text, where):
-    "The object that a text of JSON is; empty if it is another value or no JSON, as in the comments of other programs. Raises `SchemaError` for what no program should read."
-    if not isinstance(text, (str, bytes)): return {}
+    """The object that a text of JSON is; empty if it is another value or no JSON, as in the comments of other programs.
+    Raises `SchemaError` for what no program should read.
+    """
+    if not isinstance(text, (str, bytes)):
+        return {}
     if len(text) <= MAX_BYTES:
-        try: json.loads(text)
-        except RecursionError: pass  # `parse_json` says so
-        except ValueError: return {}
+        try:
+            json.loads(text)
+        except RecursionError:
+            pass  # `parse_json` says so
+        except ValueError:
+            return {}
     found = parse_json(text, Any, where)
     return found if isinstance(found, dict) else {}
 
 # %% ../nbs/06_video.ipynb #ac8c7239
 def _about_folder(path):
-    "What `metadata.json` in a folder says; empty if there is none, or none of ours. Raises `SchemaError` for one of ours that says what cannot be."
-    try: text = (path/"metadata.json").read_text(encoding="utf-8")
-    except (OSError, ValueError): return {}
-    about = _own_json(text, path/"metadata.json")
-    if not {"fps", "metadata"} <= about.keys(): return {}
-    return check_type(about, FolderSettings, path/"metadata.json")
+    """What `metadata.json` in a folder says; empty if there is none, or none of ours. Raises `SchemaError` for one of
+    ours that says what cannot be.
+    """
+    try:
+        text = (path / "metadata.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return {}
+    about = _own_json(text, path / "metadata.json")
+    if not {"fps", "metadata"} <= about.keys():
+        return {}
+    return check_type(about, FolderSettings, path / "metadata.json")
+
 
 def folder_fps(path: Path) -> float:
     "Frames a second of a folder of stills: what `metadata.json` says, else 8"
     return float(_about_folder(path).get("fps", 8))
+
 
 def _decode_folder(path, limits):
     "Yield (frame, time) of the stills in a folder, in the order of their numbers."
     fps = folder_fps(path)
     for i, file in enumerate(folder_images(path)):
         with open_image(file, limits) as image:
-            yield image_pixels(image), i/fps
+            yield image_pixels(image), i / fps
 
 # %% ../nbs/06_video.ipynb #3963dd5a
-UNREADABLE = OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, MemoryError, struct.error, zlib.error, av.FFmpegError, Image.DecompressionBombError
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    av.FFmpegError,
+    Image.DecompressionBombError,
+)
+
 
 def reason_of(error: Exception, path: Path) -> str:
     "Why a file cannot be read, in one line without its name"
@@ -338,9 +445,12 @@ def iter_video(
         for count, (frame, time) in enumerate(decode(path, limits), 1):
             check(count, time)
             yield frame, time
-    except VideoError: raise
-    except UNREADABLE as error: raise VideoError(f"{path}: {reason_of(error, path)}") from None
-    if not count: raise VideoError(f"{path}: holds no pictures")
+    except VideoError:
+        raise
+    except UNREADABLE as error:
+        raise VideoError(f"{path}: {reason_of(error, path)}") from None
+    if not count:
+        raise VideoError(f"{path}: holds no pictures")
 
 # %% ../nbs/06_video.ipynb #3753237b
 def read_video(
@@ -348,17 +458,24 @@ def read_video(
     limits: Limits = Limits(),  # how much of it is looked at
     most: int | None = None,  # stop after so many frames
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All frames, or the first `most`, uint8 [F, H, W, 3], and the times at which they appear, float64 [F], in seconds from the first.
+    """All frames, or the first `most`, uint8 [F, H, W, 3], and the times at which they appear, float64 [F], in seconds
+    from the first.
 
-    Frames are upright, with square pixels, in full-range sRGB upon white paper. Times are strictly increasing but need not be even.
+    Frames are upright, with square pixels, in full-range sRGB upon white paper. Times are strictly increasing but need
+    not be even.
 
-    Raises `VideoError` if there is no such file, if it is no video, if it is cut off, if its time runs backwards, if it is beyond a limit.
+    Raises `VideoError` if there is no such file, if it is no video, if it is cut off, if its time runs backwards, if it
+    is beyond a limit.
     """
     frames, times = [], []
     for frame, time in islice(iter_video(path, limits), most):
-        if frames and frame.shape != frames[0].shape: raise VideoError(f"{path}: the size changes within the video")
-        if frame.nbytes*(len(frames) + 1) > limits.max_gib*2**30:
-            raise VideoError(f"{path}: more than {limits.max_gib:.3g} GiB of frames, {len(frames)} of {frame.shape[1]} x {frame.shape[0]} pixels (--max-gib)")
+        if frames and frame.shape != frames[0].shape:
+            raise VideoError(f"{path}: the size changes within the video")
+        if frame.nbytes * (len(frames) + 1) > limits.max_gib * 2**30:
+            raise VideoError(
+                f"{path}: more than {limits.max_gib:.3g} GiB of frames, {len(frames)} of {frame.shape[1]} x"
+                f" {frame.shape[0]} pixels (--max-gib)"
+            )
         frames.append(frame)
         times.append(time)
     return np.stack(frames), np.array(times, np.float64)  # f h w c, f
@@ -366,7 +483,8 @@ def read_video(
 # %% ../nbs/06_video.ipynb #9eea78fd
 def _comment(path):
     "The text in which `write_video` keeps its settings."
-    if path.is_dir(): return json.dumps(_about_folder(path).get("metadata"))
+    if path.is_dir():
+        return json.dumps(_about_folder(path).get("metadata"))
     check_regular(path)
     if path.suffix.lower() in (".gif", ".webp", ".png"):
         with Image.open(path) as image:
@@ -380,9 +498,13 @@ def read_metadata(
 ) -> dict:
     """The `metadata` that was given to `write_video`; empty if the file says nothing.
 
-    Whoever made the file may have written anything there: check what is used. Raises `VideoError` if there is no such file, if it is no video, or for JSON beyond all bounds.
+    Whoever made the file may have written anything there: check what is used. Raises `VideoError` if there is no such
+    file, if it is no video, or for JSON beyond all bounds.
     """
     path = recover(path)
-    try: return _own_json(_comment(path) or "{}", path)
-    except SchemaError as error: raise VideoError(str(error)) from None
-    except UNREADABLE as error: raise VideoError(f"{path}: cannot be read: {_reason(error)}") from None
+    try:
+        return _own_json(_comment(path) or "{}", path)
+    except SchemaError as error:
+        raise VideoError(str(error)) from None
+    except UNREADABLE as error:
+        raise VideoError(f"{path}: cannot be read: {_reason(error)}") from None

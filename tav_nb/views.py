@@ -8,8 +8,10 @@ __all__ = ['coarse_flow', 'plot_consistency', 'wiped', 'plot_compare', 'attentio
 
 # %% ../nbs/28_views.ipynb #1e189769
 from contextlib import contextmanager
+
 import numpy as np
 import torch
+
 from .consistency import dis_flow
 from .inference import embedded_pipeline, generate
 from .noise import noise_correlation
@@ -19,45 +21,60 @@ from .windows import take
 
 # %% ../nbs/28_views.ipynb #c8c3e903
 def coarse_flow(
-    flow,      # float32 [H, W, 2], in pixels
+    flow,  # float32 [H, W, 2], in pixels
     cells=16,  # along the longer side
 ):  # float32 [h, w, 2], in pixels of the whole picture
     "Means of the flow over about square cells."
     height, width = flow.shape[:2]
-    size = [max(1, round(side*cells/max(height, width))) for side in (width, height)]
+    size = [max(1, round(side * cells / max(height, width))) for side in (width, height)]
     import cv2
+
     return cv2.resize(flow, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], 2)
+
 
 def _arrows(ax, frame, flow):
     "A frame with arrows from where things are to where they will be."
     coarse, (height, width) = coarse_flow(flow), frame.shape[:2]
     rows, columns = coarse.shape[:2]
-    x, y = np.meshgrid((np.arange(columns) + 0.5)*width/columns - 0.5, (np.arange(rows) + 0.5)*height/rows - 0.5)
+    x, y = np.meshgrid(
+        (np.arange(columns) + 0.5) * width / columns - 0.5, (np.arange(rows) + 0.5) * height / rows - 0.5
+    )
     ax.imshow(frame, interpolation="antialiased")
-    ax.quiver(x, y, coarse[..., 0], coarse[..., 1], angles="xy", scale_units="xy", scale=1, color="#e0007a", width=0.006)
+    ax.quiver(
+        x, y, coarse[..., 0], coarse[..., 1], angles="xy", scale_units="xy", scale=1, color="#e0007a", width=0.006
+    )
 
 # %% ../nbs/28_views.ipynb #208b1a42
 def plot_consistency(
-    frames,     # uint8 [F, H, W, 3]
-    scores,     # consistency.Scores of these frames
+    frames,  # uint8 [F, H, W, 3]
+    scores,  # consistency.Scores of these frames
     pair=None,  # which two frames; the worst unless given
-    row=None,   # of pixels, for the slice through time; the middle one unless given
+    row=None,  # of pixels, for the slice through time; the middle one unless given
     names=("warping_error", "visible"),  # of the curves
 ):  # array of axes: frame, next frame, difference, flow, slice, and the curves
     "Two neighbouring frames, what changed, where it went, a row over time, and the curves with the pair marked."
     from matplotlib import pyplot as plt
-    t, row = scores.worst if pair is None else pair, frames.shape[1]//2 if row is None else row
-    now, after = frames[t:t + 2]
-    axes = plt.subplots(1, 5 + len(names), figsize=(1.5*(5 + len(names)), 1.6), layout="constrained", dpi=80)[1]
-    for ax, picture, title in zip(axes, (now, after, np.clip(np.abs(after.astype(int) - now)*3, 0, 255)), (f"frame {t}", f"frame {t + 1}", "difference x 3")): ax.imshow(picture), ax.set_title(title, fontsize=8)
+
+    t, row = scores.worst if pair is None else pair, frames.shape[1] // 2 if row is None else row
+    now, after = frames[t : t + 2]
+    axes = plt.subplots(1, 5 + len(names), figsize=(1.5 * (5 + len(names)), 1.6), layout="constrained", dpi=80)[1]
+    for ax, picture, title in zip(
+        axes,
+        (now, after, np.clip(np.abs(after.astype(int) - now) * 3, 0, 255)),
+        (f"frame {t}", f"frame {t + 1}", "difference x 3"),
+    ):
+        ax.imshow(picture), ax.set_title(title, fontsize=8)
     _arrows(axes[3], now, dis_flow(now, after))
     axes[3].set_title("flow", fontsize=8)
-    for ax in axes[:4]: ax.axis("off")
+    for ax in axes[:4]:
+        ax.axis("off")
     axes[0].axhline(row, color="#e0007a", lw=0.7)
     xt_slice(frames, row, axes[4]).set_title(f"row {row}", fontsize=8)
     axes[4].axhline(t + 0.5, color="#e0007a", lw=0.7)
-    for ax, name in zip(axes[5:], names): _with_mark(ax, scores.per_pair[name], t, name)
+    for ax, name in zip(axes[5:], names):
+        _with_mark(ax, scores.per_pair[name], t, name)
     return axes
+
 
 def _with_mark(ax, values, t, name):
     ax.plot(np.arange(len(values)) + 0.5, values, lw=1)
@@ -67,79 +84,102 @@ def _with_mark(ax, values, t, name):
 
 # %% ../nbs/28_views.ipynb #66c58a09
 def wiped(
-    a, b,   # uint8 [H, W, 3], of one size
+    a,
+    b,  # uint8 [H, W, 3], of one size
     share,  # of the width that shows a, from 0 to 1
 ):  # uint8 [H, W, 3]
     "The left part of one picture beside the right part of another."
-    x = round(a.shape[1]*share)
+    x = round(a.shape[1] * share)
     return np.concatenate([a[:, :x], b[:, x:]], 1)  # h w c
 
+
 def plot_compare(
-    a, b,                 # uint8 [F, H, W, 3], of one size; as many frames as the shorter has
+    a,
+    b,  # uint8 [F, H, W, 3], of one size; as many frames as the shorter has
     titles=("A", "B"),
-    share=0.5,            # of the width that shows a
-    count=6,              # frames to show
+    share=0.5,  # of the width that shows a
+    count=6,  # frames to show
 ):  # array of axes [3, count]: A, the wipe, B
     "Both films with the wipe between them, at the same moments."
     from matplotlib import pyplot as plt
+
     frames = min(len(a), len(b))
     at = np.linspace(0, frames - 1, min(count, frames)).round().astype(int)
-    axes = plt.subplots(3, len(at), figsize=(1.2*len(at), 3.8*a.shape[1]/a.shape[2]), layout="constrained", dpi=80, squeeze=False)[1]
+    axes = plt.subplots(
+        3, len(at), figsize=(1.2 * len(at), 3.8 * a.shape[1] / a.shape[2]), layout="constrained", dpi=80, squeeze=False
+    )[1]
     for i, t in enumerate(at):
-        for ax, picture in zip(axes[:, i], (a[t], wiped(a[t], b[t], share), b[t])): ax.imshow(picture, interpolation="antialiased"), ax.axis("off")
-        axes[1, i].axvline(a.shape[2]*share - 0.5, color="white", lw=0.7)
-    for ax, title in zip(axes[:, 0], (titles[0], f"{titles[0]} | {titles[1]}", titles[1])): ax.set_title(title, fontsize=8, loc="left")
+        for ax, picture in zip(axes[:, i], (a[t], wiped(a[t], b[t], share), b[t])):
+            ax.imshow(picture, interpolation="antialiased"), ax.axis("off")
+        axes[1, i].axvline(a.shape[2] * share - 0.5, color="white", lw=0.7)
+    for ax, title in zip(axes[:, 0], (titles[0], f"{titles[0]} | {titles[1]}", titles[1])):
+        ax.set_title(title, fontsize=8, loc="left")
     return axes
 
 # %% ../nbs/28_views.ipynb #830f4e3a
 @torch.no_grad()
 def attention_weights(
-    layer,       # TemporalSelfAttention
-    x,           # its input: tokens [(b f), s, c]
+    layer,  # TemporalSelfAttention
+    x,  # its input: tokens [(b f), s, c]
     num_frames,  # f
     windows=None,  # through which a long film goes (chapter 29)
 ):  # float32 [b, s, h, f, f]: for each place and head, how much each frame takes from each
-    "softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several windows the weighted sum."
+    """softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several
+    windows the weighted sum.
+    """
     (_, s, c), f, h = x.shape, num_frames, layer.num_heads
     tokens = layer.norm(x).reshape(-1, f, s, c)  # b f s c
+
     def weights(part):
         q, k, _ = layer.project_qkv(part + layer.positions(part.shape[1])[:, None].to(x.dtype))
-        q, k = (t.float().unflatten(-1, (h, c//h)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
-        return (q@k.mT*(c//h)**-0.5).softmax(-1)
-    if windows is None: return weights(tokens)
+        q, k = (t.float().unflatten(-1, (h, c // h)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
+        return (q @ k.mT * (c // h) ** -0.5).softmax(-1)
+
+    if windows is None:
+        return weights(tokens)
     seen = x.new_zeros(len(tokens), s, h, f, f, dtype=torch.float32)
     for start, share in zip(windows.starts, windows.shares):
         at = (torch.arange(windows.length, device=x.device) + start) % f
-        seen[..., at[:, None], at] += share[:, None]*weights(take(tokens, start, windows.length, dim=1))
+        seen[..., at[:, None], at] += share[:, None] * weights(take(tokens, start, windows.length, dim=1))
     return seen
 
 # %% ../nbs/28_views.ipynb #0435d913
 @contextmanager
 def watching(
-    unet,   # with temporal layers
+    unet,  # with temporal layers
 ):  # gives a dict that fills up: block: (sum of float32 [h, f, f], number of calls)
     "Inside the `with`, every temporal layer notes what its heads look at."
     seen = {}
+
     def note(name):
         def hook(layer, inputs):
             weights = attention_weights(layer, *inputs)[-1].mean(0).cpu()  # b s h f f -> h f f
             total, count = seen.get(name, (0, 0))
             seen[name] = total + weights, count + 1
+
         return hook
+
     handles = [layer.register_forward_pre_hook(note(name)) for name, layer in temporal_modules(unet).items()]
-    try: yield seen
+    try:
+        yield seen
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
+
 
 def temporal_attention(
-    prompt,     # what shall be seen
+    prompt,  # what shall be seen
     pipe=None,  # from `load_video_pipeline`; None for the embedded one
     **options,  # of `generate`
 ):  # frames uint8 [F, H, W, 3], and {block: float32 [h, f, f]}, rows sum to 1
-    "Generate a film and read out what its frames looked at in each other: means over places and steps, a matrix for each block and head, from the picture's side to the depth of the UNet and back."
+    """Generate a film and read out what its frames looked at in each other: means over places and steps, a matrix for
+    each block and head, from the picture's side to the depth of the UNet and back.
+    """
     pipe = pipe or embedded_pipeline()
-    with watching(pipe.unet) as seen: frames = generate(prompt, pipe, **options)
-    return frames, {short_name(name): (total/count).numpy() for name, (total, count) in seen.items()}
+    with watching(pipe.unet) as seen:
+        frames = generate(prompt, pipe, **options)
+    return frames, {short_name(name): (total / count).numpy() for name, (total, count) in seen.items()}
+
 
 def short_name(name):
     "`down 1.0.1` for `down_blocks.1.attentions.0.transformer_blocks.1.temporal_attn`."
@@ -148,26 +188,34 @@ def short_name(name):
 
 # %% ../nbs/28_views.ipynb #6dc4f073
 def plot_attention(
-    frames,     # uint8 [F, H, W, 3]
+    frames,  # uint8 [F, H, W, 3]
     attention,  # float32 [h, f, f], of one block
-    query=None, # which frame looks; the middle one unless given
+    query=None,  # which frame looks; the middle one unless given
     head=None,  # which head; the mean of all unless given
     title="",
 ):  # array of axes: the matrix, then the frames
     "The matrix of one head, and the frames as bright as the chosen one looks at them."
     from matplotlib import pyplot as plt
-    query = len(frames)//2 if query is None else query
+
+    query = len(frames) // 2 if query is None else query
     weights = attention.mean(0) if head is None else attention[head]
-    axes = plt.subplots(1, 1 + len(frames), figsize=(1.6 + 0.9*len(frames), 1.5), layout="constrained", dpi=80, width_ratios=[1.6, *[0.9]*len(frames)])[1]
+    axes = plt.subplots(
+        1,
+        1 + len(frames),
+        figsize=(1.6 + 0.9 * len(frames), 1.5),
+        layout="constrained",
+        dpi=80,
+        width_ratios=[1.6, *[0.9] * len(frames)],
+    )[1]
     axes[0].imshow(weights, cmap="magma", vmin=0)
     axes[0].axhline(query, color="white", lw=0.7)
     axes[0].set_title(title or f"head {'all' if head is None else head}", fontsize=8)
     axes[0].tick_params(labelsize=6)
-    share = weights[query]/weights[query].max()
+    share = weights[query] / weights[query].max()
     for t, ax in enumerate(axes[1:]):
-        ax.imshow((to_image(frames[t])*(0.25 + 0.75*share[t])).astype(np.uint8))
+        ax.imshow((to_image(frames[t]) * (0.25 + 0.75 * share[t])).astype(np.uint8))
         ax.axis("off")
-        ax.set_title(f"{weights[query, t]:.2f}" + " <"*(t == query), fontsize=8)
+        ax.set_title(f"{weights[query, t]:.2f}" + " <" * (t == query), fontsize=8)
     return axes
 
 # %% ../nbs/28_views.ipynb #cfc9927b
@@ -175,20 +223,33 @@ def noise_image(
     latents,  # [f, c, h, w], about normal
 ):  # uint8 [f, h, w, 3]
     "The first three channels of latents as colours, grey for 0, full for 2.5."
-    return ((latents[:, :3].float().cpu()/5 + 0.5).clamp(0, 1)*255).round().byte().permute(0, 2, 3, 1).numpy()  # f c h w -> f h w c
+    return (
+        ((latents[:, :3].float().cpu() / 5 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    )  # f c h w -> f h w c
+
 
 def plot_noise(
-    results,            # {strength: (start noise [f, c, h, w], frames uint8 [F, H, W, 3])}
-    kind="mixed",       # of the noise
-    count=4,            # frames of each to show
+    results,  # {strength: (start noise [f, c, h, w], frames uint8 [F, H, W, 3])}
+    kind="mixed",  # of the noise
+    count=4,  # frames of each to show
 ):  # array of axes [strengths, 1 + 2 count]: correlation, starts, frames
     "For each strength a row: correlations, the noise that it starts from, the film that it becomes."
     from matplotlib import pyplot as plt
-    axes = plt.subplots(len(results), 1 + 2*count, figsize=(0.9*(1 + 2*count), 1.05*len(results)), layout="constrained", dpi=80, squeeze=False)[1]
+
+    axes = plt.subplots(
+        len(results),
+        1 + 2 * count,
+        figsize=(0.9 * (1 + 2 * count), 1.05 * len(results)),
+        layout="constrained",
+        dpi=80,
+        squeeze=False,
+    )[1]
     for row, (strength, (start, frames)) in zip(axes, results.items()):
         at = np.linspace(0, len(frames) - 1, count).round().astype(int)
         row[0].imshow(noise_correlation(len(frames), kind, strength), cmap="magma", vmin=0, vmax=1)
         row[0].set_title(f"strength {strength:g}", fontsize=8)
-        for ax, picture in zip(row[1:], [*noise_image(start)[at], *frames[at]]): ax.imshow(picture, interpolation="nearest")
-        for ax in row: ax.axis("off")
+        for ax, picture in zip(row[1:], [*noise_image(start)[at], *frames[at]]):
+            ax.imshow(picture, interpolation="nearest")
+        for ax in row:
+            ax.axis("off")
     return axes

@@ -8,37 +8,47 @@ __all__ = ['JS', 'CSS', 'CURVE_JS', 'EXPLORER_JS', 'COMPARE_JS', 'ATTENTION_JS',
            'AttentionExplorer', 'NoiseExplorer', 'draw_stop', 'answer', 'save_page']
 
 # %% ../nbs/11_widgets.ipynb #c1b4c5d6
-import base64, html, io, json
+import base64
+import html
+import io
+import json
 from pathlib import Path
+
 import anywidget
 import numpy as np
 import torch
 import traitlets as T
 from PIL import Image
+
 from . import views
 from .consistency import METRICS, check_frames, dis_flow, measure
 from .inference import embedded_pipeline, generate, noise_for
 from .noise import correlated_noise
-from .show import contact_sheet, to_image
+from .show import contact_sheet
 
 # %% ../nbs/11_widgets.ipynb #8e4d7f81
 def sheet(
-    frames,             # uint8 [F, H, W, 3]
+    frames,  # uint8 [F, H, W, 3]
     max_bytes=100_000,  # of the picture; in a saved notebook it takes a third more
-    width=256,          # of a frame at most, in pixels
-    exact=False,        # without loss? For noise, which has nothing to leave out
+    width=256,  # of a frame at most, in pixels
+    exact=False,  # without loss? For noise, which has nothing to leave out
 ):  # dict of the traits sheet (bytes), width, height (of a frame), columns, count
     "The frames in rows, as one WebP."
-    columns = int(np.ceil(len(frames)**0.5))
+    columns = int(np.ceil(len(frames) ** 0.5))
     width = min(width, frames.shape[2])
     while True:
-        size = width, max(1, round(frames.shape[1]*width/frames.shape[2]))
-        whole = Image.new("RGB", (size[0]*columns, size[1]*-(-len(frames)//columns)))
-        for i, frame in enumerate(frames): whole.paste(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS), (i % columns*size[0], i//columns*size[1]))
+        size = width, max(1, round(frames.shape[1] * width / frames.shape[2]))
+        whole = Image.new("RGB", (size[0] * columns, size[1] * -(-len(frames) // columns)))
+        for i, frame in enumerate(frames):
+            whole.paste(
+                Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS),
+                (i % columns * size[0], i // columns * size[1]),
+            )
         file = io.BytesIO()
         whole.save(file, "WEBP", quality=80, method=4, lossless=exact)
-        if file.tell() <= max_bytes or width <= 16: return dict(sheet=file.getvalue(), width=size[0], height=size[1], columns=columns, count=len(frames))
-        width = int(width*0.85)
+        if file.tell() <= max_bytes or width <= 16:
+            return dict(sheet=file.getvalue(), width=size[0], height=size[1], columns=columns, count=len(frames))
+        width = int(width * 0.85)
 
 # %% ../nbs/11_widgets.ipynb #ef08b767
 JS = """
@@ -170,11 +180,12 @@ CSS = """
 # %% ../nbs/11_widgets.ipynb #c12e5daa
 class FilmWidget(anywidget.AnyWidget):
     "A film that both sides know the frame of."
+
     _css = CSS
     sheet = T.Bytes().tag(sync=True)
     count, width, height, columns = (T.Int(1).tag(sync=True) for _ in range(4))
-    index = T.Int(0).tag(sync=True)    # the frame that is shown
-    fps = T.Float(8.).tag(sync=True)
+    index = T.Int(0).tag(sync=True)  # the frame that is shown
+    fps = T.Float(8.0).tag(sync=True)
     label = T.Unicode("film").tag(sync=True)  # read out by screen readers
 
     def __init__(self, frames, fps=8, label="film", **traits):
@@ -182,21 +193,24 @@ class FilmWidget(anywidget.AnyWidget):
         super().__init__(**(sheet(self.frames) | dict(fps=float(fps), label=label) | traits))
 
     @T.validate("index")
-    def _within(self, proposal): return min(max(proposal["value"], 0), self.count - 1)
+    def _within(self, proposal):
+        return min(max(proposal["value"], 0), self.count - 1)
 
     def figure(self):  # Matplotlib axes
         "What is shown where the widget cannot run."
-        return contact_sheet(self.frames, every=-(-len(self.frames)//6), width=0.9)
+        return contact_sheet(self.frames, every=-(-len(self.frames) // 6), width=0.9)
 
     def _repr_mimebundle_(self, **options):
         data, metadata = super()._repr_mimebundle_(**options)
         return data | {"image/jpeg": base64.b64encode(still(self.figure)).decode()}, metadata
+
 
 def still(
     draw,  # makes a figure, and returns its axes
 ):  # bytes, JPEG
     "A figure as a small picture; it is closed afterwards."
     from matplotlib import pyplot as plt
+
     figure, file = np.ravel(draw())[0].figure, io.BytesIO()
     figure.savefig(file, format="jpeg", dpi=60, pil_kwargs=dict(quality=45, optimize=True))
     plt.close(figure)
@@ -204,8 +218,13 @@ def still(
 
 # %% ../nbs/11_widgets.ipynb #2334f4b1
 class FrameScrubber(FilmWidget):
-    "A film to step through: `FrameScrubber(frames, fps=8, label='film')`, frames uint8 [F, H, W, 3]; `index` is the frame that is shown."
-    _esm = JS + """
+    """A film to step through: `FrameScrubber(frames, fps=8, label='film')`, frames uint8 [F, H, W, 3]; `index` is the
+    frame that is shown.
+    """
+
+    _esm = (
+        JS
+        + """
 async function render({model, el}) {
   const root = start(el, model, 'Frames'), image = await picture(model.get('sheet'))
   const [, film] = canvas(root, model.get('width'), model.get('height'), model.get('label'))
@@ -215,15 +234,18 @@ async function render({model, el}) {
 }
 export default { render }
 """
+    )
 
 # %% ../nbs/11_widgets.ipynb #ba57f741
 def packed_flow(
-    frames,   # uint8 [F, H, W, 3]
-    width,    # of a frame in the browser, in pixels
-    cells=12, # along the longer side
+    frames,  # uint8 [F, H, W, 3]
+    width,  # of a frame in the browser, in pixels
+    cells=12,  # along the longer side
 ):  # bytes, int8 [F-1, h, w, 2] in quarters of a pixel of the browser's frame; and [h, w]
     "Coarse flow of every pair."
-    coarse = np.stack([views.coarse_flow(dis_flow(a, b), cells) for a, b in zip(frames, frames[1:])])*(4*width/frames.shape[2])
+    coarse = np.stack([views.coarse_flow(dis_flow(a, b), cells) for a, b in zip(frames, frames[1:])]) * (
+        4 * width / frames.shape[2]
+    )
     return coarse.round().clip(-127, 127).astype(np.int8).tobytes(), list(coarse.shape[1:3])
 
 # %% ../nbs/11_widgets.ipynb #c7df184c
@@ -248,7 +270,10 @@ function curve(parent, model, name) {
 """
 
 # %% ../nbs/11_widgets.ipynb #c05eeec4
-EXPLORER_JS = JS + CURVE_JS + """
+EXPLORER_JS = (
+    JS
+    + CURVE_JS
+    + """
 function changes(film, w, h, draw, index) {  // three times the difference to the next frame
   draw(index)
   const now = film.getImageData(0, 0, w, h)
@@ -268,6 +293,7 @@ function arrows(film, model, index) {
   }
 }
 """
+)
 
 # %% ../nbs/11_widgets.ipynb #b700cbe4
 EXPLORER_JS += """
@@ -304,36 +330,66 @@ export default { render }
 
 # %% ../nbs/11_widgets.ipynb #f1410302
 class ConsistencyExplorer(FilmWidget):
-    "A film with its curves, a slice through time, what changes and where it goes: `ConsistencyExplorer(frames, scores=None, names=...)`. `index`, `row` and `overlay` are what is looked at."
+    """A film with its curves, a slice through time, what changes and where it goes: `ConsistencyExplorer(frames,
+    scores=None, names=...)`. `index`, `row` and `overlay` are what is looked at.
+    """
+
     _esm = EXPLORER_JS
-    curves = T.Dict().tag(sync=True)   # name: values (None: cannot be said), unit, shift (0.5 for pairs)
+    curves = T.Dict().tag(sync=True)  # name: values (None: cannot be said), unit, shift (0.5 for pairs)
     flow = T.Bytes().tag(sync=True)
     cells = T.List().tag(sync=True)
     worst = T.Int(0).tag(sync=True)
-    row = T.Int(0).tag(sync=True)      # of pixels of the frame in the browser
+    row = T.Int(0).tag(sync=True)  # of pixels of the frame in the browser
     overlay = T.Enum(("frame", "difference", "flow"), "frame").tag(sync=True)
     verdict = T.Unicode().tag(sync=True)
 
-    def __init__(self, frames, scores=None, names=("warping_error", "residual", "visible", "motion", "flickering", "drift"), **options):
+    def __init__(
+        self,
+        frames,
+        scores=None,
+        names=("warping_error", "residual", "visible", "motion", "flickering", "drift"),
+        **options,
+    ):
         self.scores = scores or measure(frames)
-        super().__init__(frames, curves={name: self._curve(name) for name in names}, worst=self.scores.worst, verdict=said(self.scores), **options)
+        super().__init__(
+            frames,
+            curves={name: self._curve(name) for name in names},
+            worst=self.scores.worst,
+            verdict=said(self.scores),
+            **options,
+        )
         self.flow, self.cells = packed_flow(self.frames, self.width)
-        self.row = self.height//2
+        self.row = self.height // 2
 
     def _curve(self, name):
         paired = name in self.scores.per_pair
         values = (self.scores.per_pair if paired else self.scores.per_frame)[name]
-        return dict(values=[None if np.isnan(y) else float(f"{y:.5g}") for y in np.asarray(values, float)], unit=METRICS[name][1], shift=0.5 if paired else 0)
+        return dict(
+            values=[None if np.isnan(y) else float(f"{y:.5g}") for y in np.asarray(values, float)],
+            unit=METRICS[name][1],
+            shift=0.5 if paired else 0,
+        )
 
-    def figure(self): return views.plot_consistency(self.frames, self.scores, min(self.index, len(self.frames) - 2) or None)
+    def figure(self):
+        return views.plot_consistency(self.frames, self.scores, min(self.index, len(self.frames) - 2) or None)
+
 
 def said(scores):
     "The flags in words."
     flags = scores.flags
-    return "; ".join(["still: these curves mean nothing"]*flags["still"] + ["disordered"]*flags["disordered"] + [f"cut after frame {t}" for t in flags["cuts"]]) or "moves, in order"
+    return (
+        "; ".join(
+            ["still: these curves mean nothing"] * flags["still"]
+            + ["disordered"] * flags["disordered"]
+            + [f"cut after frame {t}" for t in flags["cuts"]]
+        )
+        or "moves, in order"
+    )
 
 # %% ../nbs/11_widgets.ipynb #8f4eaf7a
-COMPARE_JS = JS + """
+COMPARE_JS = (
+    JS
+    + """
 async function render({model, el}) {
   const root = start(el, model, 'Comparison'), [a, b] = await Promise.all([picture(model.get('sheet')), picture(model.get('other'))])
   const w = model.get('width'), h = model.get('height'), gap = 4, [view, film] = canvas(root, w, h, ''), modes = ['wipe', 'side by side'], titles = model.get('titles')
@@ -359,18 +415,25 @@ async function render({model, el}) {
 }
 export default { render }
 """
+)
 
 # %% ../nbs/11_widgets.ipynb #0d683c3e
 def sheets(
-    a, b,  # uint8 [F, H, W, 3], both of one shape
+    a,
+    b,  # uint8 [F, H, W, 3], both of one shape
 ):  # two dicts, as from `sheet`
     "Two sheets that are cut alike: what one has to be made smaller for, the other is made smaller for as well."
     first = sheet(a)
     second = sheet(b, width=first["width"])
     return sheet(a, width=second["width"]), second
 
+
 class Compare(FilmWidget):
-    "Two films locked in time: `Compare(a, b, titles=('A', 'B'))`; the second takes the size of the first, and the shorter decides how long. `index`, `mode` ('wipe', 'side by side') and `wipe` (share of the first) are what is looked at."
+    """Two films locked in time: `Compare(a, b, titles=('A', 'B'))`; the second takes the size of the first, and the
+    shorter decides how long. `index`, `mode` ('wipe', 'side by side') and `wipe` (share of the first) are what is
+    looked at.
+    """
+
     _esm = COMPARE_JS
     other = T.Bytes().tag(sync=True)
     titles = T.List(["A", "B"]).tag(sync=True)
@@ -380,17 +443,25 @@ class Compare(FilmWidget):
     def __init__(self, a, b, titles=("A", "B"), **options):
         a, b = check_frames(a), check_frames(b)
         count, size = min(len(a), len(b)), a.shape[2:0:-1]
-        self.second = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in b[:count]])
+        self.second = np.stack(
+            [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in b[:count]]
+        )
         first, second = sheets(a[:count], self.second)
-        super().__init__(a[:count], titles=list(titles), other=second["sheet"], **{"label": " and ".join(titles), **first, **options})
+        super().__init__(
+            a[:count], titles=list(titles), other=second["sheet"], **{"label": " and ".join(titles), **first, **options}
+        )
 
     @T.validate("wipe")
-    def _share(self, proposal): return min(max(proposal["value"], 0.), 1.)
+    def _share(self, proposal):
+        return min(max(proposal["value"], 0.0), 1.0)
 
-    def figure(self): return views.plot_compare(self.frames, self.second, self.titles, self.wipe, count=4)
+    def figure(self):
+        return views.plot_compare(self.frames, self.second, self.titles, self.wipe, count=4)
 
 # %% ../nbs/11_widgets.ipynb #0383482d
-ATTENTION_JS = JS + """
+ATTENTION_JS = (
+    JS
+    + """
 async function render({model, el}) {
   const root = start(el, model, 'Attention explorer'), image = await picture(model.get('sheet')), n = model.get('count'), blocks = model.get('blocks'), heads = model.get('heads')
   const top = make(root, 'div', {class: 'tav-row'}), [square, matrix] = canvas(top, 180, 180, 'How much each frame (row) looks at each (column)', 180)
@@ -424,13 +495,17 @@ async function render({model, el}) {
 }
 export default { render }
 """
+)
 
 # %% ../nbs/11_widgets.ipynb #4aa0fc3b
 class AttentionExplorer(FilmWidget):
-    "Frames and which of them look at which: `AttentionExplorer(frames, attention)`, both from `views.temporal_attention`. `block` is a number into `blocks`, `head` -1 for all, `index` the frame that looks."
+    """Frames and which of them look at which: `AttentionExplorer(frames, attention)`, both from
+    `views.temporal_attention`. `block` is a number into `blocks`, `head` -1 for all, `index` the frame that looks.
+    """
+
     _esm = ATTENTION_JS
     blocks = T.List().tag(sync=True)
-    heads = T.List().tag(sync=True)     # of each block
+    heads = T.List().tag(sync=True)  # of each block
     weights = T.Bytes().tag(sync=True)  # uint8 [sum of heads, F, F], 255 is all
     block = T.Int(0).tag(sync=True)
     head = T.Int(-1).tag(sync=True)
@@ -438,17 +513,32 @@ class AttentionExplorer(FilmWidget):
     def __init__(self, frames, attention, **options):
         self.attention = attention
         weights = np.concatenate([w for w in attention.values()])  # (b h) f f
-        super().__init__(frames, blocks=list(attention), heads=[len(w) for w in attention.values()], weights=(weights*255).round().astype(np.uint8).tobytes(), **options)
+        super().__init__(
+            frames,
+            blocks=list(attention),
+            heads=[len(w) for w in attention.values()],
+            weights=(weights * 255).round().astype(np.uint8).tobytes(),
+            **options,
+        )
 
     @T.validate("head")
-    def _known(self, proposal): return min(max(proposal["value"], -1), self.heads[self.block] - 1)
+    def _known(self, proposal):
+        return min(max(proposal["value"], -1), self.heads[self.block] - 1)
 
     def figure(self):
         block = self.blocks[self.block]
-        return views.plot_attention(self.frames, self.attention[block], self.index, None if self.head < 0 else self.head, f"{block}, head {'all' if self.head < 0 else self.head}")
+        return views.plot_attention(
+            self.frames,
+            self.attention[block],
+            self.index,
+            None if self.head < 0 else self.head,
+            f"{block}, head {'all' if self.head < 0 else self.head}",
+        )
 
 # %% ../nbs/11_widgets.ipynb #5b0127d6
-NOISE_JS = JS + """
+NOISE_JS = (
+    JS
+    + """
 async function render({model, el}) {
   const root = start(el, model, 'Noise explorer'), n = model.get('count'), stops = model.get('strengths'), top = make(root, 'div', {class: 'tav-row'})
   const figure = text => { const node = make(top, 'figure'); node.text = text; return node }
@@ -490,55 +580,90 @@ async function render({model, el}) {
 }
 export default { render }
 """
+)
 
 # %% ../nbs/11_widgets.ipynb #a4e836d0
 class NoiseExplorer(FilmWidget):
-    "The strength of the noise, live: `NoiseExplorer(prompt, pipe=None, strengths=...)`. `stop` is a number into `strengths`; a new one is drawn by the kernel, and kept in `results`."
+    """The strength of the noise, live: `NoiseExplorer(prompt, pipe=None, strengths=...)`. `stop` is a number into
+    `strengths`; a new one is drawn by the kernel, and kept in `results`.
+    """
+
     _esm = NOISE_JS
     strengths = T.List().tag(sync=True)
     stop = T.Int(0).tag(sync=True)
     kind = T.Unicode().tag(sync=True)
-    results = T.Dict().tag(sync=True)    # str(stop): {start, film}, WebP
+    results = T.Dict().tag(sync=True)  # str(stop): {start, film}, WebP
     busy = T.Bool(False).tag(sync=True)
     message = T.Unicode().tag(sync=True)
 
-    def __init__(self, prompt, pipe=None, strengths=(0., 0.5, 1., 2., 4., 8.), num_frames=6, steps=8, seed=1, label="the strength of the noise", **options):
+    def __init__(
+        self,
+        prompt,
+        pipe=None,
+        strengths=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+        num_frames=6,
+        steps=8,
+        seed=1,
+        label="the strength of the noise",
+        **options,
+    ):
         self.pipe, self.drawn = pipe or embedded_pipeline(), {}
         kind, usual = noise_for(self.pipe)
         self.settings = dict(prompt=prompt, num_frames=num_frames, steps=steps, seed=seed, noise=kind, **options)
-        usual = {"mixed": 1., "progressive": 2.}.get(kind, 0.) if usual is None else usual
+        usual = {"mixed": 1.0, "progressive": 2.0}.get(kind, 0.0) if usual is None else usual
         stop = min(range(len(strengths)), key=lambda i: abs(strengths[i] - usual))
         packed = draw_stop(self, stop, strengths[stop])
-        super().__init__(self.drawn[stop][1], label=label, strengths=list(strengths), stop=stop, kind=kind, sheet=b"", results={str(stop): packed})
+        super().__init__(
+            self.drawn[stop][1],
+            label=label,
+            strengths=list(strengths),
+            stop=stop,
+            kind=kind,
+            sheet=b"",
+            results={str(stop): packed},
+        )
         self.observe(lambda change: answer(self, change["new"]), "stop")
 
     @T.validate("stop")
-    def _one(self, proposal): return min(max(proposal["value"], 0), len(self.strengths) - 1)
+    def _one(self, proposal):
+        return min(max(proposal["value"], 0), len(self.strengths) - 1)
 
-    def figure(self): return views.plot_noise({self.strengths[i]: self.drawn[i] for i in sorted(self.drawn)}, self.kind)
+    def figure(self):
+        return views.plot_noise({self.strengths[i]: self.drawn[i] for i in sorted(self.drawn)}, self.kind)
 
 # %% ../nbs/11_widgets.ipynb #2651a14c
 def draw_stop(
-    widget,   # NoiseExplorer
-    stop,     # number of the strength
+    widget,  # NoiseExplorer
+    stop,  # number of the strength
     strength,
 ):  # dict of WebPs: start, film
     "Draw the film of one strength, keep it, and return it as it is sent."
     frames, unet = generate(pipe=widget.pipe, noise_strength=strength, **widget.settings), widget.pipe.unet
-    shape = 1, len(frames), unet.config.in_channels, *(side//widget.pipe.vae_scale_factor for side in frames.shape[1:3])
-    start = correlated_noise(shape, widget.settings["noise"], strength, torch.Generator().manual_seed(widget.settings["seed"]))[0]  # b f c h w -> f c h w
+    shape = (
+        1,
+        len(frames),
+        unet.config.in_channels,
+        *(side // widget.pipe.vae_scale_factor for side in frames.shape[1:3]),
+    )
+    start = correlated_noise(
+        shape, widget.settings["noise"], strength, torch.Generator().manual_seed(widget.settings["seed"])
+    )[0]  # b f c h w -> f c h w
     widget.drawn[stop] = start, frames
     return {"start": sheet(views.noise_image(start), exact=True)["sheet"], "film": sheet(frames, 40_000)["sheet"]}
 
+
 def answer(widget, stop):
     "Somebody wants another strength."
-    if str(stop) in widget.results: return
+    if str(stop) in widget.results:
+        return
     widget.busy, widget.message = True, f"drawing with strength {widget.strengths[stop]:g} ..."
     try:
         widget.results = widget.results | {str(stop): draw_stop(widget, stop, widget.strengths[stop])}
         widget.message = ""
-    except ValueError as error: widget.message = str(error)
-    finally: widget.busy = False
+    except ValueError as error:
+        widget.message = str(error)
+    finally:
+        widget.busy = False
 
 # %% ../nbs/11_widgets.ipynb #bc6a6c85
 PAGE_JS = """
@@ -561,21 +686,38 @@ for (const {esm, state} of JSON.parse(document.getElementById('widgets').textCon
 }
 """
 
+
 def _plain(value):
     "Bytes as base64, in whatever holds them."
-    if isinstance(value, bytes): return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
     return {name: _plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
 
 # %% ../nbs/11_widgets.ipynb #85b0a75a
 def save_page(
-    path,      # of the page, .html
+    path,  # of the page, .html
     *widgets,  # of this chapter
     title="Films",
 ) -> Path:
     "Write one HTML file in which the widgets work as they do in a notebook, but for what a kernel computes."
-    own = lambda widget: [name for name in widget.traits(sync=True) if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")]
-    states = [dict(esm=str(widget._esm), state={name: _plain(getattr(widget, name)) for name in own(widget)}) for widget in widgets]
+
+    def own(widget):
+        return [
+            name
+            for name in widget.traits(sync=True)
+            if not name.startswith("_") and name not in ("layout", "tabbable", "tooltip")
+        ]
+
+    states = [
+        dict(esm=str(widget._esm), state={name: _plain(getattr(widget, name)) for name in own(widget)})
+        for widget in widgets
+    ]
     data = json.dumps(states).replace("<", "\\u003c")
-    Path(path).write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>:root {{ color-scheme: light dark }} section {{ margin: 1rem auto; max-width: 780px }}{CSS}</style></head>'
-                          f'<body><script type="application/json" id="widgets">{data}</script><script type="module">{PAGE_JS}</script></body></html>\n', encoding="utf-8")
+    Path(path).write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>:root {{'
+        " color-scheme: light dark } section { margin: 1rem auto; max-width: 780px"
+        f' }}{CSS}</style></head><body><script type="application/json" id="widgets">{data}</script><script'
+        f' type="module">{PAGE_JS}</script></body></html>\n',
+        encoding="utf-8",
+    )
     return Path(path)

@@ -13,110 +13,148 @@ from typing import NamedTuple
 
 # %% ../nbs/29_windows.ipynb #3b1b9afb
 def window_starts(
-    num_frames,   # of the film, at least `length`
-    length,       # of a window
-    overlap,      # frames that neighbouring windows share, 0 to `length - 1`
-    loop=False,   # is the first frame the next after the last?
+    num_frames,  # of the film, at least `length`
+    length,  # of a window
+    overlap,  # frames that neighbouring windows share, 0 to `length - 1`
+    loop=False,  # is the first frame the next after the last?
 ):  # tuple of int
-    "Where windows begin: every `length - overlap` frames, the last where it ends with the film; in a loop they go round, evenly."
+    """Where windows begin: every `length - overlap` frames, the last where it ends with the film; in a loop they go
+    round, evenly.
+    """
     step = length - overlap
-    if not loop: return tuple(min(i*step, num_frames - length) for i in range(1 + math.ceil((num_frames - length)/step)))
-    count = math.ceil(num_frames/step)
-    return tuple(i*num_frames//count for i in range(count))
+    if not loop:
+        return tuple(min(i * step, num_frames - length) for i in range(1 + math.ceil((num_frames - length) / step)))
+    count = math.ceil(num_frames / step)
+    return tuple(i * num_frames // count for i in range(count))
 
 # %% ../nbs/29_windows.ipynb #f361def7
 KINDS, WEIGHTS = ("attention", "predictions", "none"), ("pyramid", "flat")
 
+
 def distance_weights(
-    length,          # of a window
+    length,  # of a window
     kind="pyramid",  # one of `WEIGHTS`
 ):  # list of int
-    "How much each frame of a window counts, before it is shared with other windows (FreeNoise, Qiu et al. 2023, arXiv 2310.15169, section 3.3)."
+    """How much each frame of a window counts, before it is shared with other windows (FreeNoise, Qiu et al. 2023, arXiv
+    2310.15169, section 3.3).
+    """
     return [min(i + 1, length - i) if kind == "pyramid" else 1 for i in range(length)]
+
 
 def shares_of(num_frames, starts, weights):
     "`weights` of each window, divided by what all windows together give that frame: `[windows][length]`."
-    total = [0]*num_frames
+    total = [0] * num_frames
     for start in starts:
-        for i, weight in enumerate(weights): total[(start + i) % num_frames] += weight
-    return [[weight/total[(start + i) % num_frames] for i, weight in enumerate(weights)] for start in starts]
+        for i, weight in enumerate(weights):
+            total[(start + i) % num_frames] += weight
+    return [[weight / total[(start + i) % num_frames] for i, weight in enumerate(weights)] for start in starts]
 
 # %% ../nbs/29_windows.ipynb #7bf759d2
 @dataclass(frozen=True)
 class Context:
     "How a film longer than the adapter's is made. Raises `ValueError`, one line, for what makes no sense."
-    kind: str = "attention"    # windows inside the temporal layers, over the UNet's predictions, or none: plain extrapolation
+
+    kind: str = (
+        "attention"  # windows inside the temporal layers, over the UNet's predictions, or none: plain extrapolation
+    )
     length: int | None = None  # of a window in frames, at most the adapter's; None is the adapter's
-    overlap: int | None = None # frames that neighbouring windows share; None is a quarter of a window, with which films are no worse than with half (`benchmarks/long.py`)
-    weights: str = "pyramid"   # one of `WEIGHTS`
-    loop: bool = False         # does the film begin again after its last frame?
+    overlap: int | None = (
+        # frames that neighbouring windows share; None is a quarter of a window, with which films are no worse than with
+        # half (`benchmarks/long.py`)
+        None
+    )
+    weights: str = "pyramid"  # one of `WEIGHTS`
+    loop: bool = False  # does the film begin again after its last frame?
 
     def __post_init__(self):
         for name, value, choices in ("kind", self.kind, KINDS), ("weights", self.weights, WEIGHTS):
-            if value not in choices: raise ValueError(f"{name} of windows: {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
-        if self.length is not None and self.length < 2: raise ValueError(f"a window has at least 2 frames, not {self.length}")
-        if self.overlap is not None and self.overlap < 0: raise ValueError(f"windows overlap by 0 frames or more, not {self.overlap}")
-        if self.kind == "none" and (self.length, self.overlap) != (None, None): raise ValueError("none has no windows, so neither length nor overlap: choose attention or predictions")
-        if self.kind == "none" and self.loop: raise ValueError("a loop is closed by windows: attention or predictions, not none")
-        if self.overlap == 0 and self.loop: raise ValueError("the windows of a loop overlap by at least 1 frame, not 0, or nothing joins its end to its beginning")
-        if self.length is not None: self.numbers(self.length)
+            if value not in choices:
+                raise ValueError(f"{name} of windows: {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+        if self.length is not None and self.length < 2:
+            raise ValueError(f"a window has at least 2 frames, not {self.length}")
+        if self.overlap is not None and self.overlap < 0:
+            raise ValueError(f"windows overlap by 0 frames or more, not {self.overlap}")
+        if self.kind == "none" and (self.length, self.overlap) != (None, None):
+            raise ValueError("none has no windows, so neither length nor overlap: choose attention or predictions")
+        if self.kind == "none" and self.loop:
+            raise ValueError("a loop is closed by windows: attention or predictions, not none")
+        if self.overlap == 0 and self.loop:
+            raise ValueError(
+                "the windows of a loop overlap by at least 1 frame, not 0, or nothing joins its end to its beginning"
+            )
+        if self.length is not None:
+            self.numbers(self.length)
 
     def numbers(self, longest):
         "Length and overlap of its windows, for an adapter of clips of up to `longest` frames."
         length = self.length or longest
-        overlap = length//4 if self.overlap is None else self.overlap
-        if length > longest: raise ValueError(f"windows of {length} frames are longer than this adapter's clips: {longest} at most")
-        if overlap >= length: raise ValueError(f"windows of {length} frames can overlap by {length - 1} at most, not by {overlap}")
+        overlap = length // 4 if self.overlap is None else self.overlap
+        if length > longest:
+            raise ValueError(f"windows of {length} frames are longer than this adapter's clips: {longest} at most")
+        if overlap >= length:
+            raise ValueError(f"windows of {length} frames can overlap by {length - 1} at most, not by {overlap}")
         return length, overlap
 
 # %% ../nbs/29_windows.ipynb #45495837
 class Windows(NamedTuple):
     "A plan: where windows begin in a film, and the share that each gives to its frames."
+
     num_frames: int  # of the film
-    length: int      # of a window
-    starts: tuple    # of int
-    shares: object   # [windows][length]: a list, or a tensor on the device where it is needed
-    places: object = None  # beside such a tensor: the number of the frame, or -1 minus that if an earlier window has it too
+    length: int  # of a window
+    starts: tuple  # of int
+    shares: object  # [windows][length]: a list, or a tensor on the device where it is needed
+    places: object = (
+        None  # beside such a tensor: the number of the frame, or -1 minus that if an earlier window has it too
+    )
 
     def on(self, device):
         "The same with its shares and places as tensors."
         import torch
+
         places, known = [], set()
         for start in self.starts:
             frames = [(start + i) % self.num_frames for i in range(self.length)]
             places.append([-1 - frame if frame in known else frame for frame in frames])
             known |= set(frames)
-        return self._replace(shares=torch.tensor(self.shares, dtype=torch.float32, device=device), places=torch.tensor(places, dtype=torch.int32, device=device))
+        return self._replace(
+            shares=torch.tensor(self.shares, dtype=torch.float32, device=device),
+            places=torch.tensor(places, dtype=torch.int32, device=device),
+        )
 
 # %% ../nbs/29_windows.ipynb #77f357dc
 def plan_windows(
     num_frames,  # of the film
-    context,     # Context
-    longest,     # frames of the longest clip that the adapter has positions for
+    context,  # Context
+    longest,  # frames of the longest clip that the adapter has positions for
 ):  # Windows, or None where the film needs none
     "The windows of a film. Raises `ValueError` for a context that this adapter cannot follow."
-    if context.kind == "none": return Windows(num_frames, num_frames, (0,), [[1.]*num_frames]) if num_frames > longest else None
+    if context.kind == "none":
+        return Windows(num_frames, num_frames, (0,), [[1.0] * num_frames]) if num_frames > longest else None
     (length, overlap), loop = context.numbers(longest), context.loop and num_frames > 1
     length = min(length, num_frames)
-    if length == num_frames and not loop: return None
+    if length == num_frames and not loop:
+        return None
     starts = window_starts(num_frames, length, min(overlap, length - 1), loop)
     return Windows(num_frames, length, starts, shares_of(num_frames, starts, distance_weights(length, context.weights)))
 
 # %% ../nbs/29_windows.ipynb #13cffab8
 def take(
-    x,       # tensor whose axis `dim` is frames
-    start,   # first frame of the window
+    x,  # tensor whose axis `dim` is frames
+    start,  # first frame of the window
     length,
     dim=0,
 ):  # tensor, a view where the window does not wrap
     "The frames of one window."
     before = x.shape[dim] - start
-    if length <= before: return x.narrow(dim, start, length)
+    if length <= before:
+        return x.narrow(dim, start, length)
     import torch
+
     return torch.cat([x.narrow(dim, start, before), x.narrow(dim, 0, length - before)], dim)
 
+
 def fuse(
-    answer,   # function: start of a window -> tensor, its axis `dim` is the window's frames
+    answer,  # function: start of a window -> tensor, its axis `dim` is the window's frames
     windows,  # Windows, with a tensor of shares
     dim=0,
 ):  # tensor, its axis `dim` is the film's frames
@@ -124,10 +162,15 @@ def fuse(
     fused = None
     for number, (start, share) in enumerate(zip(windows.starts, windows.shares)):
         said = answer(start)
-        if fused is None: fused = said.new_zeros(*said.shape[:dim], windows.num_frames, *said.shape[dim + 1:])
-        share, there = share.view(-1, *[1]*(said.ndim - dim - 1)), min(windows.length, windows.num_frames - start)
+        if fused is None:
+            fused = said.new_zeros(*said.shape[:dim], windows.num_frames, *said.shape[dim + 1 :])
+        share, there = share.view(-1, *[1] * (said.ndim - dim - 1)), min(windows.length, windows.num_frames - start)
         parts = [(start, 0, there)] + [(0, there, windows.length - there)] * (there < windows.length)
-        for to, since, count in parts:  # one pass over the memory; the shares, in 32 bits, make the sum so until it is rounded
+        for (
+            to,
+            since,
+            count,
+        ) in parts:  # one pass over the memory; the shares, in 32 bits, make the sum so until it is rounded
             fused.narrow(dim, to, count).addcmul_(said.narrow(dim, since, count), share.narrow(0, since, count))
         if number and fused.is_meta:
             break  # nothing is computed there, and all later windows need the same

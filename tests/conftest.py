@@ -1,4 +1,5 @@
 "What pytest needs to know about tests that come from notebooks. Written by hand."
+
 import os
 import re
 
@@ -15,7 +16,8 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if report.failed and call.excinfo:
         lines = [entry.lineno for entry in call.excinfo.traceback if entry.path == item.path]
-        if lines and (cell := notebook_cell(item.path, lines[-1])): report.sections.append(("notebook cell", cell))
+        if lines and (cell := notebook_cell(item.path, lines[-1])):
+            report.sections.append(("notebook cell", cell))
     return report
 
 
@@ -29,7 +31,8 @@ def notebook_cell(path, number):
 
 def pytest_pycollect_makeitem(collector, name, obj):
     "Keeps imported helpers such as fastcore's `test_eq` from being run as tests."
-    if getattr(obj, "__module__", None) == "fastcore.test": return []
+    if getattr(obj, "__module__", None) == "fastcore.test":
+        return []
 
 
 @pytest.hookimpl(trylast=True)

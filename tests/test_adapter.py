@@ -83,7 +83,11 @@ def test_the_fingerprint_knows_shapes_and_not_weights():
     other_weights = UNet2DConditionModel(**TINY)
     assert base_fingerprint(other_weights) == base_fingerprint(trained_unet()) == fingerprint
     assert base_fingerprint(torch.compile(trained_unet())) == fingerprint
-    for change in (dict(cross_attention_dim=32), dict(attention_head_dim=(2, 2)), dict(transformer_layers_per_block=(1, 1))):
+    for change in (
+        dict(cross_attention_dim=32),
+        dict(attention_head_dim=(2, 2)),
+        dict(transformer_layers_per_block=(1, 1)),
+    ):
         assert base_fingerprint(tiny_unet(**change)) != fingerprint, change
     assert base_fingerprint(tiny_unet(in_channels=9)) == fingerprint, "an inpainting UNet takes the same adapter"
 
@@ -99,7 +103,9 @@ write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, {nam
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place) / "new" / f"{seed}.safetensors" for seed in (1, 2)]
         for seed, file in enumerate(files):
-            subprocess.run([sys.executable, "-c", PROGRAM, file], check=True, env={**os.environ, "PYTHONHASHSEED": str(seed)})
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, file], check=True, env={**os.environ, "PYTHONHASHSEED": str(seed)}
+            )
         assert files[0].read_bytes() == files[1].read_bytes()
         (Path(place) / "plain").touch()
         assert files[0].stat().st_mode == (Path(place) / "plain").stat().st_mode
@@ -132,7 +138,9 @@ def test_the_loaded_adapter_says_what_the_saved_one_said():
 
 # %% ../nbs/03_adapter.ipynb #b9504b28
 def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
-    told = dict(noise="progressive", noise_strength=2.0, prediction_type="v_prediction", resolution=[96, 128], fps=12, author="Zoë")
+    told = dict(
+        noise="progressive", noise_strength=2.0, prediction_type="v_prediction", resolution=[96, 128], fps=12, author="Zoë"
+    )
     with tempfile.TemporaryDirectory() as place:
         first = save_adapter(trained_unet(), Path(place) / "a.safetensors", **told)
         metadata = load_adapter(again := tiny_unet(), first)
@@ -145,7 +153,9 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
 # %% ../nbs/03_adapter.ipynb #d80c7c27
 def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
     with tempfile.TemporaryDirectory() as place:
-        entire, half = (save_adapter(trained_unet(), Path(place) / name, dtype) for name, dtype in (("w", None), ("h", torch.float16)))
+        entire, half = (
+            save_adapter(trained_unet(), Path(place) / name, dtype) for name, dtype in (("w", None), ("h", torch.float16))
+        )
         assert half.stat().st_size < 0.6 * entire.stat().st_size
         load_adapter(loaded := tiny_unet(), half)
         assert {value.dtype for value in temporal_state_dict(loaded).values()} == {torch.float16}
@@ -199,7 +209,11 @@ def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
     for protocol in (None, 2, 4):
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / FILE_NAME
-            torch.save({"temporal_attn": Bomb()}, file) if protocol is None else file.write_bytes(pickle.dumps(Bomb(), protocol))
+            (
+                torch.save({"temporal_attn": Bomb()}, file)
+                if protocol is None
+                else file.write_bytes(pickle.dumps(Bomb(), protocol))
+            )
             assert "a pickle" in refusal(tiny_unet(), file)
 
 # %% ../nbs/03_adapter.ipynb #42bef519
@@ -212,7 +226,11 @@ def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
             assert words in refusal(tiny_unet(), changed_file(place, lambda tensors: None, **header))
         save_file({"a": torch.zeros(1)}, Path(place) / "bare.safetensors")
         save_file({"a": torch.zeros(1)}, Path(place) / "odd.safetensors", metadata={"format": "pt"})
-        save_file({"a": torch.zeros(1)}, Path(place) / "half.safetensors", metadata={"format": json.dumps(FORMAT), "format_version": "1"})
+        save_file(
+            {"a": torch.zeros(1)},
+            Path(place) / "half.safetensors",
+            metadata={"format": json.dumps(FORMAT), "format_version": "1"},
+        )
         assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "bare.safetensors")
         assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "odd.safetensors")
         assert "does not say base" in refusal(tiny_unet(), Path(place) / "half.safetensors")
@@ -263,10 +281,16 @@ def test_metadata_that_cannot_be_meant_are_refused():
 def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place, fps=8, author="Zoë")
-        strings = dict(safe_open(file, "pt").metadata()) | {"modelspec.title": "My adapter", "half": "{", "deep": "[" * 10**5}
+        strings = dict(safe_open(file, "pt").metadata()) | {
+            "modelspec.title": "My adapter",
+            "half": "{",
+            "deep": "[" * 10**5,
+        }
         save_file(load_file(file), file, metadata=strings)
         found = load_adapter(tiny_unet(), file)
-    assert found["fps"] == 8 and found["author"] == "Zoë" and found["modelspec.title"] == "My adapter" and found["half"] == "{"
+    assert (
+        found["fps"] == 8 and found["author"] == "Zoë" and found["modelspec.title"] == "My adapter" and found["half"] == "{"
+    )
 
 # %% ../nbs/03_adapter.ipynb #d8569e86
 def test_layers_of_another_make_have_to_be_taken_out_first():
@@ -279,19 +303,32 @@ def test_layers_of_another_make_have_to_be_taken_out_first():
 # %% ../nbs/03_adapter.ipynb #419ced6f
 def test_the_network_is_asked_only_for_what_looks_like_a_repository():
     asked = []
+
+
     def hub(*arguments):
         asked.append(arguments)
         raise OSError("no network\nand more lines")
 
 
     with tempfile.TemporaryDirectory() as place, patch.dict(hub_file.__globals__, hf_hub_download=hub):
-        for where in (place, f"{place}/none", "none", "none.safetensors", "a/b/c", "a/b.safetensors", "~/adapters", "./adapters"):
+        for where in (
+            place,
+            f"{place}/none",
+            "none",
+            "none.safetensors",
+            "a/b/c",
+            "a/b.safetensors",
+            "~/adapters",
+            "./adapters",
+        ):
             assert "no such file" in (message := refusal(tiny_unet(), where)) or "in this folder" in message, where
         with chdir(place):
             Path("mine").mkdir()
             assert "no such file" in refusal(tiny_unet(), "mine/adapter"), "a folder of this name is here"
         assert not asked
-        assert "someone/adapter: no network" in refusal(tiny_unet(), "someone/adapter") and asked == [("someone/adapter", FILE_NAME)]
+        assert "someone/adapter: no network" in refusal(tiny_unet(), "someone/adapter") and asked == [
+            ("someone/adapter", FILE_NAME)
+        ]
 
 # %% ../nbs/03_adapter.ipynb #c703a703
 def test_an_adapter_comes_from_the_hub_when_it_is_named():

@@ -107,7 +107,10 @@ def test_weights_are_only_read_inside_the_forward_of_their_own_module():
         "Keeps a module's own tensors on `meta` but for the time of its forward, as offloading does"
 
         def __init__(self, module):
-            self.tensors = {name: value.data for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
+            self.tensors = {
+                name: value.data
+                for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            }
             module.register_forward_pre_hook(lambda module, _: self.put(module, self.tensors))
             module.register_forward_hook(lambda module, *_: self.leave(module))
             self.leave(module)

@@ -1,11 +1,14 @@
-"""The widgets of chapter 11 in Chromium: over JupyterLab with the real chapter, saved and opened again, and without any kernel on a page of their own. Written by hand.
+"""The widgets of chapter 11 in Chromium: over JupyterLab with the real chapter, saved and opened again, and without any
+kernel on a page of their own. Written by hand.
 
-`make test-browser` runs it; pytest by itself leaves it out. It needs Playwright (`pip install playwright`, without its browsers) and a Chromium or Chrome of the system.
-TAV_SHOTS=FOLDER keeps screenshots there.
+`make test-browser` runs it; pytest by itself leaves it out. It needs Playwright (`pip install playwright`, without its
+browsers) and a Chromium or Chrome of the system. TAV_SHOTS=FOLDER keeps screenshots there.
 
-How long a step takes says more about the machine than about the widgets. So what is waited for is an event (a cell that has its number, a server that answers),
-and it is given up when the process behind it has ended, or after a time that is far beyond what a busy machine needs.
+How long a step takes says more about the machine than about the widgets. So what is waited for is an event (a cell that
+has its number, a server that answers), and it is given up when the process behind it has ended, or after a time that is
+far beyond what a busy machine needs.
 """
+
 import ast
 import json
 import os
@@ -22,11 +25,17 @@ import pytest
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
-ARGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+ARGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync".split()
+)
 PATIENCE = 600  # seconds for one answer of a page or a kernel
 MOST = 1800  # seconds for the whole chapter
-SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}, "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
-            "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
+SETTINGS = {
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+    "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +43,16 @@ def page(tmp_path_factory):
     "A page of a headless browser; its errors are failures"
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     browser = next(filter(None, map(shutil.which, NAMES)), None)
-    if not browser: pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    if not browser:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
     with sync_api.sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(tmp_path_factory.mktemp("profile"), executable_path=browser, headless=True, args=ARGS, viewport=dict(width=1200, height=1000))
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=browser,
+            headless=True,
+            args=ARGS,
+            viewport=dict(width=1200, height=1000),
+        )
         page, errors = context.pages[0], []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_default_timeout(1000 * PATIENCE)
@@ -63,43 +79,78 @@ class Lab:
             file.write_text(json.dumps(values))
         shutil.copy(ROOT / "nbs/11_widgets.ipynb", self.folder / "chapter.ipynb")
         self.port = free_port()
-        homes = {name: str(self.home) for name in ("HOME", "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+        homes = {
+            name: str(self.home)
+            for name in ("HOME", "JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+        }
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={self.folder}"]
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--allow-root",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            f"--port={self.port}",
+            "--IdentityProvider.token=",
+            "--ServerApp.disable_check_xsrf=True",
+            f"--ServerApp.root_dir={self.folder}",
+        ]
         self.env = {**os.environ, **homes, "JUPYTERLAB_SETTINGS_DIR": str(self.home / "settings"), "PYTHONPATH": path}
-        self.server = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.server = subprocess.Popen(
+            command, cwd=self.folder, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         until(self.up, MOST, self.server)
 
     def api(self, path, method="GET"):
-        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", method=method)) as answer: return json.loads(answer.read() or "null")
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", method=method)
+        ) as answer:
+            return json.loads(answer.read() or "null")
 
     def up(self):
-        try: return self.api("status")
-        except OSError: return None
+        try:
+            return self.api("status")
+        except OSError:
+            return None
 
     def connect(self):
         "A second way to the kernel that runs the chapter"
         from jupyter_client import BlockingKernelClient
-        self.client = BlockingKernelClient(connection_file=str(self.home / f"kernel-{self.api('sessions')[0]['kernel']['id']}.json"))
+
+        self.client = BlockingKernelClient(
+            connection_file=str(self.home / f"kernel-{self.api('sessions')[0]['kernel']['id']}.json")
+        )
         self.client.load_connection_file()
         self.client.start_channels()
 
     def kernel(self, code):
         "The value of an expression in the kernel"
         said = []
-        self.client.execute_interactive(f"print(repr({code}))", timeout=PATIENCE, store_history=False, output_hook=lambda message: said.append(message["content"].get("text", message["content"].get("evalue", ""))))
+        self.client.execute_interactive(
+            f"print(repr({code}))",
+            timeout=PATIENCE,
+            store_history=False,
+            output_hook=lambda message: said.append(
+                message["content"].get("text", message["content"].get("evalue", ""))
+            ),
+        )
         return ast.literal_eval("".join(said).strip())
 
-    def set(self, code): self.client.execute_interactive(code, timeout=PATIENCE, store_history=False, output_hook=lambda message: None)
+    def set(self, code):
+        self.client.execute_interactive(code, timeout=PATIENCE, store_history=False, output_hook=lambda message: None)
 
     def end(self):
-        for session in self.api("sessions"): self.api(f"sessions/{session['id']}", "DELETE")
+        for session in self.api("sessions"):
+            self.api(f"sessions/{session['id']}", "DELETE")
         self.server.terminate()
         self.server.wait(20)
 
 
 def until(what, seconds=PATIENCE, process=None):
-    "What `what` gives as soon as that is something; not waited for longer than `seconds`, nor for a process that has ended"
+    """What `what` gives as soon as that is something; not waited for longer than `seconds`, nor for a process that has
+    ended
+    """
     end = time.monotonic() + seconds
     while not (found := what()):
         assert process is None or process.poll() is None, f"the server has ended with code {process.poll()}"
@@ -126,31 +177,42 @@ def lab(page, tmp_path_factory):
         lab.connect()
         until(lambda: all_run(page), MOST, lab.server)
         widget(page, "Noise explorer").wait_for()
-        assert not page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count(), "a cell has failed or warned"
+        assert not page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count(), (
+            "a cell has failed or warned"
+        )
         yield lab
-    finally: lab.end()
+    finally:
+        lab.end()
 
 
 def all_run(page):
     "Has the kernel answered every cell that it was sent? A cell that it has yet to run has a star for a number"
     prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()
-    return any(character.isdigit() for prompt in prompts for character in prompt) and not any("*" in prompt for prompt in prompts)
+    return any(character.isdigit() for prompt in prompts for character in prompt) and not any(
+        "*" in prompt for prompt in prompts
+    )
 
 
-def widget(page, kind): return page.locator(f".tav[aria-label^='{kind}:']").last
+def widget(page, kind):
+    return page.locator(f".tav[aria-label^='{kind}:']").last
 
 
-def shown(widget): return int(widget.locator(".tav-bar output").first.inner_text().split()[-1])
+def shown(widget):
+    return int(widget.locator(".tav-bar output").first.inner_text().split()[-1])
 
 
-def picture(widget, number=0): return widget.locator("canvas").nth(number).evaluate("canvas => canvas.toDataURL()")
+def picture(widget, number=0):
+    return widget.locator("canvas").nth(number).evaluate("canvas => canvas.toDataURL()")
 
 
 def drag(page, element, start, stop):
     "The mouse from one place to another, in shares of the element"
     element.scroll_into_view_if_needed()
     box = element.bounding_box()
-    at = lambda place: (box["x"] + box["width"] * place[0], box["y"] + box["height"] * place[1])
+
+    def at(place):
+        return (box["x"] + box["width"] * place[0], box["y"] + box["height"] * place[1])
+
     page.mouse.move(*at(start))
     page.mouse.down()
     page.mouse.move(*at(stop), steps=5)
@@ -160,14 +222,16 @@ def drag(page, element, start, stop):
 def agree(lab, one, name, expected, trait="index"):
     "Page and kernel both have it"
     until(lambda: lab.kernel(f"{name}.{trait}") == expected)
-    if trait == "index": until(lambda: shown(one) == expected)
+    if trait == "index":
+        until(lambda: shown(one) == expected)
 
 
 def test_a_film_is_scrubbed_by_keys_by_mouse_and_from_the_kernel(page, lab):
     one = widget(page, "Frames")
     before, slider = picture(one), one.locator(".tav-frame")
     slider.focus()
-    for _ in range(3): page.keyboard.press("ArrowRight")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
     agree(lab, one, "scrubber", 3)
     assert picture(one) != before and slider.get_attribute("aria-valuetext") == "frame 3 of 0 to 11"
     page.keyboard.press("End")
@@ -249,7 +313,10 @@ def test_attention_is_read_block_by_block(page, lab):
     agree(lab, one, "watcher", 5)
     said = one.locator("[aria-live]").inner_text()
     row = lab.kernel("watcher.attention[watcher.blocks[watcher.block]].mean(0)[5].tolist()")
-    assert said.startswith(f"Frame 5 looks most at {row.index(max(row))} ({max(row):.2f})") or abs(max(row) - float(said.split("(")[1].split(")")[0])) < 0.011, (said, row)
+    assert (
+        said.startswith(f"Frame 5 looks most at {row.index(max(row))} ({max(row):.2f})")
+        or abs(max(row) - float(said.split("(")[1].split(")")[0])) < 0.011
+    ), (said, row)
     one.get_by_label("Block", exact=True).select_option("1")
     one.get_by_label("Head", exact=True).select_option("1")
     agree(lab, one, "watcher", 1, "block")
@@ -278,9 +345,14 @@ def test_saved_and_opened_again_it_scrubs_before_any_cell_has_run(page, lab):
     notebook = json.loads(saved.read_text())
     notebook["metadata"]["sent_by"] = "somebody else"  # what JupyterLab itself has saved it trusts
     later.write_text(json.dumps(notebook))
-    open_later = lambda: page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/later.ipynb?reset")
+
+    def open_later():
+        return page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/later.ipynb?reset")
+
     open_later()
-    page.locator(".jp-OutputArea-output img[src^='data:image/jpeg']").first.wait_for()  # it may not run programs here: the still picture
+    page.locator(
+        ".jp-OutputArea-output img[src^='data:image/jpeg']"
+    ).first.wait_for()  # it may not run programs here: the still picture
     assert not page.locator(".tav").count()
     subprocess.run([sys.executable, "-m", "jupyter", "trust", str(later)], env=lab.env, check=True, capture_output=True)
     open_later()
@@ -299,19 +371,29 @@ def test_saved_and_opened_again_it_scrubs_before_any_cell_has_run(page, lab):
 def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
     from tav_nb import toon
     from tav_nb.widgets import Compare, ConsistencyExplorer, FrameScrubber, save_page
+
     film = toon.render(toon.replace(toon.random_scene(3), hold=1), 8, 64, 64).frames
     broken = film[[0, 1, 2, 3, 7, 6, 5, 4]]
-    path = save_page(tmp_path / "page.html", FrameScrubber(film), ConsistencyExplorer(broken, names=("residual",)), Compare(film, broken))
+    path = save_page(
+        tmp_path / "page.html",
+        FrameScrubber(film),
+        ConsistencyExplorer(broken, names=("residual",)),
+        Compare(film, broken),
+    )
     page.emulate_media(color_scheme="dark")
     page.goto(path.as_uri())
     one, two = widget(page, "Frames"), widget(page, "Consistency explorer")
     widget(page, "Comparison").wait_for()
     one.locator(".tav-frame").focus()
-    for _ in range(5): page.keyboard.press("ArrowRight")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
     assert shown(one) == 5 and page.evaluate("models[0].get('index')") == 5
     two.locator(".tav-worst").click()
     assert shown(two) == ConsistencyExplorer(broken).worst
-    dark = [int(part) for part in one.evaluate("node => getComputedStyle(node).backgroundColor").strip("rgba()").split(",")[:3]]
+    dark = [
+        int(part)
+        for part in one.evaluate("node => getComputedStyle(node).backgroundColor").strip("rgba()").split(",")[:3]
+    ]
     assert sum(dark) < 200, dark
     shoot(page, "page-dark")
     page.emulate_media(color_scheme="light")
@@ -324,10 +406,17 @@ def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_pa
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     homes = {name: str(tmp_path / "home") for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
     command = [sys.executable, "-m", "voila", "chapter.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}"]
-    server = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **homes, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, **homes, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
     def up():
-        with socket.socket() as visitor: return visitor.connect_ex(("127.0.0.1", port)) == 0
+        with socket.socket() as visitor:
+            return visitor.connect_ex(("127.0.0.1", port)) == 0
 
     try:
         until(up, MOST, server)
@@ -336,12 +425,15 @@ def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_pa
         noise.wait_for(timeout=1000 * MOST)
         before, slider = picture(one), one.locator(".tav-frame")
         slider.focus()
-        for _ in range(3): page.keyboard.press("ArrowRight")
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
         assert shown(one) == 3 and picture(one) != before
         drawn = picture(noise, 2)
         noise.locator(".tav-strength").focus()
         page.keyboard.press("Home")
-        until(lambda: "correlate by 0.00" in noise.locator("[aria-live]").inner_text())  # the kernel has drawn another film
+        until(
+            lambda: "correlate by 0.00" in noise.locator("[aria-live]").inner_text()
+        )  # the kernel has drawn another film
         until(lambda: picture(noise, 2) != drawn)
         shoot(page, "voila")
     finally:

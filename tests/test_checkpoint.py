@@ -19,13 +19,22 @@ import torch
 # %% ../nbs/25_checkpoint.ipynb #2ce7908f
 def three(folder, size=1000):
     "A run with three checkpoints"
-    write = lambda part: [save_file({"weight": torch.arange(float(size))}, part / f"{name}.safetensors") for name in ("weights", "optimizer")]
-    for step in (10, 20, 30): save_checkpoint(folder, step, write, dict(loss=1 / step))
+
+    def write(part):
+        return [
+            save_file({"weight": torch.arange(float(size))}, part / f"{name}.safetensors")
+            for name in ("weights", "optimizer")
+        ]
+
+    for step in (10, 20, 30):
+        save_checkpoint(folder, step, write, dict(loss=1 / step))
     return write
 
 # %% ../nbs/25_checkpoint.ipynb #36febb65
 def small_training(make, steps, before=None):
-    "A model of two layers after some updates, its optimiser and the names of its parameters; `before`: the checkpoint's tensors to go on from"
+    """A model of two layers after some updates, its optimiser and the names of its parameters; `before`: the
+    checkpoint's tensors to go on from
+    """
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 2))
     names, optimizer = [name for name, _ in model.named_parameters()], make(model.parameters())
@@ -44,7 +53,13 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
         newest, said = checkpoints(folder)[0], []
         for file in sorted(newest.iterdir()):
             entire = file.read_bytes()
-            for damaged in (entire[:-1], entire[:len(entire) // 2] + bytes([entire[len(entire) // 2] ^ 4]) + entire[len(entire) // 2 + 1:], b"", b"{}", b"[]"):
+            for damaged in (
+                entire[:-1],
+                entire[: len(entire) // 2] + bytes([entire[len(entire) // 2] ^ 4]) + entire[len(entire) // 2 + 1 :],
+                b"",
+                b"{}",
+                b"[]",
+            ):
                 file.write_bytes(damaged)
                 said.clear()
                 path, state = find_checkpoint(folder, said.append)
@@ -55,10 +70,14 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
             file.write_bytes(entire)
         said.clear()
         assert find_checkpoint(folder, said.append)[1]["step"] == 30 and not said
-        for path in checkpoints(folder): (path / "weights.safetensors").unlink()
-        try: find_checkpoint(folder)
-        except CheckpointError as error: assert "no other is whole" in str(error)
-        else: raise AssertionError("a damaged checkpoint was used")
+        for path in checkpoints(folder):
+            (path / "weights.safetensors").unlink()
+        try:
+            find_checkpoint(folder)
+        except CheckpointError as error:
+            assert "no other is whole" in str(error)
+        else:
+            raise AssertionError("a damaged checkpoint was used")
     assert find_checkpoint(folder) == (None, None)
 
 # %% ../nbs/25_checkpoint.ipynb #a6f5d0c8
@@ -69,11 +88,17 @@ def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         for limit in (1000, 4000, 0):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            try: save_checkpoint(folder, 40, write, {})
-            except CheckpointError as error: assert "step-00000040: cannot be written" in str(error) and "\n" not in str(error), error
-            else: raise AssertionError("it was not noticed")
-            finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert {path.name: (path / "state.json").read_bytes() for path in checkpoints(folder)} == before and len(list((Path(folder) / "checkpoints").iterdir())) == 3
+            try:
+                save_checkpoint(folder, 40, write, {})
+            except CheckpointError as error:
+                assert "step-00000040: cannot be written" in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError("it was not noticed")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert {path.name: (path / "state.json").read_bytes() for path in checkpoints(folder)} == before and len(
+                list((Path(folder) / "checkpoints").iterdir())
+            ) == 3
         save_checkpoint(folder, 40, write, {})
         assert find_checkpoint(folder)[1] == dict(step=40) and len(checkpoints(folder)) == 3
 
@@ -81,16 +106,24 @@ def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
 def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         write = three(folder)
-        class Death(BaseException): pass
+
+        class Death(BaseException):
+            pass
+
         def die(part):
             write(part)
             raise Death
+
         for attempt in (die, lambda part: (_ for _ in ()).throw(Death)):
-            try: save_checkpoint(folder, 40, attempt, {})
-            except Death: pass
+            try:
+                save_checkpoint(folder, 40, attempt, {})
+            except Death:
+                pass
             assert find_checkpoint(folder)[1]["step"] == 30 and len(checkpoints(folder)) == 3
         save_checkpoint(folder, 40, write, {})
-        assert find_checkpoint(folder)[1]["step"] == 40 and all(not path.name.startswith(".") for path in (Path(folder) / "checkpoints").iterdir())
+        assert find_checkpoint(folder)[1]["step"] == 40 and all(
+            not path.name.startswith(".") for path in (Path(folder) / "checkpoints").iterdir()
+        )
 
 # %% ../nbs/25_checkpoint.ipynb #64d2c123
 def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
@@ -111,11 +144,13 @@ def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
 def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_locked():
     def refused(*args):
         try:
-            with claim(*args): pass
+            with claim(*args):
+                pass
         except CheckpointError as error:
             assert "\n" not in str(error)
             return str(error)
         return ""
+
 
     with tempfile.TemporaryDirectory() as folder:
         assert refused(f"{folder}/new") == "" and "holds no run" in refused(f"{folder}/new", True)
@@ -125,17 +160,29 @@ def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_l
         assert refused(run, True) == "" and "--resume" in refused(run)
         if "fork" in get_all_start_methods():
             alive = get_context("fork").Event()
-            def read(): alive.set(); time.sleep(60)
+
+            def read():
+                alive.set()
+                time.sleep(60)
+
             with claim(run, True):
                 reader = get_context("fork").Process(target=read, daemon=True)
                 reader.start()
                 assert alive.wait(60)
             assert refused(run, True) == "", "a child that outlives the run keeps no lock"
             reader.kill()
-        with patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "no locks available")) if importlib.util.find_spec("fcntl") else nullcontext():
+        with (
+            patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "no locks available"))
+            if importlib.util.find_spec("fcntl")
+            else nullcontext()
+        ):
             assert refused(run, True) == "", "a file system without locks keeps nobody away"
         Path(f"{folder}/file").write_text("")
-        assert "is a file" in refused(f"{folder}/file") and "other files" in refused(folder) and "cannot be written" in refused("/proc/no/such")
+        assert (
+            "is a file" in refused(f"{folder}/file")
+            and "other files" in refused(folder)
+            and "cannot be written" in refused("/proc/no/such")
+        )
 
 # %% ../nbs/25_checkpoint.ipynb #467a101a
 def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or_goes_on():
@@ -145,27 +192,44 @@ def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or
             left.mkdir(parents=True)
             (left / "run.json").write_text("{")
         (Path(folder) / "run" / "previews").rename(Path(folder) / "previews")
-        with claim(f"{folder}/run"): pass
+        with claim(f"{folder}/run"):
+            pass
         (Path(folder) / "previews").rename(Path(folder) / "run" / "previews")
         (Path(folder) / "run" / "run.json").write_text("{}")
-        with claim(f"{folder}/run", resume=True): pass
-        assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name != ".lock") == ["run", "run/previews", "run/run.json"]
+        with claim(f"{folder}/run", resume=True):
+            pass
+        assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name != ".lock") == [
+            "run",
+            "run/previews",
+            "run/run.json",
+        ]
 
 # %% ../nbs/25_checkpoint.ipynb #c25a0002
 def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_one_line_that_names_the_file():
     def refused(work):
-        try: work()
+        try:
+            work()
         except CheckpointError as error:
             assert "\n" not in str(error), error
             return str(error)
         raise AssertionError("nobody complained")
+
 
     with tempfile.TemporaryDirectory() as folder:
         three(folder)
         newest = checkpoints(folder)[0]
         sealed = json.loads((newest / "state.json").read_text())
         outside = seal(sealed["state"], {"../../state.json": "0" * 64})
-        for content in ("[" * 100_000, json.dumps(list(sealed)), json.dumps({**sealed, "state": None}), json.dumps({**sealed, "files": []}), json.dumps({**sealed, "files": {"weights.safetensors": 1}}), json.dumps({**sealed, "checksum": None}), json.dumps(outside), "\xff"):
+        for content in (
+            "[" * 100_000,
+            json.dumps(list(sealed)),
+            json.dumps({**sealed, "state": None}),
+            json.dumps({**sealed, "files": []}),
+            json.dumps({**sealed, "files": {"weights.safetensors": 1}}),
+            json.dumps({**sealed, "checksum": None}),
+            json.dumps(outside),
+            "\xff",
+        ):
             (newest / "state.json").write_text(content, encoding="latin1")
             assert "state.json" in refused(lambda: check_checkpoint(newest)), content[:80]
             assert find_checkpoint(folder, lambda line: None)[1]["step"] == 20
@@ -175,38 +239,57 @@ def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_
         assert check_moments(path, ["a"], [weight]).keys() == shapes.keys()
         save_file({}, path)
         assert check_moments(path, ["a"], [weight]) == {}
-        for changes, said in (({"a|exp_avg": None}, "misses 1 tensors such as a|exp_avg"), ({"b": weight[:1].clone()}, "has unknown 1 tensors such as b"), ({"a|exp_avg": weight[0].clone()}, "a|exp_avg has shape (3,), but (2, 3)"), ({"a|exp_avg_sq": weight / 0}, "a|exp_avg_sq is not finite")):
+        for changes, said in (
+            ({"a|exp_avg": None}, "misses 1 tensors such as a|exp_avg"),
+            ({"b": weight[:1].clone()}, "has unknown 1 tensors such as b"),
+            ({"a|exp_avg": weight[0].clone()}, "a|exp_avg has shape (3,), but (2, 3)"),
+            ({"a|exp_avg_sq": weight / 0}, "a|exp_avg_sq is not finite"),
+        ):
             save_file({name: tensor for name, tensor in {**shapes, **changes}.items() if tensor is not None}, path)
-            assert (line := refused(lambda: check_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, line
+            assert (line := refused(lambda: check_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, (
+                line
+            )
         path.write_bytes(path.read_bytes()[:50])
         assert "cannot be read" in refused(lambda: check_tensors(path, {}))
 
 # %% ../nbs/25_checkpoint.ipynb #a26a4590
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
-    make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=True)
+    def make(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-2, fused=True)
+
+
     entire = small_training(make, range(8))
     with tempfile.TemporaryDirectory() as folder:
-        for name, tensors in zip(("weights", "optimizer"), small_training(make, range(4))): save_file(tensors, f"{folder}/{name}")
+        for name, tensors in zip(("weights", "optimizer"), small_training(make, range(4))):
+            save_file(tensors, f"{folder}/{name}")
         half = [load_file(f"{folder}/{name}") for name in ("weights", "optimizer")]
     resumed = small_training(make, range(4, 8), half)
     for before, after in zip(entire, resumed):
         assert before.keys() == after.keys() and len(before) >= 4
-        for name in before: assert torch.equal(before[name], after[name]), name
-    assert not torch.equal(small_training(make, range(4, 8), (half[0], {}))[0]["0.weight"], entire[0]["0.weight"]), "without its memory it goes elsewhere"
+        for name in before:
+            assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(small_training(make, range(4, 8), (half[0], {}))[0]["0.weight"], entire[0]["0.weight"]), (
+        "without its memory it goes elsewhere"
+    )
 
 # %% ../nbs/25_checkpoint.ipynb #d2771e1f
 @pytest.mark.slow
 def test_an_optimiser_in_8_bits_goes_on_from_its_tensors_bit_for_bit():
-    if not importlib.util.find_spec("torchao"): print("torchao is not installed: not tried")
+    if not importlib.util.find_spec("torchao"):
+        print("torchao is not installed: not tried")
     else:
         from torchao.optim import AdamW8bit
-        make = lambda parameters: AdamW8bit(parameters, lr=1e-2)
+
+        def make(parameters):
+            return AdamW8bit(parameters, lr=1e-2)
+
         entire, half = small_training(make, range(4)), small_training(make, range(2))
         assert half[1]["0.weight|exp_avg|codes"].dtype == torch.uint8
         resumed = small_training(make, range(2, 4), half)
         for before, after in zip(entire, resumed):
             assert before.keys() == after.keys()
-            for name in before: assert torch.equal(before[name], after[name]), name
+            for name in before:
+                assert torch.equal(before[name], after[name]), name
 
 # %% ../nbs/25_checkpoint.ipynb #7b69006e
 def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth_time():
@@ -214,23 +297,32 @@ def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth
     averages = [Average([weight], 0.9), Average([weight], 0.9, every=5)]
     weight.fill_(1.0)
     for _ in range(200):
-        for average in averages: average.update()
+        for average in averages:
+            average.update()
     left = 0.9**200
     weight.fill_(0.0)
     for _ in range(20):
-        for average in averages: average.update()
-    for average in averages: torch.testing.assert_close(average.tensors[0], torch.full((3,), 0.9**20), rtol=1e-4, atol=1e-6)
-    with averages[0].applied(): assert torch.equal(weight, averages[0].tensors[0]) and weight[0] > 0
+        for average in averages:
+            average.update()
+    for average in averages:
+        torch.testing.assert_close(average.tensors[0], torch.full((3,), 0.9**20), rtol=1e-4, atol=1e-6)
+    with averages[0].applied():
+        assert torch.equal(weight, averages[0].tensors[0]) and weight[0] > 0
     assert torch.equal(weight, torch.zeros(3))
 
 # %% ../nbs/25_checkpoint.ipynb #c25a0001
 @pytest.mark.cuda
 def test_on_a_gpu_the_average_is_mixed_beside_the_training_and_has_the_same_bits():
-    parameters = [torch.nn.Parameter(torch.randn(1000, 1000, device="cuda", generator=torch.Generator("cuda").manual_seed(i))) for i in range(8)]
+    parameters = [
+        torch.nn.Parameter(torch.randn(1000, 1000, device="cuda", generator=torch.Generator("cuda").manual_seed(i)))
+        for i in range(8)
+    ]
     average, means = Average(parameters, 0.9), [parameter.detach().cpu() for parameter in parameters]
     for step in range(1, 20):
         average.before_update()
-        for parameter in parameters: parameter.data.add_(0.01 * step)
+        for parameter in parameters:
+            parameter.data.add_(0.01 * step)
         average.update()
-        for mean, parameter in zip(means, parameters): mean.lerp_(parameter.detach().cpu(), 1 - min(0.9, (1 + step) / (10 + step)))
+        for mean, parameter in zip(means, parameters):
+            mean.lerp_(parameter.detach().cpu(), 1 - min(0.9, (1 + step) / (10 + step)))
     assert all(torch.equal(a, b) for a, b in zip(average.tensors, means, strict=True)) and average.mixing is None

@@ -44,8 +44,10 @@ import torch
 def tav(*words):
     "Exit code, standard output and standard error of a command"
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main([str(word) for word in words])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
     return code, out.getvalue(), err.getvalue()
+
 
 MISTAKES = {
     "frames below 1": ("--num-frames", "0"),
@@ -98,20 +100,37 @@ def toon_film(path, seed, num_frames=16, **changes):
     "A film of the cartoon world with its caption beside it"
     frames = render(replace(random_scene(seed), hold=1), num_frames, 64, 64).frames
     write_video(frames[:1].repeat(num_frames, 0) if changes.get("still") else frames, path, fps=12)
-    if changes.get("half"): Path(path).write_bytes(Path(path).read_bytes()[:-len(Path(path).read_bytes())//2])
+    if changes.get("half"):
+        Path(path).write_bytes(Path(path).read_bytes()[: -len(Path(path).read_bytes()) // 2])
     Path(path).with_suffix(".txt").write_text(caption(random_scene(seed), seed))
 
 # %% ../nbs/13_cli.ipynb #2bd991be
 def test_numbers_out_of_range_are_named():
     huge, digits = str(10**30), "9" * 5000
-    for parse, *wrong in ((at_least(1), "0", "x", "1.5", "", "nan", "-0", huge, digits, "1e3"), (at_least(0, float), "nan", "inf", "-inf", "", huge, "1e999", "-1e-9"), (side, "12", "0", "-8", huge, "16392"),
-                          (in_range(Frames), "0", str(10**12)), (in_range(Rate), "0", "1e-300", "1001"), (in_range(Seed), "-1", str(2**63)), (share, "0", "-0", "1.0001", "nan"), (numbers(4, most=1), "0,0,1,nan", "0,0,1,2", "1", "0,0,0,0,0", ",,,"), (numbers(number=int), "3,x", huge)):
+    for parse, *wrong in (
+        (at_least(1), "0", "x", "1.5", "", "nan", "-0", huge, digits, "1e3"),
+        (at_least(0, float), "nan", "inf", "-inf", "", huge, "1e999", "-1e-9"),
+        (side, "12", "0", "-8", huge, "16392"),
+        (in_range(Frames), "0", str(10**12)),
+        (in_range(Rate), "0", "1e-300", "1001"),
+        (in_range(Seed), "-1", str(2**63)),
+        (share, "0", "-0", "1.0001", "nan"),
+        (numbers(4, most=1), "0,0,1,nan", "0,0,1,2", "1", "0,0,0,0,0", ",,,"),
+        (numbers(number=int), "3,x", huge),
+    ):
         for bad in wrong:
-            try: found = parse(bad)
-            except argparse.ArgumentTypeError as error: assert bad[:50] in str(error) and len(str(error)) < 200, (bad, str(error))
-            else: raise AssertionError(f"{bad} became {found}")
+            try:
+                found = parse(bad)
+            except argparse.ArgumentTypeError as error:
+                assert bad[:50] in str(error) and len(str(error)) < 200, (bad, str(error))
+            else:
+                raise AssertionError(f"{bad} became {found}")
     assert (at_least(1)("1"), at_least(0, float)("0.5"), side("136"), numbers(number=int)("3,5")) == (1, 0.5, 136, [3, 5])
-    assert str(at_least(0, float)("-0")) == "0.0" and weighted("a:b.safetensors:0.5") == ("a:b.safetensors", 0.5) and weighted("C:x") == ("C:x", 1.0)
+    assert (
+        str(at_least(0, float)("-0")) == "0.0"
+        and weighted("a:b.safetensors:0.5") == ("a:b.safetensors", 0.5)
+        and weighted("C:x") == ("C:x", 1.0)
+    )
 
 # %% ../nbs/13_cli.ipynb #561bfaca
 def test_a_name_that_is_taken_is_not_taken_again():
@@ -121,35 +140,49 @@ def test_a_name_that_is_taken_is_not_taken_again():
             path = free_name("Ein M\u00e4dchen l\u00e4uft", 3, folder)
             path.write_text("x")
             names.append(path.name)
-    assert names == ["ein-m\u00e4dchen-l\u00e4uft-seed3.mp4", "ein-m\u00e4dchen-l\u00e4uft-seed3-2.mp4", "ein-m\u00e4dchen-l\u00e4uft-seed3-3.mp4"]
+    assert names == [
+        "ein-m\u00e4dchen-l\u00e4uft-seed3.mp4",
+        "ein-m\u00e4dchen-l\u00e4uft-seed3-2.mp4",
+        "ein-m\u00e4dchen-l\u00e4uft-seed3-3.mp4",
+    ]
     assert free_name("?!", 0).name == "video-seed0.mp4"
-    assert len(free_name("word "*100, 0).name) < 64
+    assert len(free_name("word " * 100, 0).name) < 64
 
 # %% ../nbs/13_cli.ipynb #80c3968b
 def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video():
     with tempfile.TemporaryDirectory() as folder:
-        wanted, black = Path(folder)/"girl.mp4", np.zeros((1, 16, 16, 3), np.uint8)
+        wanted, black = Path(folder) / "girl.mp4", np.zeros((1, 16, 16, 3), np.uint8)
         paths = []
+
         def late(frames, path, *more, write=write_video, **named):  # the other command takes the name while this one writes
-            if not paths: paths.append(write(frames, path, *more, **named))
+            if not paths:
+                paths.append(write(frames, path, *more, **named))
             return write(frames, path, *more, **named)
-        with patch.dict(write_beside_others.__globals__, write_video=late): paths.append(write_beside_others(black, wanted, 8, {}))
-        assert [path.name for path in paths] == ["girl.mp4", "girl-2.mp4"] and sorted(os.listdir(folder)) == ["girl-2.mp4", "girl.mp4"]
+
+        with patch.dict(write_beside_others.__globals__, write_video=late):
+            paths.append(write_beside_others(black, wanted, 8, {}))
+        assert [path.name for path in paths] == ["girl.mp4", "girl-2.mp4"] and sorted(os.listdir(folder)) == [
+            "girl-2.mp4",
+            "girl.mp4",
+        ]
 
 # %% ../nbs/13_cli.ipynb #c0dc603b
 def test_every_number_that_an_option_takes_has_two_ends():
     for name, parser in make_parser().commands.choices.items():
         for action in parser._actions:
-            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"): continue
+            if name == "train" or not action.type or action.metavar not in ("N", "X", "PIXELS", "GIB"):
+                continue
             for text in (str(10**30), "-" + str(10**30), "nan"):
-                try: found = action.type(text)
-                except argparse.ArgumentTypeError: continue
+                try:
+                    found = action.type(text)
+                except argparse.ArgumentTypeError:
+                    continue
                 raise AssertionError(f"tav {name} {action.option_strings} takes {found}")
 
 # %% ../nbs/13_cli.ipynb #0688809a
 def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)/"old.mp4"
+        out = Path(folder) / "old.mp4"
         out.write_text("the old one")
         for name, words in MISTAKES.items():
             code, said, err = tav("generate", "a girl walks", "--output", out, *words)
@@ -160,7 +193,22 @@ def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
 
 # %% ../nbs/13_cli.ipynb #c589eb52
 def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_line():
-    for words in ((), ("gernerate",), ("generate",), ("generate", " "), ("prepare",), ("prepare", "films"), ("score",), ("score", "/no/such/film.mp4"), ("train",), ("train", "cache"), ("train", "/no/cache", "/no/out"), ("info",), ("info", "/no/such/file.mp4"), ("info", sys.executable)):
+    for words in (
+        (),
+        ("gernerate",),
+        ("generate",),
+        ("generate", " "),
+        ("prepare",),
+        ("prepare", "films"),
+        ("score",),
+        ("score", "/no/such/film.mp4"),
+        ("train",),
+        ("train", "cache"),
+        ("train", "/no/cache", "/no/out"),
+        ("info",),
+        ("info", "/no/such/file.mp4"),
+        ("info", sys.executable),
+    ):
         code, said, err = tav(*words)
         assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, err)
 
@@ -168,23 +216,80 @@ def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_lin
 def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stand_and_a_pipe_is_not_waited_for():
     with tempfile.TemporaryDirectory() as folder:
         os.mkfifo(pipe := f"{folder}/pipe.mp4")
-        for words in (("info", pipe), ("score", pipe), ("score", "x.mp4", "--json", pipe), ("generate", "a girl", "--extend", pipe), ("generate", "a girl", "-o", pipe), ("generate", "a girl", "--lora", f"{pipe}:0.5"), ("generate", "a girl", "--textual-inversion", pipe), ("generate", "a girl", "--model", pipe),
-                      ("generate", "a girl", "--first-frame", pipe), ("generate", "a girl", "--video", "/dev/zero"), ("prepare", pipe, f"{folder}/out"), ("prepare", folder, pipe), ("train", folder, pipe), ("train", folder, f"{folder}/out", "--config", pipe), ("score", "x.mp4", "--csv", "/dev/null")):
+        for words in (
+            ("info", pipe),
+            ("score", pipe),
+            ("score", "x.mp4", "--json", pipe),
+            ("generate", "a girl", "--extend", pipe),
+            ("generate", "a girl", "-o", pipe),
+            ("generate", "a girl", "--lora", f"{pipe}:0.5"),
+            ("generate", "a girl", "--textual-inversion", pipe),
+            ("generate", "a girl", "--model", pipe),
+            ("generate", "a girl", "--first-frame", pipe),
+            ("generate", "a girl", "--video", "/dev/zero"),
+            ("prepare", pipe, f"{folder}/out"),
+            ("prepare", folder, pipe),
+            ("train", folder, pipe),
+            ("train", folder, f"{folder}/out", "--config", pipe),
+            ("score", "x.mp4", "--csv", "/dev/null"),
+        ):
             code, said, err = tav(*words)
-            assert code == 2 and said == "" and err.count("\n") == 1 and "is neither a file nor a folder" in err, (words, err)
+            assert code == 2 and said == "" and err.count("\n") == 1 and "is neither a file nor a folder" in err, (
+                words,
+                err,
+            )
         assert stat.S_ISFIFO(os.stat(pipe).st_mode) and os.listdir(folder) == ["pipe.mp4"]
 
 # %% ../nbs/13_cli.ipynb #488c909c
 def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_it():
     with tempfile.TemporaryDirectory() as folder:
-        film, missing, tried = write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/film.webp", 8), f"{folder}/no/such/thing.mp4", 0
+        film, missing, tried = (
+            write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/film.webp", 8),
+            f"{folder}/no/such/thing.mp4",
+            0,
+        )
         Path(folder, "film.txt").write_text("a girl")
-        base = dict(generate=["a girl", "--num-frames", "1", "--height", "16", "--width", "16"], score=[str(film)], prepare=[folder, f"{folder}/out", "--dry-run"], train=[folder, f"{folder}/out"], info=[])
-        pairs = dict(mask=["--video", film], control=["--controlnet", folder], controlnet=["--control", film], ip_adapter=["--ip-image", film], ip_image=["--ip-adapter", film], ip_encoder=["--ip-image", film, "--ip-adapter", film], config=["--model", film])
+        base = dict(
+            generate=["a girl", "--num-frames", "1", "--height", "16", "--width", "16"],
+            score=[str(film)],
+            prepare=[folder, f"{folder}/out", "--dry-run"],
+            train=[folder, f"{folder}/out"],
+            info=[],
+        )
+        pairs = dict(
+            mask=["--video", film],
+            control=["--controlnet", folder],
+            controlnet=["--control", film],
+            ip_adapter=["--ip-image", film],
+            ip_image=["--ip-adapter", film],
+            ip_encoder=["--ip-image", film, "--ip-adapter", film],
+            config=["--model", film],
+        )
         for command, parser in make_parser().commands.choices.items():
             for action in parser._actions:
-                if not set(re.findall("[A-Z]+", action.metavar or "")) & {"FILE", "FOLDER", "VIDEO", "BASE", "TABLE", "NAME"}: continue
-                words = [*base[command], *(pairs.get(action.dest, []) if command == "generate" or action.dest == "config" and command == "prepare" else []), *action.option_strings[-1:], missing] if action.option_strings else [missing]
+                if not set(re.findall("[A-Z]+", action.metavar or "")) & {
+                    "FILE",
+                    "FOLDER",
+                    "VIDEO",
+                    "BASE",
+                    "TABLE",
+                    "NAME",
+                }:
+                    continue
+                words = (
+                    [
+                        *base[command],
+                        *(
+                            pairs.get(action.dest, [])
+                            if command == "generate" or action.dest == "config" and command == "prepare"
+                            else []
+                        ),
+                        *action.option_strings[-1:],
+                        missing,
+                    ]
+                    if action.option_strings
+                    else [missing]
+                )
                 code, said, err = tav(command, *words)
                 assert code == 2 and said == "" and err.count("\n") == 1 and ("no/such" in err), (command, words, err)
                 tried += 1
@@ -192,9 +297,18 @@ def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_
 
 # %% ../nbs/13_cli.ipynb #f10e4253
 def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_meant():
-    for words, hint in ((("generate", "a girl", "--num-frame", "3"), "did you mean --num-frames?"), (("generate", "a girl", "--hight=64"), "did you mean --height?"), (("generate", "a girl", "--noise", "mixd"), "did you mean mixed?"),
-                        (("genrate", "a girl"), "did you mean generate?"), (("generate", "a girl", "--Seed", "1"), "did you mean --seed?"), (("score", "film.mp4", "--dyno", "x"), "did you mean --dino?"), (("prepare", "films", "cache", "--min-frame", "2"), "did you mean --min-frames?"),
-                        (("train", "cache", "out", "--batchsize", "3"), "did you mean --batch-size?"), (("train", "cache", "out", "--learning-rate", "1"), "did you mean --lr?"), (("generate", "a", "girl", "walks"), "needs quotes")):
+    for words, hint in (
+        (("generate", "a girl", "--num-frame", "3"), "did you mean --num-frames?"),
+        (("generate", "a girl", "--hight=64"), "did you mean --height?"),
+        (("generate", "a girl", "--noise", "mixd"), "did you mean mixed?"),
+        (("genrate", "a girl"), "did you mean generate?"),
+        (("generate", "a girl", "--Seed", "1"), "did you mean --seed?"),
+        (("score", "film.mp4", "--dyno", "x"), "did you mean --dino?"),
+        (("prepare", "films", "cache", "--min-frame", "2"), "did you mean --min-frames?"),
+        (("train", "cache", "out", "--batchsize", "3"), "did you mean --batch-size?"),
+        (("train", "cache", "out", "--learning-rate", "1"), "did you mean --lr?"),
+        (("generate", "a", "girl", "walks"), "needs quotes"),
+    ):
         code, said, err = tav(*words)
         assert code == 2 and err.startswith("tav: error: ") and hint in err and err.count("\n") == 1, (words, err)
     assert "did you mean" not in tav("generate", "a girl", "--colour", "red")[2], "nothing is near"
@@ -212,14 +326,30 @@ for words in json.loads(sys.argv[1]):
     if slow or code != (0 if "--help" in words or "--version" in words else 2): sys.exit(f"{words} ended with {code} and loaded {slow}")
 """
     commands = [["generate", "a girl walks", *words] for words in MISTAKES.values()]
-    commands += [["--help"], ["--version"], ["generate", "--help"], ["prepare", "--help"], ["score", "--help"], ["score", "/no/such/film.mp4"], ["info", "--help"], [], ["generate"], ["generate", " "], ["prepare"], ["info", "/no/such/file.mp4"]]
+    commands += [
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["prepare", "--help"],
+        ["score", "--help"],
+        ["score", "/no/such/film.mp4"],
+        ["info", "--help"],
+        [],
+        ["generate"],
+        ["generate", " "],
+        ["prepare"],
+        ["info", "/no/such/file.mp4"],
+    ]
     commands += [["train", "--help"], ["train", "/no/cache", "/no/out"]]
     run = subprocess.run([sys.executable, "-c", program, json.dumps(commands)], stderr=subprocess.PIPE, text=True)
     assert run.returncode == 0, run.stderr
 
 # %% ../nbs/13_cli.ipynb #d830a0cf
 def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
-    def end(args): raise reason
+    def end(args):
+        raise reason
+
+
     COMMANDS["end"] = "end at once", lambda parser: None, end
     try:
         for reason, expected, words in (
@@ -228,36 +358,80 @@ def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
             (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
             (OSError(28, "No space left on device", "page.html"), 2, "error: page.html: No space left on device"),
             (SystemExit(2), 2, None),  # another process says why
-            (MemoryError(), 2, "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype float16 need less"),
+            (
+                MemoryError(),
+                2,
+                (
+                    "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype"
+                " float16 need less"
+                ),
+            ),
             (ValueError("\x1b[2J\u202e.mp4: no"), 2, "error: \\x1b[2J\\u202e.mp4: no"),
-            (RuntimeError("CUDA out of memory. Tried ..."), 2, "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype float16 need less"),
+            (
+                RuntimeError("CUDA out of memory. Tried ..."),
+                2,
+                (
+                    "error: out of memory; fewer frames, a smaller --height and --width (or --resolution) or --dtype"
+                " float16 need less"
+                ),
+            ),
         ):
-            try: code, said, err = tav("end")
-            except KeyboardInterrupt: raise AssertionError("nobody caught it") from None
+            try:
+                code, said, err = tav("end")
+            except KeyboardInterrupt:
+                raise AssertionError("nobody caught it") from None
             assert (code, said, err) == (expected, "", f"tav: {words}\n" if words else ""), (code, said, err)
-    finally: del COMMANDS["end"]
+    finally:
+        del COMMANDS["end"]
 
 # %% ../nbs/13_cli.ipynb #8fa48ca1
 def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_traceback():
     start = f"{sys.executable} -c 'import sys; from tav_nb.process import run; sys.exit(run())'"
     with tempfile.TemporaryDirectory() as folder:
-        write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/film.webp", 8, {"prompt": "\u5973 \u00e9", "long": ["x" * 100] * 5000})
-        for words, code, err in (("info film.webp | head -n 1", 141, ""), ("--help | true", (0, 141), ""), ("info film.webp >/dev/full", 2, "tav: error: the output cannot be written: No space left on device\n"), ("info film.webp >&-", 0, ""), ("info no.mp4 2>&-", 2, ""), ("info no.mp4 >&- 2>&-", 2, ""),
-                                 ("info \u5973.mp4", 2, "tav: error: \\u5973.mp4: cannot be read: No such file or directory\n")):
-            done = subprocess.run(["bash", "-c", f"{start} {words}; exit ${{PIPESTATUS[0]}}"], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()})
-            assert (done.returncode in code if isinstance(code, tuple) else done.returncode == code) and done.stderr == err, (words, done.returncode, done.stderr)
-        done = subprocess.run(["bash", "-c", f"{start} info film.webp"], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()})
+        write_video(
+            np.zeros((2, 16, 16, 3), np.uint8),
+            f"{folder}/film.webp",
+            8,
+            {"prompt": "\u5973 \u00e9", "long": ["x" * 100] * 5000},
+        )
+        for words, code, err in (
+            ("info film.webp | head -n 1", 141, ""),
+            ("--help | true", (0, 141), ""),
+            ("info film.webp >/dev/full", 2, "tav: error: the output cannot be written: No space left on device\n"),
+            ("info film.webp >&-", 0, ""),
+            ("info no.mp4 2>&-", 2, ""),
+            ("info no.mp4 >&- 2>&-", 2, ""),
+            ("info \u5973.mp4", 2, "tav: error: \\u5973.mp4: cannot be read: No such file or directory\n"),
+        ):
+            done = subprocess.run(
+                ["bash", "-c", f"{start} {words}; exit ${{PIPESTATUS[0]}}"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()},
+            )
+            assert (
+                done.returncode in code if isinstance(code, tuple) else done.returncode == code
+            ) and done.stderr == err, (words, done.returncode, done.stderr)
+        done = subprocess.run(
+            ["bash", "-c", f"{start} info film.webp"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()},
+        )
         assert done.returncode == 0 and json.loads(done.stdout)["prompt"] == "\u5973 \u00e9", done.stderr
 
 # %% ../nbs/13_cli.ipynb #f9215db2
 def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
     def lacking(folder, text):
         Path(folder).mkdir()
-        (Path(folder)/"model_index.json").write_text(text)
+        (Path(folder) / "model_index.json").write_text(text)
         return folder
 
+
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)/"old.mp4"
+        out = Path(folder) / "old.mp4"
         out.write_text("the old one")
         Path(f"{folder}/broken.safetensors").write_bytes(EMBEDDED_ADAPTER.read_bytes()[:5000])
         os.symlink(EMBEDDED, f"{folder}/bare")
@@ -271,24 +445,65 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
             ("no temporal_adapter.safetensors", GIRL, "--adapter", folder),
             ("--images goes on", GIRL, "--model", f"{folder}/bare"),
             ("model_index.json", GIRL, "--model", folder),
-            ("StableDiffusionPipeline", GIRL, "--model", lacking(f"{folder}/other", '{"_class_name": "StableDiffusionPipeline"}')),
+            (
+                "StableDiffusionPipeline",
+                GIRL,
+                "--model",
+                lacking(f"{folder}/other", '{"_class_name": "StableDiffusionPipeline"}'),
+            ),
             *([] if torch.cuda.is_available() else [("cuda", GIRL, "--device", "cuda")]),
         ):
             code, printed, err = tav("generate", *words, "--output", out)
-            assert code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, code, err)
+            assert code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (
+                words,
+                code,
+                err,
+            )
             assert said in err, err
             assert out.read_text() == "the old one", words
 
 # %% ../nbs/13_cli.ipynb #ec019af1
 def test_the_file_says_all_that_is_needed_to_make_it_again():
     with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder)/"first.webp"
-        code, said, err = tav("generate", GIRL, "-o", first, *QUICK, "--fps", 12, "--seed", 3, "--negative-prompt", "dark", "--guidance-scale", 3, "--noise-strength", 0.5)
-        assert (code, err) == (0, "") and said.startswith(f"{first}: 2 frames of 64 x 64") and said.count("\n") == 1, (code, said, err)
+        first = Path(folder) / "first.webp"
+        code, said, err = tav(
+            "generate",
+            GIRL,
+            "-o",
+            first,
+            *QUICK,
+            "--fps",
+            12,
+            "--seed",
+            3,
+            "--negative-prompt",
+            "dark",
+            "--guidance-scale",
+            3,
+            "--noise-strength",
+            0.5,
+        )
+        assert (code, err) == (0, "") and said.startswith(f"{first}: 2 frames of 64 x 64") and said.count("\n") == 1, (
+            code,
+            said,
+            err,
+        )
         frames, times = read_video(first)
         settings = read_metadata(first)
-        assert frames.shape == (2, 64, 64, 3) and abs(times[1] - 1/12) < 0.001
-        assert settings.items() >= dict(prompt=GIRL, seed=3, negative_prompt="dark", guidance_scale=3, noise_strength=0.5, num_frames=2, steps=2, fps=12).items()
+        assert frames.shape == (2, 64, 64, 3) and abs(times[1] - 1 / 12) < 0.001
+        assert (
+            settings.items()
+            >= dict(
+                prompt=GIRL,
+                seed=3,
+                negative_prompt="dark",
+                guidance_scale=3,
+                noise_strength=0.5,
+                num_frames=2,
+                steps=2,
+                fps=12,
+            ).items()
+        )
         again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
         assert np.array_equal(again, frames)
         assert json.loads(tav("info", first)[1]) == settings
@@ -312,14 +527,27 @@ for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif
 """
     with tempfile.TemporaryDirectory() as folder:
         folder = os.path.realpath(folder)
-        for name in ("full", "room"): os.mkdir(f"{folder}/{name}")
+        for name in ("full", "room"):
+            os.mkdir(f"{folder}/{name}")
         for where in ("output", "everywhere"):
-            run = subprocess.run([sys.executable, "-c", program, where], cwd=folder, capture_output=True, text=True, env={**os.environ, "TMPDIR": f"{folder}/room", "PYTHONPATH": os.getcwd()})
+            run = subprocess.run(
+                [sys.executable, "-c", program, where],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "TMPDIR": f"{folder}/room", "PYTHONPATH": os.getcwd()},
+            )
             lines, names = run.stdout.splitlines(), ["film.mp4", "frames", "film.webp", "film.gif", "film.webm"]
             assert run.returncode == 0 and run.stderr == "" and len(lines) == 5 and not os.listdir(f"{folder}/full"), run
             for line, name in zip(lines, names):
-                assert line == f"full/{name}: cannot be written: File too large" + f"; the video is finished and kept as {folder}/room/{name}" * (where == "output")
-        assert sorted(os.listdir(f"{folder}/room")) == sorted(names) and all(len(read_video(f"{folder}/room/{name}")[0]) == 3 for name in names)
+                assert (
+                    line
+                    == f"full/{name}: cannot be written: File too large"
+                    + f"; the video is finished and kept as {folder}/room/{name}" * (where == "output")
+                )
+        assert sorted(os.listdir(f"{folder}/room")) == sorted(names) and all(
+            len(read_video(f"{folder}/room/{name}")[0]) == 3 for name in names
+        )
 
 # %% ../nbs/13_cli.ipynb #96dcb658
 def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
@@ -327,17 +555,26 @@ def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
 
     with tempfile.TemporaryDirectory() as folder:
         usage = shutil.disk_usage(folder)
-        with patch("shutil.disk_usage", return_value=usage._replace(free=50_000)), patch("tav_nb.cli.load", side_effect=AssertionError("a model was loaded")):
+        with (
+            patch("shutil.disk_usage", return_value=usage._replace(free=50_000)),
+            patch("tav_nb.cli.load", side_effect=AssertionError("a model was loaded")),
+        ):
             for name in "frames", "film.webp", "film.gif":
                 code, said, err = tav("generate", "a girl walks", "-o", f"{folder}/{name}", "--num-frames", 30)
-                assert (code, said) == (2, "") and err.startswith(f"tav: error: {folder}/{name}: 30 frames of 128 x 128 pixels take at least 0.") and err.endswith(f"MB, and {folder} has 0.05 MB left\n"), (code, said, err)
+                assert (
+                    (code, said) == (2, "")
+                    and err.startswith(f"tav: error: {folder}/{name}: 30 frames of 128 x 128 pixels take at least 0.")
+                    and err.endswith(f"MB, and {folder} has 0.05 MB left\n")
+                ), (code, said, err)
         assert not os.listdir(folder)
 
 # %% ../nbs/13_cli.ipynb #b0052dfa
 def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():
     with tempfile.TemporaryDirectory() as folder:
         code, said, err = tav("generate", GIRL, "-o", f"{folder}/low.webp", *QUICK, "--memory", "low", "--memory-limit", 4)
-        assert code == 0 and err.startswith("tav: needs ") and "4.0 GiB are there: one side" in err and err.count("\n") == 1, err
+        assert (
+            code == 0 and err.startswith("tav: needs ") and "4.0 GiB are there: one side" in err and err.count("\n") == 1
+        ), err
         drawn, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
         assert settings["fitted"] == asdict(LADDER[-1]) | dict(offload=False) and settings["fitting"] == "low"
         usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
@@ -347,8 +584,15 @@ def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_mad
 def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_they_were_made():
     small = "--steps", 1, "--height", 16, "--width", 16, "--guidance-scale", 1
     with tempfile.TemporaryDirectory() as folder:
-        for words, expected in ((("--num-frames", 26), dict(kind="attention", loop=False)), (("--num-frames", 4, "--loop"), dict(kind="attention", loop=True)),
-                                (("--num-frames", 26, "--context", "predictions", "--context-length", 16, "--context-overlap", 4), dict(kind="predictions", length=16, overlap=4)), (("--num-frames", 4), None)):
+        for words, expected in (
+            (("--num-frames", 26), dict(kind="attention", loop=False)),
+            (("--num-frames", 4, "--loop"), dict(kind="attention", loop=True)),
+            (
+                ("--num-frames", 26, "--context", "predictions", "--context-length", 16, "--context-overlap", 4),
+                dict(kind="predictions", length=16, overlap=4),
+            ),
+            (("--num-frames", 4), None),
+        ):
             code, said, err = tav("generate", GIRL, "-o", f"{folder}/film.webp", *small, *words)
             assert (code, err) == (0, ""), err
             settings, frames = read_metadata(f"{folder}/film.webp"), read_video(f"{folder}/film.webp")[0]
@@ -359,17 +603,73 @@ def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_the
 # %% ../nbs/13_cli.ipynb #bb697ea5
 def test_a_film_begins_and_ends_on_pictures_and_goes_on_with_its_own_settings():
     with tempfile.TemporaryDirectory() as folder:
-        pictures, first, longer = [f"{folder}/{name}.png" for name in ("begin", "end")], Path(folder)/"first.webp", Path(folder)/"longer.webp"
-        for path, picture in zip(pictures, render(random_scene(3), 2, 64, 64).frames): Image.fromarray(picture).save(path)
-        code, said, err = tav("generate", f"0: {GIRL} 2: a girl waves", "--first-frame", pictures[0], "--last-frame", pictures[1], "--seeds", "1: 4", "-o", first, *QUICK, "--num-frames", 3, "--guidance-scale", 1, "--guidance-min-sigma", 0, "--fps", 12)
+        pictures, first, longer = (
+            [f"{folder}/{name}.png" for name in ("begin", "end")],
+            Path(folder) / "first.webp",
+            Path(folder) / "longer.webp",
+        )
+        for path, picture in zip(pictures, render(random_scene(3), 2, 64, 64).frames):
+            Image.fromarray(picture).save(path)
+        code, said, err = tav(
+            "generate",
+            f"0: {GIRL} 2: a girl waves",
+            "--first-frame",
+            pictures[0],
+            "--last-frame",
+            pictures[1],
+            "--seeds",
+            "1: 4",
+            "-o",
+            first,
+            *QUICK,
+            "--num-frames",
+            3,
+            "--guidance-scale",
+            1,
+            "--guidance-min-sigma",
+            0,
+            "--fps",
+            12,
+        )
         assert (code, err) == (0, ""), err
         code, said, err = tav("generate", "--extend", first, "-o", longer, "--num-frames", 2, "--steps", 3)
         assert (code, err) == (0, "") and "5 frames of 64 x 64" in said, (said, err)
         frames, before, settings = read_video(longer)[0], read_video(first)[0], read_metadata(longer)
-        assert np.array_equal(frames[:3], before) and settings.items() >= dict(prompt="a girl waves", steps=3, guidance_scale=1, guidance_min_sigma=0, temporal_guidance=0, fps=12, seeds=None, num_frames=2, extend=str(first)).items()
-        assert np.array_equal(frames[3:], generate("a girl waves", num_frames=2, height=64, width=64, steps=3, guidance_scale=1., direction=Direction(before=before)))
-        assert tav("generate", "--extend", longer, "a girl jumps", "-o", longer, "--num-frames", 1, "--images", "--seed", 5)[0] == 0
-        assert len(read_video(longer)[0]) == 6 and read_metadata(longer).items() >= dict(prompt="a girl jumps", seed=5, images=True).items()
+        assert (
+            np.array_equal(frames[:3], before)
+            and settings.items()
+            >= dict(
+                prompt="a girl waves",
+                steps=3,
+                guidance_scale=1,
+                guidance_min_sigma=0,
+                temporal_guidance=0,
+                fps=12,
+                seeds=None,
+                num_frames=2,
+                extend=str(first),
+            ).items()
+        )
+        assert np.array_equal(
+            frames[3:],
+            generate(
+                "a girl waves",
+                num_frames=2,
+                height=64,
+                width=64,
+                steps=3,
+                guidance_scale=1.0,
+                direction=Direction(before=before),
+            ),
+        )
+        assert (
+            tav("generate", "--extend", longer, "a girl jumps", "-o", longer, "--num-frames", 1, "--images", "--seed", 5)[0]
+            == 0
+        )
+        assert (
+            len(read_video(longer)[0]) == 6
+            and read_metadata(longer).items() >= dict(prompt="a girl jumps", seed=5, images=True).items()
+        )
 
 # %% ../nbs/13_cli.ipynb #54bd1fd7
 def test_every_mistake_of_a_direction_is_one_line_before_pytorch_is_loaded_and_makes_nothing():
@@ -386,59 +686,227 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
         picture, film, bare, odd = (f"{folder}/{name}" for name in ("picture.png", "film.webp", "bare.webp", "odd.webp"))
         Image.fromarray(render(random_scene(3), 1, 64, 64).frames[0]).save(picture)
         frames = render(random_scene(3), 3, 64, 64).frames
-        for path, settings in ((film, {"prompt": "a girl", "steps": 2}), (bare, {}), (odd, {"prompt": "a girl", "steps": "many"})): write_video(frames, path, 8, settings)
+        for path, settings in (
+            (film, {"prompt": "a girl", "steps": 2}),
+            (bare, {}),
+            (odd, {"prompt": "a girl", "steps": "many"}),
+        ):
+            write_video(frames, path, 8, settings)
         before = sorted(os.listdir(folder))
-        mistakes = [("frame 0 comes after the one for frame 8", "8: a girl 0: a boy"), ("prompt for frame 24, but the film has 16", "0: a girl 24: a boy"), ("stands before the first frame", "a girl 8: a boy"), ("no prompt for frame 8", "0: a girl 8:"),
-                    ("is not a seed", "a girl", "--seeds", "0: x"), ("seed for frame 16", "a girl", "--seeds", "16: 1"), ("--motion", "a girl", "--motion", "-1"), ("no such picture", "a girl", "--first-frame", f"{folder}/no.png"),
-                    ("the first frame is 64 x 64 pixels, the film 128 x 128", "a girl", "--first-frame", picture), ("the last frame is 64 x 64 pixels, the film 64 x 72", "a girl", "--last-frame", picture, "--width", "64", "--height", "72"),
-                    ("cannot be read as a picture", "a girl", "--last-frame", "tav_nb/__init__.py" if os.path.exists("tav_nb/__init__.py") else sys.executable), ("no.mp4", "a girl", "--extend", f"{folder}/no.mp4"), ("says nothing about its own", "--extend", bare), ("odd.webp: its settings", "--extend", odd),
-                    ("either", "--extend", film, "--first-frame", picture), ("the film before is 64 x 64 pixels, the film 128 x 64", "--extend", film, "--width", "128"), ("but the new film has 4 frames", "--extend", film, "0: a girl 4: a boy", "--num-frames", "4"), ("there is no prompt",)]
+        mistakes = [
+            ("frame 0 comes after the one for frame 8", "8: a girl 0: a boy"),
+            ("prompt for frame 24, but the film has 16", "0: a girl 24: a boy"),
+            ("stands before the first frame", "a girl 8: a boy"),
+            ("no prompt for frame 8", "0: a girl 8:"),
+            ("is not a seed", "a girl", "--seeds", "0: x"),
+            ("seed for frame 16", "a girl", "--seeds", "16: 1"),
+            ("--motion", "a girl", "--motion", "-1"),
+            ("no such picture", "a girl", "--first-frame", f"{folder}/no.png"),
+            ("the first frame is 64 x 64 pixels, the film 128 x 128", "a girl", "--first-frame", picture),
+            (
+                "the last frame is 64 x 64 pixels, the film 64 x 72",
+                "a girl",
+                "--last-frame",
+                picture,
+                "--width",
+                "64",
+                "--height",
+                "72",
+            ),
+            (
+                "cannot be read as a picture",
+                "a girl",
+                "--last-frame",
+                "tav_nb/__init__.py" if os.path.exists("tav_nb/__init__.py") else sys.executable,
+            ),
+            ("no.mp4", "a girl", "--extend", f"{folder}/no.mp4"),
+            ("says nothing about its own", "--extend", bare),
+            ("odd.webp: its settings", "--extend", odd),
+            ("either", "--extend", film, "--first-frame", picture),
+            ("the film before is 64 x 64 pixels, the film 128 x 64", "--extend", film, "--width", "128"),
+            ("but the new film has 4 frames", "--extend", film, "0: a girl 4: a boy", "--num-frames", "4"),
+            ("there is no prompt",),
+        ]
         run = subprocess.run([sys.executable, "-c", program, json.dumps(mistakes)], stderr=subprocess.PIPE, text=True)
         assert run.returncode == 0, run.stderr
         assert before == sorted(os.listdir(folder))
 
 # %% ../nbs/13_cli.ipynb #232c769f
 def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_a_terminal_s_codes():
-    wrong = dict(prompt=[1], negative_prompt=7, seed=-1, steps=10**12, num_frames="many", fps=1e300, guidance_scale="x", noise="pink", noise_strength=-1, motion={}, images="yes", context={"length": 1}, lora="x", textual_inversion=[3], model=["a"], width=7)
+    wrong = dict(
+        prompt=[1],
+        negative_prompt=7,
+        seed=-1,
+        steps=10**12,
+        num_frames="many",
+        fps=1e300,
+        guidance_scale="x",
+        noise="pink",
+        noise_strength=-1,
+        motion={},
+        images="yes",
+        context={"length": 1},
+        lora="x",
+        textual_inversion=[3],
+        model=["a"],
+        width=7,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path, frames = f"{folder}/film.webp", np.zeros((2, 16, 16, 3), np.uint8)
-        for settings in [{name: value} for name, value in wrong.items()] + [{"prompt": "a \ud800 girl"}, {"prompt": "a" * 10**5}, {"prompt": "8: a girl 0: a boy"}, {"context": {"kind": "none", "loop": "yes"}}, {"prompt": None}]:
+        for settings in [{name: value} for name, value in wrong.items()] + [
+            {"prompt": "a \ud800 girl"},
+            {"prompt": "a" * 10**5},
+            {"prompt": "8: a girl 0: a boy"},
+            {"context": {"kind": "none", "loop": "yes"}},
+            {"prompt": None},
+        ]:
             write_video(frames, path, 8, settings)
             code, said, err = tav("generate", "--extend", path)
-            assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and len(err) < 400 and "film.webp" in err, (settings, err[:500])
+            assert (
+                code == 2
+                and said == ""
+                and err.startswith("tav: error: ")
+                and err.count("\n") == 1
+                and len(err) < 400
+                and "film.webp" in err
+            ), (settings, err[:500])
             code, said, err = tav("info", path)
             assert (code, err) == (0, "") and json.loads(said) == settings and printable(said, keep="\n") == said
         for context in ({"kind": "attention"}, {"loop": True}, {}):  # without its length
             write_video(frames, path, 8, {"prompt": "a girl", "context": context})
             assert going_on(["generate", "--extend", path]).context_length is None
-        write_video(frames, path, 8, hostile := {"prompt": "\x1b]0;x\x07\x9b2J\x7f \u202etxt.exe \u2028 \ud800 \U000e0041 \u5973 \u00e9"})
+        write_video(
+            frames,
+            path,
+            8,
+            hostile := {"prompt": "\x1b]0;x\x07\x9b2J\x7f \u202etxt.exe \u2028 \ud800 \U000e0041 \u5973 \u00e9"},
+        )
         said = tav("info", path)[1]
         assert json.loads(said) == hostile and "\u5973 \u00e9" in said and printable(said, keep="\n") == said
         name = f"{folder}/\x1b[2Jfilm.mp4"
-        for words in (("info", name), ("score", name), ("generate", "a girl", "--video", name), ("generate", "a girl", "--\x1b[2J"), ("\x1b[2J",), ("prepare", name, folder), ("train", name, folder), ("generate", "a girl", "--seed", "\x1b[2J"), ("generate", "a girl", "--noise", "\x1b[2J"), ("generate", "a girl", "-o", name + "/x.mp4")):
+        for words in (
+            ("info", name),
+            ("score", name),
+            ("generate", "a girl", "--video", name),
+            ("generate", "a girl", "--\x1b[2J"),
+            ("\x1b[2J",),
+            ("prepare", name, folder),
+            ("train", name, folder),
+            ("generate", "a girl", "--seed", "\x1b[2J"),
+            ("generate", "a girl", "--noise", "\x1b[2J"),
+            ("generate", "a girl", "-o", name + "/x.mp4"),
+        ):
             code, said, err = tav(*words)
-            assert code == 2 and "\\x1b[2J" in err and printable(err, keep="\n") == err and err.count("\n") == 1, (words, err)
+            assert code == 2 and "\\x1b[2J" in err and printable(err, keep="\n") == err and err.count("\n") == 1, (
+                words,
+                err,
+            )
 
 # %% ../nbs/13_cli.ipynb #7a9aeb56
 def test_what_stands_in_a_video_chooses_no_file_and_no_model_and_is_said():
     with tempfile.TemporaryDirectory() as folder:
         path, frames = f"{folder}/film.webp", np.zeros((2, 16, 24, 3), np.uint8)
-        numbers_ = dict(prompt="0: a girl stands 1: a girl walks", negative_prompt="dark", fps=12.0, steps=7, seed=5, guidance_scale=3.0, guidance_min_sigma=0.5, temporal_guidance=1.5, noise="progressive", noise_strength=2.0, motion=0.5, images=False,
-                       context=dict(kind="predictions", length=12, overlap=None, weights="pyramid", loop=False))
-        files = dict(model="somebody/else", config="a/b", adapter="/etc/passwd", lora=[["x y.safetensors", 0.5]], textual_inversion=["\x1b[2Jword.safetensors"], video="v.mp4", mask="m.png", controlnet="c/d", control="e.mp4", ip_adapter="ip", ip_image="i.png", ip_encoder="e",
-                     first_frame="f.png", last_frame="l.png", extend="before.mp4", seeds="0: 1", output="out.mp4", device="cuda", dtype="float16", fitting="low", memory_limit=1.0, frames_at_once=2, before="x", flow="y", command="train")
+        numbers_ = dict(
+            prompt="0: a girl stands 1: a girl walks",
+            negative_prompt="dark",
+            fps=12.0,
+            steps=7,
+            seed=5,
+            guidance_scale=3.0,
+            guidance_min_sigma=0.5,
+            temporal_guidance=1.5,
+            noise="progressive",
+            noise_strength=2.0,
+            motion=0.5,
+            images=False,
+            context=dict(kind="predictions", length=12, overlap=None, weights="pyramid", loop=False),
+        )
+        files = dict(
+            model="somebody/else",
+            config="a/b",
+            adapter="/etc/passwd",
+            lora=[["x y.safetensors", 0.5]],
+            textual_inversion=["\x1b[2Jword.safetensors"],
+            video="v.mp4",
+            mask="m.png",
+            controlnet="c/d",
+            control="e.mp4",
+            ip_adapter="ip",
+            ip_image="i.png",
+            ip_encoder="e",
+            first_frame="f.png",
+            last_frame="l.png",
+            extend="before.mp4",
+            seeds="0: 1",
+            output="out.mp4",
+            device="cuda",
+            dtype="float16",
+            fitting="low",
+            memory_limit=1.0,
+            frames_at_once=2,
+            before="x",
+            flow="y",
+            command="train",
+        )
         write_video(frames, path, 8, {**numbers_, **files})
         plain = vars(make_parser().parse_args(["generate"]))
-        with contextlib.redirect_stderr(io.StringIO()) as err: args = going_on(["generate", "--extend", path])
-        assert all(getattr(args, name) == plain[name] for name in files if name in plain and name not in ("extend", "before")), "a file chose"
-        assert (args.prompt, args.extend, args.command, args.height, args.width) == ("a girl walks", path, "generate", 16, 24) and np.array_equal(args.before, frames)
-        assert all(getattr(args, name) == value for name, value in numbers_.items() if name not in ("prompt", "context")) and (args.context, args.context_length, args.context_overlap) == ("predictions", 12, None)
-        note = f"tav: note: {path} was made with --model somebody/else --config a/b --adapter /etc/passwd --lora 'x y.safetensors:0.5' --textual-inversion '\\x1b[2Jword.safetensors'; this video is made with the tiny SDXL of tav_nb alone; --model somebody/else "
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            args = going_on(["generate", "--extend", path])
+        assert all(
+            getattr(args, name) == plain[name] for name in files if name in plain and name not in ("extend", "before")
+        ), "a file chose"
+        assert (args.prompt, args.extend, args.command, args.height, args.width) == (
+            "a girl walks",
+            path,
+            "generate",
+            16,
+            24,
+        ) and np.array_equal(args.before, frames)
+        assert all(
+            getattr(args, name) == value for name, value in numbers_.items() if name not in ("prompt", "context")
+        ) and (args.context, args.context_length, args.context_overlap) == ("predictions", 12, None)
+        note = (
+            f"tav: note: {path} was made with --model somebody/else --config a/b --adapter /etc/passwd --lora 'x"
+        " y.safetensors:0.5' --textual-inversion '\\x1b[2Jword.safetensors'; this video is made with the tiny SDXL of"
+        " tav_nb alone; --model somebody/else "
+        )
         assert err.getvalue().startswith(note) and err.getvalue().count("\n") == 1, err.getvalue()
-        with contextlib.redirect_stderr(io.StringIO()) as err: args = going_on(["generate", "--extend", path, "a boy", "--model", "somebody/else", "--config", "a/b", "--adapter", "/etc/passwd", "--lora", "x y.safetensors:0.5", "--steps", "3", "--fps", "9", "--textual-inversion", files["textual_inversion"][0]])
-        assert err.getvalue() == "" and (args.prompt, args.model, args.steps, args.fps, args.seed) == ("a boy", "somebody/else", 3, 9, 5), "the same files, typed, are the same"
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            args = going_on(
+                [
+                    "generate",
+                    "--extend",
+                    path,
+                    "a boy",
+                    "--model",
+                    "somebody/else",
+                    "--config",
+                    "a/b",
+                    "--adapter",
+                    "/etc/passwd",
+                    "--lora",
+                    "x y.safetensors:0.5",
+                    "--steps",
+                    "3",
+                    "--fps",
+                    "9",
+                    "--textual-inversion",
+                    files["textual_inversion"][0],
+                ]
+            )
+        assert err.getvalue() == "" and (args.prompt, args.model, args.steps, args.fps, args.seed) == (
+            "a boy",
+            "somebody/else",
+            3,
+            9,
+            5,
+        ), "the same files, typed, are the same"
         write_video(frames, path, 8, {**numbers_, "images": True, "model": OWN_MODEL, "adapter": None})
-        with contextlib.redirect_stderr(io.StringIO()) as err: assert going_on(["generate", "--extend", path]).images and not going_on(["generate", "--extend", path, "--adapter", "a/b"]).images
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            assert (
+                going_on(["generate", "--extend", path]).images
+                and not going_on(["generate", "--extend", path, "--adapter", "a/b"]).images
+            )
         assert err.getvalue().count("made with the tiny SDXL of tav_nb alone; this video is made with --adapter a/b") == 1
 
 # %% ../nbs/13_cli.ipynb #535c3b87
@@ -446,25 +914,47 @@ def test_a_base_without_an_adapter_makes_images_when_asked_to():
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(EMBEDDED, f"{folder}/bare")
         code, said, err = tav("generate", GIRL, "--model", f"{folder}/bare", "--images", "-o", f"{folder}/images/", *QUICK)
-        assert code == 0 and err.startswith("tav: needs ") and err.count("\n") == 1 and read_metadata(f"{folder}/images")["adapter"] is None
+        assert (
+            code == 0
+            and err.startswith("tav: needs ")
+            and err.count("\n") == 1
+            and read_metadata(f"{folder}/images")["adapter"] is None
+        )
 
 # %% ../nbs/13_cli.ipynb #fe3dc058
 def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
     with tempfile.TemporaryDirectory() as folder:
         video, mask, lora, out = (f"{folder}/{name}" for name in ("given.webp", "mask.png", "thin.safetensors", "out.webp"))
         write_video(render(random_scene(3), num_frames=3, height=48, width=96).frames, video, 8)
-        Image.fromarray(np.uint8([[255, 0]]*48).repeat(48, 1)).save(mask)
-        layer, layout = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-        with safe_open(EMBEDDED/"unet/diffusion_pytorch_model.safetensors", "pt") as file: width = file.get_slice(f"{layer}.weight").get_shape()[0]
-        save_file({f"{layout}.lora_down.weight": torch.ones(1, width), f"{layout}.lora_up.weight": torch.ones(width, 1)}, lora)
+        Image.fromarray(np.uint8([[255, 0]] * 48).repeat(48, 1)).save(mask)
+        layer, layout = (
+            "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q",
+        )
+        with safe_open(EMBEDDED / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
+            width = file.get_slice(f"{layer}.weight").get_shape()[0]
+        save_file(
+            {f"{layout}.lora_down.weight": torch.ones(1, width), f"{layout}.lora_up.weight": torch.ones(width, 1)}, lora
+        )
         words = "generate", GIRL, "-o", out, "--num-frames", 2, "--steps", 2, "--video", video
         assert tav(*words, "--strength", 1, "--mask", mask)[::2] == (0, "")
         plain, settings = read_video(out)[0], read_metadata(out)
-        assert settings.items() >= dict(video=video, mask=mask, strength=1, num_frames=2, height=plain.shape[1], width=plain.shape[2]).items() and abs(plain.shape[2]/plain.shape[1] - 2) < 0.2, "the shape of the video"
-        assert tav(*words, "--strength", 1, "--mask", mask, "--lora", f"{lora}:0.5")[::2] == (0, "") and read_metadata(out)["lora"] == [[lora, .5]]
+        assert (
+            settings.items()
+            >= dict(video=video, mask=mask, strength=1, num_frames=2, height=plain.shape[1], width=plain.shape[2]).items()
+            and abs(plain.shape[2] / plain.shape[1] - 2) < 0.2
+        ), "the shape of the video"
+        assert tav(*words, "--strength", 1, "--mask", mask, "--lora", f"{lora}:0.5")[::2] == (0, "") and read_metadata(out)[
+            "lora"
+        ] == [[lora, 0.5]]
         assert not np.array_equal(read_video(out)[0], plain), "the LoRA does nothing"
         save_file({layout.replace("attn1_to_q", "attn2_to_k") + ".lora_down.weight": torch.ones(1, 768)}, lora)
-        for said, *more in (("3 frames, 2 fewer than the 5 of the film", "--num-frames", 5), ("another shape than 64 x 64", "--height", 64, "--width", 64), ("of 2 steps none would be left", "--strength", .3), ("Stable Diffusion 1", "--lora", lora)):
+        for said, *more in (
+            ("3 frames, 2 fewer than the 5 of the film", "--num-frames", 5),
+            ("another shape than 64 x 64", "--height", 64, "--width", 64),
+            ("of 2 steps none would be left", "--strength", 0.3),
+            ("Stable Diffusion 1", "--lora", lora),
+        ):
             code, printed, err = tav(*words, *more)
             assert code == 2 and err.count("\n") == 1 and said in err, (said, err)
 
@@ -472,29 +962,74 @@ def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
 def test_a_video_that_follows_another_one_plays_as_fast_and_it_is_said_where_it_cannot():
     with tempfile.TemporaryDirectory() as folder:
         frames = render(random_scene(3), 5, 16, 16).frames
+
         def fps_of(source, *words):
-            with contextlib.redirect_stderr(io.StringIO()) as err: found = fps_of_source(make_parser().parse_args(["generate", "a girl", "--video", str(source), "--num-frames", "5", *words]))
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                found = fps_of_source(
+                    make_parser().parse_args(["generate", "a girl", "--video", str(source), "--num-frames", "5", *words])
+                )
             return found, err.getvalue()
+
         for rate in (24, 12.5, 23.976, 90):
             found, err = fps_of(write_video(frames, f"{folder}/{rate}.mp4", rate))
             assert abs(found - rate) < 0.01 and err == "", (rate, found, err)
         found, err = fps_of(f"{folder}/90.mp4", "-o", "out.gif")
-        assert found == 50 and err == f"tav: note: {folder}/90.mp4 plays at 90 fps, which cannot be kept here: 50 instead (--fps)\n"
+        assert (
+            found == 50
+            and err == f"tav: note: {folder}/90.mp4 plays at 90 fps, which cannot be kept here: 50 instead (--fps)\n"
+        )
         assert fps_of(write_video(frames[:1], f"{folder}/one.webp", 30))[0] == USUAL_FPS
-        code, said, err = tav("generate", GIRL, "--video", f"{folder}/24.mp4", "-o", f"{folder}/out.webp", *QUICK, "--num-frames", 4, "--strength", 1, "--height", 16, "--width", 16)
-        assert code == 0 and "4 frames of 16 x 16, 0.2 s at 24 fps" in said and read_metadata(f"{folder}/out.webp")["fps"] == 24, (said, err)
+        code, said, err = tav(
+            "generate",
+            GIRL,
+            "--video",
+            f"{folder}/24.mp4",
+            "-o",
+            f"{folder}/out.webp",
+            *QUICK,
+            "--num-frames",
+            4,
+            "--strength",
+            1,
+            "--height",
+            16,
+            "--width",
+            16,
+        )
+        assert (
+            code == 0
+            and "4 frames of 16 x 16, 0.2 s at 24 fps" in said
+            and read_metadata(f"{folder}/out.webp")["fps"] == 24
+        ), (said, err)
 
 # %% ../nbs/13_cli.ipynb #5a53309b
 def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
-        with safe_open(EMBEDDED/"unet/diffusion_pytorch_model.safetensors", "pt") as file: bias = file.get_tensor("conv_in.bias")
+        with safe_open(EMBEDDED / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
+            bias = file.get_tensor("conv_in.bias")
         save_file({"model.diffusion_model.label_emb.0.0.weight": bias}, f"{folder}/anime.safetensors")
-        for said, *words in (("--config", "--model", f"{folder}/anime.safetensors"), ("cannot be loaded", "--model", f"{folder}/anime.safetensors", "--config", EMBEDDED, "--adapter", EMBEDDED_ADAPTER),
-                             ("a LoRA, but only whole SDXL", "--model", f"{folder}/lora.safetensors", "--config", EMBEDDED)):
+        for said, *words in (
+            ("--config", "--model", f"{folder}/anime.safetensors"),
+            (
+                "cannot be loaded",
+                "--model",
+                f"{folder}/anime.safetensors",
+                "--config",
+                EMBEDDED,
+                "--adapter",
+                EMBEDDED_ADAPTER,
+            ),
+            ("a LoRA, but only whole SDXL", "--model", f"{folder}/lora.safetensors", "--config", EMBEDDED),
+        ):
             save_file({"lora_unet_x.lora_down.weight": bias}, f"{folder}/lora.safetensors")
             code, printed, err = tav("generate", GIRL, *QUICK, *words)
             *before, last = err.splitlines()
-            assert code == 2 and last.startswith("tav: error: ") and said in last and all(line.startswith("tav: needs ") for line in before), err
+            assert (
+                code == 2
+                and last.startswith("tav: error: ")
+                and said in last
+                and all(line.startswith("tav: needs ") for line in before)
+            ), err
 
 # %% ../nbs/13_cli.ipynb #30b7a9c0
 def test_info_prints_what_an_adapter_says_about_itself():
@@ -504,12 +1039,21 @@ def test_info_prints_what_an_adapter_says_about_itself():
 # %% ../nbs/13_cli.ipynb #f843faa3
 @pytest.mark.long
 def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
-    prompt = "a girl walks" + " and walks"*80  # more than a text encoder can take: that is said in one line, and nothing else
+    prompt = (
+        "a girl walks" + " and walks" * 80
+    )  # more than a text encoder can take: that is said in one line, and nothing else
     with tempfile.TemporaryDirectory() as folder:
         program = "import sys; from tav_nb.cli import main; sys.exit(main())"
-        run = subprocess.run([sys.executable, "-c", program, "generate", prompt, *map(str, QUICK)], cwd=folder, capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", program, "generate", prompt, *map(str, QUICK)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
         name = free_name(prompt, 0).name
-        assert run.returncode == 0 and run.stderr.startswith("tav: note: the prompt is longer") and run.stderr.count("\n") == 1, run.stderr
+        assert (
+            run.returncode == 0 and run.stderr.startswith("tav: note: the prompt is longer") and run.stderr.count("\n") == 1
+        ), run.stderr
         assert run.stdout.startswith(f"{name}: 2 frames") and run.stdout.count("\n") == 1
         assert [p.name for p in Path(folder).iterdir()] == [name]
 
@@ -517,73 +1061,144 @@ def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
 def test_the_command_and_the_function_agree_about_defaults():
     defaults = vars(make_parser().parse_args(["generate", GIRL]))
     for name, parameter in signature(generate).parameters.items():
-        if name in defaults and parameter.default is not parameter.empty: assert defaults[name] == parameter.default, name
+        if name in defaults and parameter.default is not parameter.empty:
+            assert defaults[name] == parameter.default, name
     assert NOISES == noise.NOISES
 
 # %% ../nbs/13_cli.ipynb #fefd48c5
 @pytest.mark.slow
 def test_ctrl_c_in_the_middle_leaves_nothing_behind():
     with tempfile.TemporaryDirectory() as folder:
-        program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tav_nb.cli import main; sys.exit(main())"
-        run = subprocess.Popen([sys.executable, "-c", program, "generate", GIRL, "--steps", "1000"], cwd=folder, stderr=subprocess.PIPE, text=True)
+        program = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tav_nb.cli import main;"
+        " sys.exit(main())"
+        )
+        run = subprocess.Popen(
+            [sys.executable, "-c", program, "generate", GIRL, "--steps", "1000"],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         time.sleep(30)
         run.send_signal(signal.SIGINT)
         err = run.communicate()[1]
-        assert (run.returncode, err) == (130, "tav: interrupted; nothing was written\n") and not list(Path(folder).iterdir())
+        assert (run.returncode, err) == (130, "tav: interrupted; nothing was written\n") and not list(
+            Path(folder).iterdir()
+        )
 
 # %% ../nbs/13_cli.ipynb #4de9beab
 def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the_clips():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")
-        for seed, changes in enumerate(({}, dict(still=True))): toon_film(f"{folder}/films/film{seed}.webm", seed, **changes)
+        for seed, changes in enumerate(({}, dict(still=True))):
+            toon_film(f"{folder}/films/film{seed}.webm", seed, **changes)
         words = "prepare", f"{folder}/films", f"{folder}/cache", "--licence", "CC0", "--min-frames", 4, "--max-frames", 8
         code, said, err = tav(*words)
-        assert (code, err) == (0, "") and said.startswith(f"{folder}/cache: 2 clips kept, ") and "from 1 of 2 files; 2 dropped" in said, (code, said, err)
-        assert [line.split()[:2] for line in said.splitlines()[1:2]] == [["2", "still"]] and said.endswith(f"{folder}/cache/report.html shows every clip\n")
+        assert (
+            (code, err) == (0, "")
+            and said.startswith(f"{folder}/cache: 2 clips kept, ")
+            and "from 1 of 2 files; 2 dropped" in said
+        ), (code, said, err)
+        assert [line.split()[:2] for line in said.splitlines()[1:2]] == [["2", "still"]] and said.endswith(
+            f"{folder}/cache/report.html shows every clip\n"
+        )
         rows = read_manifest(f"{folder}/cache")
-        assert {row["licence"] for row in rows} == {"CC0"} and sorted(row["frames"] for row in rows if row["kept"]) == [4, 8]
+        assert {row["licence"] for row in rows} == {"CC0"} and sorted(row["frames"] for row in rows if row["kept"]) == [
+            4,
+            8,
+        ]
         batch = ClipLoader(f"{folder}/cache", 2, lengths=4).batch(0)
         assert batch["latents"].shape == (2, 4, 4, 16, 16) and batch["time_ids"][0].tolist() == [64, 64, 0, 0, 128, 128]
-        state = lambda: {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(folder, "cache").rglob("*") if path.suffix in (".npz", ".parquet")}
+
+        def state():
+            return {
+                path.name: (path.read_bytes(), path.stat().st_mtime_ns)
+                for path in Path(folder, "cache").rglob("*")
+                if path.suffix in (".npz", ".parquet")
+            }
+
         before = state()
         assert tav(*words) == (0, said, "") and state() == before, "a second time nothing is left to do"
         Path(folder, "films/film0.txt").write_text("girl " * 80)
         code, _, err = tav(*words)
-        assert code == 0 and err == "the model reads 77 tokens of a caption; longer, and cut: 1, first 'girl girl girl girl girl girl girl girl '...\n", err
+        assert (
+            code == 0
+            and err
+            == "the model reads 77 tokens of a caption; longer, and cut: 1, first 'girl girl girl girl girl girl girl girl"
+        " '...\n"
+        ), err
 
 # %% ../nbs/13_cli.ipynb #86a37273
 @pytest.mark.long
 def test_a_dry_run_decides_the_same_and_encodes_nothing():
     with tempfile.TemporaryDirectory() as folder:
-        for seed, changes in enumerate(({}, dict(still=True), dict(half=True))): toon_film(f"{folder}/film{seed}.webm", seed, **changes)
-        code, said, err = tav("prepare", folder, f"{folder}/dry", "--dry-run", "--page", f"{folder}/page.html", "--resolution", 64)
-        assert (code, err) == (0, "") and "1 clip kept" in said and "page.html shows every clip; nothing was encoded" in said, (code, said, err)
+        for seed, changes in enumerate(({}, dict(still=True), dict(half=True))):
+            toon_film(f"{folder}/film{seed}.webm", seed, **changes)
+        code, said, err = tav(
+            "prepare", folder, f"{folder}/dry", "--dry-run", "--page", f"{folder}/page.html", "--resolution", 64
+        )
+        assert (
+            (code, err) == (0, "") and "1 clip kept" in said and "page.html shows every clip; nothing was encoded" in said
+        ), (code, said, err)
         page = Path(f"{folder}/page.html").read_text("utf-8")
-        assert not list(Path(folder).rglob("*.npz")) and "film0" in page and "64 \u00d7 64" in page and "128 \u00d7 128" not in page
+        assert (
+            not list(Path(folder).rglob("*.npz"))
+            and "film0" in page
+            and "64 \u00d7 64" in page
+            and "128 \u00d7 128" not in page
+        )
         assert made_for(None) == 128 and made_for("somebody/some-sdxl") == 1024
         code, said, err = tav("prepare", folder, f"{folder}/dry", "--dry-run", "--min-motion", 0.05)
-        assert code == 2 and "0 clips kept" in said and f"error: no clip was kept; {folder}/dry/report.html shows why" in err, (code, said, err)
-        assert "1 clip kept" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1] and "from 1 of 1 files" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1]
+        assert (
+            code == 2 and "0 clips kept" in said and f"error: no clip was kept; {folder}/dry/report.html shows why" in err
+        ), (code, said, err)
+        assert (
+            "1 clip kept" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1]
+            and "from 1 of 1 files" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1]
+        )
 
 # %% ../nbs/13_cli.ipynb #a3109ecc
 def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_have_sdxl_s_own():
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory() as folder:
+
         def made(unet, vae, name="base"):
             for part, text in ("unet", unet), ("vae", vae):
                 place = Path(folder, name, part)
                 place.mkdir(parents=True, exist_ok=True)
-                (place/"config.json").write_text(text if isinstance(text, str) else json.dumps(text))
+                (place / "config.json").write_text(text if isinstance(text, str) else json.dumps(text))
             return f"{folder}/{name}"
 
         right = dict(sample_size=24, more=1), dict(block_out_channels=[8, 8, 8, 8])
-        base, single = made(*right), Path(folder)/"single.safetensors"
+        base, single = made(*right), Path(folder) / "single.safetensors"
         save_file({"model.diffusion_model.label_emb.0.0.weight": np.zeros((1, 1), np.float32)}, single)
-        assert made_for(base) == 24*8 and made_for(str(single), str(Path(tav_nb.__file__).parent/"weights/tiny-sdxl")) == 128 and made_for(made(right[0], dict(block_out_channels=[8]))) == 24
-        for unet in {}, [], 5, dict(sample_size="24"), dict(sample_size=None), dict(sample_size=0), dict(sample_size=-64), dict(sample_size=10**9), "no JSON", "[" * 100_000, "":
+        assert (
+            made_for(base) == 24 * 8
+            and made_for(str(single), str(Path(tav_nb.__file__).parent / "weights/tiny-sdxl")) == 128
+            and made_for(made(right[0], dict(block_out_channels=[8]))) == 24
+        )
+        for unet in (
+            {},
+            [],
+            5,
+            dict(sample_size="24"),
+            dict(sample_size=None),
+            dict(sample_size=0),
+            dict(sample_size=-64),
+            dict(sample_size=10**9),
+            "no JSON",
+            "[" * 100_000,
+            "",
+        ):
             assert made_for(made(unet, right[1], "odd")) == 1024, unet
-        for vae in {}, dict(block_out_channels=8), dict(block_out_channels=[]), dict(block_out_channels=[8]*40), dict(block_out_channels=["8"]):
+        for vae in (
+            {},
+            dict(block_out_channels=8),
+            dict(block_out_channels=[]),
+            dict(block_out_channels=[8] * 40),
+            dict(block_out_channels=["8"]),
+        ):
             assert made_for(made(right[0], vae, "odd")) == 1024, vae
         assert made_for(f"{folder}/empty-name") == 1024 == made_for(folder)
 
@@ -602,19 +1217,36 @@ for said, *words in json.loads(sys.argv[1]):
 """
     with tempfile.TemporaryDirectory() as folder:
         films, bare, out = (f"{folder}/{name}" for name in ("films", "bare", "cache"))
-        for name in (films, bare, f"{folder}/nothing"): os.mkdir(name)
+        for name in (films, bare, f"{folder}/nothing"):
+            os.mkdir(name)
         toon_film(f"{films}/film.webm", 0, 4)
         toon_film(f"{bare}/film.webm", 0, 4)
         os.remove(f"{bare}/film.txt")
         Path(folder, "table.csv").write_text("film,text\nfilm.webm,a girl\n")
         mistakes = [
-            ("no/such", "/no/such/folder", out), ("holds no video", f"{folder}/nothing", out), ("film.webm", bare, out), ("no caption", bare, out),
-            ("no column", bare, out, "--captions", f"{folder}/table.csv"), ("--captions", bare, out, "--captions", f"{folder}/no.csv"), ("--videos", films, out, "--videos", "/no/such"),
-            ("--min-frames 30", films, out, "--min-frames", "30"), ("--overlap 8", films, out, "--overlap", "8"), ("--min-motion 1", films, out, "--min-motion", "1"),
-            ("many", films, out, "--max-still", "many"), ("at least 1", films, out, "--limit", "0"), ("at least 1", films, out, "--fps", "0"), ("paint", films, out, "--layer", "paint"),
-            ("Sakuga table", films, out, "--videos", films), ("Sakuga table", f"{films}/film.webm", out, "--videos", films), ("Anita", films, out, "--layer", "color"),
-            ("with a folder", f"{films}/film.webm", out, "--captions", f"{folder}/table.csv"), ("with a folder", f"{folder}/table.csv", out, "--captions", f"{folder}/table.csv"),
-            ("--model", films, out, "--model", "/no/such"), ("is a file", films, f"{films}/film.webm"), ("--page", films, out, "--page", "/no/such/page.html"), ("abacus", films, out, "--device", "abacus"),
+            ("no/such", "/no/such/folder", out),
+            ("holds no video", f"{folder}/nothing", out),
+            ("film.webm", bare, out),
+            ("no caption", bare, out),
+            ("no column", bare, out, "--captions", f"{folder}/table.csv"),
+            ("--captions", bare, out, "--captions", f"{folder}/no.csv"),
+            ("--videos", films, out, "--videos", "/no/such"),
+            ("--min-frames 30", films, out, "--min-frames", "30"),
+            ("--overlap 8", films, out, "--overlap", "8"),
+            ("--min-motion 1", films, out, "--min-motion", "1"),
+            ("many", films, out, "--max-still", "many"),
+            ("at least 1", films, out, "--limit", "0"),
+            ("at least 1", films, out, "--fps", "0"),
+            ("paint", films, out, "--layer", "paint"),
+            ("Sakuga table", films, out, "--videos", films),
+            ("Sakuga table", f"{films}/film.webm", out, "--videos", films),
+            ("Anita", films, out, "--layer", "color"),
+            ("with a folder", f"{films}/film.webm", out, "--captions", f"{folder}/table.csv"),
+            ("with a folder", f"{folder}/table.csv", out, "--captions", f"{folder}/table.csv"),
+            ("--model", films, out, "--model", "/no/such"),
+            ("is a file", films, f"{films}/film.webm"),
+            ("--page", films, out, "--page", "/no/such/page.html"),
+            ("abacus", films, out, "--device", "abacus"),
         ]
         run = subprocess.run([sys.executable, "-c", program, json.dumps(mistakes), out], stderr=subprocess.PIPE, text=True)
     assert run.returncode == 0, run.stderr
@@ -635,20 +1267,53 @@ if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("somethin
         Path(f"{folder}/cache").mkdir()
         Path(f"{folder}/cache/manifest.parquet").write_text("")
         paths = [f"{folder}/cache", f"{folder}/out"]
-        mistakes = [("lr must be a number", ["--lr", "fast"]), ("below 1", ["--lr", "1"]), ("a list of whole numbers", ["--lengths", "8;16"]), ("mixed or progressive", ["--noise", "pink"]), ("true or false", ["--compile", "perhaps"]),
-                    ("nearest is 'batch_size'", ["--config", f"{folder}/mine.toml"]), ("did you mean toon-cpu?", ["--config", "toon_cpu"]), ("model has to be given", ["--config", "a100-20gb-768"]),
-                    ("unrecognized", ["--batchsize", "3"]), ("together", ["--zeros", "0.6", "--empty", "0.6"]), ("max_frames is 24", ["--lengths", "32"]), ("holds no run", ["--resume"]), ("invalid choice", ["--device", "abacus"])]
-        mistakes = [(said, paths + words) for said, words in mistakes] + [("no cache", [folder, f"{folder}/out"]), ("required", paths[:1])]
+        mistakes = [
+            ("lr must be a number", ["--lr", "fast"]),
+            ("below 1", ["--lr", "1"]),
+            ("a list of whole numbers", ["--lengths", "8;16"]),
+            ("mixed or progressive", ["--noise", "pink"]),
+            ("true or false", ["--compile", "perhaps"]),
+            ("nearest is 'batch_size'", ["--config", f"{folder}/mine.toml"]),
+            ("did you mean toon-cpu?", ["--config", "toon_cpu"]),
+            ("model has to be given", ["--config", "a100-20gb-768"]),
+            ("unrecognized", ["--batchsize", "3"]),
+            ("together", ["--zeros", "0.6", "--empty", "0.6"]),
+            ("max_frames is 24", ["--lengths", "32"]),
+            ("holds no run", ["--resume"]),
+            ("invalid choice", ["--device", "abacus"]),
+        ]
+        mistakes = [(said, paths + words) for said, words in mistakes] + [
+            ("no cache", [folder, f"{folder}/out"]),
+            ("required", paths[:1]),
+        ]
         run = subprocess.run([sys.executable, "-c", program, json.dumps(mistakes)], stderr=subprocess.PIPE, text=True)
         assert run.returncode == 0, run.stderr
         assert not Path(f"{folder}/out").exists()
 
 # %% ../nbs/13_cli.ipynb #4e07820e
 def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
-    read = lambda *words: train_settings(make_parser().parse_args(["train", "cache", "out", *words]))
+    def read(*words):
+        return train_settings(make_parser().parse_args(["train", "cache", "out", *words]))
+
+
     assert read() == TrainConfig() and read("--config", "toon-cpu") == read_config("toon-cpu")
-    changed = read("--config", "toon-cpu", "--lr", "2e-3", "--lengths", "8,4", "--adam8bit", "true", "--noise-strength", "none", "--adapter", "run")
-    assert changed == replace(read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), adam8bit=True, noise_strength=None, adapter="run")
+    changed = read(
+        "--config",
+        "toon-cpu",
+        "--lr",
+        "2e-3",
+        "--lengths",
+        "8,4",
+        "--adam8bit",
+        "true",
+        "--noise-strength",
+        "none",
+        "--adapter",
+        "run",
+    )
+    assert changed == replace(
+        read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), adam8bit=True, noise_strength=None, adapter="run"
+    )
     with tempfile.TemporaryDirectory() as folder:
         Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed), clips="0" * 12, micro_steps=8)))
         again = train_settings(make_parser().parse_args(["train", "cache", folder, "--resume", "--steps", "7"]))
@@ -659,88 +1324,203 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
 def test_a_cache_becomes_an_adapter_that_draws():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")
-        for seed in range(2): toon_film(f"{folder}/films/film{seed}.webm", seed)
-        assert tav("prepare", f"{folder}/films", f"{folder}/cache", "--licence", "CC0", "--min-frames", 4, "--max-frames", 8, "--resolution", 64)[0] == 0
-        words = "--lengths", 4, "--batch-size", 1, "--accumulation", 1, "--steps", 3, "--workers", 0, "--held-out", 0, "--preview-every", 2, "--preview-steps", 2, "--preview-frames", 4, "--device", "cpu", "--tensorboard", "true"
+        for seed in range(2):
+            toon_film(f"{folder}/films/film{seed}.webm", seed)
+        assert (
+            tav(
+                "prepare",
+                f"{folder}/films",
+                f"{folder}/cache",
+                "--licence",
+                "CC0",
+                "--min-frames",
+                4,
+                "--max-frames",
+                8,
+                "--resolution",
+                64,
+            )[0]
+            == 0
+        )
+        words = (
+            "--lengths",
+            4,
+            "--batch-size",
+            1,
+            "--accumulation",
+            1,
+            "--steps",
+            3,
+            "--workers",
+            0,
+            "--held-out",
+            0,
+            "--preview-every",
+            2,
+            "--preview-steps",
+            2,
+            "--preview-frames",
+            4,
+            "--device",
+            "cpu",
+            "--tensorboard",
+            "true",
+        )
         code, said, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
         assert code == 0 and "memory: 0." in said and "done at step 3 of 3" in said, (code, said, err)
-        assert {path.name for path in Path(f"{folder}/run").iterdir()} >= {"temporal_adapter.safetensors", "checkpoints", "previews", "log.jsonl", "tensorboard", "config.toml", "run.json"}
+        assert {path.name for path in Path(f"{folder}/run").iterdir()} >= {
+            "temporal_adapter.safetensors",
+            "checkpoints",
+            "previews",
+            "log.jsonl",
+            "tensorboard",
+            "config.toml",
+            "run.json",
+        }
         code, said, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
         assert code == 2 and "--resume" in err
         code, said, err = tav("train", f"{folder}/cache", f"{folder}/run", "--resume", "--steps", 4, "--device", "cpu")
         assert code == 0 and "goes on from step 3" in said and "done at step 4 of 4" in said, (said, err)
-        assert tav("generate", GIRL, "--adapter", f"{folder}/run", "-o", f"{folder}/girl.webp", *QUICK)[0] == 0 and json.loads(tav("info", f"{folder}/run")[1])["trained_steps"] == 4
+        assert (
+            tav("generate", GIRL, "--adapter", f"{folder}/run", "-o", f"{folder}/girl.webp", *QUICK)[0] == 0
+            and json.loads(tav("info", f"{folder}/run")[1])["trained_steps"] == 4
+        )
 
 # %% ../nbs/13_cli.ipynb #30f337d0
 def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
-    read = lambda *words: make_parser().parse_args(["prepare", "films", "cache", *words])
+    def read(*words):
+        return make_parser().parse_args(["prepare", "films", "cache", *words])
+
+
     assert shot_options(read()) == ShotOptions()
-    changed = dict(fps=8.0, timing="drawings", min_frames=6, max_frames=12, overlap=3, min_motion=0.001, max_motion=0.1, max_still=0.5)
+    changed = dict(
+        fps=8.0, timing="drawings", min_frames=6, max_frames=12, overlap=3, min_motion=0.001, max_motion=0.1, max_still=0.5
+    )
     words = [word for name, value in changed.items() for word in ("--" + name.replace("_", "-"), str(value))]
     assert shot_options(read(*words)) == ShotOptions(**changed)
     given = {}
-    def spy(items, out, pipe, shots, options, workers, progress, source_items): given.update(options=options, workers=workers, device=pipe.device.type, out=out); raise KeyboardInterrupt
+
+
+    def spy(items, out, pipe, shots, options, workers, progress, source_items):
+        given.update(options=options, workers=workers, device=pipe.device.type, out=out)
+        raise KeyboardInterrupt
+
+
     with tempfile.TemporaryDirectory() as folder, patch("tav_nb.dataset.prepare", spy):
         toon_film(f"{folder}/film.webm", 0, 4)
-        code, said, err = tav("prepare", folder, f"{folder}/cache", "--resolution", 256, "--flip", "--workers", 3, "--device", "cpu")
+        code, said, err = tav(
+            "prepare", folder, f"{folder}/cache", "--resolution", 256, "--flip", "--workers", 3, "--device", "cpu"
+        )
     assert given == dict(options=EncodeOptions(256, flip=True), workers=3, device="cpu", out=f"{folder}/cache")
-    assert (code, said, err) == (130, "", f"tav: interrupted; the clips of 0 of 1 files are in {folder}/cache, and the same command goes on from there\n")
+    assert (code, said, err) == (
+        130,
+        "",
+        f"tav: interrupted; the clips of 0 of 1 files are in {folder}/cache, and the same command goes on from there\n",
+    )
 
 # %% ../nbs/13_cli.ipynb #f5eae3d3
 def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said():
-    read = lambda *words: make_parser().parse_args(["prepare", "films", "cache", *words])
-    for option in ("drawing-fps", "fps", "min-frames", "max-frames", "overlap", "min-motion", "max-motion", "max-still", "resolution", "limit", "workers"):
-        for value in ("1" + "0"*12, "1" + "0"*30, "nan", "inf", "-inf", "-1", "1e400"):
-            try: read(f"--{option}={value}")
-            except UsageError as error: assert f"--{option}" in str(error) and ("must be at least" in str(error) and "at most" in str(error) or "is not a whole number" in str(error)), error
-            else: raise AssertionError(f"--{option} {value} was taken")
+    def read(*words):
+        return make_parser().parse_args(["prepare", "films", "cache", *words])
+
+
+    for option in (
+        "drawing-fps",
+        "fps",
+        "min-frames",
+        "max-frames",
+        "overlap",
+        "min-motion",
+        "max-motion",
+        "max-still",
+        "resolution",
+        "limit",
+        "workers",
+    ):
+        for value in ("1" + "0" * 12, "1" + "0" * 30, "nan", "inf", "-inf", "-1", "1e400"):
+            try:
+                read(f"--{option}={value}")
+            except UsageError as error:
+                assert f"--{option}" in str(error) and (
+                    "must be at least" in str(error) and "at most" in str(error) or "is not a whole number" in str(error)
+                ), error
+            else:
+                raise AssertionError(f"--{option} {value} was taken")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("one", "two"): os.mkdir(f"{folder}/{name}")
+        for name in ("one", "two"):
+            os.mkdir(f"{folder}/{name}")
         toon_film(f"{folder}/one/film.webm", 0)
         toon_film(f"{folder}/two/other.wmv.webm", 1)
-        for name in ("film", "still", "red\x1b[31m"): Path(folder, f"one/{name}.txt").write_text("a girl\x1b[31m walks")
+        for name in ("film", "still", "red\x1b[31m"):
+            Path(folder, f"one/{name}.txt").write_text("a girl\x1b[31m walks")
         Path(folder, "one/still.png").write_bytes(b"")
         Path(folder, "one/red\x1b[31m.psd").write_bytes(b"")
         code, said, err = tav("prepare", f"{folder}/one", f"{folder}/cache", "--min-frames", 4)
-        assert (code, err) == (0, "") and "     2 not read    " in said and "1 x .psd is no format that is read" in said and said.replace("\n", "").isprintable(), (said, err)
+        assert (
+            (code, err) == (0, "")
+            and "     2 not read    " in said
+            and "1 x .psd is no format that is read" in said
+            and said.replace("\n", "").isprintable()
+        ), (said, err)
         before = {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
         for words in ((), ("--dry-run",)):
             code, said, err = tav("prepare", f"{folder}/two", f"{folder}/cache", "--min-frames", 4, *words)
-            assert (code, said) == (2, "") and "one/film.webm" in err and "Choose another OUT" in err and err.count("\n") == 1, (code, said, err)
+            assert (
+                (code, said) == (2, "") and "one/film.webm" in err and "Choose another OUT" in err and err.count("\n") == 1
+            ), (code, said, err)
         assert before == {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
 
 # %% ../nbs/13_cli.ipynb #c87199da
 def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
     given = []
-    def load_spy(model, device, dtype, **parts): given.append(device)
+
+
+    def load_spy(model, device, dtype, **parts):
+        given.append(device)
+
+
     with patch("tav_nb.models.load_pipeline", load_spy):
         args = make_parser().parse_args(["prepare", "films", "cache", "--device", "cuda"])
         load(args)
-        with patch.dict(os.environ, LOCAL_RANK="3"): load(args)
+        with patch.dict(os.environ, LOCAL_RANK="3"):
+            load(args)
         args.device = "cpu"
-        with patch.dict(os.environ, LOCAL_RANK="3"): load(args)
+        with patch.dict(os.environ, LOCAL_RANK="3"):
+            load(args)
     assert given == ["cuda", "cuda:3", "cpu"]
 
 # %% ../nbs/13_cli.ipynb #b2885f50
 def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_line():
     from tav_nb.trainer import TrainError, accelerator_for
+
     with patch("torch.cuda.device_count", lambda: 2), patch.dict(os.environ, LOCAL_WORLD_SIZE="3"):
-        try: accelerator_for("auto")
-        except TrainError as error: assert str(error).startswith("3 processes need a GPU each, and this machine has 2; --processes 2 uses all of them"), error
-        else: raise AssertionError("three processes began on two GPUs")
+        try:
+            accelerator_for("auto")
+        except TrainError as error:
+            assert str(error).startswith(
+                "3 processes need a GPU each, and this machine has 2; --processes 2 uses all of them"
+            ), error
+        else:
+            raise AssertionError("three processes began on two GPUs")
         accelerator_for("cpu")
     with patch.dict(os.environ, WORLD_SIZE="2"):
         code, said, err = tav("train", "cache", "run", "--processes", 3)
-        assert (code, said, err) == (2, "", "tav: error: --processes 3: 2 processes have been started already; leave the option out\n"), (code, said, err)
+        assert (code, said, err) == (
+            2,
+            "",
+            "tav: error: --processes 3: 2 processes have been started already; leave the option out\n",
+        ), (code, said, err)
     assert "did you mean --processes?" in tav("train", "cache", "run", "--num_processes", 3)[2]
 
 # %% ../nbs/13_cli.ipynb #83964fc4
 def test_two_processes_share_the_work_as_torchrun_starts_them():
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(2): toon_film(f"{folder}/film{seed}.webm", seed, 12)
+        for seed in range(2):
+            toon_film(f"{folder}/film{seed}.webm", seed, 12)
         results = []
         for rank in "01":
-            with patch.dict(os.environ, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank): results.append(tav("prepare", folder, f"{folder}/cache"))
+            with patch.dict(os.environ, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank):
+                results.append(tav("prepare", folder, f"{folder}/cache"))
         assert results[0] == (0, f"{folder}/cache: the files of this process are done, others are still at work\n", "")
         assert results[1][0] == 0 and "2 clips kept" in results[1][1] and "from 2 of 2 files" in results[1][1], results[1]
 
@@ -749,49 +1529,106 @@ def test_two_processes_share_the_work_as_torchrun_starts_them():
 def test_ctrl_c_in_the_middle_of_prepare_keeps_what_is_done_and_the_same_command_ends_as_if_nothing_had_been():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")
-        for seed in range(6): toon_film(f"{folder}/films/film{seed}.webm", seed, 24)
-        program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tav_nb.cli import main; sys.exit(main())"
+        for seed in range(6):
+            toon_film(f"{folder}/films/film{seed}.webm", seed, 24)
+        program = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from tav_nb.cli import main;"
+        " sys.exit(main())"
+        )
         line = [sys.executable, "-c", program, "prepare", "films", "cache", "--resolution", "192"]
         run = subprocess.Popen(line, cwd=folder, stderr=subprocess.PIPE, text=True)
-        while run.poll() is None and len(list(Path(folder).glob("cache/clips/[!.]*.npz"))) < 2: time.sleep(0.02)
+        while run.poll() is None and len(list(Path(folder).glob("cache/clips/[!.]*.npz"))) < 2:
+            time.sleep(0.02)
         run.send_signal(signal.SIGINT)
         err = run.communicate()[1]
-        assert run.returncode == 130 and err.startswith("tav: interrupted; the clips of ") and err.endswith(" of 6 files are in cache, and the same command goes on from there\n"), err
+        assert (
+            run.returncode == 130
+            and err.startswith("tav: interrupted; the clips of ")
+            and err.endswith(" of 6 files are in cache, and the same command goes on from there\n")
+        ), err
         for out in "cache", "straight":
             assert subprocess.run([*line[:5], out, *line[6:]], cwd=folder, capture_output=True).returncode == 0
-        states = [{path.name: path.read_bytes() for path in Path(folder, name, "clips").iterdir()} for name in ("cache", "straight")]
+        states = [
+            {path.name: path.read_bytes() for path in Path(folder, name, "clips").iterdir()}
+            for name in ("cache", "straight")
+        ]
         assert states[0] == states[1] and len(states[0]) == 6
 
 # %% ../nbs/13_cli.ipynb #03242a45
 def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
     with tempfile.TemporaryDirectory() as folder:
-        a, b = (write_video(render(random_scene(seed), 6, 48, 64).frames, Path(folder)/f"{seed}.webp") for seed in (3, 4))
+        a, b = (write_video(render(random_scene(seed), 6, 48, 64).frames, Path(folder) / f"{seed}.webp") for seed in (3, 4))
         wanted = [word for form in ("json", "csv", "html") for word in (f"--{form}", f"{folder}/out.{form}")]
-        code, said, err = tav("score", a, b, "--controls", "--reference", b, "--seams", 3, "--region", "0.2,0.2,0.5,0.5", *wanted)
-        assert code == 0 and err == "" and "warping_error" in said and "3.webp: shuffled" in said and said.endswith(f"{folder}/out.html\n"), (said, err)
+        code, said, err = tav(
+            "score", a, b, "--controls", "--reference", b, "--seams", 3, "--region", "0.2,0.2,0.5,0.5", *wanted
+        )
+        assert (
+            code == 0
+            and err == ""
+            and "warping_error" in said
+            and "3.webp: shuffled" in said
+            and said.endswith(f"{folder}/out.html\n")
+        ), (said, err)
         told = json.loads(Path(folder, "out.json").read_text())
-        assert len(told["films"]) == 12 and told["films"]["3.webp"]["video"]["tof"] > 0 and told["settings"]["seams"] == [3] and told["made_by"].startswith("tav_nb")
-        assert Path(folder, "out.csv").read_text().startswith("film,metric,per,frame,value\n3.webp,") and "</html>" in Path(folder, "out.html").read_text()
-        assert json.loads(tav("score", a, "--json", "-")[1])["films"].keys() == {"3.webp"} and tav("score", a, "--csv", "-")[1].startswith("film,")
+        assert (
+            len(told["films"]) == 12
+            and told["films"]["3.webp"]["video"]["tof"] > 0
+            and told["settings"]["seams"] == [3]
+            and told["made_by"].startswith("tav_nb")
+        )
+        assert (
+            Path(folder, "out.csv").read_text().startswith("film,metric,per,frame,value\n3.webp,")
+            and "</html>" in Path(folder, "out.html").read_text()
+        )
+        assert json.loads(tav("score", a, "--json", "-")[1])["films"].keys() == {"3.webp"} and tav(
+            "score", a, "--csv", "-"
+        )[1].startswith("film,")
         assert not [path for path in Path(folder).iterdir() if path.name.startswith(".")]
 
 # %% ../nbs/13_cli.ipynb #2367951a
 def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
     with tempfile.TemporaryDirectory() as folder:
-        film = write_video(render(random_scene(3), 4, 48, 64).frames, Path(folder)/"film.webp")
-        still, text, other = write_video(render(random_scene(3), 1, 48, 64).frames, Path(folder)/"still.webp"), Path(folder)/"text.mp4", write_video(render(random_scene(3), 5, 48, 64).frames, Path(folder)/"longer.webp")
+        film = write_video(render(random_scene(3), 4, 48, 64).frames, Path(folder) / "film.webp")
+        still, text, other = (
+            write_video(render(random_scene(3), 1, 48, 64).frames, Path(folder) / "still.webp"),
+            Path(folder) / "text.mp4",
+            write_video(render(random_scene(3), 5, 48, 64).frames, Path(folder) / "longer.webp"),
+        )
         os.symlink("loop.csv", loop := f"{folder}/loop.csv")
         text.write_text("no film")
         before = sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir() if path.is_file())
         for said, *words in (
-            ("single picture", still), ("text.mp4", text), ("no/such.mp4", "no/such.mp4"), ("no/such.mp4", film, "--reference", "no/such.mp4"), ("5 frames", film, "--reference", other),
-            ("no/such", film, "--dino", "no/such"), ("no DINO or CLIP", film, "--clip", folder), ("--json", film, "--json", f"{folder}/no/such.json"), ("is a folder", film, "--html", folder),
-            ("would replace", film, "--csv", film), ("no .html", film, "--html", text), ("no .json", film, "--json", other), ("link to nothing", film, "--csv", loop), ("same file", film, "--csv", f"{folder}/x", "--json", f"{folder}/x"), ("terminal", film, "--html", "-"), ("terminal", film, "--json", "-", "--csv", "-"),
-            ("region", film, "--region", "0,0,2,2"), ("4 numbers", film, "--region", "1,2"), ("'a,b'", film, "--seams", "a,b"), ("at least 64", film, "--side", "1"), ("film.webp2", film, f"{film}2"),
+            ("single picture", still),
+            ("text.mp4", text),
+            ("no/such.mp4", "no/such.mp4"),
+            ("no/such.mp4", film, "--reference", "no/such.mp4"),
+            ("5 frames", film, "--reference", other),
+            ("no/such", film, "--dino", "no/such"),
+            ("no DINO or CLIP", film, "--clip", folder),
+            ("--json", film, "--json", f"{folder}/no/such.json"),
+            ("is a folder", film, "--html", folder),
+            ("would replace", film, "--csv", film),
+            ("no .html", film, "--html", text),
+            ("no .json", film, "--json", other),
+            ("link to nothing", film, "--csv", loop),
+            ("same file", film, "--csv", f"{folder}/x", "--json", f"{folder}/x"),
+            ("terminal", film, "--html", "-"),
+            ("terminal", film, "--json", "-", "--csv", "-"),
+            ("region", film, "--region", "0,0,2,2"),
+            ("4 numbers", film, "--region", "1,2"),
+            ("'a,b'", film, "--seams", "a,b"),
+            ("at least 64", film, "--side", "1"),
+            ("film.webp2", film, f"{film}2"),
         ):
             code, printed, err = tav("score", *words, *([] if "--html" in words else ["--html", f"{folder}/page.html"]))
-            assert code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and said in err, (words, code, printed, err)
-        with patch("tav_nb.score.measure", side_effect=KeyboardInterrupt): assert tav("score", film, "--html", f"{folder}/page.html")[::2] == (130, "tav: interrupted; nothing was written\n")
+            assert (
+                code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and said in err
+            ), (words, code, printed, err)
+        with patch("tav_nb.score.measure", side_effect=KeyboardInterrupt):
+            assert tav("score", film, "--html", f"{folder}/page.html")[::2] == (
+                130,
+                "tav: interrupted; nothing was written\n",
+            )
         assert before == sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir() if path.is_file())
 
 # %% ../nbs/13_cli.ipynb #ecbf99f9
@@ -799,9 +1636,24 @@ def test_a_source_beyond_a_limit_is_one_line_in_every_command_that_reads_one():
     with tempfile.TemporaryDirectory() as folder:
         toon_film(f"{folder}/film.webp", 3, 4)
         film, bound = f"{folder}/film.webp", ("--max-pixels", 1000)
-        for words in ("score", film), ("generate", "--extend", film), ("generate", GIRL, "--video", film, *QUICK), ("generate", GIRL, "--video", film, "--mask", film, *QUICK):
+        for words in (
+            ("score", film),
+            ("generate", "--extend", film),
+            ("generate", GIRL, "--video", film, *QUICK),
+            ("generate", GIRL, "--video", film, "--mask", film, *QUICK),
+        ):
             code, said, err = tav(*words, *bound)
-            assert code == 2 and not said and err.count("tav: error: ") == 1 and f"{film}: " in err and "64 x 64 pixels, more than 1000 (--max-pixels)" in err, (words, err)
+            assert (
+                code == 2
+                and not said
+                and err.count("tav: error: ") == 1
+                and f"{film}: " in err
+                and "64 x 64 pixels, more than 1000 (--max-pixels)" in err
+            ), (words, err)
         code, said, err = tav("prepare", folder, f"{folder}/cache", "--dry-run", *bound)
-        assert code == 2 and "64 x 64 pixels, more than 1000 (--max-pixels)" in Path(folder, "cache/report.html").read_text()
-        assert limits_of(make_parser().parse_args(["score", film])) == Limits() and limits_of(make_parser().parse_args(["score", film, "--max-duration", "9"])) == Limits(max_duration=9.0)
+        assert (
+            code == 2 and "64 x 64 pixels, more than 1000 (--max-pixels)" in Path(folder, "cache/report.html").read_text()
+        )
+        assert limits_of(make_parser().parse_args(["score", film])) == Limits() and limits_of(
+            make_parser().parse_args(["score", film, "--max-duration", "9"])
+        ) == Limits(max_duration=9.0)

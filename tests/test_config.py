@@ -11,7 +11,8 @@ import tempfile
 # %% ../nbs/23_config.ipynb #7c0a11a6
 def refusal(work):
     "The message of the error that `work` ends with; it has to be one line"
-    try: work()
+    try:
+        work()
     except ValueError as error:
         assert "\n" not in str(error), error
         return str(error)
@@ -33,50 +34,110 @@ def test_a_settings_file_with_a_mark_in_front_is_read_and_one_that_is_no_text_or
         assert read_config(path).steps == 7
         for content, said in ((b"steps = \xff", "text in UTF-8"), (b"lr = 2020-01-01", "2020-01-01")):
             path.write_bytes(content)
-            try: read_config(path)
-            except ConfigError as error: assert said in str(error) and "my.toml" in str(error), error
-            else: raise AssertionError(said)
+            try:
+                read_config(path)
+            except ConfigError as error:
+                assert said in str(error) and "my.toml" in str(error), error
+            else:
+                raise AssertionError(said)
 
 # %% ../nbs/23_config.ipynb #e6c9c204
 def test_a_typo_is_refused_and_the_nearest_name_is_said():
-    for typo, meant in (("batchsize", "batch_size"), ("acumulation", "accumulation"), ("EMA_decay", "ema_decay"), ("checkpoint-evry", "checkpoint_every"), ("", "")):
+    for typo, meant in (
+        ("batchsize", "batch_size"),
+        ("acumulation", "accumulation"),
+        ("EMA_decay", "ema_decay"),
+        ("checkpoint-evry", "checkpoint_every"),
+        ("", ""),
+    ):
         said = refusal(lambda: read_text(f'"{typo}" = 1'))
         assert "mine.toml" in said and repr(typo) in said and (said.endswith(f"the nearest is {meant!r}") or not typo), said
 
 # %% ../nbs/23_config.ipynb #d27b721e
 def test_the_names_that_other_trainers_use_lead_to_ours_even_when_mistyped():
-    for other, ours in (("learning_rate", "lr"), ("learning_rte", "lr"), ("snr_gamma", "gamma"), ("gradient_accumulation_steps", "accumulation"), ("grad_acum", "accumulation"), ("batch", "batch_size"), ("per_device_train_batch_size", "batch_size"),
-                        ("image_size", "resolution"), ("epochs", "steps"), ("max_train_steps", "steps"), ("mixed_precision", "dtype"), ("MIXED-PRECISION", "dtype"), ("gradient_checkpointing", "checkpointing"), ("checkpointing_steps", "checkpoint_every"),
-                        ("lr_schedular", "schedule"), ("lr_warmup_steps", "warmup_steps"), ("num_frames", "lengths"), ("report_to", "tensorboard"), ("pretrained_model_name_or_path", "model")):
-        assert refusal(lambda: merge(TrainConfig(), {other: 1})).endswith(f"the nearest is {ours!r}"), (other, nearest(other))
+    for other, ours in (
+        ("learning_rate", "lr"),
+        ("learning_rte", "lr"),
+        ("snr_gamma", "gamma"),
+        ("gradient_accumulation_steps", "accumulation"),
+        ("grad_acum", "accumulation"),
+        ("batch", "batch_size"),
+        ("per_device_train_batch_size", "batch_size"),
+        ("image_size", "resolution"),
+        ("epochs", "steps"),
+        ("max_train_steps", "steps"),
+        ("mixed_precision", "dtype"),
+        ("MIXED-PRECISION", "dtype"),
+        ("gradient_checkpointing", "checkpointing"),
+        ("checkpointing_steps", "checkpoint_every"),
+        ("lr_schedular", "schedule"),
+        ("lr_warmup_steps", "warmup_steps"),
+        ("num_frames", "lengths"),
+        ("report_to", "tensorboard"),
+        ("pretrained_model_name_or_path", "model"),
+    ):
+        assert refusal(lambda: merge(TrainConfig(), {other: 1})).endswith(f"the nearest is {ours!r}"), (
+            other,
+            nearest(other),
+        )
 
 # %% ../nbs/23_config.ipynb #e07987bd
 def test_no_two_settings_answer_to_one_name():
     words = [word for f in fields(TrainConfig) for word in (f.name, *f.metadata["also"])]
-    assert len(words) == len(set(words)) and all(nearest(word) == f.name for f in fields(TrainConfig) for word in f.metadata["also"])
+    assert len(words) == len(set(words)) and all(
+        nearest(word) == f.name for f in fields(TrainConfig) for word in f.metadata["also"]
+    )
     assert [word for word in words if not re.fullmatch("[a-z][a-z0-9_]*", word)] == []
 
 # %% ../nbs/23_config.ipynb #8b0fb565
 def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_would_be_right():
-    for text, expected in (("lr = '1e-4'", "lr must be a number"), ("lr = 1", "below 1"), ("steps = 1.5", "steps must be a whole number"), ("steps = 0", "at least 1"), ("compile = 1", "true or false"),
-                           ("gamma = true", "gamma must be a number"), ("lengths = 8", "a list of whole numbers"), ("lengths = []", "a list"), ("lengths = [1, 8]", "at least 2"), ("noise = 'pink'", "mixed or progressive"),
-                           ("gamma = nan", "gamma must be"), ("lr = 1 2", "no TOML"), ("zeros = 0.6\nempty = 0.6", "together"), ("adam8bit = true\nadam_offload = true", "--adam8bit false"), ("lengths = [32]", "max_frames is 24"), ("model = 3", "a text"), ("adapter = '?'", "--adapter")):
+    for text, expected in (
+        ("lr = '1e-4'", "lr must be a number"),
+        ("lr = 1", "below 1"),
+        ("steps = 1.5", "steps must be a whole number"),
+        ("steps = 0", "at least 1"),
+        ("compile = 1", "true or false"),
+        ("gamma = true", "gamma must be a number"),
+        ("lengths = 8", "a list of whole numbers"),
+        ("lengths = []", "a list"),
+        ("lengths = [1, 8]", "at least 2"),
+        ("noise = 'pink'", "mixed or progressive"),
+        ("gamma = nan", "gamma must be"),
+        ("lr = 1 2", "no TOML"),
+        ("zeros = 0.6\nempty = 0.6", "together"),
+        ("adam8bit = true\nadam_offload = true", "--adam8bit false"),
+        ("lengths = [32]", "max_frames is 24"),
+        ("model = 3", "a text"),
+        ("adapter = '?'", "--adapter"),
+    ):
         assert expected in refusal(lambda: read_text(text)), (text, refusal(lambda: read_text(text)))
-    assert "did you mean toon-cpu?" in refusal(lambda: read_config("toon_cpu")) and "there are" in refusal(lambda: read_config("xyz"))
+    assert "did you mean toon-cpu?" in refusal(lambda: read_config("toon_cpu")) and "there are" in refusal(
+        lambda: read_config("xyz")
+    )
 
 # %% ../nbs/23_config.ipynb #c23a0004
 def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one_line():
     for name in TYPES:
         if TYPES[name] in (int, float, float | None, tuple[int, ...]):
-            for wild in (10**12, 10**30, -1, -10**30, math.inf, -math.inf, math.nan, 1e300, 10**400, int("7" * 4000)):
+            for wild in (10**12, 10**30, -1, -(10**30), math.inf, -math.inf, math.nan, 1e300, 10**400, int("7" * 4000)):
                 value = [8, wild] if TYPES[name] == tuple[int, ...] else wild
                 said = refusal(lambda: check(name, value))
                 assert said.startswith(f"{name} must be ") and len(said) < 300, said
-            for text in ("1e999", "9" * 5000, "-1", "nan"): assert name in refusal(lambda: check(name, parse(name, text))), (name, text)
-    for text in ("steps = 1000000000000000000000000000000", "lr = 1" + "0" * 400, "lr = 1" + "0" * 5000, "steps = 0x" + "f" * 5000, "lengths = " + "[" * 5000 + "]" * 5000, "# " + "x" * 2**20, '"' + "n" * 5000 + '" = 1'):
+            for text in ("1e999", "9" * 5000, "-1", "nan"):
+                assert name in refusal(lambda: check(name, parse(name, text))), (name, text)
+    for text in (
+        "steps = 1000000000000000000000000000000",
+        "lr = 1" + "0" * 400,
+        "lr = 1" + "0" * 5000,
+        "steps = 0x" + "f" * 5000,
+        "lengths = " + "[" * 5000 + "]" * 5000,
+        "# " + "x" * 2**20,
+        '"' + "n" * 5000 + '" = 1',
+    ):
         said = refusal(lambda: read_text(text))
         assert "mine.toml: " in said and len(said) < 400, said
-    with tempfile.TemporaryDirectory() as folder: assert f"--model-config {folder}" in refusal(lambda: read_config(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        assert f"--model-config {folder}" in refusal(lambda: read_config(folder))
     assert "no such file" in refusal(lambda: read_config("/dev/zero"))
 
 # %% ../nbs/23_config.ipynb #c23a0003
@@ -85,11 +146,28 @@ def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_lead
         Path(place, "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         return place
 
-    entire = dict(config=asdict(TrainConfig(model="somebody/sdxl")), clips="0" * 12, micro_steps=8, estimated_gib=1.0, version="0")
+
+    entire = dict(
+        config=asdict(TrainConfig(model="somebody/sdxl")), clips="0" * 12, micro_steps=8, estimated_gib=1.0, version="0"
+    )
     with tempfile.TemporaryDirectory() as place:
         assert "holds no run" in refusal(lambda: read_run(place))
-        damaged = [b"", b"{", b"\xff\xfe", "[" * 100_000, "[]", "null", json.dumps({**entire, "config": []}), json.dumps({**entire, "micro_steps": "8"}), json.dumps({**entire, "micro_steps": 0}), json.dumps({**entire, "clips": None}),
-                   json.dumps({"config": {}}), json.dumps({**entire, "config": {"lr": "fast"}}), json.dumps({**entire, "config": {"batch_size": 10**30}}), json.dumps({**entire, "config": {"teacher": 1}})]
+        damaged = [
+            b"",
+            b"{",
+            b"\xff\xfe",
+            "[" * 100_000,
+            "[]",
+            "null",
+            json.dumps({**entire, "config": []}),
+            json.dumps({**entire, "micro_steps": "8"}),
+            json.dumps({**entire, "micro_steps": 0}),
+            json.dumps({**entire, "clips": None}),
+            json.dumps({"config": {}}),
+            json.dumps({**entire, "config": {"lr": "fast"}}),
+            json.dumps({**entire, "config": {"batch_size": 10**30}}),
+            json.dumps({**entire, "config": {"teacher": 1}}),
+        ]
         for text in damaged:
             said = refusal(lambda: read_run(run_file(text)))
             assert said.startswith(f"{place}/run.json: "), said
@@ -97,16 +175,35 @@ def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_lead
         assert "--resume --model somebody/sdxl goes on" in refusal(lambda: resumed(place, {"steps": 5}))
         assert resumed(place, {"model": "somebody/sdxl", "steps": 5}) == TrainConfig(model="somebody/sdxl", steps=5)
         said = refusal(lambda: resumed(place, {"model": "somebody/sdxl", "lr": 0.5}))
-        assert f"--config {place}/config.toml --adapter {place} --lr 0.5." in said and "workers" in said and "lr was 0.0001 when" in said, said
+        assert (
+            f"--config {place}/config.toml --adapter {place} --lr 0.5." in said
+            and "workers" in said
+            and "lr was 0.0001 when" in said
+        ), said
         run_file(json.dumps({**entire, "config": {}}))
         assert resumed(place, {}) == TrainConfig(), "settings that were not there when a run began are what they were then"
 
 # %% ../nbs/23_config.ipynb #7f07cfa0
 def test_words_of_the_command_line_mean_what_the_file_means():
-    for name, text, value in (("lr", "1e-3", 1e-3), ("lengths", "16,8", (8, 16)), ("compile", "yes", True), ("compile", "False", False), ("noise_strength", "none", None), ("noise_strength", "2", 2.0),
-                              ("steps", "10", 10), ("model", "a/b", "a/b")):
+    for name, text, value in (
+        ("lr", "1e-3", 1e-3),
+        ("lengths", "16,8", (8, 16)),
+        ("compile", "yes", True),
+        ("compile", "False", False),
+        ("noise_strength", "none", None),
+        ("noise_strength", "2", 2.0),
+        ("steps", "10", 10),
+        ("model", "a/b", "a/b"),
+    ):
         assert check(name, parse(name, text)) == value and type(check(name, parse(name, text))) is type(value), name
-    for name, text in (("lr", "fast"), ("lengths", "8,x"), ("compile", "maybe"), ("steps", "1.5"), ("noise_strength", "nan"), ("lr", "")):
+    for name, text in (
+        ("lr", "fast"),
+        ("lengths", "8,x"),
+        ("compile", "maybe"),
+        ("steps", "1.5"),
+        ("noise_strength", "nan"),
+        ("lr", ""),
+    ):
         assert name in refusal(lambda: check(name, parse(name, text)))
 
 # %% ../nbs/23_config.ipynb #60a6768e
@@ -115,10 +212,21 @@ def test_every_preset_is_right_and_what_is_written_is_read_again():
     for name in presets():
         config = merge(read_config(name), {"adapter": "", "model": ""})
         assert check_whole(config) and read_text(write_toml(config)) == config
-        assert read_text(write_toml(replace(config, noise_strength=0.5, model='a "quoted" näme'))) == replace(config, noise_strength=0.5, model='a "quoted" näme')
-    assert "adapter has to be given" in refusal(lambda: check_whole(merge(read_config("a100-20gb-1024"), {"model": "sdxl"})))
+        assert read_text(write_toml(replace(config, noise_strength=0.5, model='a "quoted" näme'))) == replace(
+            config, noise_strength=0.5, model='a "quoted" näme'
+        )
+    assert "adapter has to be given" in refusal(
+        lambda: check_whole(merge(read_config("a100-20gb-1024"), {"model": "sdxl"}))
+    )
     first, second = read_config("a100-20gb-768"), read_config("a100-20gb-1024")
-    assert (first.batch_size, first.lengths[0], first.accumulation, first.lr, first.weight_decay, first.gamma) == (2, 8, 8, 1e-4, 1e-4, 5), "the design's own"
+    assert (first.batch_size, first.lengths[0], first.accumulation, first.lr, first.weight_decay, first.gamma) == (
+        2,
+        8,
+        8,
+        1e-4,
+        1e-4,
+        5,
+    ), "the design's own"
     assert {"resolution", "adapter", "steps"} <= set(differences(first, second)) and first.noise == second.noise
 
 # %% ../nbs/23_config.ipynb #972fcef2

@@ -18,23 +18,38 @@ import torch
 # %% ../nbs/10_consistency.ipynb #e39e3b12
 cv2.setNumThreads(1)
 
+
 @lru_cache
 def cartoon(seed, num_frames=12, height=72, width=96, **changes):
     "A clip of the cartoon world with its true optical flow"
     return toon.render(toon.replace(toon.random_scene(seed), **changes), num_frames, height, width, truth=True)
 
-def on_twos(frames): return frames[np.arange(len(frames))//2*2]
 
-def cut_to(frames, others): return np.concatenate([frames[:len(frames)//2], others[len(frames)//2:len(frames)]])
+def on_twos(frames):
+    return frames[np.arange(len(frames)) // 2 * 2]
+
+
+def cut_to(frames, others):
+    return np.concatenate([frames[: len(frames) // 2], others[len(frames) // 2 : len(frames)]])
 
 # %% ../nbs/10_consistency.ipynb #55f66de2
 def true_errors(clip):
     "Warping error of each pair from the true flow, at pixels whose part is still seen where it goes"
     errors = []
     for now, after, here, there, flow in zip(clip.frames, clip.frames[1:], clip.labels, clip.labels[1:], clip.flow):
-        same = cv2.remap(there, *(grid + flow[..., i] for i, grid in enumerate(_grid(flow))), cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=255) == here
+        same = (
+            cv2.remap(
+                there,
+                *(grid + flow[..., i] for i, grid in enumerate(_grid(flow))),
+                cv2.INTER_NEAREST,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=255,
+            )
+            == here
+        )
         errors.append(warping_error(now, after, flow, same))
     return np.array(errors)
+
 
 def estimated_errors(frames):
     "Warping error of each pair from DIS"
@@ -48,26 +63,41 @@ def unsteady(clip, amount, seed=0):
     return toon.replace(clip, frames=np.clip(clip.frames + shift, 0, 255).astype(np.uint8))
 
 # %% ../nbs/10_consistency.ipynb #876eb900
-def both_errors(clips): return np.array([[true_errors(clip).mean(), estimated_errors(clip.frames).mean()] for clip in clips]).T
+def both_errors(clips):
+    return np.array([[true_errors(clip).mean(), estimated_errors(clip.frames).mean()] for clip in clips]).T
 
 # %% ../nbs/10_consistency.ipynb #74df1c4f
 def tiny_dino(folder, seed=0):
     "A vision transformer with random weights, in a folder as a real one lies"
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, logging
+
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)).save_pretrained(folder)
+    ViTModel(
+        ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=32,
+            patch_size=8,
+        )
+    ).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
 
 def tiny_clip(folder, seed=0):
     "A CLIP with random weights, in a folder as a real one lies"
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, logging
+
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, projection_dim=8)
     text = dict(vocab_size=50, bos_token_id=1, eos_token_id=2, **small)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=dict(image_size=32, patch_size=8, **small), projection_dim=8)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=dict(image_size=32, patch_size=8, **small), projection_dim=8)
+    ).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
@@ -77,9 +107,9 @@ def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighte
     moved = np.roll(pattern, (2, -3), (0, 1))
     along = np.full((40, 60, 2), (-3, 2), np.float32)
     inside = visible(along, -along)
-    assert inside.mean() == 57*38/(60*40), "what leaves the picture is not visible"
-    assert warping_error(pattern, moved, along, inside) == 0 < warping_error(pattern, moved, along*0, inside)
-    assert abs(warping_error(pattern, moved + np.uint8(51), along, inside) - 3*0.2**2) < 1e-7
+    assert inside.mean() == 57 * 38 / (60 * 40), "what leaves the picture is not visible"
+    assert warping_error(pattern, moved, along, inside) == 0 < warping_error(pattern, moved, along * 0, inside)
+    assert abs(warping_error(pattern, moved + np.uint8(51), along, inside) - 3 * 0.2**2) < 1e-7
     assert math.isnan(warping_error(pattern, moved, along, ~inside & inside))
 
 # %% ../nbs/10_consistency.ipynb #6ca6ac63
@@ -88,10 +118,12 @@ def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample
     picture = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
     way = rng.uniform(-6, 6, (24, 32, 2)).astype(np.float32)
     ys, xs = np.mgrid[:24, :32]
-    at = torch.from_numpy(np.stack([(xs + way[..., 0])/31, (ys + way[..., 1])/23], -1)*2 - 1).float()
-    expected = torch.nn.functional.grid_sample(torch.from_numpy(picture).permute(2, 0, 1)[None], at[None], padding_mode="border", align_corners=True)
+    at = torch.from_numpy(np.stack([(xs + way[..., 0]) / 31, (ys + way[..., 1]) / 23], -1) * 2 - 1).float()
+    expected = torch.nn.functional.grid_sample(
+        torch.from_numpy(picture).permute(2, 0, 1)[None], at[None], padding_mode="border", align_corners=True
+    )
     difference = np.abs(warp(picture, way) - expected[0].permute(1, 2, 0).numpy())
-    assert difference.max() < 255/16 and difference.mean() < 2, "OpenCV rounds places to 1/32 pixel"
+    assert difference.max() < 255 / 16 and difference.mean() < 2, "OpenCV rounds places to 1/32 pixel"
     whole = way.round()
     columns, rows = (xs + whole[..., 0]).clip(0, 31).astype(int), (ys + whole[..., 1]).clip(0, 23).astype(int)
     assert (warp(picture, whole) == picture[rows, columns]).all()
@@ -102,7 +134,9 @@ def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agr
     forward[5:15, 5:15], backward[5:15, 9:19] = (4, 0), (-4, 0)
     hidden = ~visible(forward, backward)
     assert hidden[5:15, 15:19].all() and hidden.sum() == 40, "the square hides 4 columns of what is to its right"
-    assert (~visible(forward, backward, boundaries=True)).sum() == 40 + 4*10 - 1, "the four edges of the flow have a corner in common"
+    assert (~visible(forward, backward, boundaries=True)).sum() == 40 + 4 * 10 - 1, (
+        "the four edges of the flow have a corner in common"
+    )
     rng = np.random.default_rng(2)
     forward, backward = rng.integers(-2, 3, (2, 20, 30, 2)).astype(np.float32)
     for boundaries in (False, True):
@@ -111,58 +145,89 @@ def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agr
             for x in range(4, 26):
                 w = forward[y, x]
                 back = backward[int(y + w[1]), int(x + w[0])]
-                slope = ((forward[y, x + 1] - w)**2).sum() + ((forward[y + 1, x] - w)**2).sum()
-                by_hand = ((w + back)**2).sum() <= 0.01*((w**2).sum() + (back**2).sum()) + 0.5 and not (boundaries and slope > 0.01*(w**2).sum() + 0.002)
+                slope = ((forward[y, x + 1] - w) ** 2).sum() + ((forward[y + 1, x] - w) ** 2).sum()
+                by_hand = ((w + back) ** 2).sum() <= 0.01 * ((w**2).sum() + (back**2).sum()) + 0.5 and not (
+                    boundaries and slope > 0.01 * (w**2).sum() + 0.002
+                )
                 assert seen[y, x] == by_hand, (x, y, boundaries)
 
 # %% ../nbs/10_consistency.ipynb #3a094af7
 def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_and_sees_damage_as_it_does():
     clips = [cartoon(seed, 5) for seed in range(8)]
-    truth, estimate = (np.array([f(x) for x in xs]) for f, xs in ((true_errors, clips), (estimated_errors, [c.frames for c in clips])))
+    truth, estimate = (
+        np.array([f(x) for x in xs]) for f, xs in ((true_errors, clips), (estimated_errors, [c.frames for c in clips]))
+    )
     assert np.corrcoef(truth.ravel(), estimate.ravel())[0, 1] > 0.6 and truth.mean() < estimate.mean()
-    added = np.concatenate([both_errors([unsteady(clip, amount) for clip in clips[:5]]) - both_errors(clips[:5]) for amount in (8, 16)], 1)
-    assert np.corrcoef(added)[0, 1] > 0.85 and 0.6 < (added[1]/added[0]).mean() < 1.5, added
+    added = np.concatenate(
+        [both_errors([unsteady(clip, amount) for clip in clips[:5]]) - both_errors(clips[:5]) for amount in (8, 16)], 1
+    )
+    assert np.corrcoef(added)[0, 1] > 0.85 and 0.6 < (added[1] / added[0]).mean() < 1.5, added
 
 # %% ../nbs/10_consistency.ipynb #3ca7be11
 def test_motion_and_dynamic_degree_are_what_their_definitions_say():
     flow = np.zeros((30, 40, 2), np.float32)
     flow[:3, :20] = (3, 4)  # 60 of 1200 pixels are 5 %
-    assert abs(motion(flow) - 5*0.05/50) < 1e-9 and fastest(flow) == 5
-    assert abs(motion(np.concatenate([flow, -flow], 1)) - 5*0.05/math.hypot(30, 80)) < 1e-9, "opposite motions do not cancel"
-    fast = [0]*12 + [6.1]*3
-    assert dynamic_degree(fast, (256, 300)) == 0 and dynamic_degree(fast + [6.1], (256, 300)) == 1, "4 of 16 pairs, as round(4 x 17/16) = 4"
-    assert dynamic_degree([6.1]*16, (512, 512)) == 0 == dynamic_degree([6.1]*16, (256, 256), fps=4)
-    assert dynamic_degree([0.], (256, 256)) == 0, "two still frames do not move"
+    assert abs(motion(flow) - 5 * 0.05 / 50) < 1e-9 and fastest(flow) == 5
+    assert abs(motion(np.concatenate([flow, -flow], 1)) - 5 * 0.05 / math.hypot(30, 80)) < 1e-9, (
+        "opposite motions do not cancel"
+    )
+    fast = [0] * 12 + [6.1] * 3
+    assert dynamic_degree(fast, (256, 300)) == 0 and dynamic_degree(fast + [6.1], (256, 300)) == 1, (
+        "4 of 16 pairs, as round(4 x 17/16) = 4"
+    )
+    assert dynamic_degree([6.1] * 16, (512, 512)) == 0 == dynamic_degree([6.1] * 16, (256, 256), fps=4)
+    assert dynamic_degree([0.0], (256, 256)) == 0, "two still frames do not move"
 
 # %% ../nbs/10_consistency.ipynb #c2406d2b
 def test_flickering_and_smoothness_by_hand_on_three_frames():
-    shade = lambda *values: [np.full((16, 16, 3), value, np.uint8) for value in values]
+    def shade(*values):
+        return [np.full((16, 16, 3), value, np.uint8) for value in values]
+
+
     before, now, after = shade(10, 30, 40)
-    assert abs(flickering(now, after) - 245/255) < 1e-12 and flickering(now, now) == 1
-    assert abs(smoothness(before, now, after, np.zeros((16, 16, 2), np.float32)) - 250/255) < 1e-7, "half way from 10 to 40 is 25"
+    assert abs(flickering(now, after) - 245 / 255) < 1e-12 and flickering(now, now) == 1
+    assert abs(smoothness(before, now, after, np.zeros((16, 16, 2), np.float32)) - 250 / 255) < 1e-7, (
+        "half way from 10 to 40 is 25"
+    )
 
 # %% ../nbs/10_consistency.ipynb #f346f96c
 def test_what_moves_evenly_is_smooth_what_stumbles_is_not():
     pattern = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (64, 96, 3), dtype=np.uint8), (0, 0), 2)
     pattern = cv2.normalize(pattern, None, 0, 255, cv2.NORM_MINMAX)
-    at = lambda step: np.roll(pattern, step, 1)
+
+
+    def at(step):
+        return np.roll(pattern, step, 1)
+
+
     even, uneven = (smoothness(at(0), at(step), at(4), dis_flow(at(0), at(4))) for step in (2, 4))
     assert even > 0.98 and uneven < even - 0.02, (even, uneven)
 
 # %% ../nbs/10_consistency.ipynb #454e1e10
 def test_holds_are_found_exactly_where_the_cartoon_holds_its_drawings_with_grain_too():
     for seed, hold in ((0, 1), (3, 2), (7, 3)):
-        clip = cartoon(seed, 12, hold=hold, action="dance", pan=0., camera="still")
+        clip = cartoon(seed, 12, hold=hold, action="dance", pan=0.0, camera="still")
         grain = np.random.default_rng(0).normal(0, 3, clip.frames.shape)
         for frames in (clip.frames, np.clip(clip.frames + grain, 0, 255).round().astype(np.uint8)):
             assert (held(frames) == (np.diff(clip.drawing) == 0)).all(), (seed, hold)
     fade = np.full((13, 16, 16, 3), 90, np.uint8) + np.arange(13, dtype=np.uint8)[:, None, None, None]
-    assert held(fade).tolist() == ([True]*5 + [False])*2, "six steps of 1 are a new drawing"
+    assert held(fade).tolist() == ([True] * 5 + [False]) * 2, "six steps of 1 are a new drawing"
 
 # %% ../nbs/10_consistency.ipynb #1e96fa4f
 def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_another():
-    pattern = cv2.normalize(cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8), (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
-    at = lambda x, y: np.roll(pattern, (y, x), (0, 1))
+    pattern = cv2.normalize(
+        cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8), (0, 0), 2),
+        None,
+        0,
+        255,
+        cv2.NORM_MINMAX,
+    )
+
+
+    def at(x, y):
+        return np.roll(pattern, (y, x), (0, 1))
+
+
     assert tof(at(0, 0), at(1, 0), at(0, 0), at(1, 0)) == 0
     frames = [*cartoon(3).frames[:2], *cartoon(6).frames[:2]]
     a, b, c, d = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
@@ -174,24 +239,36 @@ def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_
 # %% ../nbs/10_consistency.ipynb #644810f9
 def test_a_region_is_followed_and_its_drift_has_the_closed_form():
     rng = np.random.default_rng(4)
-    ground, thing = (cv2.normalize(cv2.GaussianBlur(rng.integers(0, 200, (64, 96, 3), dtype=np.uint8), (0, 0), 2), None, 0, 200, cv2.NORM_MINMAX) for _ in range(2))
-    frames = np.stack([ground]*6)
-    for t, frame in enumerate(frames): frame[20:44, 10 + 3*t:34 + 3*t] = thing[:24, :24]
-    boxes = [(22., 12., 20., 20.)]
-    for a, b in pairwise(frames): boxes.append(follow(boxes[-1], dis_flow(a, b)))
+    ground, thing = (
+        cv2.normalize(
+            cv2.GaussianBlur(rng.integers(0, 200, (64, 96, 3), dtype=np.uint8), (0, 0), 2), None, 0, 200, cv2.NORM_MINMAX
+        )
+        for _ in range(2)
+    )
+    frames = np.stack([ground] * 6)
+    for t, frame in enumerate(frames):
+        frame[20:44, 10 + 3 * t : 34 + 3 * t] = thing[:24, :24]
+    boxes = [(22.0, 12.0, 20.0, 20.0)]
+    for a, b in pairwise(frames):
+        boxes.append(follow(boxes[-1], dis_flow(a, b)))
     assert abs(boxes[-1][1] - 27) < 3 and abs(boxes[-1][0] - 22) < 1, boxes[-1]
-    assert follow((22., 12., 20., 20.), np.full((64, 96, 2), (3, -1.5), np.float32)) == (20.5, 15, 20, 20)
-    exact = [(22, 12 + 3*t, 20, 20) for t in range(6)]
+    assert follow((22.0, 12.0, 20.0, 20.0), np.full((64, 96, 2), (3, -1.5), np.float32)) == (20.5, 15, 20, 20)
+    exact = [(22, 12 + 3 * t, 20, 20) for t in range(6)]
     assert (drift(frames, exact) == 0).all()
     brighter = frames + np.arange(0, 30, 5, dtype=np.uint8)[:, None, None, None]
-    assert np.allclose(drift(brighter, exact), np.arange(0, 30, 5)/255)
-    assert follow((40., 70., 20., 20.), np.full((64, 96, 2), 50, np.float32)) == (44, 76, 20, 20), "the region stays in the picture"
+    assert np.allclose(drift(brighter, exact), np.arange(0, 30, 5) / 255)
+    assert follow((40.0, 70.0, 20.0, 20.0), np.full((64, 96, 2), 50, np.float32)) == (
+        44,
+        76,
+        20,
+        20,
+    ), "the region stays in the picture"
 
 # %% ../nbs/10_consistency.ipynb #514ab348
 def test_consistency_of_features_by_hand_on_three_frames():
     f = np.array([[1, 0], [0.6, 0.8], [-1, 0]])
-    assert np.allclose(feature_consistency(f), [(0.6 + 0.6)/2, (0 + 0)/2])
-    assert np.isclose(all_pairs(f), (0.6 - 1 - 0.6)/3)
+    assert np.allclose(feature_consistency(f), [(0.6 + 0.6) / 2, (0 + 0) / 2])
+    assert np.isclose(all_pairs(f), (0.6 - 1 - 0.6) / 3)
 
 # %% ../nbs/10_consistency.ipynb #69e186c4
 def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_for_what_it_is():
@@ -199,18 +276,38 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
     for seed in (3, 11):
         clip, other = cartoon(seed, 12), cartoon(seed + 100, 12)
         films = {"real": clip.frames, **controls(clip.frames), "cut": cut_to(clip.frames, other.frames), "noise": None}
-        films["noise"] = np.clip(films["static"] + np.random.default_rng(seed).normal(0, 5, clip.frames.shape), 0, 255).round().astype(np.uint8)
+        films["noise"] = (
+            np.clip(films["static"] + np.random.default_rng(seed).normal(0, 5, clip.frames.shape), 0, 255)
+            .round()
+            .astype(np.uint8)
+        )
         found = {name: measure(film) for name, film in films.items()}
-        said = {name: "still"*x.flags["still"] + "disordered"*x.flags["disordered"] + str(x.flags["cuts"] or "") for name, x in found.items()}
-        expected = {"real": "", "static": "still", "shuffled": "disordered", "flickering": "disordered", "cut": "[5]", "noise": "still"}
+        said = {
+            name: "still" * x.flags["still"] + "disordered" * x.flags["disordered"] + str(x.flags["cuts"] or "")
+            for name, x in found.items()
+        }
+        expected = {
+            "real": "",
+            "static": "still",
+            "shuffled": "disordered",
+            "flickering": "disordered",
+            "cut": "[5]",
+            "noise": "still",
+        }
         wrong += [(seed, name, said[name]) for name in said if said[name] != expected[name]]
         left = {name: x.video["residual"] for name, x in found.items()}
         assert left["static"] == 0 < left["real"] < min(left["cut"], left["flickering"]), left
-        assert found["flickering"].video["warping_error"] > found["real"].video["warping_error"] > found["static"].video["warping_error"]
+        assert (
+            found["flickering"].video["warping_error"]
+            > found["real"].video["warping_error"]
+            > found["static"].video["warping_error"]
+        )
         assert found["shuffled"].video["visible"] < found["real"].video["visible"] and found["cut"].worst == 5
     assert not wrong, wrong
     alone = {"residual": np.array([0.02, 0.5, 0.02]), "held": np.zeros(3, bool)}
-    assert _flags(alone, 0.6)["cuts"] == [1] and _flags(alone, 1.)["cuts"] == [], "where nothing is in order nothing is a cut"
+    assert _flags(alone, 0.6)["cuts"] == [1] and _flags(alone, 1.0)["cuts"] == [], (
+        "where nothing is in order nothing is a cut"
+    )
 
 # %% ../nbs/10_consistency.ipynb #69d70065
 def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_and_at_a_smaller_size():
@@ -220,25 +317,44 @@ def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_
         go, back = dis_flow(now, after), dis_flow(after, now)
         assert math.isclose(found.per_pair["warping_error"][t], warping_error(now, after, go, visible(go, back)))
         assert math.isclose(found.per_pair["residual"][t], warping_error(now, after, go))
-        assert math.isclose(found.per_pair["motion"][t], motion(go)) and math.isclose(found.per_pair["visible"][t], visible(go, back).mean())
+        assert math.isclose(found.per_pair["motion"][t], motion(go)) and math.isclose(
+            found.per_pair["visible"][t], visible(go, back).mean()
+        )
         go, back = dis_flow(real[t], real[t + 1]), dis_flow(real[t + 1], real[t])
         assert math.isclose(found.per_pair["reference_warping_error"][t], warping_error(now, after, go, visible(go, back)))
         assert math.isclose(found.per_pair["tof"][t], tof(now, after, real[t], real[t + 1]))
-    assert math.isclose(found.video["flickering"], 1 - np.abs(np.diff(frames.astype(int), axis=0)).mean()/255)
-    assert math.isclose(found.video["smoothness"], np.mean([smoothness(*frames[t - 1:t + 2], dis_flow(frames[t - 1], frames[t + 1])) for t in (1, 3)]))
+    assert math.isclose(found.video["flickering"], 1 - np.abs(np.diff(frames.astype(int), axis=0)).mean() / 255)
+    assert math.isclose(
+        found.video["smoothness"],
+        np.mean([smoothness(*frames[t - 1 : t + 2], dis_flow(frames[t - 1], frames[t + 1])) for t in (1, 3)]),
+    )
     assert np.isnan(found.per_frame["smoothness"]).tolist() == [True, False, True, False, True, True]
     residual = found.per_pair["residual"]
-    assert math.isclose(found.video["seam"], residual[2]/np.median(residual[[0, 1, 3, 4]]))
-    assert math.isclose(found.video["loop_closure"], warping_error(frames[-1], frames[0], dis_flow(frames[-1], frames[0]))/np.median(residual))
+    assert math.isclose(found.video["seam"], residual[2] / np.median(residual[[0, 1, 3, 4]]))
+    assert math.isclose(
+        found.video["loop_closure"],
+        warping_error(frames[-1], frames[0], dis_flow(frames[-1], frames[0])) / np.median(residual),
+    )
     twos = measure(on_twos(cartoon(0, 6).frames))
-    assert twos.per_pair["held"].tolist() == [True, False]*2 + [True]
-    assert math.isclose(twos.video["drawings_motion"], twos.per_pair["motion"][1::2].mean()) and twos.per_pair["motion"][::2].max() == 0
+    assert twos.per_pair["held"].tolist() == [True, False] * 2 + [True]
+    assert (
+        math.isclose(twos.video["drawings_motion"], twos.per_pair["motion"][1::2].mean())
+        and twos.per_pair["motion"][::2].max() == 0
+    )
     assert math.isclose(twos.video["drawings_warping_error"], twos.per_pair["warping_error"][1::2].mean())
     assert measure(frames, side=48).size == (36, 48) and measure(real, reference=real).video["tof"] == 0
 
 # %% ../nbs/10_consistency.ipynb #1f6cb589
 def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_is_not():
-    turn = lambda t: cv2.warpAffine(cartoon(3).frames[0], cv2.getRotationMatrix2D((48, 36), 4*math.sin(t*math.tau/8), 1), (96, 72), borderMode=cv2.BORDER_REPLICATE)
+    def turn(t):
+        return cv2.warpAffine(
+            cartoon(3).frames[0],
+            cv2.getRotationMatrix2D((48, 36), 4 * math.sin(t * math.tau / 8), 1),
+            (96, 72),
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+
+
     loop = np.stack([turn(t) for t in range(8)])
     assert 0.3 < measure(loop).video["loop_closure"] < 2 < measure(cartoon(3).frames).video["loop_closure"]
     seamed = np.concatenate([loop, np.clip(loop.astype(int) + 20, 0, 255).astype(np.uint8)])
@@ -247,101 +363,185 @@ def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_
 
 # %% ../nbs/10_consistency.ipynb #d3208975
 def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
-    clip = cartoon(3, 8, 96, 96, action="stand", pan=0., camera="still", hair="pink", outfit="blue")
+    clip = cartoon(3, 8, 96, 96, action="stand", pan=0.0, camera="still", hair="pink", outfit="blue")
     other = toon.render(toon.replace(clip.scene, hair="green", outfit="red"), 8, 96, 96).frames
-    mixed = np.stack([((7 - t)*a.astype(float) + t*b)/7 for t, (a, b) in enumerate(zip(clip.frames, other))]).round().astype(np.uint8)
+    mixed = (
+        np.stack([((7 - t) * a.astype(float) + t * b) / 7 for t, (a, b) in enumerate(zip(clip.frames, other))])
+        .round()
+        .astype(np.uint8)
+    )
     x, y = clip.position[0]
     region = (max(0, y - 0.15), max(0, x - 0.12), 0.4, 0.24)
     same, changed = (measure(film, region=region).per_frame["drift"] for film in (clip.frames, mixed))
-    assert changed[-1] > 5*same.max() and (np.diff(changed) > -0.01).all() and changed[0] == 0, (same, changed)
+    assert changed[-1] > 5 * same.max() and (np.diff(changed) > -0.01).all() and changed[0] == 0, (same, changed)
 
 # %% ../nbs/10_consistency.ipynb #b1148012
 def test_dynamic_degree_looks_eight_times_a_second_and_a_film_is_measured_at_any_rate():
-    pan = np.stack([np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(25)])  # 1 pixel a frame; the limit is 6 x 80/256 = 1.9
-    assert measure(pan, fps=8).video["dynamic_degree"] == 0 and measure(pan, fps=24).video["dynamic_degree"] == 1, "3 pixels in an eighth of a second"
-    assert measure(pan[::3], fps=8).video["dynamic_degree"] == 1 and measure(pan[::3], fps=4).video["dynamic_degree"] == 0, "3 in a quarter"
+    pan = np.stack(
+        [np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(25)]
+    )  # 1 pixel a frame; the limit is 6 x 80/256 = 1.9
+    assert measure(pan, fps=8).video["dynamic_degree"] == 0 and measure(pan, fps=24).video["dynamic_degree"] == 1, (
+        "3 pixels in an eighth of a second"
+    )
+    assert (
+        measure(pan[::3], fps=8).video["dynamic_degree"] == 1 and measure(pan[::3], fps=4).video["dynamic_degree"] == 0
+    ), "3 in a quarter"
 
 # %% ../nbs/10_consistency.ipynb #0a2e9efc
 def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
     from transformers import AutoModel
+
     frames = cartoon(3, 5).frames
     with tempfile.TemporaryDirectory() as folder:
-        dino, clip = tiny_dino(Path(folder)/"dino"), tiny_clip(Path(folder)/"clip")
+        dino, clip = tiny_dino(Path(folder) / "dino"), tiny_clip(Path(folder) / "clip")
         found = measure(frames, dino=dino, clip=clip)
         still = measure(controls(frames)["static"], dino=dino, clip=clip)
         looks, sights = features(frames, dino), features(frames, clip, batch=2)
-        square = torch.from_numpy(np.stack([cv2.resize(f, (32, 32), interpolation=cv2.INTER_AREA) for f in frames])).permute(0, 3, 1, 2)/127.5 - 1
-        with torch.no_grad(): roughly = AutoModel.from_pretrained(dino)(pixel_values=square).last_hidden_state[:, 0]
-    cosine = lambda a, b: float(a@b/np.linalg.norm(a)/np.linalg.norm(b))
+        square = (
+            torch.from_numpy(np.stack([cv2.resize(f, (32, 32), interpolation=cv2.INTER_AREA) for f in frames])).permute(
+                0, 3, 1, 2
+            )
+            / 127.5
+            - 1
+        )
+        with torch.no_grad():
+            roughly = AutoModel.from_pretrained(dino)(pixel_values=square).last_hidden_state[:, 0]
+
+
+    def cosine(a, b):
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
     assert all(cosine(a, b) > 0.95 for a, b in zip(looks, roughly.numpy())), "class token of the right picture"
-    by_hand = [(max(0, cosine(looks[t], looks[t - 1])) + max(0, cosine(looks[t], looks[0])))/2 for t in range(1, 5)]
-    assert np.allclose(found.per_pair["subject_consistency"], by_hand, atol=1e-6) and looks.shape == (5, 16) and sights.shape == (5, 8)
-    assert np.allclose(found.per_pair["clip_consistency"], [cosine(sights[t], sights[t - 1]) for t in range(1, 5)], atol=1e-6)
-    assert np.isclose(found.video["clip_all_pairs"], np.mean([cosine(a, b) for i, a in enumerate(sights) for j, b in enumerate(sights) if i != j]), atol=1e-6)
+    by_hand = [(max(0, cosine(looks[t], looks[t - 1])) + max(0, cosine(looks[t], looks[0]))) / 2 for t in range(1, 5)]
+    assert (
+        np.allclose(found.per_pair["subject_consistency"], by_hand, atol=1e-6)
+        and looks.shape == (5, 16)
+        and sights.shape == (5, 8)
+    )
+    assert np.allclose(
+        found.per_pair["clip_consistency"], [cosine(sights[t], sights[t - 1]) for t in range(1, 5)], atol=1e-6
+    )
+    assert np.isclose(
+        found.video["clip_all_pairs"],
+        np.mean([cosine(a, b) for i, a in enumerate(sights) for j, b in enumerate(sights) if i != j]),
+        atol=1e-6,
+    )
     assert np.isclose(found.video["background_consistency"], feature_consistency(sights).mean(), atol=1e-6)
-    assert np.isclose(still.video["subject_consistency"], 1) and still.video["subject_consistency"] > found.video["subject_consistency"]
+    assert (
+        np.isclose(still.video["subject_consistency"], 1)
+        and still.video["subject_consistency"] > found.video["subject_consistency"]
+    )
 
 # %% ../nbs/10_consistency.ipynb #68377be8
 def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_missing():
     class Shifts(torch.nn.Module):
         "A stand-in with torchvision's interface, whose flow is a number that it was given"
+
         def __init__(self, weights=None):
             super().__init__()
             self.flow = torch.nn.Parameter(torch.zeros(2))
+
         def forward(self, now, after):
             assert now.shape == (1, 3, 128, 136) and -1 <= now.min() < -0.5 < 0.5 < now.max() <= 1
-            return [self.flow.expand(1, 128, 136, 2).permute(0, 3, 1, 2)*scale for scale in (0.5, 1)]
-    fake = SimpleNamespace(optical_flow=SimpleNamespace(raft_small=lambda weights: torch.nn.Linear(1, 1), raft_large=Shifts))
+            return [self.flow.expand(1, 128, 136, 2).permute(0, 3, 1, 2) * scale for scale in (0.5, 1)]
+
+
+    fake = SimpleNamespace(
+        optical_flow=SimpleNamespace(raft_small=lambda weights: torch.nn.Linear(1, 1), raft_large=Shifts)
+    )
     before = {name: sys.modules.get(name) for name in ("torchvision", "torchvision.models")}
     frame = cartoon(3, 2, 96, 132).frames[0]
     sys.modules.update({"torchvision": SimpleNamespace(models=fake), "torchvision.models": fake})
     try:
         with tempfile.TemporaryDirectory() as folder:
-            torch.save({"flow": torch.tensor([3., -2.])}, Path(folder)/"raft.pth")
-            torch.save({"something": torch.zeros(1)}, Path(folder)/"other.pth")
-            found = raft_flow(Path(folder)/"raft.pth")(frame, frame)
+            torch.save({"flow": torch.tensor([3.0, -2.0])}, Path(folder) / "raft.pth")
+            torch.save({"something": torch.zeros(1)}, Path(folder) / "other.pth")
+            found = raft_flow(Path(folder) / "raft.pth")(frame, frame)
             complaints = []
             for name in ("other.pth", "missing.pth"):
-                try: measure([frame, frame], flow=Path(folder)/name)
-                except ConsistencyError as error: complaints.append(str(error))
+                try:
+                    measure([frame, frame], flow=Path(folder) / name)
+                except ConsistencyError as error:
+                    complaints.append(str(error))
             sys.modules["torchvision.models"] = None
-            try: raft_flow(Path(folder)/"raft.pth")
-            except ConsistencyError as error: complaints.append(str(error))
+            try:
+                raft_flow(Path(folder) / "raft.pth")
+            except ConsistencyError as error:
+                complaints.append(str(error))
     finally:
-        for name, module in before.items(): sys.modules.update({name: module}) if module else sys.modules.pop(name)
+        for name, module in before.items():
+            sys.modules.update({name: module}) if module else sys.modules.pop(name)
     assert found.shape == (96, 132, 2) and (found == (3, -2)).all()
-    assert ["does not hold" in complaints[0], "cannot read" in complaints[1], "pip install torchvision" in complaints[2]] == [True]*3, complaints
+    assert [
+        "does not hold" in complaints[0],
+        "cannot read" in complaints[1],
+        "pip install torchvision" in complaints[2],
+    ] == [True] * 3, complaints
 
 # %% ../nbs/10_consistency.ipynb #5519121d
 def test_what_cannot_be_measured_is_refused_with_one_line():
     frame = cartoon(3).frames[0]
-    bad = {"at least 2 frames": [frame], "different sizes": [frame, frame[:40]], "grey": [frame[..., 0]]*2, "alpha": [np.dstack([frame, frame[..., 0]])]*2,
-           "uint16": [frame.astype(np.uint16)]*2, "float32": [frame/np.float32(255)]*2, "16 x 16": [frame[:8]]*2}
+    bad = {
+        "at least 2 frames": [frame],
+        "different sizes": [frame, frame[:40]],
+        "grey": [frame[..., 0]] * 2,
+        "alpha": [np.dstack([frame, frame[..., 0]])] * 2,
+        "uint16": [frame.astype(np.uint16)] * 2,
+        "float32": [frame / np.float32(255)] * 2,
+        "16 x 16": [frame[:8]] * 2,
+    }
+
+
     def complaint(*arguments, **options):
-        try: measure(*arguments, **options)
-        except ConsistencyError as error: return str(error)
-    for word, film in bad.items(): assert word in (said := complaint(film) or "") and "\n" not in said, (word, said)
-    assert "has the shape" in complaint([frame]*3, reference=[frame]*2) and "region" in complaint([frame]*2, region=(0.9, 0, 0.5, 0.5))
-    with tempfile.TemporaryDirectory() as folder: assert "no DINO or CLIP" in (said := complaint([frame]*2, dino=folder)) and "\n" not in said
+        try:
+            measure(*arguments, **options)
+        except ConsistencyError as error:
+            return str(error)
+
+
+    for word, film in bad.items():
+        assert word in (said := complaint(film) or "") and "\n" not in said, (word, said)
+    assert "has the shape" in complaint([frame] * 3, reference=[frame] * 2) and "region" in complaint(
+        [frame] * 2, region=(0.9, 0, 0.5, 0.5)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        assert "no DINO or CLIP" in (said := complaint([frame] * 2, dino=folder)) and "\n" not in said
     here, sys.modules["cv2"] = sys.modules.get("cv2"), None
-    try: assert "pip install" in complaint([frame]*2)
-    finally: sys.modules["cv2"] = here
+    try:
+        assert "pip install" in complaint([frame] * 2)
+    finally:
+        sys.modules["cv2"] = here
 
 # %% ../nbs/10_consistency.ipynb #bc8e04d0
 def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
     found = measure(cartoon(3).frames[:2])
     said = json.loads(found.to_json())
-    assert said["video"]["step_ratio"] is None is said["video"]["smoothness"] and said["per_frame"]["smoothness"] == [None, None]
-    assert said["video"]["motion"] == found.video["motion"] and said["size"] == [72, 96] and len(said["boxes"]) == 2 and said["flags"]["cuts"] == []
-    assert set(found.video) <= METRICS.keys() and all(METRICS[name][0] == "pair" for name in found.per_pair) and all(METRICS[name][0] == "frame" for name in found.per_frame)
-    frozen = json.loads(measure([cartoon(3).frames[0]]*4).to_json())
+    assert said["video"]["step_ratio"] is None is said["video"]["smoothness"] and said["per_frame"]["smoothness"] == [
+        None,
+        None,
+    ]
+    assert (
+        said["video"]["motion"] == found.video["motion"]
+        and said["size"] == [72, 96]
+        and len(said["boxes"]) == 2
+        and said["flags"]["cuts"] == []
+    )
+    assert (
+        set(found.video) <= METRICS.keys()
+        and all(METRICS[name][0] == "pair" for name in found.per_pair)
+        and all(METRICS[name][0] == "frame" for name in found.per_frame)
+    )
+    frozen = json.loads(measure([cartoon(3).frames[0]] * 4).to_json())
     assert frozen["flags"] == {"still": True, "disordered": False, "cuts": []} and frozen["video"]["loop_closure"] is None
 
 # %% ../nbs/10_consistency.ipynb #8c8e4a6e
 def test_the_plot_has_a_curve_a_film_and_an_axis_a_score():
-    pair = {name: measure(film) for name, film in (("good", cartoon(3, 6).frames), ("frozen", cartoon(3, 6).frames[[0]*6]))}
+    pair = {
+        name: measure(film) for name, film in (("good", cartoon(3, 6).frames), ("frozen", cartoon(3, 6).frames[[0] * 6]))
+    }
     axes = plot_scores(pair, names=("warping_error", "smoothness", "held"))
-    assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [2]*4
+    assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [2] * 4
     x, y = axes[0].lines[0].get_data()
     assert (x == np.arange(5) + 0.5).all() and (y == pair["good"].per_pair["warping_error"]).all()
     assert axes[1].lines[0].get_xdata().tolist() == [1, 3] and axes[0].lines[1].get_linestyle() == ":"

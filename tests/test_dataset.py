@@ -34,43 +34,60 @@ import time
 import torch
 
 # %% ../nbs/18_dataset.ipynb #e9f96224
-RUN, WALK = Scene(action="run right", x=0.2, speed=0.03), Scene("black", "short", "red", "city", "walk left", x=0.8, speed=-0.02, hold=2)
+RUN, WALK = (
+    Scene(action="run right", x=0.2, speed=0.03),
+    Scene("black", "short", "red", "city", "walk left", x=0.8, speed=-0.02, hold=2),
+)
+
 
 def small_films(root, count=2, size=96, num_frames=14):
     "Little films with their captions, `count` of them with motion and one without."
     root = Path(root)
     for i in range(count):
         scene = replace((RUN, WALK)[i % 2], outfit=list(OUTFIT)[i % len(OUTFIT)])
-        write_video(render(scene, num_frames, size, size*3//2).frames, root/f"film{i}.mp4", fps=12)
-        (root/f"film{i}.txt").write_text(caption_of(scene))
-    write_video(render(Scene(), 1, size, size).frames.repeat(12, 0), root/"still.mp4", fps=12)
-    (root/"still.txt").write_text("nothing moves")
+        write_video(render(scene, num_frames, size, size * 3 // 2).frames, root / f"film{i}.mp4", fps=12)
+        (root / f"film{i}.txt").write_text(caption_of(scene))
+    write_video(render(Scene(), 1, size, size).frames.repeat(12, 0), root / "still.mp4", fps=12)
+    (root / "still.txt").write_text("nothing moves")
     return open_source(root, licence="CC0")
 
 # %% ../nbs/18_dataset.ipynb #0a4397ab
 @lru_cache
 def micro():
-    "The embedded SDXL with a VAE so small that tests are quick; what it makes of pictures is noise, but always the same."
+    """The embedded SDXL with a VAE so small that tests are quick; what it makes of pictures is noise, but always the
+    same.
+    """
     torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=[8]*4, down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4, norm_num_groups=4, force_upcast=False)
+    vae = AutoencoderKL(
+        block_out_channels=[8] * 4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        norm_num_groups=4,
+        force_upcast=False,
+    )
     pipe = load_pipeline()
     pipe.register_modules(vae=vae.eval())
     return pipe
 
+
 SMALL = EncodeOptions(resolution=64)
+
 
 def run(items, out, options=SMALL, **more):
     "A cache of small latents."
     return prepare(items, out, micro(), options=options, **more)
 
-def folder_bytes(out): return {path.relative_to(out).as_posix(): path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
+
+def folder_bytes(out):
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
+
 
 @lru_cache
 def reference():
     "A folder of films, its items, and what an undisturbed run makes of them. The folder lives as long as the process."
     holder = tempfile.TemporaryDirectory()
     items = small_films(holder.name, 3, 96)
-    out = Path(holder.name)/"cache"
+    out = Path(holder.name) / "cache"
     return holder, items, run(items, out), folder_bytes(out)
 
 # %% ../nbs/18_dataset.ipynb #6d97646e
@@ -79,36 +96,45 @@ def killed_after(seconds_, work):
     gc.collect()  # frames of videos hold threads, which a copy of this process lacks: it would wait for them for ever
     child = os.fork()
     if not child:
-        try: work()
-        finally: os._exit(0)
+        try:
+            work()
+        finally:
+            os._exit(0)
     end = time.monotonic() + seconds_
     while time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG)[0]: return False
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return True
 
+
 def killed_run(items, out, seed, longest):
     "Kill until a run comes through; how often that was, and how many clips were there after each killing."
     moments, there = random.Random(seed), []
-    while killed_after(moments.uniform(0, longest)*(0.2 + len(there)/10), lambda: run(items, out)):
+    while killed_after(moments.uniform(0, longest) * (0.2 + len(there) / 10), lambda: run(items, out)):
         paths = list(Path(out).glob("clips/[!.]*"))
-        for path in paths: assert read_clip(path), f"{path.name} is a half file"
+        for path in paths:
+            assert read_clip(path), f"{path.name} is a half file"
         there.append(len(paths))
     return there
 
 # %% ../nbs/18_dataset.ipynb #1f3a3ecd
 def test_a_file_is_written_whole_or_not_at_all_and_the_disk_being_full_is_one_line():
     with tempfile.TemporaryDirectory() as tmp:
-        path_ = Path(tmp)/"x.npz"
+        path_ = Path(tmp) / "x.npz"
         write_whole(path_, b"old")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # no file may grow beyond that
-        try: write_whole(path_, bytes(20_000))
-        except DatasetError as error: message = str(error)
-        else: message = "written"
-        finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        try:
+            write_whole(path_, bytes(20_000))
+        except DatasetError as error:
+            message = str(error)
+        else:
+            message = "written"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "File too large" in message and "\n" not in message, message
         assert path_.read_bytes() == b"old" and len(list(Path(tmp).iterdir())) == 1
 
@@ -116,99 +142,208 @@ def test_a_file_is_written_whole_or_not_at_all_and_the_disk_being_full_is_one_li
 def test_equal_arrays_are_equal_files_whenever_they_are_written():
     arrays_ = {"latents": np.arange(6, dtype=np.float16), "meta": np.array("{}")}
     first = npz_bytes(arrays_)
-    with patch("time.time", return_value=2e9), patch("time.localtime", return_value=time.localtime(2e9)): assert npz_bytes(arrays_) == first
+    with patch("time.time", return_value=2e9), patch("time.localtime", return_value=time.localtime(2e9)):
+        assert npz_bytes(arrays_) == first
 
 # %% ../nbs/18_dataset.ipynb #70e8d71f
 def test_things_come_in_order_from_several_threads_and_an_error_ends_all_of_them():
     def counted(job):
         for i in range(5):
-            if job == 3 and i == 2: raise KeyError("three")
-            yield 10*job + i
+            if job == 3 and i == 2:
+                raise KeyError("three")
+            yield 10 * job + i
+
+
     before_ = threading.active_count()
-    with read_ahead(range(3), counted, workers=2, depth=1) as things: got = list(things)
-    for job in range(3): assert [thing for j, thing in got if j == job] == [10*job + i for i in range(5)] + [None]
+    with read_ahead(range(3), counted, workers=2, depth=1) as things:
+        got = list(things)
+    for job in range(3):
+        assert [thing for j, thing in got if j == job] == [10 * job + i for i in range(5)] + [None]
     try:
-        with read_ahead(range(9), counted, workers=3, depth=1) as things: list(things)
-    except KeyError as error: assert "three" in str(error)
-    else: raise AssertionError("an error was lost")
-    with read_ahead(range(3), counted, workers=3, depth=1) as things: next(things)  # leaving early
+        with read_ahead(range(9), counted, workers=3, depth=1) as things:
+            list(things)
+    except KeyError as error:
+        assert "three" in str(error)
+    else:
+        raise AssertionError("an error was lost")
+    with read_ahead(range(3), counted, workers=3, depth=1) as things:
+        next(things)  # leaving early
     assert threading.active_count() == before_
 
 # %% ../nbs/18_dataset.ipynb #33f2c00d
 def test_the_manifest_lists_every_window_and_exactly_the_files_that_are_there():
     holder, items_, summary_, files = reference()
     assert summary_.complete and summary_.kept == summary_.encoded >= 3 and summary_.reasons == Counter(still=1), summary_
-    rows_ = pq.read_table(Path(holder.name)/"cache/manifest.parquet").to_pylist()
-    assert list(rows_[0]) == list(ROW) and sum(row["kept"] for row in rows_) == summary_.kept and len(rows_) == summary_.kept + 1
-    assert {name for name in files if name.startswith("clips")} == {f"clips/{row['clip']}.npz" for row in rows_ if row["kept"]}
+    rows_ = pq.read_table(Path(holder.name) / "cache/manifest.parquet").to_pylist()
+    assert (
+        list(rows_[0]) == list(ROW)
+        and sum(row["kept"] for row in rows_) == summary_.kept
+        and len(rows_) == summary_.kept + 1
+    )
+    assert {name for name in files if name.startswith("clips")} == {
+        f"clips/{row['clip']}.npz" for row in rows_ if row["kept"]
+    }
     for row in rows_:
-        assert row["licence"] == "CC0" and Image.open(io.BytesIO(row["thumbs"])).size[1] == 64 and row["thumb_count"] >= 2 and "motion" in json.loads(row["figures"])
-        if not row["kept"]: continue
-        clip_ = read_clip(Path(holder.name)/f"cache/clips/{row['clip']}.npz")
-        assert clip_["latents"].shape == (row["frames"], 4, row["height"]//8, row["width"]//8) and clip_["meta"]["cache_key"] == row["cache_key"] and clip_["meta"]["caption"] == row["caption"]
-        assert np.array_equal(clip_["text_embeds"], encode_text(micro(), row["caption"])[0]) and np.array_equal(clip_["pooled_embeds"], encode_text(micro(), row["caption"])[1])
+        assert (
+            row["licence"] == "CC0"
+            and Image.open(io.BytesIO(row["thumbs"])).size[1] == 64
+            and row["thumb_count"] >= 2
+            and "motion" in json.loads(row["figures"])
+        )
+        if not row["kept"]:
+            continue
+        clip_ = read_clip(Path(holder.name) / f"cache/clips/{row['clip']}.npz")
+        assert (
+            clip_["latents"].shape == (row["frames"], 4, row["height"] // 8, row["width"] // 8)
+            and clip_["meta"]["cache_key"] == row["cache_key"]
+            and clip_["meta"]["caption"] == row["caption"]
+        )
+        assert np.array_equal(clip_["text_embeds"], encode_text(micro(), row["caption"])[0]) and np.array_equal(
+            clip_["pooled_embeds"], encode_text(micro(), row["caption"])[1]
+        )
         held = np.flatnonzero(clip_["hold_mask"])
-        assert bool(len(held)) == (row["hold"] > 1) and all(np.array_equal(clip_["latents"][i], clip_["latents"][i - 1]) for i in held)
+        assert bool(len(held)) == (row["hold"] > 1) and all(
+            np.array_equal(clip_["latents"][i], clip_["latents"][i - 1]) for i in held
+        )
 
 # %% ../nbs/18_dataset.ipynb #01dca426
 def test_no_caption_is_the_encoded_empty_text_and_the_cache_says_what_made_it():
     holder, items_, summary_, files = reference()
     with np.load(io.BytesIO(files["_empty.npz"]), allow_pickle=False) as empty:
-        assert np.array_equal(empty["text_embeds"], encode_text(micro(), "")[0]) and np.array_equal(empty["pooled_embeds"], encode_text(micro(), "")[1])
+        assert np.array_equal(empty["text_embeds"], encode_text(micro(), "")[0]) and np.array_equal(
+            empty["pooled_embeds"], encode_text(micro(), "")[1]
+        )
     about = json.loads(files["cache.json"])
-    assert about["model"] == fingerprint(micro()) and about["options"]["resolution"] == 64 and about["scaling_factor"] == micro().vae.config.scaling_factor
+    assert (
+        about["model"] == fingerprint(micro())
+        and about["options"]["resolution"] == 64
+        and about["scaling_factor"] == micro().vae.config.scaling_factor
+    )
 
 # %% ../nbs/18_dataset.ipynb #9c93b7fb
 def test_the_second_run_opens_nothing_and_touches_nothing():
     holder, items_, summary_, files = reference()
-    out_ = Path(holder.name)/"cache"
+    out_ = Path(holder.name) / "cache"
     dates = {path: path.stat().st_mtime_ns for path in out_.rglob("*")}
-    with patch("tav_nb.encode.scan", side_effect=AssertionError("a file was scanned")), patch("hashlib.file_digest", side_effect=AssertionError("a file was read")):
+    with (
+        patch("tav_nb.encode.scan", side_effect=AssertionError("a file was scanned")),
+        patch("hashlib.file_digest", side_effect=AssertionError("a file was read")),
+    ):
         again = run(items_, out_)
-    assert (again.unchanged, again.encoded, again.reused, again.kept, again.complete) == (4, 0, 0, summary_.kept, True) and again.reasons == summary_.reasons
+    assert (again.unchanged, again.encoded, again.reused, again.kept, again.complete) == (
+        4,
+        0,
+        0,
+        summary_.kept,
+        True,
+    ) and again.reasons == summary_.reasons
     assert {path: path.stat().st_mtime_ns for path in out_.rglob("*")} == dates
 
 # %% ../nbs/18_dataset.ipynb #f75fbbf8
 def test_a_cache_without_checksums_stays_as_it_is_and_its_records_get_them():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:
-        out_ = Path(shutil.copytree(Path(holder.name)/"cache", tmp + "/cache"))
-        for path in out_.glob("records/*"): path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name != "checksum"}, ensure_ascii=False), encoding="utf-8")
+        out_ = Path(shutil.copytree(Path(holder.name) / "cache", tmp + "/cache"))
+        for path in out_.glob("records/*"):
+            path.write_text(
+                json.dumps(
+                    {
+                        name: value
+                        for name, value in json.loads(path.read_text(encoding="utf-8")).items()
+                        if name != "checksum"
+                    },
+                    ensure_ascii=False,
+                ),
+                encoding="utf-8",
+            )
         dates = {path: path.stat().st_mtime_ns for path in out_.rglob("*.npz")}
-        with patch("tav_nb.encode.scan", side_effect=AssertionError("a file was scanned")): again = run(items_, out_)
+        with patch("tav_nb.encode.scan", side_effect=AssertionError("a file was scanned")):
+            again = run(items_, out_)
         assert (again.unchanged, again.encoded, again.reused) == (4, 0, 0) and folder_bytes(out_) == files
         assert {path: path.stat().st_mtime_ns for path in out_.rglob("*.npz")} == dates
 
 # %% ../nbs/18_dataset.ipynb #bd01c4ec
 def test_the_unit_of_work_is_a_pure_function_whose_result_is_what_the_cache_holds():
     holder, items_, summary_, files = reference()
-    made = {f"clips/{row['clip']}.npz": npz_bytes(arrays) for group in by_file(items_) for row, arrays in encode_file(group, Encoder(micro(), SMALL)) if arrays}
+    made = {
+        f"clips/{row['clip']}.npz": npz_bytes(arrays)
+        for group in by_file(items_)
+        for row, arrays in encode_file(group, Encoder(micro(), SMALL))
+        if arrays
+    }
     assert made == {name: data for name, data in files.items() if name.startswith("clips/")}
 
 # %% ../nbs/18_dataset.ipynb #c53653f7
 def test_whatever_is_damaged_in_a_cache_is_found_and_made_anew_and_nothing_else():
     holder, items_, summary_, files = reference()
-    def changed(data, place): return data[:place] + bytes([data[place] ^ 1]) + data[place + 1:]
+
+
+    def changed(data, place):
+        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
     def not_finite(data):
-        with np.load(io.BytesIO(data)) as stored: return npz_bytes({name: np.where(np.arange(stored[name].size).reshape(stored[name].shape) == 7, np.nan, stored[name]).astype(np.float16) if name == "latents" else stored[name] for name in stored.files})
+        with np.load(io.BytesIO(data)) as stored:
+            return npz_bytes(
+                {
+                    name: (
+                        np.where(
+                            np.arange(stored[name].size).reshape(stored[name].shape) == 7, np.nan, stored[name]
+                        ).astype(np.float16)
+                        if name == "latents"
+                        else stored[name]
+                    )
+                    for name in stored.files
+                }
+            )
+
+
     def without(data, gone):
         with np.load(io.BytesIO(data)) as stored:
             return npz_bytes({name: stored[name] for name in stored.files if name != gone})
-    def record_says(data, **other): return json.dumps(json.loads(data) | other).encode()
+
+
+    def record_says(data, **other):
+        return json.dumps(json.loads(data) | other).encode()
+
+
     clip_, record_ = (sorted(name for name in files if name.startswith(folder))[0] for folder in ("clips", "records"))
     rows_ = json.loads(files[record_])["rows"]
-    damages = [(clip_, files[clip_][:-50]), (clip_, changed(files[clip_], 400)), (clip_, changed(files[clip_], len(files[clip_]) - 40)), (clip_, not_finite(files[clip_])), (clip_, files["_empty.npz"]), (clip_, b""), (clip_, without(files[clip_], "scaling_factor")),
-               ("_empty.npz", changed(files["_empty.npz"], 3000)), ("_empty.npz", files[clip_]), ("_empty.npz", b"text"),
-               ("cache.json", b"[" * 10**5), ("cache.json", b"{}"), ("manifest.parquet", changed(files["manifest.parquet"], 100)), ("manifest.parquet", b"PAR1"),
-               (record_, b"[" * 10**5), (record_, b"{}"), (record_, b"[]"), (record_, record_says(files[record_], rows=7)), (record_, record_says(files[record_], rows=[rows_[0] | {"thumbs": "x"}])),
-               (record_, record_says(files[record_], rows=[rows_[0] | {"caption": "another"}])), (record_, record_says(files[record_], sizes={"../../x": 1})), (record_, changed(files[record_], 12))]
+    damages = [
+        (clip_, files[clip_][:-50]),
+        (clip_, changed(files[clip_], 400)),
+        (clip_, changed(files[clip_], len(files[clip_]) - 40)),
+        (clip_, not_finite(files[clip_])),
+        (clip_, files["_empty.npz"]),
+        (clip_, b""),
+        (clip_, without(files[clip_], "scaling_factor")),
+        ("_empty.npz", changed(files["_empty.npz"], 3000)),
+        ("_empty.npz", files[clip_]),
+        ("_empty.npz", b"text"),
+        ("cache.json", b"[" * 10**5),
+        ("cache.json", b"{}"),
+        ("manifest.parquet", changed(files["manifest.parquet"], 100)),
+        ("manifest.parquet", b"PAR1"),
+        (record_, b"[" * 10**5),
+        (record_, b"{}"),
+        (record_, b"[]"),
+        (record_, record_says(files[record_], rows=7)),
+        (record_, record_says(files[record_], rows=[rows_[0] | {"thumbs": "x"}])),
+        (record_, record_says(files[record_], rows=[rows_[0] | {"caption": "another"}])),
+        (record_, record_says(files[record_], sizes={"../../x": 1})),
+        (record_, changed(files[record_], 12)),
+    ]
     with tempfile.TemporaryDirectory() as tmp:
-        out_ = Path(shutil.copytree(Path(holder.name)/"cache", tmp + "/cache"))
+        out_ = Path(shutil.copytree(Path(holder.name) / "cache", tmp + "/cache"))
         for name, data in damages:
-            (out_/name).write_bytes(data)
+            (out_ / name).write_bytes(data)
             again = run(items_, out_)
             assert folder_bytes(out_) == files, (name, data[:40])
-            assert again.complete and again.encoded + again.reused == (name == clip_) and again.unchanged == 4 - (name in (clip_, record_)), (name, again)
+            assert (
+                again.complete
+                and again.encoded + again.reused == (name == clip_)
+                and again.unchanged == 4 - (name in (clip_, record_))
+            ), (name, again)
 
 # %% ../nbs/18_dataset.ipynb #48a71e77
 def test_two_workers_or_two_ranks_give_the_bytes_of_one():
@@ -217,7 +352,8 @@ def test_two_workers_or_two_ranks_give_the_bytes_of_one():
         assert run(items_, tmp + "/workers", workers=3).complete and folder_bytes(tmp + "/workers") == files
         half_ = run(items_, tmp + "/ranks", rank=1, world=2, workers=1)
         assert not half_.complete and "manifest.parquet" not in folder_bytes(tmp + "/ranks")
-        with patch.dict(os.environ, RANK="0", WORLD_SIZE="2"): other = run(items_, tmp + "/ranks")
+        with patch.dict(os.environ, RANK="0", WORLD_SIZE="2"):
+            other = run(items_, tmp + "/ranks")
         assert other.complete and half_.files + other.files == 4 and folder_bytes(tmp + "/ranks") == files
 
 # %% ../nbs/18_dataset.ipynb #43e469f8
@@ -228,12 +364,17 @@ def test_a_changed_caption_changes_only_embeddings_and_a_changed_licence_only_wh
         old = {path.name: read_clip(path) for path in Path(tmp, "cache/clips").iterdir()}
         for change in ({"caption": "something else"}, {"licence": "CC BY"}):
             items_ = [replace(items_[0], **change), *items_[1:]]
-            with patch("tav_nb.encode.encode_frames", side_effect=AssertionError("latents were computed again")): summary_ = run(items_, tmp + "/cache")
+            with patch("tav_nb.encode.encode_frames", side_effect=AssertionError("latents were computed again")):
+                summary_ = run(items_, tmp + "/cache")
             assert (summary_.encoded, summary_.reused, summary_.unchanged) == (0, len(old), 1)
         run(items_, tmp + "/fresh")
         assert folder_bytes(tmp + "/cache") == folder_bytes(tmp + "/fresh")
         new = {path.name: read_clip(path) for path in Path(tmp, "cache/clips").iterdir()}
-        assert all(np.array_equal(new[name]["latents"], old[name]["latents"]) and not np.array_equal(new[name]["text_embeds"], old[name]["text_embeds"]) for name in old)
+        assert all(
+            np.array_equal(new[name]["latents"], old[name]["latents"])
+            and not np.array_equal(new[name]["text_embeds"], old[name]["text_embeds"])
+            for name in old
+        )
 
 # %% ../nbs/18_dataset.ipynb #7b0c1f66
 def test_another_vae_makes_all_latents_anew_and_no_embedding():
@@ -245,10 +386,12 @@ def test_another_vae_makes_all_latents_anew_and_no_embedding():
         kept = weight[0].clone()
         weight[0] += 0.5
         try:
-            with patch("tav_nb.encode.encode_text", side_effect=AssertionError("a caption was read again")): summary_ = run(items_, tmp + "/cache")
+            with patch("tav_nb.encode.encode_text", side_effect=AssertionError("a caption was read again")):
+                summary_ = run(items_, tmp + "/cache")
             assert summary_.encoded == len(old) and summary_.reused == 0
             run(items_, tmp + "/fresh")
-        finally: weight[0] = kept
+        finally:
+            weight[0] = kept
         assert folder_bytes(tmp + "/cache") == folder_bytes(tmp + "/fresh")
 
 # %% ../nbs/18_dataset.ipynb #3be8ee3e
@@ -281,9 +424,14 @@ def test_killed_in_the_middle_of_writing_it_leaves_nothing_that_looks_finished()
     with tempfile.TemporaryDirectory() as tmp:
         for last in (1, 3, 5):  # each file is synced, and then its folder
             left = iter(range(last - 1))
-            deadly = lambda file: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)
+
+            def deadly(file):
+                return next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)
+
             def dies():
-                with patch("os.fsync", deadly): run(items_, tmp + "/cache", workers=1)
+                with patch("os.fsync", deadly):
+                    run(items_, tmp + "/cache", workers=1)
+
             assert not killed_after(60, dies)
             names = [path.relative_to(tmp).as_posix() for path in Path(tmp, "cache").rglob("*") if path.is_file()]
             assert sum(".tav-" in name for name in names) == 1 and "cache/manifest.parquet" not in names, names
@@ -296,13 +444,19 @@ def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes(
     threads = threading.active_count()
     with tempfile.TemporaryDirectory() as tmp:
         size = min(len(data) for name, data in files.items() if name.startswith("clips/"))
+
         def on_a_full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, resource.RLIM_INFINITY))
-            try: run(items_, tmp + "/cache")
-            except DatasetError as error: Path(tmp, "said").write_text(str(error))
+            try:
+                run(items_, tmp + "/cache")
+            except DatasetError as error:
+                Path(tmp, "said").write_text(str(error))
+
         killed_after(60, on_a_full_disk)
         said = Path(tmp, "said").read_text()
-        assert "cannot be written: File too large" in said and "\n" not in said and threading.active_count() <= threads, said
+        assert "cannot be written: File too large" in said and "\n" not in said and threading.active_count() <= threads, (
+            said
+        )
         left = folder_bytes(tmp + "/cache")
         assert not any(".tav-" in name or name.startswith("clips/") for name in left) and "manifest.parquet" not in left
         assert run(items_, tmp + "/cache").complete and folder_bytes(tmp + "/cache") == files
@@ -311,12 +465,21 @@ def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes(
 def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
     with tempfile.TemporaryDirectory() as tmp:
         small_films(tmp, 1, 96)
-        for name in ("a_text.mp4", "b_empty.webm", "z_cut.mp4"): (Path(tmp)/name).write_bytes(b"" if name[0] == "b" else b"no video" if name[0] == "a" else Path(tmp, "film0.mp4").read_bytes()[:2000])
+        for name in ("a_text.mp4", "b_empty.webm", "z_cut.mp4"):
+            (Path(tmp) / name).write_bytes(
+                b"" if name[0] == "b" else b"no video" if name[0] == "a" else Path(tmp, "film0.mp4").read_bytes()[:2000]
+            )
         Path(tmp, "t.csv").write_text("file,caption\ngone.mp4,not there\n" + "film0.mp4,there\n")
         items_, told = open_source(tmp, caption="x"), []
-        summary_ = run(items_, tmp + "/cache", progress=lambda items, rows: told.append((items[0].path.name, [row["kept"] for row in rows])))
+        summary_ = run(
+            items_,
+            tmp + "/cache",
+            progress=lambda items, rows: told.append((items[0].path.name, [row["kept"] for row in rows])),
+        )
         assert summary_.files == 6 == len(told) and summary_.kept >= 1 and summary_.reasons["unreadable"] == 4, summary_
-        assert len(summary_.problems) == 4 and all("\n" not in line and ": unreadable: " in line for line in summary_.problems), summary_.problems
+        assert len(summary_.problems) == 4 and all(
+            "\n" not in line and ": unreadable: " in line for line in summary_.problems
+        ), summary_.problems
         assert run(items_, tmp + "/cache").unchanged == 6
         Path(tmp, "gone.mp4").write_bytes(Path(tmp, "film0.mp4").read_bytes() + b"more")
         back = run(items_, tmp + "/cache")
@@ -328,90 +491,126 @@ def test_what_cannot_be_prepared_is_one_line():
     with tempfile.TemporaryDirectory() as tmp:
         without = SimpleNamespace(**{part: getattr(micro(), part) for part in PARTS} | {"vae": None}, config=micro().config)
         Path(tmp, "file").write_text("x")
-        cases = [(lambda: prepare(items_, tmp + "/o", without), "no vae"), (lambda: run([replace(items_[0], caption=None)], tmp + "/o"), "no caption"), (lambda: run([], tmp + "/o"), "nothing to prepare"),
-                 (lambda: run(items_, tmp + "/file"), "cannot be a cache"), (lambda: run([items_[0]]*2, tmp + "/o"), "the name"), (lambda: run(items_, tmp + "/o", options=EncodeOptions(resolution=32)), "at least 64"),
-                 (lambda: EncodeOptions(multiple=12), "multiple of 8")]
+        cases = [
+            (lambda: prepare(items_, tmp + "/o", without), "no vae"),
+            (lambda: run([replace(items_[0], caption=None)], tmp + "/o"), "no caption"),
+            (lambda: run([], tmp + "/o"), "nothing to prepare"),
+            (lambda: run(items_, tmp + "/file"), "cannot be a cache"),
+            (lambda: run([items_[0]] * 2, tmp + "/o"), "the name"),
+            (lambda: run(items_, tmp + "/o", options=EncodeOptions(resolution=32)), "at least 64"),
+            (lambda: EncodeOptions(multiple=12), "multiple of 8"),
+        ]
         for attempt, word in cases:
-            try: attempt()
-            except ValueError as error: assert word in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{word}: nothing was said")
+            try:
+                attempt()
+            except ValueError as error:
+                assert word in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{word}: nothing was said")
         for module in ("pyarrow", "cv2"):
             with patch.dict("sys.modules", {module: None}):
-                try: run(items_, tmp + "/o")
-                except DatasetError as error: assert module in str(error) and "tav_nb[prepare]" in str(error)
-                else: raise AssertionError(f"{module} was hidden")
+                try:
+                    run(items_, tmp + "/o")
+                except DatasetError as error:
+                    assert module in str(error) and "tav_nb[prepare]" in str(error)
+                else:
+                    raise AssertionError(f"{module} was hidden")
 
 # %% ../nbs/18_dataset.ipynb #be9d6033
 def test_a_folder_of_drawings_is_a_source_like_any_other():
     with tempfile.TemporaryDirectory() as tmp:
         there = Path(tmp, "Hero/scene_1/composition")
         there.mkdir(parents=True)
-        for i, frame in enumerate(render(RUN, 12, 64, 64).frames): Image.fromarray(frame).save(there/f"{i:04d}.png")
+        for i, frame in enumerate(render(RUN, 12, 64, 64).frames):
+            Image.fromarray(frame).save(there / f"{i:04d}.png")
         items_ = open_source(tmp, caption="a hero", fps=6)
         summary_ = run(items_, tmp + "/cache", shots=ShotOptions(fps=6))
         row = pq.read_table(tmp + "/cache/manifest.parquet").to_pylist()[0]
-        assert summary_.kept == 1 and row["licence"] == "CC BY" and abs(row["fps"] - 6) < 0.1 and run(items_, tmp + "/cache", shots=ShotOptions(fps=6)).unchanged == 1
-        Image.fromarray(255 - frame).save(there/"0011.png")
+        assert (
+            summary_.kept == 1
+            and row["licence"] == "CC BY"
+            and abs(row["fps"] - 6) < 0.1
+            and run(items_, tmp + "/cache", shots=ShotOptions(fps=6)).unchanged == 1
+        )
+        Image.fromarray(255 - frame).save(there / "0011.png")
         assert run(items_, tmp + "/cache", shots=ShotOptions(fps=6)).unchanged == 0, "a drawing has changed"
 
 # %% ../nbs/18_dataset.ipynb #2995296a
 def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
     with tempfile.TemporaryDirectory() as tmp:
-        folder = Path(tmp)/"films"
+        folder = Path(tmp) / "films"
         folder.mkdir()
         small_films(folder, 1)
-        (folder/"second.mp4").write_bytes((folder/"film0.mp4").read_bytes())
-        (folder/"second.txt").write_text("something else")
-        summary = run(open_source(folder), Path(tmp)/"cache")
+        (folder / "second.mp4").write_bytes((folder / "film0.mp4").read_bytes())
+        (folder / "second.txt").write_text("something else")
+        summary = run(open_source(folder), Path(tmp) / "cache")
         assert summary.kept == 1 and summary.reasons["copy"] == 1
-        reasons = {Path(row["file"]).name: row["reason"] for row in pq.read_table(Path(tmp)/"cache/manifest.parquet").to_pylist()}
+        reasons = {
+            Path(row["file"]).name: row["reason"] for row in pq.read_table(Path(tmp) / "cache/manifest.parquet").to_pylist()
+        }
         assert reasons["second.mp4"] == "copy: the same bytes as films/film0.mp4, which has another caption", reasons
         with patch("tav_nb.dataset.content", None), patch("tav_nb.encode.content", None):
-            assert run(open_source(folder), Path(tmp)/"cache").unchanged == 3
-        (folder/"film0.mp4").unlink()
-        (folder/"film0.txt").unlink()
-        run(open_source(folder), Path(tmp)/"cache")
-        assert {Path(row["file"]).name: row["kept"] for row in pq.read_table(Path(tmp)/"cache/manifest.parquet").to_pylist()} == {"second.mp4": True, "still.mp4": False}
+            assert run(open_source(folder), Path(tmp) / "cache").unchanged == 3
+        (folder / "film0.mp4").unlink()
+        (folder / "film0.txt").unlink()
+        run(open_source(folder), Path(tmp) / "cache")
+        assert {
+            Path(row["file"]).name: row["kept"] for row in pq.read_table(Path(tmp) / "cache/manifest.parquet").to_pylist()
+        } == {"second.mp4": True, "still.mp4": False}
 
 # %% ../nbs/18_dataset.ipynb #820d3ed4
 def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_first():
     with tempfile.TemporaryDirectory() as tmp:
-        one, two, out = Path(tmp)/"one", Path(tmp)/"two", Path(tmp)/"cache"
+        one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"
         for folder, count in ((one, 2), (two, 1)):
             folder.mkdir()
             small_films(folder, count)
-            for path in folder.glob("still.*"): path.unlink()
-        for path in two.glob("film0.*"): path.rename(path.with_stem("other"))
-        write_video(render(Scene(action="run left", x=0.8, speed=-0.03), 14, 96, 144).frames, two/"other.mp4", fps=12)
-        listed = lambda: {Path(row["file"]).name for row in pq.read_table(out/"manifest.parquet").to_pylist() if row["kept"]}
+            for path in folder.glob("still.*"):
+                path.unlink()
+        for path in two.glob("film0.*"):
+            path.rename(path.with_stem("other"))
+        write_video(render(Scene(action="run left", x=0.8, speed=-0.03), 14, 96, 144).frames, two / "other.mp4", fps=12)
+
+        def listed():
+            return {Path(row["file"]).name for row in pq.read_table(out / "manifest.parquet").to_pylist() if row["kept"]}
+
         run(open_source(one), out)
         before = folder_bytes(out)
-        for items in (open_source(two), open_source(one/"film1.mp4")):
-            try: run(items, out)
-            except DatasetError as error: assert "manifest lists" in str(error) and f"such as {one}/film" in str(error) and "delete" in str(error) and "\n" not in str(error), error
-            else: raise AssertionError("clips left the manifest")
+        for items in (open_source(two), open_source(one / "film1.mp4")):
+            try:
+                run(items, out)
+            except DatasetError as error:
+                assert (
+                    "manifest lists" in str(error)
+                    and f"such as {one}/film" in str(error)
+                    and "delete" in str(error)
+                    and "\n" not in str(error)
+                ), error
+            else:
+                raise AssertionError("clips left the manifest")
             assert folder_bytes(out) == before
         run(open_source(one)[:1], out, source_items=open_source(one))
         assert listed() == {"film0.mp4"}, "a part of the same source"
         run(open_source(one), out)
         assert folder_bytes(out) == before
-        both = Path(tmp)/"both"
+        both = Path(tmp) / "both"
         both.mkdir()
-        for folder in (one, two): (both/folder.name).symlink_to(folder)
+        for folder in (one, two):
+            (both / folder.name).symlink_to(folder)
         run(open_source(both), out)
         assert listed() == {"film0.mp4", "film1.mp4", "other.mp4"}, "a source that holds more"
-        (both/"two").unlink()
-        (one/"film1.mp4").unlink()
-        (one/"film1.txt").unlink()
+        (both / "two").unlink()
+        (one / "film1.mp4").unlink()
+        (one / "film1.txt").unlink()
         run(open_source(both), out)
         assert listed() == {"film0.mp4"}, "files that are gone"
-        (out/"manifest.parquet").unlink()
+        (out / "manifest.parquet").unlink()
         run(open_source(two), out)
         assert listed() == {"other.mp4"}, "once the manifest is deleted"
-        one.rename(Path(tmp)/"uno")
-        run(open_source(Path(tmp)/"uno"), Path(tmp)/"cache2")
-        (Path(tmp)/"uno").rename(Path(tmp)/"due")
-        assert run(open_source(Path(tmp)/"due"), Path(tmp)/"cache2").kept == 1, "a source under another name"
+        one.rename(Path(tmp) / "uno")
+        run(open_source(Path(tmp) / "uno"), Path(tmp) / "cache2")
+        (Path(tmp) / "uno").rename(Path(tmp) / "due")
+        assert run(open_source(Path(tmp) / "due"), Path(tmp) / "cache2").kept == 1, "a source under another name"
 
 # %% ../nbs/18_dataset.ipynb #37fbf9db
 @pytest.mark.slow
@@ -426,11 +625,30 @@ summary = prepare(open_source(sys.argv[1], licence="CC0"), sys.argv[2], load_pip
 open(f"{sys.argv[2]}/rank{ranks()[0]}", "w").write(str(summary.files))
 """
     with tempfile.TemporaryDirectory() as tmp:
-        with quiet(): micro().save_pretrained(tmp + "/model")
+        with quiet():
+            micro().save_pretrained(tmp + "/model")
         prepare(items_, tmp + "/alone", load_pipeline(tmp + "/model"), options=SMALL)
         Path(tmp, "work.py").write_text(code)
-        for name, launcher in (("torchrun", ["torch.distributed.run", "--nproc-per-node=2"]), ("accelerate", ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"])):
-            subprocess.run([sys.executable, "-m", *launcher, tmp + "/work.py", holder.name, f"{tmp}/{name}", tmp + "/model"], check=True, capture_output=True)
+        for name, launcher in (
+            ("torchrun", ["torch.distributed.run", "--nproc-per-node=2"]),
+            (
+                "accelerate",
+                [
+                    "accelerate.commands.launch",
+                    "--multi_gpu",
+                    "--num_processes=2",
+                    "--num_machines=1",
+                    "--mixed_precision=no",
+                    "--dynamo_backend=no",
+                ],
+            ),
+        ):
+            subprocess.run(
+                [sys.executable, "-m", *launcher, tmp + "/work.py", holder.name, f"{tmp}/{name}", tmp + "/model"],
+                check=True,
+                capture_output=True,
+            )
             said = [Path(tmp, name, f"rank{i}").read_text() for i in (0, 1)]
-            for i in (0, 1): Path(tmp, name, f"rank{i}").unlink()
+            for i in (0, 1):
+                Path(tmp, name, f"rank{i}").unlink()
             assert said == ["2", "2"] and folder_bytes(f"{tmp}/{name}") == folder_bytes(tmp + "/alone"), (name, said)

@@ -17,9 +17,17 @@ def hdr_signal(rgb, transfer, white=WHITE):
     signal = rgb / 255
     light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
     light = np.clip(light @ np.linalg.inv(matrix_to_709(9).astype(float)).T, 0, 1)
-    if transfer == "pq": return np.round(65535 * light_to_pq(light * white)).astype(np.uint16)
+    if transfer == "pq":
+        return np.round(65535 * light_to_pq(light * white)).astype(np.uint16)
     light = light * 0.26496  # HLG's white
-    return np.round(65535 * np.where(light <= 1 / 12, np.sqrt(3 * light), 0.17883277 * np.log(np.maximum(12 * light - 0.28466892, 1e-9)) + 0.55991073)).astype(np.uint16)
+    return np.round(
+        65535
+        * np.where(
+            light <= 1 / 12,
+            np.sqrt(3 * light),
+            0.17883277 * np.log(np.maximum(12 * light - 0.28466892, 1e-9)) + 0.55991073,
+        )
+    ).astype(np.uint16)
 
 # %% ../nbs/42_decoder.ipynb #1c3292f4
 def test_what_is_no_regular_file_is_refused_and_not_waited_for():
@@ -27,34 +35,62 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for():
         pipe = Path(folder) / "a.mp4"
         os.mkfifo(pipe)
         for path in (pipe, Path("/dev/zero"), Path(folder)):
-            try: check_regular(path)
-            except DecodeError as error: assert "regular" in str(error)
-            else: raise AssertionError(f"{path} was taken for a file")
+            try:
+                check_regular(path)
+            except DecodeError as error:
+                assert "regular" in str(error)
+            else:
+                raise AssertionError(f"{path} was taken for a file")
 
 # %% ../nbs/42_decoder.ipynb #ce81a52e
 def test_limits_refuse_what_is_beyond_them_and_nothing_else():
-    good, bad = [(7680, 4320, 1), (720, 576, 64 / 45), (1, 1, 1), (1440, 1080, 4 / 3)], [(13_000, 13_000, 1), (640, 480, 20_000), (640, 480, 1 / 20_000), (0, 10, 1), (10, -1, 1), (7680, 4320, 2), (7680, 4320, 0.5), (640, 480, math.inf), (640, 480, math.nan), (640, 480, 0)]
-    for size in good: Limits().check_size(*size)
+    good, bad = (
+        [(7680, 4320, 1), (720, 576, 64 / 45), (1, 1, 1), (1440, 1080, 4 / 3)],
+        [
+            (13_000, 13_000, 1),
+            (640, 480, 20_000),
+            (640, 480, 1 / 20_000),
+            (0, 10, 1),
+            (10, -1, 1),
+            (7680, 4320, 2),
+            (7680, 4320, 0.5),
+            (640, 480, math.inf),
+            (640, 480, math.nan),
+            (640, 480, 0),
+        ],
+    )
+    for size in good:
+        Limits().check_size(*size)
     for size in bad:
-        try: Limits().check_size(*size)
-        except (DecodeError, ZeroDivisionError) as error: assert isinstance(error, DecodeError) and "\n" not in str(error), size
-        else: raise AssertionError(f"{size} was let through")
+        try:
+            Limits().check_size(*size)
+        except (DecodeError, ZeroDivisionError) as error:
+            assert isinstance(error, DecodeError) and "\n" not in str(error), size
+        else:
+            raise AssertionError(f"{size} was let through")
     check = Limits(max_source_frames=3, max_duration=10, max_seconds=100).watch()
     check(3, 10.0)
     for count, moment in ((4, 1.0), (1, 11.0), (1, math.nan), (1, 1e9)):
-        try: check(count, moment)
-        except DecodeError as error: assert "--max-" in str(error)
-        else: raise AssertionError((count, moment))
+        try:
+            check(count, moment)
+        except DecodeError as error:
+            assert "--max-" in str(error)
+        else:
+            raise AssertionError((count, moment))
 
 # %% ../nbs/42_decoder.ipynb #6e9e9c0a
 def test_the_curves_of_pq_and_hlg_have_the_published_values():
     published = {0.0: 0.0, 100: 0.508, 203: 0.581, 1000: 0.752, 4000: 0.903, 10_000: 1.0}  # BT.2408, BT.2390
-    for light, signal in published.items(): assert abs(light_to_pq(light) - signal) < 6e-4, (light, light_to_pq(light))
+    for light, signal in published.items():
+        assert abs(light_to_pq(light) - signal) < 6e-4, (light, light_to_pq(light))
     signals = np.linspace(0, 1, 1001)
     assert np.abs(light_to_pq(pq_to_light(signals)) - signals).max() < 1e-6
     assert abs(pq_to_light(0.5) - 92.245709) < 1e-4  # colour-science
-    for signal, light in {0: 0, 0.5: 1 / 12, 0.75: 0.26496, 1: 1, 0.38: 0.38**2 / 3}.items(): assert abs(hlg_to_scene(signal) - light) < 1e-5, signal
-    assert hlg_gamma(1000) == 1.2 and abs(hlg_gamma(2000) - 1.326) < 1e-3 and abs(1000 * hlg_to_scene(0.75) ** 1.2 - 203) < 0.5
+    for signal, light in {0: 0, 0.5: 1 / 12, 0.75: 0.26496, 1: 1, 0.38: 0.38**2 / 3}.items():
+        assert abs(hlg_to_scene(signal) - light) < 1e-5, signal
+    assert (
+        hlg_gamma(1000) == 1.2 and abs(hlg_gamma(2000) - 1.326) < 1e-3 and abs(1000 * hlg_to_scene(0.75) ** 1.2 - 203) < 0.5
+    )
 
 # %% ../nbs/42_decoder.ipynb #978f48ca
 def test_the_tone_curve_rises_to_white_and_changes_nothing_below_its_knee():
@@ -72,7 +108,9 @@ def test_colours_of_bt2020_have_the_published_place_among_those_of_bt709():
     assert np.abs(matrix_to_709(9) - published).max() < 1e-4
     p3 = [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]]  # CSS Color 4, its sample code
     assert np.abs(matrix_to_709(12) - p3).max() < 5e-4
-    assert np.allclose(matrix_to_709(1), np.eye(3)) and all(np.allclose(matrix_to_709(p).sum(1), 1, atol=1e-6) for p in RGB_AND_WHITE)
+    assert np.allclose(matrix_to_709(1), np.eye(3)) and all(
+        np.allclose(matrix_to_709(p).sum(1), 1, atol=1e-6) for p in RGB_AND_WHITE
+    )
     assert np.abs(xyz_matrix(9)[1] - [0.2627, 0.6780, 0.0593]).max() < 1e-4  # BT.2020's luminance
 
 # %% ../nbs/42_decoder.ipynb #4548fabf
@@ -85,7 +123,10 @@ def test_an_ordinary_picture_survives_as_hdr():
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
     for transfer in ("pq", "hlg"):
         back = to_srgb(hdr_signal(greys, transfer), transfer).astype(int)
-        assert (np.ptp(back, axis=1) <= 1).all() and (np.diff(back[:, 0]) >= 0).all() and abs(back[-1, 0] - 229) < 8, (transfer, back[-1])
+        assert (np.ptp(back, axis=1) <= 1).all() and (np.diff(back[:, 0]) >= 0).all() and abs(back[-1, 0] - 229) < 8, (
+            transfer,
+            back[-1],
+        )
         assert to_srgb(np.full((1, 3), 65535, np.uint16), transfer).min() >= 254
     wide = to_srgb(np.array([(65535, 0, 0), (0, 65535, 0), (32768, 32768, 32768)], np.uint16), "sdr")
     assert wide.tolist() == [[255, 0, 0], [0, 255, 0], [128, 128, 128]]
@@ -98,25 +139,37 @@ def test_a_list_of_other_files_is_no_video_whatever_it_is_called():
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=10)
             stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")) + stream.encode(None): container.mux(packet)
-        with open_video(path) as video: assert sum(len(video.decode(packet)) for packet in video.container.demux(video.stream)) == 1
+            for packet in stream.encode(
+                av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            ) + stream.encode(None):
+                container.mux(packet)
+        with open_video(path) as video:
+            assert sum(len(video.decode(packet)) for packet in video.container.demux(video.stream)) == 1
         listed = Path(folder) / "list.mp4"
         listed.write_text("ffconcat version 1.0\nfile a.mp4\n")
         try:
-            with open_video(listed): raise AssertionError("the list was followed")
-        except av.FFmpegError: pass
+            with open_video(listed):
+                raise AssertionError("the list was followed")
+        except av.FFmpegError:
+            pass
 
 # %% ../nbs/42_decoder.ipynb #f9bc676f
 def test_frames_are_deinterlaced_although_their_size_changes():
     def woven(height, width, count):
         "Frames that move by 6 pixels each, and half of that between their fields"
-        wide = np.random.default_rng(0).integers(0, 256, (1, width // 4 + 2 * count), dtype=np.uint8).repeat(4, 1).repeat(height, 0)
+        wide = (
+            np.random.default_rng(0)
+            .integers(0, 256, (1, width // 4 + 2 * count), dtype=np.uint8)
+            .repeat(4, 1)
+            .repeat(height, 0)
+        )
         for i in range(count):
             image = wide[:, 6 * i : 6 * i + width].copy()
             image[1::2] = wide[1::2, 6 * i + 3 : 6 * i + 3 + width]
             frame = av.VideoFrame.from_ndarray(image, format="gray")
             frame.pts, frame.time_base = i, Fraction(1, 25)
             yield frame
+
 
     frames = [*woven(144, 64, 4), *woven(192, 80, 4), *woven(144, 64, 1)]
     seen = list(deinterlace(frames, "interlaced", 25))
@@ -125,19 +178,27 @@ def test_frames_are_deinterlaced_although_their_size_changes():
     assert list(deinterlace(frames, "", 25)) == frames
     for height, count, fields in (144, 24, "interlaced"), (144, 5, ""), (142, 24, ""):
         detector = FieldDetector(25)
-        for frame in woven(height, 192, count): detector.look(frame)
+        for frame in woven(height, 192, count):
+            detector.look(frame)
         assert detector.fields == fields, (height, count)
 
 # %% ../nbs/42_decoder.ipynb #7caea149
 def test_one_time_stamp_that_comes_twice_costs_one_frame_and_many_are_a_problem():
     class Stamped:
-        def __init__(self, time): self.time = time
+        def __init__(self, time):
+            self.time = time
+
 
     clock = Clock(10)
-    assert [clock(Stamped(t)) for t in (5.0, 5.1, 5.1, None, 5.3)] == [0.0, 5.1 - 5, None, 5.1 - 5 + 0.1, 5.3 - 5] and clock.repeated == 1 and not clock.problem
+    assert (
+        [clock(Stamped(t)) for t in (5.0, 5.1, 5.1, None, 5.3)] == [0.0, 5.1 - 5, None, 5.1 - 5 + 0.1, 5.3 - 5]
+        and clock.repeated == 1
+        and not clock.problem
+    )
     for stamps in ([0, 1, 2, 3, 4, 0, 1, 2, 3], [1] * 9, [0, -1, -2, -3, -4]):
         clock = Clock(10)
-        for t in stamps: clock(Stamped(t))
+        for t in stamps:
+            clock(Stamped(t))
         assert f"of {len(stamps)} frames" in clock.problem, stamps
     clock = Clock(25)
     assert [clock(Stamped(None)) for _ in range(3)] == [0.0, 0.04, 0.08]
@@ -147,6 +208,7 @@ def test_stills_of_every_kind_become_upright_rgb():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     rgb = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
+
         def stored(image, name="a.png", **options):
             image.save(f"{folder}/{name}", **options)
             ((pixels, moment),) = iter_images(Path(folder) / name)
@@ -158,7 +220,9 @@ def test_stills_of_every_kind_become_upright_rgb():
         assert np.array_equal(stored(Image.fromarray(grey.astype(np.float32) / 255), "a.tif"), deep), "floats"
         assert np.array_equal(stored(Image.fromarray(grey)), deep) and np.array_equal(stored(Image.fromarray(rgb)), rgb)
         assert np.array_equal(stored(Image.fromarray(grey > 99)), 255 * np.repeat((grey > 99)[..., None], 3, 2))
-        assert np.array_equal(stored(Image.merge("LA", [Image.fromarray(grey), Image.new("L", (16, 16), 0)])), np.full((16, 16, 3), 255)), "grey upon nothing"
+        assert np.array_equal(
+            stored(Image.merge("LA", [Image.fromarray(grey), Image.new("L", (16, 16), 0)])), np.full((16, 16, 3), 255)
+        ), "grey upon nothing"
         half = stored(Image.merge("RGBA", [*Image.new("RGB", (4, 4), (255, 0, 0)).split(), Image.new("L", (4, 4), 128)]))
         assert half[0, 0].tolist() == [255, 127, 127]
         palette = Image.fromarray(rgb).quantize(8)
@@ -171,24 +235,54 @@ def test_stills_of_every_kind_become_upright_rgb():
             seen = stored(Image.fromarray(rgb), exif=exif)
             marked = Image.fromarray(rgb)
             marked.getexif()[0x0112] = way
-            assert np.array_equal(seen, np.asarray(ImageOps.exif_transpose(marked))) and (seen.shape == (20, 12, 3)) == (way > 4), way
+            assert np.array_equal(seen, np.asarray(ImageOps.exif_transpose(marked))) and (seen.shape == (20, 12, 3)) == (
+                way > 4
+            ), way
 
 # %% ../nbs/42_decoder.ipynb #a07801d1
 def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_not_believed():
     def display_p3():
         "The bytes of an ICC profile: sRGB's curve, the colours of Display P3"
-        bradford = np.array([[1.0478112, 0.0228866, -0.0501270], [0.0295424, 0.9904844, -0.0170491], [-0.0092345, 0.0150436, 0.7521316]])  # from D65 to the D50 of profiles
-        xyz = lambda x, y, z: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in (x, y, z)))
-        text = "Display P3".encode() + b"\0"
-        tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78), b"wtpt": xyz(0.9642, 1, 0.8249), b"cprt": b"text\0\0\0\0none\0"}
+        bradford = np.array(
+            [[1.0478112, 0.0228866, -0.0501270], [0.0295424, 0.9904844, -0.0170491], [-0.0092345, 0.0150436, 0.7521316]]
+        )  # from D65 to the D50 of profiles
+
+        def xyz(x, y, z):
+            return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in (x, y, z)))
+
+        text = b"Display P3" + b"\0"
+        tags = {
+            b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78),
+            b"wtpt": xyz(0.9642, 1, 0.8249),
+            b"cprt": b"text\0\0\0\0none\0",
+        }
         tags |= {name: xyz(*(bradford @ xyz_matrix(12))[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
-        tags |= {name: b"para\0\0\0\0" + struct.pack(">HH5i", 3, 0, *(round(v * 65536) for v in (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))) for name in (b"rTRC", b"gTRC", b"bTRC")}
+        tags |= {
+            name: (
+                b"para\0\0\0\0"
+                + struct.pack(
+                    ">HH5i", 3, 0, *(round(v * 65536) for v in (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))
+                )
+            )
+            for name in (b"rTRC", b"gTRC", b"bTRC")
+        }
         table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
         for name, data in tags.items():
             data += bytes(-len(data) % 4)
             table, body = table + name + struct.pack(">II", start + len(body), len(data)), body + data
-        head = struct.pack(">I4sI4s4s4s12x4s28x3i48x", start + len(body), b"\0\0\0\0", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp", *(round(v * 65536) for v in (0.9642, 1, 0.8249)))
+        head = struct.pack(
+            ">I4sI4s4s4s12x4s28x3i48x",
+            start + len(body),
+            b"\0\0\0\0",
+            0x02400000,
+            b"mntr",
+            b"RGB ",
+            b"XYZ ",
+            b"acsp",
+            *(round(v * 65536) for v in (0.9642, 1, 0.8249)),
+        )
         return head + struct.pack(">I", len(tags)) + table + body
+
 
     rgb = np.array([(200, 60, 60), (128, 128, 128), (90, 160, 90), (255, 255, 255)], np.uint8)[None]
     light = _srgb_decoded(rgb / 255) @ matrix_to_709(12).T.astype(float)
@@ -199,7 +293,12 @@ def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_not_bel
     transparent = image.convert("RGBA")
     transparent.info["icc_profile"] = display_p3()
     assert np.array_equal(image_pixels(transparent), image_pixels(image))
-    for profile in (b"", b"no profile", display_p3()[:200], ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()):
+    for profile in (
+        b"",
+        b"no profile",
+        display_p3()[:200],
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ):
         image.info["icc_profile"] = profile
         assert np.array_equal(image_pixels(image), rgb), len(profile)
 
@@ -210,29 +309,44 @@ def test_a_png_whose_chunks_state_another_gamma_or_the_colours_of_a_video_become
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     rgb = np.stack([ramp, ramp[::-1], ramp.T], 2)
 
+
     def with_chunks(pixels, **chunks):
         "What is seen of a PNG with these chunks"
         info = PngImagePlugin.PngInfo()
-        for name, data in chunks.items(): info.add(name.encode(), data)
+        for name, data in chunks.items():
+            info.add(name.encode(), data)
         with tempfile.TemporaryDirectory() as folder:
             Image.fromarray(pixels).save(f"{folder}/a.png", pnginfo=info)
-            with open_image(Path(folder) / "a.png") as image: seen = image_pixels(image)
+            with open_image(Path(folder) / "a.png") as image:
+                seen = image_pixels(image)
             ((again, _),) = iter_images(Path(folder) / "a.png")
             assert np.array_equal(seen, again)
         return seen
 
-    gamma = lambda value: struct.pack(">I", round(value * 100_000))
+
+    def gamma(value):
+        return struct.pack(">I", round(value * 100_000))
+
+
     for value in 1.0, 0.55556:
         right = np.round(255 * _srgb_encoded((rgb / 255) ** (1 / value)))
         assert np.array_equal(with_chunks(rgb, gAMA=gamma(value)), right) and np.abs(right - rgb).max() > 10
         assert np.array_equal(with_chunks(ramp, gAMA=gamma(value)), right[..., :1].repeat(3, 2)), "grey"
-        assert np.array_equal(with_chunks(ramp.astype(np.uint16) * 257, gAMA=gamma(value)), right[..., :1].repeat(3, 2)), "16 bits of grey"
-        assert np.array_equal(with_chunks(np.dstack([rgb, np.full_like(ramp, 255)]), gAMA=gamma(value)), right), "opaque alpha"
+        assert np.array_equal(with_chunks(ramp.astype(np.uint16) * 257, gAMA=gamma(value)), right[..., :1].repeat(3, 2)), (
+            "16 bits of grey"
+        )
+        assert np.array_equal(with_chunks(np.dstack([rgb, np.full_like(ramp, 255)]), gAMA=gamma(value)), right), (
+            "opaque alpha"
+        )
         assert np.array_equal(with_chunks(rgb, gAMA=gamma(value), sRGB=b"\0"), rgb), "sRGB comes before gAMA"
-    for value in 0.45455, 0, 42_000: assert np.array_equal(with_chunks(rgb, gAMA=gamma(value)), rgb), value
+    for value in 0.45455, 0, 42_000:
+        assert np.array_equal(with_chunks(rgb, gAMA=gamma(value)), rgb), value
     for primaries, transfer, kind in (9, 16, "pq"), (9, 18, "hlg"), (12, 13, "sdr"):
         right = to_srgb(rgb.astype(np.uint16) * 257, kind, primaries)
-        assert np.array_equal(with_chunks(rgb, cICP=bytes([primaries, transfer, 0, 1])), right) and np.abs(right.astype(int) - rgb).max() > 10, kind
+        assert (
+            np.array_equal(with_chunks(rgb, cICP=bytes([primaries, transfer, 0, 1])), right)
+            and np.abs(right.astype(int) - rgb).max() > 10
+        ), kind
     assert np.array_equal(with_chunks(rgb, cICP=bytes([1, 13, 0, 1]), gAMA=gamma(0.45455)), rgb)
 
 # %% ../nbs/42_decoder.ipynb #3f6193a1
@@ -241,10 +355,21 @@ def test_what_unfolds_to_more_than_the_limits_allow_is_refused_before_it_does():
         small, large, many = (Path(folder) / name for name in ("small.png", "large.png", "many.gif"))
         Image.new("L", (300, 200)).save(small)
         Image.new("1", (20_000, 20_000)).save(large)
-        Image.new("L", (100, 100)).save(many, save_all=True, append_images=[Image.new("L", (100, 100), 5 * i) for i in range(1, 40)], duration=50)
+        Image.new("L", (100, 100)).save(
+            many, save_all=True, append_images=[Image.new("L", (100, 100), 5 * i) for i in range(1, 40)], duration=50
+        )
         assert len(list(iter_images(small))) == 1 and len(list(iter_images(many))) == 40
-        cases = (large, Limits(), "--max-pixels"), (small, Limits(max_pixels=59_999), "--max-pixels"), (many, Limits(max_unfolded=40 * 2**15 - 1), "--max-unfolded"), (many, Limits(max_source_frames=39), "--max-source-frames"), (many, Limits(max_duration=1), "--max-duration")
+        cases = (
+            (large, Limits(), "--max-pixels"),
+            (small, Limits(max_pixels=59_999), "--max-pixels"),
+            (many, Limits(max_unfolded=40 * 2**15 - 1), "--max-unfolded"),
+            (many, Limits(max_source_frames=39), "--max-source-frames"),
+            (many, Limits(max_duration=1), "--max-duration"),
+        )
         for path, limits, option in cases:
-            try: list(iter_images(path, limits))
-            except DecodeError as error: assert option in str(error) and "\n" not in str(error)
-            else: raise AssertionError(f"{path.name} was read with {limits}")
+            try:
+                list(iter_images(path, limits))
+            except DecodeError as error:
+                assert option in str(error) and "\n" not in str(error)
+            else:
+                raise AssertionError(f"{path.name} was read with {limits}")

@@ -17,58 +17,103 @@ import tempfile
 import torch
 
 # %% ../nbs/32_directing.ipynb #d648daa3
-SMALL = dict(num_frames=4, height=64, width=64, steps=2, guidance_scale=1.)
+SMALL = dict(num_frames=4, height=64, width=64, steps=2, guidance_scale=1.0)
 
-def psnr(a, b): return 10 * np.log10(255**2 / max(((a.astype(float) - b)**2).mean(), 1e-9))
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / max(((a.astype(float) - b) ** 2).mean(), 1e-9))
 
 # %% ../nbs/32_directing.ipynb #1894df86
 def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_line():
-    assert by_frame('a girl in 16:9, at 12:30') == {0: 'a girl in 16:9, at 12:30'}
-    assert by_frame('0: a girl stands, 8: a girl:2 waves') == by_frame({'8': 'a girl:2 waves', 0: 'a girl stands'}) == {0: 'a girl stands', 8: 'a girl:2 waves'}
-    assert by_frame(' 8:a girl\n12: waves ') == {8: 'a girl', 12: 'waves'}
-    assert by_frame('0:1 24:7', 'seed') == by_frame({24: 7, 0: 1}, 'seed') == {0: 1, 24: 7} and by_frame(7, 'seed') == by_frame('7', 'seed') == {0: 7}
-    for given, what, said in [('24: a 0: b', 'prompt', 'frame 0 comes after the one for frame 24'), ('0: a 0: b', 'prompt', 'each frame once'), ('a girl 24: b', 'prompt', "'a girl' stands before"),
-                              ('0: a 8: ', 'prompt', 'no prompt for frame 8'), (' ', 'prompt', 'empty'), ('-1: a', 'prompt', "'-1' is not the number"), ('0: a 1.5: b', 'prompt', "'1.5'"),
-                              ({0: 'a', -3: 'b'}, 'prompt', '-3'), ({0: None}, 'prompt', 'empty'), ('0: x', 'seed', "'x' is not a seed"), ('0: -1', 'seed', "'-1'"), ('', 'seed', 'seed'), (f'0: {2**63}', 'seed', 'seed')]:
-        try: by_frame(given, what)
-        except DirectionError as error: assert said in str(error) and '\n' not in str(error), (given, str(error))
-        else: assert False, given
+    assert by_frame("a girl in 16:9, at 12:30") == {0: "a girl in 16:9, at 12:30"}
+    assert (
+        by_frame("0: a girl stands, 8: a girl:2 waves")
+        == by_frame({"8": "a girl:2 waves", 0: "a girl stands"})
+        == {0: "a girl stands", 8: "a girl:2 waves"}
+    )
+    assert by_frame(" 8:a girl\n12: waves ") == {8: "a girl", 12: "waves"}
+    assert by_frame("0:1 24:7", "seed") == by_frame({24: 7, 0: 1}, "seed") == {0: 1, 24: 7} and by_frame(
+        7, "seed"
+    ) == by_frame("7", "seed") == {0: 7}
+    for given, what, said in [
+        ("24: a 0: b", "prompt", "frame 0 comes after the one for frame 24"),
+        ("0: a 0: b", "prompt", "each frame once"),
+        ("a girl 24: b", "prompt", "'a girl' stands before"),
+        ("0: a 8: ", "prompt", "no prompt for frame 8"),
+        (" ", "prompt", "empty"),
+        ("-1: a", "prompt", "'-1' is not the number"),
+        ("0: a 1.5: b", "prompt", "'1.5'"),
+        ({0: "a", -3: "b"}, "prompt", "-3"),
+        ({0: None}, "prompt", "empty"),
+        ("0: x", "seed", "'x' is not a seed"),
+        ("0: -1", "seed", "'-1'"),
+        ("", "seed", "seed"),
+        (f"0: {2**63}", "seed", "seed"),
+    ]:
+        try:
+            by_frame(given, what)
+        except DirectionError as error:
+            assert said in str(error) and "\n" not in str(error), (given, str(error))
+        else:
+            raise AssertionError(given)
 
 # %% ../nbs/32_directing.ipynb #2fc9a3ec
 def test_prompts_travel_in_straight_lines_through_tokens_and_pooled_alike():
     keys = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
     way = travel(keys, [2, 6], 9)
-    for frame, share in ((0, 0), (2, 0), (3, .25), (6, 1), (8, 1)): torch.testing.assert_close(way[frame], (1 - share) * keys[0] + share * keys[1])
-    assert torch.equal(travel(keys[:1].half(), [0], 3), keys[:1].half().expand(3, -1, -1)), 'one prompt stays as it is'
+    for frame, share in ((0, 0), (2, 0), (3, 0.25), (6, 1), (8, 1)):
+        torch.testing.assert_close(way[frame], (1 - share) * keys[0] + share * keys[1])
+    assert torch.equal(travel(keys[:1].half(), [0], 3), keys[:1].half().expand(3, -1, -1)), "one prompt stays as it is"
     pipe = embedded_pipeline()
-    both, stand, wave = (conditions(pipe, text, 5, 64, 64, negative_prompt='night') for text in ({0: 'a girl stands', 4: 'a boy waves'}, 'a girl stands', 'a boy waves'))
-    for pick in (lambda c: c['encoder_hidden_states'], lambda c: c['added_cond_kwargs']['text_embeds']):
-        torch.testing.assert_close(pick(both)[:5], pick(stand)[:5], msg='without the prompt nothing changes')
-        for frame in range(5): torch.testing.assert_close(pick(both)[5 + frame], torch.lerp(pick(stand)[5], pick(wave)[5], frame / 4))
+    both, stand, wave = (
+        conditions(pipe, text, 5, 64, 64, negative_prompt="night")
+        for text in ({0: "a girl stands", 4: "a boy waves"}, "a girl stands", "a boy waves")
+    )
+    for pick in (lambda c: c["encoder_hidden_states"], lambda c: c["added_cond_kwargs"]["text_embeds"]):
+        torch.testing.assert_close(pick(both)[:5], pick(stand)[:5], msg="without the prompt nothing changes")
+        for frame in range(5):
+            torch.testing.assert_close(pick(both)[5 + frame], torch.lerp(pick(stand)[5], pick(wave)[5], frame / 4))
 
 # %% ../nbs/32_directing.ipynb #5356087d
 def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_one():
     with tempfile.TemporaryDirectory() as folder:
         pixels = render(Scene(), 1, 48, 64).frames[0]
-        turned, clear, text = (f'{folder}/{name}' for name in ('turned.png', 'clear.png', 'text.png'))
+        turned, clear, text = (f"{folder}/{name}" for name in ("turned.png", "clear.png", "text.png"))
         exif = Image.Exif()
         exif[0x0112] = 6  # to be turned to the right
         Image.fromarray(np.rot90(pixels).copy()).save(turned, exif=exif)
         Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(clear)
-        Path(text).write_text('no picture')
-        for picture in (pixels, Image.fromarray(pixels), turned, Path(turned)): assert np.array_equal(read_picture(picture), pixels)
+        Path(text).write_text("no picture")
+        for picture in (pixels, Image.fromarray(pixels), turned, Path(turned)):
+            assert np.array_equal(read_picture(picture), pixels)
         assert (read_picture(clear) == 255).all()
-        for bad, said in ((text, 'cannot be read as a picture'), (f'{folder}/no.png', 'no such picture'), (folder, 'cannot be read')):
-            try: read_picture(bad)
-            except DirectionError as error: assert said in str(error) and '\n' not in str(error), error
-            else: assert False, bad
-    for size, said in (((128, 128), 'scale it to 128 x 128, or make the film 64 wide and 48 high'), ((48, 72), 'the first frame is 64 x 48 pixels, the film 72 x 48'), ((None, 72), '72')):
-        try: check_picture(pixels, 'first frame', *size)
-        except DirectionError as error: assert said in str(error), error
-        else: assert False, size
-    check_picture(pixels, 'first frame', None, 64)
-    try: check_picture(pixels[:, :60], 'last frame', 48, 64)
-    except DirectionError as error: assert 'make the film' not in str(error), 'no film is 60 pixels wide'
+        for bad, said in (
+            (text, "cannot be read as a picture"),
+            (f"{folder}/no.png", "no such picture"),
+            (folder, "cannot be read"),
+        ):
+            try:
+                read_picture(bad)
+            except DirectionError as error:
+                assert said in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(bad)
+    for size, said in (
+        ((128, 128), "scale it to 128 x 128, or make the film 64 wide and 48 high"),
+        ((48, 72), "the first frame is 64 x 48 pixels, the film 72 x 48"),
+        ((None, 72), "72"),
+    ):
+        try:
+            check_picture(pixels, "first frame", *size)
+        except DirectionError as error:
+            assert said in str(error), error
+        else:
+            raise AssertionError(size)
+    check_picture(pixels, "first frame", None, 64)
+    try:
+        check_picture(pixels[:, :60], "last frame", 48, 64)
+    except DirectionError as error:
+        assert "make the film" not in str(error), "no film is 60 pixels wide"
 
 # %% ../nbs/32_directing.ipynb #4f15d548
 def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the_last():
@@ -78,57 +123,90 @@ def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the
         known, latents = KnownFrames([2], picture, noise, scheduler), torch.zeros(3, 4, 8, 8)
         for step, t in enumerate(scheduler.timesteps):
             sigma = scheduler.sigmas[step]
-            scale = 1 if isinstance(scheduler, EulerDiscreteScheduler) else (1 + sigma**2)**-.5
+            scale = 1 if isinstance(scheduler, EulerDiscreteScheduler) else (1 + sigma**2) ** -0.5
             seen = known.put(latents, t)
-            torch.testing.assert_close(seen[2], scale * (picture + sigma * noise)[0], msg=f'step {step}')
+            torch.testing.assert_close(seen[2], scale * (picture + sigma * noise)[0], msg=f"step {step}")
             assert not seen[:2].any()
             scheduler.scale_model_input(seen, t)  # Euler wants to be asked
             latents = scheduler.step(torch.zeros(3, 4, 8, 8), t, seen).prev_sample
             latents[:2] = 0
-        assert torch.equal(known.put(latents)[2], picture[0]) and torch.equal(KnownFrames([], None, None, scheduler).put(latents, t), latents)
+        assert torch.equal(known.put(latents)[2], picture[0]) and torch.equal(
+            KnownFrames([], None, None, scheduler).put(latents, t), latents
+        )
 
 # %% ../nbs/32_directing.ipynb #5c7ead73
 def test_the_path_backwards_finds_the_noise_that_a_picture_was_made_of():
     pipe, ends = embedded_pipeline(), []
-    keep = lambda step, t, latents: ends.append(latents) if step == 7 else None
-    for seed in (0, 1): generate('a girl in the snow', pipe, 1, 64, 64, steps=8, guidance_scale=1., seed=seed, images=True, noise='independent', callback=keep)
-    made_of = [correlated_noise((1, 1, 4, 8, 8), 'independent', generator=torch.Generator().manual_seed(seed))[0] for seed in (0, 1)]
-    found = invert(pipe, torch.cat(ends), conditions(pipe, 'a girl in the snow', 2, 64, 64, 1.), 12)
+
+
+    def keep(step, t, latents):
+        return ends.append(latents) if step == 7 else None
+
+
+    for seed in (0, 1):
+        generate(
+            "a girl in the snow",
+            pipe,
+            1,
+            64,
+            64,
+            steps=8,
+            guidance_scale=1.0,
+            seed=seed,
+            images=True,
+            noise="independent",
+            callback=keep,
+        )
+    made_of = [
+        correlated_noise((1, 1, 4, 8, 8), "independent", generator=torch.Generator().manual_seed(seed))[0]
+        for seed in (0, 1)
+    ]
+    found = invert(pipe, torch.cat(ends), conditions(pipe, "a girl in the snow", 2, 64, 64, 1.0), 12)
     alike = torch.corrcoef(torch.cat([found, *made_of]).flatten(1))[:2, 2:]  # found made_of
     torch.testing.assert_close(found.flatten(1).var(dim=1), torch.ones(2))
-    assert alike.diagonal().min() > .15 + alike[[0, 1], [1, 0]].abs().max(), alike
+    assert alike.diagonal().min() > 0.15 + alike[[0, 1], [1, 0]].abs().max(), alike
 
 # %% ../nbs/32_directing.ipynb #3944452e
 def test_noise_given_some_frames_keeps_its_law():
-    for kind, strength in (('mixed', 1.), ('progressive', 2.), ('independent', None)):
+    for kind, strength in (("mixed", 1.0), ("progressive", 2.0), ("independent", None)):
         law = noise_correlation(6, kind, strength)
-        drawn, given = (correlated_noise((1, 6, 4, 128, 128), kind, strength, torch.Generator().manual_seed(seed))[0] for seed in (0, 1))
+        drawn, given = (
+            correlated_noise((1, 6, 4, 128, 128), kind, strength, torch.Generator().manual_seed(seed))[0] for seed in (0, 1)
+        )
         noise = noise_given(drawn, [0, 5], given[[0, 5]], law)
         torch.testing.assert_close(noise[[0, 5]], given[[0, 5]], atol=1e-5, rtol=0)
-        torch.testing.assert_close(torch.cov(noise.flatten(1)), law, atol=.025, rtol=0)
-        assert (kind == 'independent') == torch.allclose(noise[1:5], drawn[1:5])
+        torch.testing.assert_close(torch.cov(noise.flatten(1)), law, atol=0.025, rtol=0)
+        assert (kind == "independent") == torch.allclose(noise[1:5], drawn[1:5])
 
 # %% ../nbs/32_directing.ipynb #f884ca6c
 def test_a_seed_for_each_stretch_changes_that_stretch_and_no_correlation():
     shape = 1, 12, 4, 64, 64
     for kind in NOISES:
         one, other = (directed_noise(shape, kind, None, seeds) for seeds in ({0: 1, 6: 7}, {0: 1, 6: 8}))
-        assert torch.equal(one, directed_noise(shape, kind, None, {0: 1, 6: 7})) and torch.equal(one[:, :6], other[:, :6]) and not torch.equal(one[:, 6:], other[:, 6:])
+        assert (
+            torch.equal(one, directed_noise(shape, kind, None, {0: 1, 6: 7}))
+            and torch.equal(one[:, :6], other[:, :6])
+            and not torch.equal(one[:, 6:], other[:, 6:])
+        )
         plain = correlated_noise(shape, kind, None, torch.Generator().manual_seed(1))
-        assert torch.equal(directed_noise(shape, kind, None, {0: 1}), plain) and torch.equal(directed_noise(shape, kind, None, {0: 1, 6: 1}), plain), 'the same seed is no border'
-        torch.testing.assert_close(one[0].flatten(1).cov(), noise_correlation(12, kind), atol=.05, rtol=0)
+        assert torch.equal(directed_noise(shape, kind, None, {0: 1}), plain) and torch.equal(
+            directed_noise(shape, kind, None, {0: 1, 6: 1}), plain
+        ), "the same seed is no border"
+        torch.testing.assert_close(one[0].flatten(1).cov(), noise_correlation(12, kind), atol=0.05, rtol=0)
 
 # %% ../nbs/32_directing.ipynb #13215dd8
 def test_a_film_starts_and_ends_on_its_pictures_as_the_vae_sees_them():
     pipe = embedded_pipeline()
-    first, last = render(Scene(background='snow', action='walk right', speed=.1, x=.2), 4, 64, 64).frames[[0, 3]]
+    first, last = render(Scene(background="snow", action="walk right", speed=0.1, x=0.2), 4, 64, 64).frames[[0, 3]]
     seen = [decode_frames(pipe, encode_picture(pipe, picture)[None])[0] for picture in (first, last)]
-    film = generate('a girl', pipe, **SMALL, direction=Direction(first, Image.fromarray(last)))
+    film = generate("a girl", pipe, **SMALL, direction=Direction(first, Image.fromarray(last)))
     assert psnr(film[0], seen[0]) > 50 and psnr(film[3], seen[1]) > 50, (psnr(film[0], seen[0]), psnr(film[3], seen[1]))
-    assert min(np.abs(film[1:3].astype(int) - known).mean() for known in seen) > 2, 'between them is something else'
-    free = generate('a girl', pipe, **SMALL)
-    only = generate('a girl', pipe, **SMALL, direction=Direction(last_frame=last))
-    assert psnr(only[3], seen[1]) > 50 > 30 > psnr(only[0], seen[0]) and psnr(only[0], free[0]) < 40, 'the others know of it'
+    assert min(np.abs(film[1:3].astype(int) - known).mean() for known in seen) > 2, "between them is something else"
+    free = generate("a girl", pipe, **SMALL)
+    only = generate("a girl", pipe, **SMALL, direction=Direction(last_frame=last))
+    assert psnr(only[3], seen[1]) > 50 > 30 > psnr(only[0], seen[0]) and psnr(only[0], free[0]) < 40, (
+        "the others know of it"
+    )
 
 # %% ../nbs/32_directing.ipynb #8f89fd8b
 def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
@@ -145,47 +223,73 @@ def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_t
     pipe = embedded_pipeline()
     layer, asked = next(iter(temporal_modules(pipe.unet).values())), []
     hook = layer.register_forward_pre_hook(lambda layer, args: asked.append(args[1]))
-    films = {motion: generate('a girl', pipe, **SMALL, direction=Direction(motion=motion)) for motion in (0, .5, 1)}
+    films = {motion: generate("a girl", pipe, **SMALL, direction=Direction(motion=motion)) for motion in (0, 0.5, 1)}
     hook.remove()
-    assert asked == [4] * 4, 'at 0 it is not even asked'
-    assert np.array_equal(films[0], generate('a girl', pipe, **SMALL, images=True)) and np.array_equal(films[1], generate('a girl', pipe, **SMALL))
+    assert asked == [4] * 4, "at 0 it is not even asked"
+    assert np.array_equal(films[0], generate("a girl", pipe, **SMALL, images=True)) and np.array_equal(
+        films[1], generate("a girl", pipe, **SMALL)
+    )
     assert all((films[a] != films[b]).any() for a in films for b in films if a != b)
     x = torch.randn(2, 3, layer.proj.weight.shape[0])
     with torch.no_grad():
         said = layer(x, 2)
-        with motion_strength(pipe.unet, .5): torch.testing.assert_close(layer(x, 2), said / 2)
+        with motion_strength(pipe.unet, 0.5):
+            torch.testing.assert_close(layer(x, 2), said / 2)
         try:
-            with motion_strength(pipe.unet, 0): raise KeyboardInterrupt
-        except KeyboardInterrupt: pass
-        assert torch.equal(layer(x, 2), said), 'also when it was interrupted'
+            with motion_strength(pipe.unet, 0):
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        assert torch.equal(layer(x, 2), said), "also when it was interrupted"
 
 # %% ../nbs/32_directing.ipynb #86802cfc
 def test_each_stretch_has_its_prompt_and_its_seed():
-    pipe, still = embedded_pipeline(), dict(motion=0, seeds='2: 5')  # without the adapter a frame depends on nothing else
-    film = generate('1: a girl in the snow 3: a boy at night', pipe, **SMALL, direction=Direction(**still))
-    for prompt, frames in (('a girl in the snow', [0, 1]), ('a boy at night', [3])):
+    pipe, still = embedded_pipeline(), dict(motion=0, seeds="2: 5")  # without the adapter a frame depends on nothing else
+    film = generate("1: a girl in the snow 3: a boy at night", pipe, **SMALL, direction=Direction(**still))
+    for prompt, frames in (("a girl in the snow", [0, 1]), ("a boy at night", [3])):
         alone = generate(prompt, pipe, **SMALL, direction=Direction(**still))
-        assert np.abs(film[frames].astype(int) - alone[frames]).max() <= 1 and np.abs(film[2].astype(int) - alone[2]).max() > 1, prompt
-    other = generate({1: 'a girl in the snow', 3: 'a boy at night'}, pipe, **SMALL, direction=Direction(motion=0, seeds={2: 6}))
+        assert (
+            np.abs(film[frames].astype(int) - alone[frames]).max() <= 1 and np.abs(film[2].astype(int) - alone[2]).max() > 1
+        ), prompt
+    other = generate(
+        {1: "a girl in the snow", 3: "a boy at night"}, pipe, **SMALL, direction=Direction(motion=0, seeds={2: 6})
+    )
     assert np.array_equal(film[:2], other[:2]) and all((film[f] != other[f]).any() for f in (2, 3))
 
 # %% ../nbs/32_directing.ipynb #397aeef3
 def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees_only_its_end():
     pipe = embedded_pipeline()
     pipe.scheduler.set_timesteps(2)
-    before = render(Scene(speed=.02), 6, 64, 64).frames
-    told = Direction(before=before, overlap=3, seeds='1: 9')
-    noise = start_latents(pipe, 7, 64, 64, 'progressive', None, 4, told)
-    whole = directed_noise((1, 10, 4, 8, 8), 'progressive', None, {0: 4, 7: 9})[0]
+    before = render(Scene(speed=0.02), 6, 64, 64).frames
+    told = Direction(before=before, overlap=3, seeds="1: 9")
+    noise = start_latents(pipe, 7, 64, 64, "progressive", None, 4, told)
+    whole = directed_noise((1, 10, 4, 8, 8), "progressive", None, {0: 4, 7: 9})[0]
     assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and told.behind == 3
-    assert {frame: picture.sum() for frame, picture in pictures_of(told, 4, 64, 64).items()} == {frame: before[3 + frame].sum() for frame in range(3)}
-    wish, seen = dict(height=64, width=64, steps=2, guidance_scale=1.), []
-    with patch('tav_nb.inference.conditions', side_effect=conditions) as text:
-        new = generate('0: a girl 1: a boy', pipe, 2, **wish, direction=told, callback=lambda step, t, latents: seen.append(len(latents)))
-    assert text.call_args.args[1] == {3: 'a girl', 4: 'a boy'}, 'frames count from the first new one'
+    assert {frame: picture.sum() for frame, picture in pictures_of(told, 4, 64, 64).items()} == {
+        frame: before[3 + frame].sum() for frame in range(3)
+    }
+    wish, seen = dict(height=64, width=64, steps=2, guidance_scale=1.0), []
+    with patch("tav_nb.inference.conditions", side_effect=conditions) as text:
+        new = generate(
+            "0: a girl 1: a boy",
+            pipe,
+            2,
+            **wish,
+            direction=told,
+            callback=lambda step, t, latents: seen.append(len(latents)),
+        )
+    assert text.call_args.args[1] == {3: "a girl", 4: "a boy"}, "frames count from the first new one"
     assert new.shape == (2, 64, 64, 3) and seen == [5, 5] and np.array_equal(joined(told, new)[:6], before)
-    assert (new != generate('0: a girl 1: a boy', pipe, 2, **wish, direction=Direction(before=before[3:], overlap=8, seeds='1: 9'))).any(), 'the noise goes on, it does not begin anew'
-    assert (new != generate('0: a girl 1: a boy', pipe, 2, **wish, direction=Direction(before=before[::-1], overlap=3, seeds='1: 9'))).any()
+    assert (
+        new
+        != generate("0: a girl 1: a boy", pipe, 2, **wish, direction=Direction(before=before[3:], overlap=8, seeds="1: 9"))
+    ).any(), "the noise goes on, it does not begin anew"
+    assert (
+        new
+        != generate(
+            "0: a girl 1: a boy", pipe, 2, **wish, direction=Direction(before=before[::-1], overlap=3, seeds="1: 9")
+        )
+    ).any()
 
 # %% ../nbs/32_directing.ipynb #a38850a7
 def test_what_cannot_be_directed_is_one_line_before_any_work():
@@ -193,42 +297,73 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
     hook = pipe.text_encoder.register_forward_pre_hook(lambda module, args: asked.append(args))
     picture, film = render(Scene(), 1, 64, 64).frames[0], render(Scene(), 3, 64, 64).frames
     try:
-        for wish, told, said in [({}, dict(motion=-1), '0 or more'), ({}, dict(motion=float('nan')), '0 or more'), ({}, dict(seeds='0: x'), 'not a seed'), ({}, dict(seeds={4: 1}), 'seed for frame 4'), ({}, dict(before=film, overlap=0), 'overlap'),
-                                 (dict(prompt='0: a girl 4: a boy'), {}, '0 to 3'), (dict(prompt='8: a girl 0: a boy'), {}, 'in order'), (dict(prompt='0: a girl 2: xyzzy'), {}, 'knows no word'), (dict(height=72), dict(first_frame=picture), '64 x 72'),
-                                 (dict(width=72), dict(last_frame=picture), 'last frame is'), (dict(width=72), dict(before=film), 'film before is'), ({}, dict(before=film, first_frame=picture), 'either'),
-                                 (dict(num_frames=1), dict(first_frame=picture, last_frame=picture), 'film of 1 frame'), (dict(num_frames=2, prompt='0: a girl 3: a boy'), dict(before=film), 'the new film has 2 frames'), (dict(context=dict(loop=True)), dict(before=film), 'cannot be a loop')]:
-            try: generate(**dict(prompt='a girl', pipe=pipe) | SMALL | wish, direction=Direction(**told))
-            except ValueError as error: assert said in str(error) and '\n' not in str(error), (said, error)
-            else: assert False, (wish, told)
-    finally: hook.remove()
+        for wish, told, said in [
+            ({}, dict(motion=-1), "0 or more"),
+            ({}, dict(motion=float("nan")), "0 or more"),
+            ({}, dict(seeds="0: x"), "not a seed"),
+            ({}, dict(seeds={4: 1}), "seed for frame 4"),
+            ({}, dict(before=film, overlap=0), "overlap"),
+            (dict(prompt="0: a girl 4: a boy"), {}, "0 to 3"),
+            (dict(prompt="8: a girl 0: a boy"), {}, "in order"),
+            (dict(prompt="0: a girl 2: xyzzy"), {}, "knows no word"),
+            (dict(height=72), dict(first_frame=picture), "64 x 72"),
+            (dict(width=72), dict(last_frame=picture), "last frame is"),
+            (dict(width=72), dict(before=film), "film before is"),
+            ({}, dict(before=film, first_frame=picture), "either"),
+            (dict(num_frames=1), dict(first_frame=picture, last_frame=picture), "film of 1 frame"),
+            (dict(num_frames=2, prompt="0: a girl 3: a boy"), dict(before=film), "the new film has 2 frames"),
+            (dict(context=dict(loop=True)), dict(before=film), "cannot be a loop"),
+        ]:
+            try:
+                generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, direction=Direction(**told))
+            except ValueError as error:
+                assert said in str(error) and "\n" not in str(error), (said, error)
+            else:
+                raise AssertionError((wish, told))
+    finally:
+        hook.remove()
     assert not asked
 
 # %% ../nbs/32_directing.ipynb #5cebe15f
 @pytest.mark.slow
 def test_between_two_pictures_a_film_moves_and_does_not_tear():
-    scene = Scene(hair='pink', outfit='blue', background='snow', action='walk right', speed=.02, x=.3)
+    scene = Scene(hair="pink", outfit="blue", background="snow", action="walk right", speed=0.02, x=0.3)
     pictures = render(scene, 10, 128, 128).frames[[0, 9]]
-    film = generate('a girl with pink hair and a blue dress walks to the right in the snow', num_frames=10, steps=10, direction=Direction(*pictures))
-    for frame, picture in zip(film[[0, 9]], pictures): assert psnr(frame, decode_frames(embedded_pipeline(), encode_picture(embedded_pipeline(), picture)[None])[0]) > 50
+    film = generate(
+        "a girl with pink hair and a blue dress walks to the right in the snow",
+        num_frames=10,
+        steps=10,
+        direction=Direction(*pictures),
+    )
+    for frame, picture in zip(film[[0, 9]], pictures):
+        assert psnr(frame, decode_frames(embedded_pipeline(), encode_picture(embedded_pipeline(), picture)[None])[0]) > 50
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
     assert max(change[0], change[-1]) < 2 * np.median(change[1:-1]), change
-    assert measure(film[1:-1]).video['motion'] > 10 * measure(controls(film)['static']).video['motion'] and measure(film[1:-1]).video['motion'] > .001
+    assert (
+        measure(film[1:-1]).video["motion"] > 10 * measure(controls(film)["static"]).video["motion"]
+        and measure(film[1:-1]).video["motion"] > 0.001
+    )
     seen = read(film[1:-1])
-    assert (seen.hair, seen.outfit, seen.background) == ('pink', 'blue', 'snow'), seen
+    assert (seen.hair, seen.outfit, seen.background) == ("pink", "blue", "snow"), seen
 
 # %% ../nbs/32_directing.ipynb #abd0420a
 @pytest.mark.slow
 def test_the_reader_sees_the_prompts_change():
-    film = generate('0: a girl with pink hair and a red dress waves in the snow 7: a girl with pink hair and a green dress waves in the snow', num_frames=10, steps=10)
-    assert read(film[:3]).outfit == 'red' and read(film[-3:]).outfit == 'green' and read(film).hair == 'pink'
+    film = generate(
+        "0: a girl with pink hair and a red dress waves in the snow 7: a girl with pink hair and a green dress waves in the"
+    " snow",
+        num_frames=10,
+        steps=10,
+    )
+    assert read(film[:3]).outfit == "red" and read(film[-3:]).outfit == "green" and read(film).hair == "pink"
 
 # %% ../nbs/32_directing.ipynb #059030a9
 @pytest.mark.slow
 def test_the_border_of_an_extension_is_like_any_other_neighbours():
-    wish = dict(prompt='a girl with pink hair and a blue dress walks to the right in the snow', num_frames=8, steps=10)
+    wish = dict(prompt="a girl with pink hair and a blue dress walks to the right in the snow", num_frames=8, steps=10)
     before = generate(**wish)
     told = Direction(before=before)
     film = joined(told, generate(**wish, direction=told))
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
-    assert len(film) == 16 and .4 * np.median(change) < change[7] < 2 * np.median(change), change
-    assert read(film[8:]).background == read(before).background == 'snow' and read(film[8:]).hair == 'pink'
+    assert len(film) == 16 and 0.4 * np.median(change) < change[7] < 2 * np.median(change), change
+    assert read(film[8:]).background == read(before).background == "snow" and read(film[8:]).hair == "pink"

@@ -24,28 +24,40 @@ def tiny():
     torch.set_num_threads(1)  # so that the process can be copied while tests run
     return load_pipeline()
 
-def psnr(a, b): return 10*np.log10(255**2/np.mean((np.asarray(a, float) - b)**2))
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((np.asarray(a, float) - b) ** 2))
 
 # %% ../nbs/22_encode.ipynb #28c3f645
 RUN = Scene(action="run right", x=0.2, speed=0.03)
 
+
 def film(folder, caption="she runs", **item):
     "A little film with motion, as an item."
-    write_video(render(RUN, 14, 96, 144).frames, path := Path(folder)/"film.mp4", fps=12)
+    write_video(render(RUN, 14, 96, 144).frames, path := Path(folder) / "film.mp4", fps=12)
     return Item(path, "film", caption, licence="CC0", **item)
+
 
 def pictures_at(path, times):
     "The pictures of a file at some times, read without the chapter's own code."
-    return [picture.rgb() for picture in Reader(path, repair=scan(path).info.fields) if np.abs(picture.time - times).min() < 1e-6]
+    return [
+        picture.rgb()
+        for picture in Reader(path, repair=scan(path).info.fields)
+        if np.abs(picture.time - times).min() < 1e-6
+    ]
 
 # %% ../nbs/22_encode.ipynb #4dbbb3ad
 def test_buckets_keep_their_promises_and_hold_the_usual_shapes_of_film():
     for resolution in (128, 512, 768, 1024):
         sizes_ = buckets(resolution)
         assert (resolution, resolution) in sizes_ and len(set(sizes_)) == len(sizes_)
-        for h, w in sizes_: assert h % 64 == w % 64 == 0 and h*w <= resolution**2 and max(h, w)/min(h, w) <= 2.5
+        for h, w in sizes_:
+            assert h % 64 == w % 64 == 0 and h * w <= resolution**2 and max(h, w) / min(h, w) <= 2.5
         assert {(w, h) for h, w in sizes_} & set(sizes_), "tall ones too"
-    assert nearest_bucket(1080, 1920, buckets(1024)) == (768, 1344) and nearest_bucket(720, 1280, buckets(768)) == (576, 1024)
+    assert nearest_bucket(1080, 1920, buckets(1024)) == (768, 1344) and nearest_bucket(720, 1280, buckets(768)) == (
+        576,
+        1024,
+    )
     assert nearest_bucket(480, 640, buckets(768)) == (640, 896) and nearest_bucket(1920, 1080, buckets(768)) == (1024, 576)
     assert nearest_bucket(800, 1920, buckets(768)) == (512, 1152) and nearest_bucket(10, 10, buckets(128)) == (128, 128)
 
@@ -54,20 +66,42 @@ def test_the_crop_is_where_the_conditioning_says_it_is():
     ramp = np.indices((90, 160)).transpose(1, 2, 0)[..., [0, 1, 1]].astype(np.uint8)  # h w (y, x, x)
     for flip in (False, True):
         known_ = sizes_for(90, 160, (64, 64), flip)
-        assert known_.scaled == (64, 114) and known_.crop_top_left == (0, 25) and known_.original_size == (90, 160) and known_.target_size == (64, 64)
+        assert (
+            known_.scaled == (64, 114)
+            and known_.crop_top_left == (0, 25)
+            and known_.original_size == (90, 160)
+            and known_.target_size == (64, 64)
+        )
         out = to_bucket(ramp, known_, flip).astype(float)
-        left_, right_ = (25 + 0.5)*160/114 - 0.5, (25 + 63.5)*160/114 - 0.5  # in source pixels
+        left_, right_ = (25 + 0.5) * 160 / 114 - 0.5, (25 + 63.5) * 160 / 114 - 0.5  # in source pixels
         ends = (159 - left_, 159 - right_) if flip else (left_, right_)
-        assert abs(out[32, 2:-2, 1] - np.interp(np.arange(2, 62), (0, 63), ends)).max() < 1.5 and np.abs(out[[2, -3], 32, 0] - (3, 86)).max() < 1.5
+        assert (
+            abs(out[32, 2:-2, 1] - np.interp(np.arange(2, 62), (0, 63), ends)).max() < 1.5
+            and np.abs(out[[2, -3], 32, 0] - (3, 86)).max() < 1.5
+        )
     assert to_bucket(ramp, sizes_for(90, 160, (90, 160))).tobytes() == ramp.tobytes(), "nothing to do: not a bit may change"
-    assert sizes_for(100, 131, (64, 64)).crop_top_left == (0, 10) and sizes_for(100, 131, (64, 64), flip=True).crop_top_left == (0, 10)
-    assert sizes_for(100, 132, (64, 64)).scaled == (64, 84) and sizes_for(100, 133, (64, 64)).crop_top_left == (0, 10) and sizes_for(100, 133, (64, 64), flip=True).crop_top_left == (0, 11)
+    assert sizes_for(100, 131, (64, 64)).crop_top_left == (0, 10) and sizes_for(
+        100, 131, (64, 64), flip=True
+    ).crop_top_left == (0, 10)
+    assert (
+        sizes_for(100, 132, (64, 64)).scaled == (64, 84)
+        and sizes_for(100, 133, (64, 64)).crop_top_left == (0, 10)
+        and sizes_for(100, 133, (64, 64), flip=True).crop_top_left == (0, 11)
+    )
 
 # %% ../nbs/22_encode.ipynb #45fa8d78
 def test_cached_latents_are_those_of_the_direct_route_to_the_last_bit_of_fp16():
     clip_ = render(Scene(action="dance", background="beach"), 6, 64, 64).frames
     with torch.no_grad():
-        direct = torch.cat([tiny().vae.encode(torch.from_numpy(f)[None].permute(0, 3, 1, 2)/127.5 - 1).latent_dist.mean for f in clip_])*tiny().vae.config.scaling_factor
+        direct = (
+            torch.cat(
+                [
+                    tiny().vae.encode(torch.from_numpy(f)[None].permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
+                    for f in clip_
+                ]
+            )
+            * tiny().vae.config.scaling_factor
+        )
     cached = encode_frames(tiny().vae, clip_, np.zeros(6, bool))
     assert cached.dtype == np.float16 and cached.shape == (6, 4, 8, 8)
     torch.testing.assert_close(torch.from_numpy(cached).float(), direct, rtol=2**-11 + 1e-5, atol=1e-4)
@@ -83,34 +117,51 @@ def test_held_frames_carry_the_latent_of_their_drawing_although_the_codec_trembl
     got = encode_frames(tiny().vae, noisy, mask)
     alone = encode_frames(tiny().vae, noisy[~mask], np.zeros(5, bool))
     assert np.array_equal(got, alone[[0, 1, 1, 2, 3, 3, 3, 4]])
-    assert not np.array_equal(encode_frames(tiny().vae, noisy, np.zeros(8, bool))[1:3][0], got[2]) or (noisy[1] != noisy[2]).any()
+    assert (
+        not np.array_equal(encode_frames(tiny().vae, noisy, np.zeros(8, bool))[1:3][0], got[2])
+        or (noisy[1] != noisy[2]).any()
+    )
 
 # %% ../nbs/22_encode.ipynb #b53b509b
 def test_batches_are_always_of_one_size_and_never_cross_clips():
     seen = []
-    fake = SimpleNamespace(device="cpu", dtype=torch.float32, config=SimpleNamespace(scaling_factor=1.0, force_upcast=False))
+    fake = SimpleNamespace(
+        device="cpu", dtype=torch.float32, config=SimpleNamespace(scaling_factor=1.0, force_upcast=False)
+    )
+
+
     def note(pixels):
         seen.append(len(pixels))
         return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: pixels))
+
+
     fake.encode = note
-    for count in (1, 4, 5, 9): assert len(encode_frames(fake, np.zeros((count, 8, 8, 3), np.uint8), np.zeros(count, bool))) == count
-    assert seen == [4]*(1 + 1 + 2 + 3)
+    for count in (1, 4, 5, 9):
+        assert len(encode_frames(fake, np.zeros((count, 8, 8, 3), np.uint8), np.zeros(count, bool))) == count
+    assert seen == [4] * (1 + 1 + 2 + 3)
 
 # %% ../nbs/22_encode.ipynb #06c0a212
 def test_a_vae_that_asks_for_fp32_gets_it_and_is_given_back_as_it_was():
     small = tiny().vae
     vae_ = type(small).from_config(dict(small.config) | {"force_upcast": True}).half().eval()
-    with safe_vae(vae_) as ready: assert ready.dtype == torch.float32
+    with safe_vae(vae_) as ready:
+        assert ready.dtype == torch.float32
     assert vae_.dtype == torch.float16
     vae_.register_to_config(force_upcast=False)
-    with safe_vae(vae_) as ready: assert ready.dtype == torch.float16
+    with safe_vae(vae_) as ready:
+        assert ready.dtype == torch.float16
 
 # %% ../nbs/22_encode.ipynb #055e61e6
 def test_embeddings_are_those_of_encode_prompt_bit_for_bit():
     for caption_ in ("a girl with pink hair walks", "", "a boy " * 60):
-        with quiet(): embeds, _, pooled, _ = tiny().encode_prompt(caption_, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        with quiet():
+            embeds, _, pooled, _ = tiny().encode_prompt(
+                caption_, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         got = encode_text(tiny(), caption_)
-        assert np.array_equal(got[0], embeds[0].detach().half().numpy()) and np.array_equal(got[1], pooled[0].detach().half().numpy()), caption_
+        assert np.array_equal(got[0], embeds[0].detach().half().numpy()) and np.array_equal(
+            got[1], pooled[0].detach().half().numpy()
+        ), caption_
 
 # %% ../nbs/22_encode.ipynb #de19989f
 def test_a_caption_is_too_long_exactly_when_its_end_makes_no_difference():
@@ -132,9 +183,12 @@ def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
     half.text_encoder_2 = None
     for part in ("text_encoder_2", "vae"):
         setattr(half, part, None)
-        try: fingerprint(half)
-        except EncodeError as error: assert f"no {part}," in str(error)
-        else: raise AssertionError(f"{part} is missing")
+        try:
+            fingerprint(half)
+        except EncodeError as error:
+            assert f"no {part}," in str(error)
+        else:
+            raise AssertionError(f"{part} is missing")
 
 # %% ../nbs/22_encode.ipynb #8b02146d
 def test_statistics_of_the_latents_in_a_vae_s_config_change_what_is_stored_and_its_key():
@@ -145,22 +199,33 @@ def test_statistics_of_the_latents_in_a_vae_s_config_change_what_is_stored_and_i
     changed = encode_frames(pipe_.vae, clip_, np.zeros(6, bool)).astype(np.float32)
     assert {part for part in before if fingerprint(pipe_)[part] != before[part]} == {"vae"}
     mean_, std_ = np.reshape([0.5, -1.0, 0.25, 2.0], (4, 1, 1)), np.reshape([1.5, 0.5, 2.0, 0.75], (4, 1, 1))
-    assert np.allclose(changed*std_ + mean_, plain_, atol=0.02)
+    assert np.allclose(changed * std_ + mean_, plain_, atol=0.02)
 
 # %% ../nbs/22_encode.ipynb #8041964c
 def test_a_fingerprint_does_not_depend_on_how_the_tokenizer_was_used_last():
     before = fingerprint(tiny())
     for padding in ("max_length", "longest", False):
-        tiny().tokenizer(["a girl", "a girl waves"], padding=padding, truncation=bool(padding), max_length=77 if padding else None)
+        tiny().tokenizer(
+            ["a girl", "a girl waves"], padding=padding, truncation=bool(padding), max_length=77 if padding else None
+        )
         assert fingerprint(tiny()) == before, padding
 
 # %% ../nbs/22_encode.ipynb #8980c764
 def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route():
     with tempfile.TemporaryDirectory() as tmp:
         item = film(tmp)
-        (row_, arrays_), = encode_file([item], Encoder(tiny()))
-        cut = np.stack([to_bucket(picture, sizes_for(96, 144, (128, 128))) for picture in pictures_at(item.path, arrays_["frame_times"][:3])])
-    with torch.no_grad(): direct = tiny().vae.encode(torch.from_numpy(cut).permute(0, 3, 1, 2)/127.5 - 1).latent_dist.mode()*tiny().vae.config.scaling_factor
+        ((row_, arrays_),) = encode_file([item], Encoder(tiny()))
+        cut = np.stack(
+            [
+                to_bucket(picture, sizes_for(96, 144, (128, 128)))
+                for picture in pictures_at(item.path, arrays_["frame_times"][:3])
+            ]
+        )
+    with torch.no_grad():
+        direct = (
+            tiny().vae.encode(torch.from_numpy(cut).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
+            * tiny().vae.config.scaling_factor
+        )
     stored = torch.from_numpy(arrays_["latents"][:3]).float()
     assert not arrays_["hold_mask"].any() and len(arrays_["latents"]) == row_["frames"] == len(arrays_["frame_times"]) >= 8
     torch.testing.assert_close(stored, direct, rtol=2**-11 + 1e-5, atol=1e-4)
@@ -169,14 +234,34 @@ def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route()
 
 # %% ../nbs/22_encode.ipynb #24d5e2d1
 def test_time_ids_are_those_of_the_pipeline_and_everything_has_its_type():
-    with tempfile.TemporaryDirectory() as tmp: (row_, arrays_), = encode_file([film(tmp)], Encoder(tiny(), EncodeOptions(resolution=64)))
+    with tempfile.TemporaryDirectory() as tmp:
+        ((row_, arrays_),) = encode_file([film(tmp)], Encoder(tiny(), EncodeOptions(resolution=64)))
     sizes_ = [tuple(arrays_[name].tolist()) for name in ("original_size", "crop_top_left", "target_size")]
-    ids = tiny()._get_add_time_ids(*sizes_, dtype=torch.float32, text_encoder_projection_dim=tiny().text_encoder_2.config.projection_dim)
+    ids = tiny()._get_add_time_ids(
+        *sizes_, dtype=torch.float32, text_encoder_projection_dim=tiny().text_encoder_2.config.projection_dim
+    )
     assert ids.tolist() == [[96, 144, 0, 16, 64, 64]] == [[n for size in sizes_ for n in size]]
-    for name, dtype in dict(latents="f2", text_embeds="f2", pooled_embeds="f2", original_size="i4", crop_top_left="i4", target_size="i4", frame_times="f8", hold_mask="?", fps="f4", scaling_factor="f4").items():
+    for name, dtype in dict(
+        latents="f2",
+        text_embeds="f2",
+        pooled_embeds="f2",
+        original_size="i4",
+        crop_top_left="i4",
+        target_size="i4",
+        frame_times="f8",
+        hold_mask="?",
+        fps="f4",
+        scaling_factor="f4",
+    ).items():
         assert arrays_[name].dtype == dtype, name
     meta = json.loads(str(arrays_["meta"]))
-    assert meta["licence"] == "CC0" and meta["caption"] == "she runs" and meta["cache_key"] == row_["cache_key"] and meta["file"] == "film.mp4" and len(meta["source_sha256"]) == 64
+    assert (
+        meta["licence"] == "CC0"
+        and meta["caption"] == "she runs"
+        and meta["cache_key"] == row_["cache_key"]
+        and meta["file"] == "film.mp4"
+        and len(meta["source_sha256"]) == 64
+    )
     assert arrays_["scaling_factor"] == np.float32(tiny().vae.config.scaling_factor) and abs(arrays_["fps"] - 12) < 0.1
 
 # %% ../nbs/22_encode.ipynb #e948cc7b
@@ -184,21 +269,42 @@ def test_mirrored_copies_are_made_where_the_caption_allows_it():
     with tempfile.TemporaryDirectory() as tmp:
         item, options_ = film(tmp), EncodeOptions(resolution=64, flip=True)
         (row_, plain), (flip_row, mirrored) = encode_file([item], Encoder(tiny(), options_))
-        cut = np.stack([to_bucket(picture[:, ::-1], sizes_for(96, 144, (64, 64))) for picture in pictures_at(item.path, plain["frame_times"])])
-        assert flip_row["clip"] == row_["clip"] + "-flip" and np.array_equal(mirrored["latents"], encode_frames(tiny().vae, cut, plain["hold_mask"]))
+        cut = np.stack(
+            [
+                to_bucket(picture[:, ::-1], sizes_for(96, 144, (64, 64)))
+                for picture in pictures_at(item.path, plain["frame_times"])
+            ]
+        )
+        assert flip_row["clip"] == row_["clip"] + "-flip" and np.array_equal(
+            mirrored["latents"], encode_frames(tiny().vae, cut, plain["hold_mask"])
+        )
         assert len(list(encode_file([replace(item, caption="she walks to the left")], Encoder(tiny(), options_)))) == 1
 
 # %% ../nbs/22_encode.ipynb #37999724
 def test_each_part_of_a_file_gets_its_own_caption_and_clips_and_what_cannot_be_read_is_one_row():
     with tempfile.TemporaryDirectory() as tmp:
-        write_video(render(replace(RUN, speed=0.012), 44, 64, 64).frames, path_ := Path(tmp)/"film.mp4", fps=12)
-        parts = [Item(path_, "a", "first", start=0, stop=1.5), Item(path_, "b", "second", start=1.5), Item(path_, "c", "beyond", start=90)]
+        write_video(render(replace(RUN, speed=0.012), 44, 64, 64).frames, path_ := Path(tmp) / "film.mp4", fps=12)
+        parts = [
+            Item(path_, "a", "first", start=0, stop=1.5),
+            Item(path_, "b", "second", start=1.5),
+            Item(path_, "c", "beyond", start=90),
+        ]
         clips_ = plan_file(parts, ShotOptions(duplicate=-1), Encoder(tiny(), EncodeOptions(resolution=64)).options)[1]
-        spans = {name: [(clip.row["start"], clip.row["stop"]) for clip in clips_ if clip.row["caption"] == name] for name in ("first", "second")}
-        assert spans["first"] and all(0 <= a < b <= 1.5 + 1e-6 for a, b in spans["first"]) and spans["second"] and all(1.5 - 1e-6 <= a < b for a, b in spans["second"]), spans
+        spans = {
+            name: [(clip.row["start"], clip.row["stop"]) for clip in clips_ if clip.row["caption"] == name]
+            for name in ("first", "second")
+        }
+        assert (
+            spans["first"]
+            and all(0 <= a < b <= 1.5 + 1e-6 for a, b in spans["first"])
+            and spans["second"]
+            and all(1.5 - 1e-6 <= a < b for a, b in spans["second"])
+        ), spans
         assert [clip.row["reason"].partition(":")[0] for clip in clips_ if clip.row["caption"] == "beyond"] == ["short"]
         path_.write_bytes(path_.read_bytes()[:1000])
-        assert [(row["kept"], row["reason"][:11], arrays) for row, arrays in encode_file(parts[:1], Encoder(tiny()))] == [(False, "unreadable:", None)]
+        assert [(row["kept"], row["reason"][:11], arrays) for row, arrays in encode_file(parts[:1], Encoder(tiny()))] == [
+            (False, "unreadable:", None)
+        ]
 
 # %% ../nbs/22_encode.ipynb #5e521771
 def test_latents_that_are_no_numbers_are_refused():
@@ -206,29 +312,65 @@ def test_latents_that_are_no_numbers_are_refused():
         weight = next(tiny().vae.parameters()).data.view(-1)
         kept = weight[0].clone()
         weight[0] = float("nan")
-        try: list(encode_file([film(tmp)], Encoder(tiny())))
-        except EncodeError as error: assert "VAE gives numbers that are not finite" in str(error)
-        else: raise AssertionError("NaN was let through")
-        finally: weight[0] = kept
+        try:
+            list(encode_file([film(tmp)], Encoder(tiny())))
+        except EncodeError as error:
+            assert "VAE gives numbers that are not finite" in str(error)
+        else:
+            raise AssertionError("NaN was let through")
+        finally:
+            weight[0] = kept
 
 # %% ../nbs/22_encode.ipynb #9cd9cf4b
 def test_of_several_files_with_the_same_bytes_one_is_kept_and_parts_of_them_are_their_own():
     with tempfile.TemporaryDirectory() as tmp:
         names = "a.mp4", "b.mp4", "c.mp4", "d.mp4"
-        for name, data in zip(names, (b"same", b"same", b"diff", b"longer")): Path(tmp, name).write_bytes(data)
+        for name, data in zip(names, (b"same", b"same", b"diff", b"longer")):
+            Path(tmp, name).write_bytes(data)
         for name in ("x", "y"):
             Path(tmp, name).mkdir()
-            for i in range(2): Path(tmp, name, f"{i}.png").write_bytes(bytes([i]))
-        item = lambda name, caption="", **more: Item(Path(tmp, name), name + str(more), caption, **more)
+            for i in range(2):
+                Path(tmp, name, f"{i}.png").write_bytes(bytes([i]))
+
+        def item(name, caption="", **more):
+            return Item(Path(tmp, name), name + str(more), caption, **more)
+
         read = []
-        def hash_of(path): return read.append(path.name) or content(path)
-        refusals = lambda *items, **how: [item.refusal for item in mark_copies(list(items), **how)]
+
+        def hash_of(path):
+            return read.append(path.name) or content(path)
+
+        def refusals(*items, **how):
+            return [item.refusal for item in mark_copies(list(items), **how)]
+
         where = Path(tmp).name
-        assert refusals(*map(item, names), hash_of=hash_of) == ["", f"copy: the same bytes as {where}/a.mp4", "", ""] and read == ["a.mp4", "b.mp4", "c.mp4"], "only files of equal size are read"
-        assert refusals(item("a.mp4", "one"), item("b.mp4", "two", licence="CC BY"))[1] == f"copy: the same bytes as {where}/a.mp4, which has another caption and another licence"
-        assert refusals(item("a.mp4", start=0.0, stop=1.0), item("b.mp4", start=1.0, stop=2.0), item("b.mp4", start=0.0, stop=1.0)) == ["", "", f"copy: the same bytes as {where}/a.mp4"]
-        assert refusals(item("x"), item("y")) == ["", f"copy: the same bytes as {where}/x"] and refusals(item("x"), item("y", fps=6.0)) == ["", ""]
-        assert refusals(item("a.mp4", refusal="no"), item("b.mp4"), item("gone.mp4"), item("gone2.mp4")) == ["no", "", "", ""]
+        assert refusals(*map(item, names), hash_of=hash_of) == [
+            "",
+            f"copy: the same bytes as {where}/a.mp4",
+            "",
+            "",
+        ] and read == ["a.mp4", "b.mp4", "c.mp4"], "only files of equal size are read"
+        assert (
+            refusals(item("a.mp4", "one"), item("b.mp4", "two", licence="CC BY"))[1]
+            == f"copy: the same bytes as {where}/a.mp4, which has another caption and another licence"
+        )
+        assert refusals(
+            item("a.mp4", start=0.0, stop=1.0), item("b.mp4", start=1.0, stop=2.0), item("b.mp4", start=0.0, stop=1.0)
+        ) == ["", "", f"copy: the same bytes as {where}/a.mp4"]
+        assert refusals(item("x"), item("y")) == ["", f"copy: the same bytes as {where}/x"] and refusals(
+            item("x"), item("y", fps=6.0)
+        ) == ["", ""]
+        assert refusals(item("a.mp4", refusal="no"), item("b.mp4"), item("gone.mp4"), item("gone2.mp4")) == [
+            "no",
+            "",
+            "",
+            "",
+        ]
         encoder = SimpleNamespace(options=EncodeOptions(64))
-        info, clips = plan_file([item("a.mp4", refusal="copy: x"), item("a.mp4", refusal="copy: y", start=1.0)], ShotOptions(), encoder.options)
-        assert info is None and [(clip.row["kept"], clip.row["reason"], clip.row["file"]) for clip in clips] == [(False, "copy: x", f"{tmp}/a.mp4"), (False, "copy: y", f"{tmp}/a.mp4")]
+        info, clips = plan_file(
+            [item("a.mp4", refusal="copy: x"), item("a.mp4", refusal="copy: y", start=1.0)], ShotOptions(), encoder.options
+        )
+        assert info is None and [(clip.row["kept"], clip.row["reason"], clip.row["file"]) for clip in clips] == [
+            (False, "copy: x", f"{tmp}/a.mp4"),
+            (False, "copy: y", f"{tmp}/a.mp4"),
+        ]

@@ -16,13 +16,17 @@ import tempfile
 
 # %% ../nbs/33_files.ipynb #20eab3a4
 def killed_at(step, work):
-    "Do `work()` in a copy of this process that kills itself before its call number `step` of the operating system; False if it makes fewer"
+    """Do `work()` in a copy of this process that kills itself before its call number `step` of the operating system;
+    False if it makes fewer
+    """
     child = os.fork()
     if not child:
         left = iter(range(step))
+
         def count(frame, event, function):
             if event == "c_call" and function.__module__ in ("posix", "fcntl", "_io") and next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
+
         sys.setprofile(count)
         try:
             work()
@@ -42,7 +46,10 @@ def pages(folder):
 
 # %% ../nbs/33_files.ipynb #74347e71
 def test_whatever_ends_a_writer_the_old_file_or_folder_stays_as_it_was_and_nothing_lies_beside_it():
-    for make in (lambda path, text: path.write_text(text), lambda path, text: (path.mkdir(), (path / "page").write_text(text))):
+    for make in (
+        lambda path, text: path.write_text(text),
+        lambda path, text: (path.mkdir(), (path / "page").write_text(text)),
+    ):
         for end in (KeyboardInterrupt, OSError, SystemExit):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "thing.txt"
@@ -52,8 +59,11 @@ def test_whatever_ends_a_writer_the_old_file_or_folder_stays_as_it_was_and_nothi
                     with whole(path) as unfinished:
                         make(unfinished, "half of the new")
                         raise end
-                except end: pass
-                assert {file.relative_to(folder): file.is_file() and file.read_text() for file in Path(folder).rglob("*")} == before, end
+                except end:
+                    pass
+                assert {
+                    file.relative_to(folder): file.is_file() and file.read_text() for file in Path(folder).rglob("*")
+                } == before, end
 
 # %% ../nbs/33_files.ipynb #91cd8e01
 def test_a_finished_file_or_folder_takes_the_place_of_the_old_one():
@@ -65,7 +75,12 @@ def test_a_finished_file_or_folder_takes_the_place_of_the_old_one():
             with whole(Path(folder, "folder")) as unfinished:
                 (unfinished / "deep").mkdir(parents=True)
                 (unfinished / "deep" / name).write_text(name)
-        assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")) == ["file", "folder", "folder/deep", "folder/deep/second"]
+        assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")) == [
+            "file",
+            "folder",
+            "folder/deep",
+            "folder/deep/second",
+        ]
 
 # %% ../nbs/33_files.ipynb #f34bccd3
 def test_a_long_name_and_two_threads_that_write_the_same_file_do_not_matter():
@@ -82,35 +97,55 @@ def test_a_folder_that_stepped_aside_comes_back_when_the_new_one_cannot_take_its
         path, rename = Path(folder) / "frames", os.replace
         path.mkdir()
         (path / "old").touch()
+
         def fail(source, target):
-            if source.name == path.name and source.parent != path.parent and target == path and not (source / "old").exists(): raise OSError(errno.EIO, "the disk is gone")
+            if (
+                source.name == path.name
+                and source.parent != path.parent
+                and target == path
+                and not (source / "old").exists()
+            ):
+                raise OSError(errno.EIO, "the disk is gone")
             rename(source, target)
+
         with patch(f"{whole.__module__}.exchange", lambda one, other: False), patch("os.replace", fail):
             try:
-                with whole(path) as unfinished: unfinished.mkdir()
-            except OSError as error: assert "the disk is gone" in str(error)
-            else: raise AssertionError("it was written")
+                with whole(path) as unfinished:
+                    unfinished.mkdir()
+            except OSError as error:
+                assert "the disk is gone" in str(error)
+            else:
+                raise AssertionError("it was written")
         assert [file.relative_to(folder).as_posix() for file in Path(folder).rglob("*")] == ["frames", "frames/old"]
 
 # %% ../nbs/33_files.ipynb #251afe0e
 def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_stays_as_it_is():
     with tempfile.TemporaryDirectory() as folder:
         path, taken, links = Path(folder) / "video.mp4", [], os.link
-        def no_links(*names): raise OSError(errno.EPERM, "no links here")
+
+        def no_links(*names):
+            raise OSError(errno.EPERM, "no links here")
+
         for link in (links, no_links):
             with patch("os.link", link):
                 taken.clear()
                 for text in ("first", "second"):
                     try:
-                        with whole(path, replace=False) as part: part.write_text(text)
-                    except FileExistsError as error: taken.append((text, error.filename))
+                        with whole(path, replace=False) as part:
+                            part.write_text(text)
+                    except FileExistsError as error:
+                        taken.append((text, error.filename))
                 assert taken == [("second", str(path))] and path.read_text() == "first" and len(os.listdir(folder)) == 1
                 path.unlink()
-        with whole(Path(folder) / "frames", replace=False) as part: part.mkdir()
+        with whole(Path(folder) / "frames", replace=False) as part:
+            part.mkdir()
         try:
-            with whole(Path(folder) / "frames", replace=False) as part: part.mkdir()
-        except FileExistsError: pass
-        else: raise AssertionError("a folder was replaced")
+            with whole(Path(folder) / "frames", replace=False) as part:
+                part.mkdir()
+        except FileExistsError:
+            pass
+        else:
+            raise AssertionError("a folder was replaced")
         assert os.listdir(folder) == ["frames"]
 
 # %% ../nbs/33_files.ipynb #436f5263
@@ -119,16 +154,21 @@ def test_an_error_names_the_file_that_was_asked_for_and_not_the_hidden_one():
         path = Path(folder) / "video.mp4"
         for inner in ("", "frame.png"):
             try:
-                with whole(path) as part: raise OSError(errno.ENOSPC, "No space left on device", str(part / inner))
-            except OSError as error: assert str(error) == f"[Errno 28] No space left on device: {str(path / inner)!r}", error
+                with whole(path) as part:
+                    raise OSError(errno.ENOSPC, "No space left on device", str(part / inner))
+            except OSError as error:
+                assert str(error) == f"[Errno 28] No space left on device: {str(path / inner)!r}", error
 
 # %% ../nbs/33_files.ipynb #54d7dc69
 def test_a_file_does_not_take_the_place_of_a_folder():
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run" / "clips").mkdir(parents=True)
-        try: write_whole(f"{folder}/run", "text")
-        except OSError: pass
-        else: raise AssertionError("a folder was lost")
+        try:
+            write_whole(f"{folder}/run", "text")
+        except OSError:
+            pass
+        else:
+            raise AssertionError("a folder was lost")
         assert [path.name for path in Path(folder).rglob("*")] == ["run", "clips"]
 
 # %% ../nbs/33_files.ipynb #4bb048c7
@@ -138,13 +178,27 @@ def test_everything_is_on_the_disk_before_it_gets_its_name():
         with tempfile.TemporaryDirectory() as folder:
             path, swap = Path(folder) / "frames", exchange
             path.mkdir()
-            def noted(one, other): return can and (calls.append("renamed") or swap(one, other))
-            def renamed(source, target): calls.append("renamed"), os.rename(source, target)
-            with patch(f"{whole.__module__}.sync", lambda path: calls.append(path.name)), patch(f"{whole.__module__}.exchange", noted), patch("os.replace", renamed):
+
+            def noted(one, other):
+                return can and (calls.append("renamed") or swap(one, other))
+
+            def renamed(source, target):
+                calls.append("renamed"), os.rename(source, target)
+
+            with (
+                patch(f"{whole.__module__}.sync", lambda path: calls.append(path.name)),
+                patch(f"{whole.__module__}.exchange", noted),
+                patch("os.replace", renamed),
+            ):
                 with whole(path) as unfinished:
                     unfinished.mkdir()
                     (unfinished / "page").touch()
-            assert calls == ["page", "frames", *["renamed"] * (1 if can and sys.platform in ("linux", "darwin") else 2), Path(folder).name], calls
+            assert calls == [
+                "page",
+                "frames",
+                *["renamed"] * (1 if can and sys.platform in ("linux", "darwin") else 2),
+                Path(folder).name,
+            ], calls
             assert [file.name for file in path.iterdir()] == ["page"]
 
 # %% ../nbs/33_files.ipynb #7dbdf727
@@ -153,31 +207,59 @@ def test_new_files_have_the_permissions_that_the_umask_leaves_and_the_umask_is_n
     try:
         for wanted in (0o022, 0o027, 0o077):
             os.umask(wanted)
-            with tempfile.TemporaryDirectory() as folder, patch("os.umask", side_effect=AssertionError("another thread would make open files now")):
-                def private(path): os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors writes
-                with whole(f"{folder}/file") as part: private(part)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                patch("os.umask", side_effect=AssertionError("another thread would make open files now")),
+            ):
+
+                def private(path):
+                    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors writes
+
+                with whole(f"{folder}/file") as part:
+                    private(part)
                 with whole(f"{folder}/folder") as part:
                     part.mkdir()
                     private(part / "file")
-                assert [stat.S_IMODE(os.stat(f"{folder}/{name}").st_mode) for name in ("file", "folder/file")] == [0o666 & ~wanted] * 2
-    finally: os.umask(mask)
+                assert [stat.S_IMODE(os.stat(f"{folder}/{name}").st_mode) for name in ("file", "folder/file")] == [
+                    0o666 & ~wanted
+                ] * 2
+    finally:
+        os.umask(mask)
 
 # %% ../nbs/33_files.ipynb #02dd6105
 def test_what_a_dead_process_left_is_swept_away_and_what_a_living_one_writes_is_not():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npz"
+
         def dies():
             with whole(path) as part:
                 part.write_text("half")
                 (part.parent / "helper").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+
         killed_at(10**6, dies)
         (dead,) = os.listdir(folder)
         host, boot, space, pid, start = HIDDEN.fullmatch(dead).groups()
-        def name(host=host, boot=boot, space=space, pid=pid, start=start): return f".tav-{host}-{boot}-{space}-{pid}-{start}-{secrets.token_hex(4)}"
-        gone = [name(), name(space="0"*6, pid=os.getpid(), start=process_start(os.getpid())), name(pid=os.getpid(), start=1), name(boot="0"*6), name(host="0"*6)]
-        stay = [name(host="0"*6, boot="0"*6), name(pid=os.getpid(), start=process_start(os.getpid())), ".tav-other", "x.npz", ".hidden"]
-        for one in (*gone, *stay): Path(folder, one).mkdir()
+
+        def name(host=host, boot=boot, space=space, pid=pid, start=start):
+            return f".tav-{host}-{boot}-{space}-{pid}-{start}-{secrets.token_hex(4)}"
+
+        gone = [
+            name(),
+            name(space="0" * 6, pid=os.getpid(), start=process_start(os.getpid())),
+            name(pid=os.getpid(), start=1),
+            name(boot="0" * 6),
+            name(host="0" * 6),
+        ]
+        stay = [
+            name(host="0" * 6, boot="0" * 6),
+            name(pid=os.getpid(), start=process_start(os.getpid())),
+            ".tav-other",
+            "x.npz",
+            ".hidden",
+        ]
+        for one in (*gone, *stay):
+            Path(folder, one).mkdir()
         with whole(Path(folder) / "y.npz") as part:
             part.write_text("at work")
             sweep(folder)
@@ -195,9 +277,16 @@ with files.whole(sys.argv[1]) as part:
     input()
 """
     host, boot, _ = this_place()
-    name = f".tav-{host}-{boot}-000000-4194999-5-00000000"  # a process namespace that is not ours, and an id that nobody has here
+    name = (  # a process namespace that is not ours, and an id that nobody has here
+        f".tav-{host}-{boot}-000000-4194999-5-00000000"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        child = subprocess.Popen([sys.executable, "-c", program, f"{folder}/clip", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, f"{folder}/clip", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert child.stdout.readline() == "at work\n"
         sweep(folder)
         assert os.listdir(folder) == [name], "it is still at work"
@@ -217,18 +306,25 @@ with files.whole(sys.argv[1]) as part:
 def test_a_hidden_folder_that_is_swept_away_before_it_is_locked_is_made_again():
     with tempfile.TemporaryDirectory() as folder:
         path, lock, seen = Path(folder) / "x", lock_folder, []
+
         def late(hidden):
-            if not seen: hidden.rmdir()
+            if not seen:
+                hidden.rmdir()
             seen.append(hidden.name)
             return lock(hidden)
-        with patch(f"{whole.__module__}.lock_folder", late): write_whole(path, "text")
+
+        with patch(f"{whole.__module__}.lock_folder", late):
+            write_whole(path, "text")
         assert len(set(seen)) == 2 and os.listdir(folder) == ["x"]
 
 # %% ../nbs/33_files.ipynb #fb2ac0ed
 @pytest.mark.long
 def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_its_writer_is_killed():
     def replace(path):
-        with whole(path) as part: write_pages(part, "new")
+        with whole(path) as part:
+            write_pages(part, "new")
+
+
     old, new = dict(one="old", two="old"), dict(one="new", two="new")
     swaps = exchange
     for way in (swaps, lambda one, other: False):
@@ -237,10 +333,12 @@ def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_its_writer
                 path = Path(folder) / "frames"
                 write_pages(path, "old")
                 killed = killed_at(step, lambda: replace(path))
-                if way is swaps: assert path.exists(), step
+                if way is swaps:
+                    assert path.exists(), step
                 there = pages(path)
                 assert there in (old, new, None) and pages(recover(path)) == (there or old), (step, there)
                 sweep(folder)
                 assert os.listdir(folder) == ["frames"] and pages(path) == (there or old)
-                if not killed: break
+                if not killed:
+                    break
         assert step > 30 and there == new, "it came through after so many calls"

@@ -22,41 +22,77 @@ import torch.nn.functional as F
 
 # %% ../nbs/30_fitting.ipynb #87cb8f35
 def clip(num_frames=16, side=64):
-    "A stock pipeline with the embedded model and adapter, latents `f c h w` to start from, and what the UNet is told besides"
+    """A stock pipeline with the embedded model and adapter, latents `f c h w` to start from, and what the UNet is told
+    besides
+    """
     pipe = load_video_pipeline()
     pipe.scheduler.set_timesteps(4)
-    told = conditions(pipe, "a girl with pink hair walks to the left", num_frames, side, side) | dict(num_frames=num_frames)
+    told = conditions(pipe, "a girl with pink hair walks to the left", num_frames, side, side) | dict(
+        num_frames=num_frames
+    )
     return pipe, start_latents(pipe, num_frames, side, side, "mixed", 1.0), told
 
 
 def peak_of(function, *args, known=()):
     "Bytes at the worst moment of a call, without what was `known` before"
     with torch.no_grad(), Live() as live:
-        for tensor in known: live.sizes[tensor.untyped_storage()._cdata] = 0
+        for tensor in known:
+            live.sizes[tensor.untyped_storage()._cdata] = 0
         function(*args)
     return live.peak
 
 # %% ../nbs/30_fitting.ipynb #db90666d
-SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280], layers_per_block=2, cross_attention_dim=2048,
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816)
-SDXL_VAE = dict(sample_size=1024, in_channels=3, out_channels=3, latent_channels=4, block_out_channels=[128, 256, 512, 512], layers_per_block=2, norm_num_groups=32,
-                down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, scaling_factor=0.13025, force_upcast=True)
-SDXL_TEXT = dict(text_encoder=CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768),
-                 text_encoder_2=CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280))
+SDXL = dict(
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=[320, 640, 1280],
+    layers_per_block=2,
+    cross_attention_dim=2048,
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    transformer_layers_per_block=[1, 2, 10],
+    attention_head_dim=[5, 10, 20],
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+SDXL_VAE = dict(
+    sample_size=1024,
+    in_channels=3,
+    out_channels=3,
+    latent_channels=4,
+    block_out_channels=[128, 256, 512, 512],
+    layers_per_block=2,
+    norm_num_groups=32,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    scaling_factor=0.13025,
+    force_upcast=True,
+)
+SDXL_TEXT = dict(
+    text_encoder=CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+    ),
+    text_encoder_2=CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+    ),
+)
 
 
 def sdxl(max_frames=72):
     "The outline of SDXL with an adapter in 32 bits, as `tav train` saves it"
     model = outline(dict(unet=SDXL, vae=SDXL_VAE, **SDXL_TEXT))
-    with torch.device("meta"): add_temporal(model.unet, max_frames)
+    with torch.device("meta"):
+        add_temporal(model.unet, max_frames)
     model.sizes["unet"] += adapter_size(SDXL)
     return model
 
 
 def adapter_size(config):
-    with torch.device("meta"): blocks = temporal_blocks(UNet2DConditionModel.from_config(config)).values()
+    with torch.device("meta"):
+        blocks = temporal_blocks(UNet2DConditionModel.from_config(config)).values()
     return sum(4 * (4 * block.dim**2 + 6 * block.dim) for block in blocks)
 
 # %% ../nbs/30_fitting.ipynb #5f8db173
@@ -64,8 +100,12 @@ def test_a_film_does_not_depend_on_how_it_is_cut():
     pipe, latents, told = clip(6)
     whole = ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told)
     for memory in Memory(False), Memory(True, 4), Memory(False, 1):
-        torch.testing.assert_close(ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told, memory), whole, rtol=0, atol=2e-5)
-    assert torch.equal(ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told, Memory(True, 12)), whole), "12 images at once are both sides of the film"
+        torch.testing.assert_close(
+            ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told, memory), whole, rtol=0, atol=2e-5
+        )
+    assert torch.equal(ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told, Memory(True, 12)), whole), (
+        "12 images at once are both sides of the film"
+    )
     assert whole.std() > 0.1 and (whole[0] - whole[1]).std() > 100 * 2e-5, "the sides differ"
 
 # %% ../nbs/30_fitting.ipynb #ec89781f
@@ -74,15 +114,23 @@ def test_cutting_really_happens_in_every_kind_of_layer_and_takes_less_memory():
     weights, t = [*pipe.unet.parameters(), *pipe.unet.buffers()], pipe.scheduler.timesteps[1]
     seen = dict(images=set(), places=set())
     for name, module in pipe.unet.named_modules():
-        if name.endswith("to_qkv"): module.register_forward_pre_hook(lambda _, args: seen["places"].add(args[0].shape[2] / 6**2))  # b f s c
-        elif name.endswith((".to_q", ".net.2")): module.register_forward_pre_hook(lambda _, args: seen["images"].add(len(args[0])))
+        if name.endswith("to_qkv"):
+            module.register_forward_pre_hook(lambda _, args: seen["places"].add(args[0].shape[2] / 6**2))  # b f s c
+        elif name.endswith((".to_q", ".net.2")):
+            module.register_forward_pre_hook(lambda _, args: seen["images"].add(len(args[0])))
+
+
     def noted(x, *args, convolve=F.conv2d):
         seen["images"].add(len(x))
         return convolve(x, *args)
+
+
     peaks = {}
     for sides, n in (True, None), (False, None), (False, 2):
-        for found in seen.values(): found.clear()
-        with patch.object(F, "conv2d", noted): peaks[sides, n] = peak_of(ask, pipe.unet, latents, t, told, Memory(sides, n), known=weights)
+        for found in seen.values():
+            found.clear()
+        with patch.object(F, "conv2d", noted):
+            peaks[sides, n] = peak_of(ask, pipe.unet, latents, t, told, Memory(sides, n), known=weights)
     assert peaks[False, None] < 0.6 * peaks[True, None] and peaks[False, 2] < 0.7 * peaks[False, None], peaks
     assert seen["images"] == {2} and max(seen["places"]) <= 1, seen
 
@@ -94,19 +142,34 @@ def test_what_was_cut_is_whole_again_afterwards_also_after_an_error():
         with in_chunks(pipe.unet, 1):
             assert any("forward" in module.__dict__ for module in pipe.unet.modules())
             raise KeyboardInterrupt
-    except KeyboardInterrupt: pass
+    except KeyboardInterrupt:
+        pass
     assert all("forward" not in module.__dict__ for module in pipe.unet.modules())
-    assert {name: set(vars) for name, vars in before.items()} == {name: set(module.__dict__) for name, module in pipe.unet.named_modules()}
+    assert {name: set(vars) for name, vars in before.items()} == {
+        name: set(module.__dict__) for name, module in pipe.unet.named_modules()
+    }
 
 # %% ../nbs/30_fitting.ipynb #71640858
 def test_tiles_are_close_to_the_whole_take_less_memory_and_are_not_taken_without_need():
     vae = load_pipeline(unet=None).vae
     drawn = torch.tensor(render(random_scene(3), 1, 192, 192).frames).permute(0, 3, 1, 2)
-    with torch.no_grad(): z = vae.encode(drawn / 127.5 - 1).latent_dist.mode()
-    psnr = lambda a, b: float(10 * torch.log10(255**2 / (a.float() - b.float()).square().mean()))
+    with torch.no_grad():
+        z = vae.encode(drawn / 127.5 - 1).latent_dist.mode()
+
+
+    def psnr(a, b):
+        return float(10 * torch.log10(255**2 / (a.float() - b.float()).square().mean()))
+
+
     whole, tiled = decode_slice(vae, z), decode_slice(vae, z, 128)
-    assert 15 < psnr(whole, tiled) < 60 and psnr(tiled, drawn) > psnr(whole, drawn) - 6, (psnr(whole, tiled), psnr(tiled, drawn), psnr(whole, drawn))
-    assert peak_of(decode_slice, vae, z, 64, known=list(vae.parameters())) < 0.5 * peak_of(decode_slice, vae, z, known=list(vae.parameters()))
+    assert 15 < psnr(whole, tiled) < 60 and psnr(tiled, drawn) > psnr(whole, drawn) - 6, (
+        psnr(whole, tiled),
+        psnr(tiled, drawn),
+        psnr(whole, drawn),
+    )
+    assert peak_of(decode_slice, vae, z, 64, known=list(vae.parameters())) < 0.5 * peak_of(
+        decode_slice, vae, z, known=list(vae.parameters())
+    )
     wide = torch.randn(1, 4, 8, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(decode_slice(vae, wide, 128), decode_slice(vae, wide)), "64 x 256 pixels are no more than 128 x 128"
     assert not vae.use_tiling, "afterwards the VAE is as it was"
@@ -118,15 +181,23 @@ def test_each_part_is_there_only_while_it_works():
     frames = generate("a girl waves", pipe, 2, 64, 64, steps=2, seed=1)
     pipe.enable_model_cpu_offload(device="cpu")  # the CPU stands for a GPU: parts are called in and sent away all the same
     enter, leave = CpuOffload.pre_forward, CpuOffload.init_hook
+
+
     def entering(hook, module, *args, **kwargs):
         result = enter(hook, module, *args, **kwargs)
-        if hook.prev_module_hook: here.discard(names[id(hook.prev_module_hook.model)])
+        if hook.prev_module_hook:
+            here.discard(names[id(hook.prev_module_hook.model)])
         here.add(names[id(module)]), events.append((names[id(module)], frozenset(here)))
         return result
+
+
     def leaving(hook, module):
         here.discard(names.get(id(module)))
         return leave(hook, module)
-    with patch.object(CpuOffload, "pre_forward", entering), patch.object(CpuOffload, "init_hook", leaving): again = generate("a girl waves", pipe, 2, 64, 64, steps=2, seed=1)
+
+
+    with patch.object(CpuOffload, "pre_forward", entering), patch.object(CpuOffload, "init_hook", leaving):
+        again = generate("a girl waves", pipe, 2, 64, 64, steps=2, seed=1)
     assert (frames == again).all()
     assert [name for name, _ in dict.fromkeys(events)] == ["text_encoder", "text_encoder_2", "unet", "vae"], events
     assert all(there == {name} for name, there in events), events
@@ -136,23 +207,36 @@ def test_each_part_is_there_only_while_it_works():
 def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
     pipe = load_video_pipeline()
     model = outline(configs_of(), adapter_of(None), torch.float32)
-    weights = [x for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for x in (*part.parameters(), *part.buffers())]
+    weights = [
+        x
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+        for x in (*part.parameters(), *part.buffers())
+    ]
     assert abs(sum(model.sizes.values()) / sum(x.nbytes for x in {x.data_ptr(): x for x in weights}.values()) - 1) < 0.01
     for memory in (Memory(), Memory(False, 2)):
         steps = []
         with Live() as live:
-            for tensor in weights: live.sizes[tensor.untyped_storage()._cdata] = 0
-            def denoised(*_): steps.append(live.peak), setattr(live, "peak", live.now)
+            for tensor in weights:
+                live.sizes[tensor.untyped_storage()._cdata] = 0
+
+            def denoised(*_):
+                steps.append(live.peak), setattr(live, "peak", live.now)
+
             generate("a girl waves", pipe, 5, 64, 96, steps=2, memory=memory, callback=denoised)
         peaks = measure(model, 5, 64, 96, memory, on_cpu=True)
-        for said, real in (peaks.denoising - peaks.weights, max(steps)), (peaks.decoding - peaks.weights, live.peak): assert abs(said / real - 1) < 0.07, (memory, said, real)
+        for said, real in (peaks.denoising - peaks.weights, max(steps)), (peaks.decoding - peaks.weights, live.peak):
+            assert abs(said / real - 1) < 0.07, (memory, said, real)
 
 # %% ../nbs/30_fitting.ipynb #f8e9fdaa
 def test_configs_that_cannot_be_a_model_are_one_line_before_anything_is_loaded():
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
-        for part, about, estimate in (("vae", dict(norm_num_groups=7), False), ("unet", dict(up_block_types=["X", "Y", "Z"]), False), ("unet", dict(class_embed_type="timestep"), True)):
+        for part, about, estimate in (
+            ("vae", dict(norm_num_groups=7), False),
+            ("unet", dict(up_block_types=["X", "Y", "Z"]), False),
+            ("unet", dict(class_embed_type="timestep"), True),
+        ):
             path = model / part / "config.json"
             before = path.read_text()
             path.write_text(json.dumps(json.loads(before) | about))
@@ -177,16 +261,27 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
     steps, needs = ladder(), {memory: measure(*film, memory) for memory in ladder()}
     totals = [peaks.total for peaks in needs.values()]
     assert totals == sorted(totals, reverse=True) and len(steps) == len(LADDER) and len(set(totals)) > 2, totals
-    for peaks in needs.values(): assert choose(*film, peaks.total * 1.071)[0] == next(memory for memory in steps if needs[memory].total <= peaks.total)
+    for peaks in needs.values():
+        assert choose(*film, peaks.total * 1.071)[0] == next(
+            memory for memory in steps if needs[memory].total <= peaks.total
+        )
+
+
     def refused(*args, **kwargs):
-        try: choose(*args, **kwargs)
-        except TooLarge as error: return str(error)
+        try:
+            choose(*args, **kwargs)
+        except TooLarge as error:
+            return str(error)
+
+
     line = refused(*film, totals[0], "fast")
     assert line.endswith("--memory auto would fit") and "\n" not in line, line
     line = refused(*film, totals[-1])
     assert "24 frames of 64 x 64 need" in line and "--num-frames" in line, line
     shorter = int(line.split("--num-frames ")[1].split()[0])
-    assert choose(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), "the longest that fits is named"
+    assert choose(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), (
+        "the longest that fits is named"
+    )
     assert "weights alone" in refused(*film, 1000)
     assert len(ladder(on_cpu=True)) == 5 and len(ladder(guided=False)) == 5 and not ladder("low", on_cpu=True)[0].offload
 
@@ -205,19 +300,36 @@ def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
     for on_cpu in (True, False):  # it is never more than the estimate
         for film in ((8, 64, 64), (24, 128, 64)):
             low, real = least_peaks(model, *film, on_cpu), measure(model, *film, LADDER[-1], on_cpu=on_cpu)
-            assert low.denoising <= real.denoising and low.decoding <= real.decoding and low.weights <= real.weights, (low, real)
+            assert low.denoising <= real.denoising and low.decoding <= real.decoding and low.weights <= real.weights, (
+                low,
+                real,
+            )
     begun = time.process_time()
     short, long = (measure(model, n, 64, 64, on_cpu=True) for n in (1000, 2000))  # windows of which only two are acted out
-    assert abs((long.denoising - long.weights) / (short.denoising - short.weights) - 2) < 0.05 and time.process_time() - begun < 20
+    assert (
+        abs((long.denoising - long.weights) / (short.denoising - short.weights) - 2) < 0.05
+        and time.process_time() - begun < 20
+    )
 
 # %% ../nbs/30_fitting.ipynb #1a3d7aea
 def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_takes():
-    with torch.device("meta"): unet = UNet2DConditionModel.from_config(dict(SDXL, transformer_layers_per_block=1))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(SDXL, transformer_layers_per_block=1))
     add_temporal(nn.Module.to(unet, torch.float16), 72)
     sizes = []
+
+
     def note(q, k, v, **kwargs):
         sizes.append(max(q.shape[:2]))
         return flash(q, k, v, **kwargs)
+
+
     with torch.no_grad(), torch.device("meta"), patch.object(F, "scaled_dot_product_attention", note):
-        ask(unet, torch.empty(72, 4, 192, 192, dtype=torch.float16), torch.empty(()), told_on_meta(unet, 144, 72), Memory(False, 8))
+        ask(
+            unet,
+            torch.empty(72, 4, 192, 192, dtype=torch.float16),
+            torch.empty(()),
+            told_on_meta(unet, 144, 72),
+            Memory(False, 8),
+        )
     assert len(sizes) > 30 and max(sizes) < MAX_ROWS, max(sizes)

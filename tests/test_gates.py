@@ -31,7 +31,9 @@ except RuntimeError as error: assert "once_differentiable" in str(error), error
 print("equal")
 """
     if find_spec("triton"):
-        done = subprocess.run([sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
+        done = subprocess.run(
+            [sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1")
+        )
         assert done.stdout == "equal\n", done.stderr
 
 # %% ../nbs/37_gates.ipynb #15cb0fae
@@ -39,10 +41,16 @@ def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+
         for kernel, tensors, moves in ((open_kernel, 2, 6), (slope_kernel, 3, 10)):
             sizes = {kernel.arg_names.index(name): value for name, value in dict(inner=2560, block=ANSWERS).items()}
             kinds = dict(zip(kernel.arg_names, [*["*fp16"] * tensors, "i32", "constexpr", "constexpr"]))
-            source = ASTSource(kernel, kinds, {(i,): v for i, v in sizes.items()}, {(i,): [["tt.divisibility", 16]] for i in range(tensors + 1)})
+            source = ASTSource(
+                kernel,
+                kinds,
+                {(i,): v for i, v in sizes.items()},
+                {(i,): [["tt.divisibility", 16]] for i in range(tensors + 1)},
+            )
             for capability in (80, 90):
                 ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
                 assert ptx.count("global.v4.b32") == moves and "div." not in ptx
@@ -50,6 +58,7 @@ def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time
 # %% ../nbs/37_gates.ipynb #e364fa0d
 def test_gates_change_their_class_not_their_weights_and_on_the_cpu_nothing_of_what_they_say():
     from diffusers import UNet2DConditionModel
+
     from tav_nb.models import EMBEDDED
 
     unet = UNet2DConditionModel.from_pretrained(EMBEDDED, subfolder="unet").eval()
@@ -65,14 +74,23 @@ def test_gates_change_their_class_not_their_weights_and_on_the_cpu_nothing_of_wh
 @pytest.mark.cuda
 def test_on_a_gpu_the_gate_is_at_least_as_exact_as_the_library_s():
     torch.manual_seed(0)
-    far = lambda a, b: ((a.double() - b).norm() / b.norm()).item()
+
+
+    def far(a, b):
+        return ((a.double() - b).norm() / b.norm()).item()
+
+
     for kind in (torch.float16, torch.bfloat16, torch.float32):
         layer = GEGLU(64, 2560).to("cuda", kind)
         layer.proj = torch.nn.Identity()
-        given, above = 2 * torch.randn(3001, 5120, device="cuda", dtype=kind), torch.randn(3001, 2560, device="cuda", dtype=kind)
+        given, above = (
+            2 * torch.randn(3001, 5120, device="cuda", dtype=kind),
+            torch.randn(3001, 2560, device="cuda", dtype=kind),
+        )
         errors = []
         for function, cast in ((GatedGELU.apply, kind), (layer, kind), (layer, torch.float64)):
             x = given.to(cast).requires_grad_()
             out = function(x)
             errors.append([out.detach(), *torch.autograd.grad(out, x, above.to(cast))])
-        for ours, theirs, exact in zip(*errors): assert far(ours, exact) < 1.05 * far(theirs, exact) + torch.finfo(kind).eps, kind
+        for ours, theirs, exact in zip(*errors):
+            assert far(ours, exact) < 1.05 * far(theirs, exact) + torch.finfo(kind).eps, kind

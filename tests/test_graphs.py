@@ -10,11 +10,16 @@ import torch
 # %% ../nbs/39_graphs.ipynb #1275da60
 def test_on_a_cpu_and_switched_off_all_calls_are_plain():
     calls = []
+
+
     def double(x):
         calls.append(x.sum().item())
         return 2 * x
+
+
     for graphs in (Graphs(double), Graphs(double, off=True)):
-        for size in (1, 2, 2): assert graphs(torch.ones(size)).tolist() == [2] * size
+        for size in (1, 2, 2):
+            assert graphs(torch.ones(size)).tolist() == [2] * size
         assert not graphs.known
         graphs.forget()
     assert calls == [1, 2, 2] * 2
@@ -24,7 +29,9 @@ def test_on_a_cpu_and_switched_off_all_calls_are_plain():
 def test_on_a_gpu_what_is_played_back_is_what_would_have_been_computed():
     torch.manual_seed(0)
     layer, runs = torch.nn.Linear(8, 8, device="cuda"), []
-    for p in layer.parameters(): p.grad = torch.zeros_like(p)
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+
 
     def learn(x):
         runs.append(len(x))
@@ -32,19 +39,28 @@ def test_on_a_gpu_what_is_played_back_is_what_would_have_been_computed():
         loss.backward()
         return loss.detach()
 
+
     graphs = Graphs(learn)
     for size in (3, 3, 3, 5, 5, 3, 3):
-        x, before, other = torch.randn(size, 8, device="cuda"), [p.grad.clone() for p in layer.parameters()], copy.deepcopy(layer)
+        x, before, other = (
+            torch.randn(size, 8, device="cuda"),
+            [p.grad.clone() for p in layer.parameters()],
+            copy.deepcopy(layer),
+        )
         loss = other(x).square().sum()
         wanted = torch.autograd.grad(loss, list(other.parameters()))
         torch.testing.assert_close(graphs(x), loss.detach())
-        for p, old, new in zip(layer.parameters(), before, wanted): torch.testing.assert_close(p.grad, old + new)
-        with torch.no_grad(): layer.weight.mul_(0.9)
+        for p, old, new in zip(layer.parameters(), before, wanted):
+            torch.testing.assert_close(p.grad, old + new)
+        with torch.no_grad():
+            layer.weight.mul_(0.9)
     assert runs == [3, 3, 5, 5, 3] and len(graphs.known) == 2
 
     for size in range(1, MOST + 6):
-        for _ in range(2): graphs(torch.ones(size, 8, device="cuda"))
-    for size in range(MOST + 5, 0, -1): graphs(torch.ones(size, 8, device="cuda"))
+        for _ in range(2):
+            graphs(torch.ones(size, 8, device="cuda"))
+    for size in range(MOST + 5, 0, -1):
+        graphs(torch.ones(size, 8, device="cuda"))
     kept = graphs.room
     assert [kind[0][0][0] for kind in graphs.known] == list(range(MOST, 0, -1)), "those that were used last"
     loss = layer(torch.ones(2, 8, device="cuda")).square().sum().detach()
@@ -64,6 +80,8 @@ print(graphs(torch.full((2,), 3.0, device="cuda")).tolist())
 try: graphs(torch.full((2,), 3.0, device="cuda"))
 except Unrecordable as error: print(error)
 """
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)  # PyTorch is not the same afterwards
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True
+    )  # PyTorch is not the same afterwards
     plain, refused = done.stdout.splitlines()
     assert plain == "[9.0, 9.0]" and "captur" in refused, done

@@ -6,32 +6,54 @@ import torch
 # %% ../nbs/38_guidance.ipynb #b2c48ba6
 def test_the_guided_answer_is_the_closed_form_and_asks_no_more_than_it_needs():
     from torch.distributions import Normal
-    bells, asked, x = dict(none=Normal(0.0, 2.0), text=Normal(1.0, 1.0), still=Normal(0.5, 1.5)), [], torch.linspace(-5, 6, 300)
+
+    bells, asked, x = (
+        dict(none=Normal(0.0, 2.0), text=Normal(1.0, 1.0), still=Normal(0.5, 1.5)),
+        [],
+        torch.linspace(-5, 6, 300),
+    )
+
 
     def slope(name):
         asked.append(name)
-        return (bells[name].loc - x) / bells[name].scale**2
+        return (bells[name].loc - x) / bells[name].scale ** 2
+
 
     def run(sigma=1.0, **how):
         asked.clear()
-        return guided(Guidance(**how), sigma, lambda: (slope("none"), slope("text")), lambda: slope("text"), lambda: slope("still"))
+        return guided(
+            Guidance(**how), sigma, lambda: (slope("none"), slope("text")), lambda: slope("text"), lambda: slope("still")
+        )
+
 
     def mixed(**shares):
-        precision = sum(share * bells[name].scale**-2 for name, share in shares.items())
-        return (sum(share * bells[name].scale**-2 * bells[name].loc for name, share in shares.items()) / precision - x) * precision
+        precision = sum(share * bells[name].scale ** -2 for name, share in shares.items())
+        return (
+            sum(share * bells[name].scale ** -2 * bells[name].loc for name, share in shares.items()) / precision - x
+        ) * precision
 
-    for how, shares, questions in ((dict(scale=1.0), dict(text=1), 1), (dict(scale=2.5), dict(none=-1.5, text=2.5), 2), (dict(scale=1.0, temporal=0.5), dict(text=1.5, still=-0.5), 2),
-                                   (dict(scale=2.5, temporal=0.5), dict(none=-1.5, text=3.0, still=-0.5), 3), (dict(scale=2.5, temporal=0.5, min_sigma=1.0), dict(none=-1.5, text=3.0, still=-0.5), 3),
-                                   (dict(scale=2.5, temporal=0.5, min_sigma=1.1), dict(text=1), 1)):
+
+    for how, shares, questions in (
+        (dict(scale=1.0), dict(text=1), 1),
+        (dict(scale=2.5), dict(none=-1.5, text=2.5), 2),
+        (dict(scale=1.0, temporal=0.5), dict(text=1.5, still=-0.5), 2),
+        (dict(scale=2.5, temporal=0.5), dict(none=-1.5, text=3.0, still=-0.5), 3),
+        (dict(scale=2.5, temporal=0.5, min_sigma=1.0), dict(none=-1.5, text=3.0, still=-0.5), 3),
+        (dict(scale=2.5, temporal=0.5, min_sigma=1.1), dict(text=1), 1),
+    ):
         torch.testing.assert_close(run(**how), mixed(**shares))
         assert len(asked) == questions, how
 
 # %% ../nbs/38_guidance.ipynb #58d40578
 def test_the_noise_level_is_the_one_that_diffusers_scheduler_works_with():
     from diffusers import EulerDiscreteScheduler
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
+
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )
     scheduler.set_timesteps(20)
-    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas): assert abs(noise_level(scheduler, t) / sigma.item() - 1) < 1e-4
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas):
+        assert abs(noise_level(scheduler, t) / sigma.item() - 1) < 1e-4
     scheduler.set_timesteps(1000)
     assert scheduler.timesteps[0] == 1000 and noise_level(scheduler, scheduler.timesteps[0]) == noise_level(scheduler, 999)
     scheduler.alphas_cumprod[-1] = 0.0
@@ -40,11 +62,24 @@ def test_the_noise_level_is_the_one_that_diffusers_scheduler_works_with():
 # %% ../nbs/38_guidance.ipynb #8b003581
 def test_what_is_given_comes_before_what_the_adapter_recommends_and_a_scale_of_1_switches_all_guidance_off():
     from types import SimpleNamespace
-    plain, advised = SimpleNamespace(), SimpleNamespace(temporal_config=dict(guidance_scale=2.5, guidance_min_sigma=0.5, temporal_guidance=1.5))
+
+    plain, advised = (
+        SimpleNamespace(),
+        SimpleNamespace(temporal_config=dict(guidance_scale=2.5, guidance_min_sigma=0.5, temporal_guidance=1.5)),
+    )
     assert guidance_for(plain) == Guidance(5.0, 0.0, 0.0) and guidance_for(advised) == Guidance(2.5, 0.5, 1.5)
-    assert guidance_for(advised, 4.0) == Guidance(4.0, 0.5, 1.5) and guidance_for(advised, 4.0, 0.0, 0.0) == Guidance(4.0) and guidance_for(plain, temporal=1.0) == Guidance(5.0, 0.0, 1.0)
-    assert guidance_for(advised, 1.0) == Guidance(1.0, 0.5) and guidance_for(advised, 1.0, temporal=2.0) == Guidance(1.0, 0.5, 2.0)
+    assert (
+        guidance_for(advised, 4.0) == Guidance(4.0, 0.5, 1.5)
+        and guidance_for(advised, 4.0, 0.0, 0.0) == Guidance(4.0)
+        and guidance_for(plain, temporal=1.0) == Guidance(5.0, 0.0, 1.0)
+    )
+    assert guidance_for(advised, 1.0) == Guidance(1.0, 0.5) and guidance_for(advised, 1.0, temporal=2.0) == Guidance(
+        1.0, 0.5, 2.0
+    )
     for wrong in (dict(temporal=-1.0), dict(min_sigma=float("nan"))):
-        try: guidance_for(plain, **wrong)
-        except ValueError as error: assert "at least 0" in str(error)
-        else: raise AssertionError(wrong)
+        try:
+            guidance_for(plain, **wrong)
+        except ValueError as error:
+            assert "at least 0" in str(error)
+        else:
+            raise AssertionError(wrong)

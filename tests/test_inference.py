@@ -20,26 +20,38 @@ def random_film_pipeline(dtype=None):
     "The embedded SDXL with an untrained adapter that is not silent"
     pipe = load_pipeline(dtype=dtype)
     torch.manual_seed(0)
-    for layer in temporal_modules(add_temporal(pipe.unet)).values(): torch.nn.init.normal_(layer.proj.weight, std=.1)
+    for layer in temporal_modules(add_temporal(pipe.unet)).values():
+        torch.nn.init.normal_(layer.proj.weight, std=0.1)
     return pipe
+
 
 SMALL = dict(num_frames=4, height=64, width=64, steps=2)
 
 # %% ../nbs/09_inference.ipynb #5e3e5733
 def test_the_same_seed_gives_the_same_film_and_another_one_another():
     pipe = random_film_pipeline()
-    film = generate('a girl', pipe, **SMALL)
+    film = generate("a girl", pipe, **SMALL)
     assert film.shape == (4, 64, 64, 3) and film.dtype == np.uint8
-    assert (generate('a girl', pipe, **SMALL) == film).all()
-    assert (generate('a girl', pipe, **SMALL, seed=1) != film).any()
+    assert (generate("a girl", pipe, **SMALL) == film).all()
+    assert (generate("a girl", pipe, **SMALL, seed=1) != film).any()
 
 # %% ../nbs/09_inference.ipynb #0cfc8214
 def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
     pipe = random_film_pipeline()
-    film = generate('a girl', pipe, **SMALL, guidance_scale=4., negative_prompt='night', noise='progressive')
-    noise = correlated_noise((1, 4, 4, 8, 8), *noise_for(pipe, 'progressive'), torch.Generator().manual_seed(0))[0]
-    stock = pipe('a girl', num_images_per_prompt=4, num_inference_steps=2, guidance_scale=4., negative_prompt='night', latents=noise, height=64, width=64,
-                 cross_attention_kwargs=dict(num_frames=4), output_type='np').images
+    film = generate("a girl", pipe, **SMALL, guidance_scale=4.0, negative_prompt="night", noise="progressive")
+    noise = correlated_noise((1, 4, 4, 8, 8), *noise_for(pipe, "progressive"), torch.Generator().manual_seed(0))[0]
+    stock = pipe(
+        "a girl",
+        num_images_per_prompt=4,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        negative_prompt="night",
+        latents=noise,
+        height=64,
+        width=64,
+        cross_attention_kwargs=dict(num_frames=4),
+        output_type="np",
+    ).images
     assert np.abs(stock * 255 - film).max() <= 1
 
 # %% ../nbs/09_inference.ipynb #c3cc763a
@@ -47,14 +59,17 @@ def test_every_scheduler_gets_noise_of_the_strength_that_it_starts_from():
     pipe, seen = random_film_pipeline(), []
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.unet.register_forward_pre_hook(lambda unet, args: seen.append(args[0]))
-    generate('a girl', pipe, **SMALL, noise='independent')
-    noise = correlated_noise((1, 4, 4, 8, 8), 'independent', None, torch.Generator().manual_seed(0))[0]
+    generate("a girl", pipe, **SMALL, noise="independent")
+    noise = correlated_noise((1, 4, 4, 8, 8), "independent", None, torch.Generator().manual_seed(0))[0]
     assert pipe.scheduler.init_noise_sigma > 1.5
-    torch.testing.assert_close(seen[0][:4], pipe.scheduler.init_noise_sigma * noise / (pipe.scheduler.sigmas[0]**2 + 1)**.5)
+    torch.testing.assert_close(
+        seen[0][:4], pipe.scheduler.init_noise_sigma * noise / (pipe.scheduler.sigmas[0] ** 2 + 1) ** 0.5
+    )
 
 # %% ../nbs/09_inference.ipynb #5198e6ac
 def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time():
     from diffusers import DPMSolverMultistepScheduler
+
     pipe = random_film_pipeline()
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)
     steps = []
@@ -64,20 +79,29 @@ def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time(
 # %% ../nbs/09_inference.ipynb #f900bc3a
 def test_the_noise_is_what_the_adapter_was_trained_with_unless_it_is_named():
     pipe = random_film_pipeline()
-    assert noise_for(pipe) == ('mixed', None)
-    pipe.unet.temporal_config.update(noise='progressive', noise_strength=3.)
-    assert noise_for(pipe) == noise_for(pipe, 'progressive') == ('progressive', 3.)
-    assert noise_for(pipe, noise_strength=1.) == ('progressive', 1.) and noise_for(pipe, 'mixed') == ('mixed', None)
-    assert noise_for(load_pipeline()) == ('mixed', None)
-    film = generate('a girl', pipe, **SMALL)
-    assert (film == generate('a girl', pipe, **SMALL, noise='progressive', noise_strength=3.)).all()
-    for noise in NOISES: assert (film != generate('a girl', pipe, **SMALL, noise=noise, noise_strength=1.)).any(), noise
+    assert noise_for(pipe) == ("mixed", None)
+    pipe.unet.temporal_config.update(noise="progressive", noise_strength=3.0)
+    assert noise_for(pipe) == noise_for(pipe, "progressive") == ("progressive", 3.0)
+    assert noise_for(pipe, noise_strength=1.0) == ("progressive", 1.0) and noise_for(pipe, "mixed") == ("mixed", None)
+    assert noise_for(load_pipeline()) == ("mixed", None)
+    film = generate("a girl", pipe, **SMALL)
+    assert (film == generate("a girl", pipe, **SMALL, noise="progressive", noise_strength=3.0)).all()
+    for noise in NOISES:
+        assert (film != generate("a girl", pipe, **SMALL, noise=noise, noise_strength=1.0)).any(), noise
 
 # %% ../nbs/09_inference.ipynb #6bce0dff
 def test_prompt_and_negative_prompt_and_guidance_count():
     pipe = random_film_pipeline()
-    films = [generate(prompt, pipe, **SMALL, **wishes) for prompt, wishes in
-             [('a girl', {}), ('a boy', {}), ('a girl', dict(negative_prompt='night')), ('a girl', dict(guidance_scale=8.)), ('a girl', dict(guidance_scale=1.))]]
+    films = [
+        generate(prompt, pipe, **SMALL, **wishes)
+        for prompt, wishes in [
+            ("a girl", {}),
+            ("a boy", {}),
+            ("a girl", dict(negative_prompt="night")),
+            ("a girl", dict(guidance_scale=8.0)),
+            ("a girl", dict(guidance_scale=1.0)),
+        ]
+    ]
     assert all((a != b).any() for i, a in enumerate(films) for b in films[:i])
 
 # %% ../nbs/09_inference.ipynb #124eee50
@@ -85,90 +109,122 @@ def test_the_text_is_read_once_and_the_unet_asked_once_a_step():
     pipe, read, asked = random_film_pipeline(), [], []
     pipe.text_encoder.register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
     pipe.unet.register_forward_pre_hook(lambda module, args: asked.append(len(args[0])))
-    generate('a girl', pipe, **SMALL)
-    generate('a girl', pipe, **SMALL, guidance_scale=1.)
-    assert read == [1, 1] and asked == [8, 8, 4, 4], 'without guidance half the work'
+    generate("a girl", pipe, **SMALL)
+    generate("a girl", pipe, **SMALL, guidance_scale=1.0)
+    assert read == [1, 1] and asked == [8, 8, 4, 4], "without guidance half the work"
 
 # %% ../nbs/09_inference.ipynb #9b1b61ca
 def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_and_little_noise_is_not_guided():
     pipe, asked, texts, answers = random_film_pipeline(), [], [], []
-    pipe.unet.register_forward_pre_hook(lambda module, args, told: asked.append((len(args[0]), told.get('num_frames'))), prepend=True, with_kwargs=True)
-    pipe.unet.register_forward_pre_hook(lambda module, args, told: texts.append(told['encoder_hidden_states']), with_kwargs=True)
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, told: asked.append((len(args[0]), told.get("num_frames"))), prepend=True, with_kwargs=True
+    )
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, told: texts.append(told["encoder_hidden_states"]), with_kwargs=True
+    )
     pipe.unet.register_forward_hook(lambda module, args, out: answers.append(out.sample))
     pipe.scheduler.hook_before_step = lambda answer, timestep, sample: answers.append(answer[0])
-    generate('a girl', pipe, **SMALL, guidance_min_sigma=1., temporal_guidance=2.)
-    assert asked == [(8, 4), (4, None), (4, 4)], 'all three, and where there is little noise only one'
+    generate("a girl", pipe, **SMALL, guidance_min_sigma=1.0, temporal_guidance=2.0)
+    assert asked == [(8, 4), (4, None), (4, 4)], "all three, and where there is little noise only one"
     nothing, sentence = texts[0].chunk(2)
-    assert torch.equal(texts[1], sentence) and torch.equal(texts[2], sentence) and not torch.equal(nothing, sentence), 'both know the sentence'
+    assert torch.equal(texts[1], sentence) and torch.equal(texts[2], sentence) and not torch.equal(nothing, sentence), (
+        "both know the sentence"
+    )
     (without, told), alone, answer, last, unguided = answers[0].chunk(2), *answers[1:]
     torch.testing.assert_close(answer, without + 5 * (told - without) + 2 * (told - alone))
     assert torch.equal(last, unguided) and not torch.allclose(told, alone, atol=1e-3)
     asked.clear()
-    generate('a girl', pipe, **SMALL, guidance_scale=1., temporal_guidance=2., context=Context('predictions', length=3, overlap=1))
-    assert asked == [(3, 3), (3, 3), (3, None), (1, None)] * 2, 'windows over the predictions overlap, single frames do not'
+    generate(
+        "a girl",
+        pipe,
+        **SMALL,
+        guidance_scale=1.0,
+        temporal_guidance=2.0,
+        context=Context("predictions", length=3, overlap=1),
+    )
+    assert asked == [(3, 3), (3, 3), (3, None), (1, None)] * 2, "windows over the predictions overlap, single frames do not"
     asked.clear()
-    generate('a girl', pipe, **SMALL, temporal_guidance=2., images=True)
-    assert asked == [(8, None)] * 2, 'images have nothing to go away from'
-
+    generate("a girl", pipe, **SMALL, temporal_guidance=2.0, images=True)
+    assert asked == [(8, None)] * 2, "images have nothing to go away from"
 
 # %% ../nbs/09_inference.ipynb #6a522da6
 def test_every_temporal_layer_speaks_once_a_step_and_none_in_image_mode():
     pipe, calls = random_film_pipeline(), []
-    for layer in temporal_modules(pipe.unet).values(): layer.register_forward_pre_hook(lambda layer, args: calls.append(args[1]))
-    film = generate('a girl', pipe, **SMALL)
+    for layer in temporal_modules(pipe.unet).values():
+        layer.register_forward_pre_hook(lambda layer, args: calls.append(args[1]))
+    film = generate("a girl", pipe, **SMALL)
     assert calls == [4] * 2 * len(temporal_modules(pipe.unet))
-    pictures = generate('a girl', pipe, **SMALL, images=True)
+    pictures = generate("a girl", pipe, **SMALL, images=True)
     assert len(calls) == 2 * len(temporal_modules(pipe.unet)) and (film != pictures).any()
     remove_temporal(pipe.unet)
-    assert (generate('a girl', pipe, **SMALL, images=True) == pictures).all(), 'a base without an adapter makes the same images'
+    assert (generate("a girl", pipe, **SMALL, images=True) == pictures).all(), (
+        "a base without an adapter makes the same images"
+    )
 
 # %% ../nbs/09_inference.ipynb #53cf6a23
 def test_a_film_of_24_frames_is_the_same_film_whatever_is_said_about_windows():
     pipe = random_film_pipeline()
-    tiny = dict(num_frames=24, height=16, width=16, steps=2, guidance_scale=1.)
-    film = generate('a girl', pipe, **tiny)
-    for kind in ('attention', 'predictions', 'none'): assert (generate('a girl', pipe, **tiny, context=Context(kind)) == film).all(), kind
+    tiny = dict(num_frames=24, height=16, width=16, steps=2, guidance_scale=1.0)
+    film = generate("a girl", pipe, **tiny)
+    for kind in ("attention", "predictions", "none"):
+        assert (generate("a girl", pipe, **tiny, context=Context(kind)) == film).all(), kind
 
 # %% ../nbs/09_inference.ipynb #2b74b5fa
 def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_film_of_them():
     pipe, lengths = random_film_pipeline(), []
     pipe.unet.register_forward_pre_hook(lambda unet, args: lengths.append(len(args[0])))
-    contexts = [None, Context('predictions'), Context('none'), Context(loop=True), Context('predictions', loop=True)]
-    films = [generate('a girl', pipe, 72, 16, 16, steps=1, guidance_scale=1., context=context) for context in contexts]
-    assert all(film.shape == (72, 16, 16, 3) for film in films) and all((a != b).any() for i, a in enumerate(films) for b in films[:i])
-    assert lengths == [72, *[24] * 4, 72, 72, *[24] * 4], 'over predictions only one window is in the UNet at a time'
+    contexts = [None, Context("predictions"), Context("none"), Context(loop=True), Context("predictions", loop=True)]
+    films = [generate("a girl", pipe, 72, 16, 16, steps=1, guidance_scale=1.0, context=context) for context in contexts]
+    assert all(film.shape == (72, 16, 16, 3) for film in films) and all(
+        (a != b).any() for i, a in enumerate(films) for b in films[:i]
+    )
+    assert lengths == [72, *[24] * 4, 72, 72, *[24] * 4], "over predictions only one window is in the UNet at a time"
 
 # %% ../nbs/09_inference.ipynb #0c47bcd6
 def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
     pipe, steps = random_film_pipeline(), []
     pipe.scheduler.set_timesteps(4)
-    said = conditions(pipe, 'a girl', 7, 32, 32) | dict(num_frames=7, context=Context())
-    said['encoder_hidden_states'] = said['encoder_hidden_states'] + torch.randn(14, 1, 1, generator=torch.Generator().manual_seed(1))  # every frame its own words
+    said = conditions(pipe, "a girl", 7, 32, 32) | dict(num_frames=7, context=Context())
+    said["encoder_hidden_states"] = said["encoder_hidden_states"] + torch.randn(
+        14, 1, 1, generator=torch.Generator().manual_seed(1)
+    )  # every frame its own words
     latents, t = torch.randn(7, 4, 4, 4, generator=torch.Generator().manual_seed(0)), pipe.scheduler.timesteps[0]
     pipe.scheduler.hook_before_step = lambda pred, timestep, sample: steps.append(pred[:, 0])
     with torch.no_grad():
         expected = torch.zeros(2, 7, 4, 4, 4)  # g f c h w
-        windows = over_predictions(pipe, 7, Context('predictions', length=4, overlap=1))
+        windows = over_predictions(pipe, 7, Context("predictions", length=4, overlap=1))
         assert windows.starts == (0, 3)
-        for first, weights in ((0, (1, 1, 1, .5)), (3, (.5, 1, 1, 1))):
+        for first, weights in ((0, (1, 1, 1, 0.5)), (3, (0.5, 1, 1, 1))):
             rows = [*range(first, first + 4), *range(7 + first, 7 + first + 4)]
-            part = dict(encoder_hidden_states=said['encoder_hidden_states'][rows], added_cond_kwargs={k: v[rows] for k, v in said['added_cond_kwargs'].items()})
-            out = pipe.unet(torch.cat([latents[first:first + 4]] * 2), t, **part, num_frames=4).sample.unflatten(0, (2, 4))
-            expected[:, first:first + 4] += out * torch.tensor(weights).view(4, 1, 1, 1)
-        denoise_step(pipe, latents, t, Guidance(3.), said, windows)
+            part = dict(
+                encoder_hidden_states=said["encoder_hidden_states"][rows],
+                added_cond_kwargs={k: v[rows] for k, v in said["added_cond_kwargs"].items()},
+            )
+            out = pipe.unet(torch.cat([latents[first : first + 4]] * 2), t, **part, num_frames=4).sample.unflatten(
+                0, (2, 4)
+            )
+            expected[:, first : first + 4] += out * torch.tensor(weights).view(4, 1, 1, 1)
+        denoise_step(pipe, latents, t, Guidance(3.0), said, windows)
     assert len(steps) == 1
     torch.testing.assert_close(steps[0], expected[0] + 3 * (expected[1] - expected[0]), atol=1e-4, rtol=1e-4)
 
 # %% ../nbs/09_inference.ipynb #928a3e51
 def test_a_loop_over_predictions_does_not_care_where_it_begins():
     pipe = random_film_pipeline()
-    said, x = conditions(pipe, 'a girl', 12, 32, 32) | dict(num_frames=12, context=Context()), torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    windows = over_predictions(pipe, 12, Context('predictions', length=8, overlap=4, loop=True))
+    said, x = (
+        conditions(pipe, "a girl", 12, 32, 32) | dict(num_frames=12, context=Context()),
+        torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
+    )
+    windows = over_predictions(pipe, 12, Context("predictions", length=8, overlap=4, loop=True))
     with torch.no_grad():
         answers = []
         for shift in (0, 4):
             pipe.scheduler.set_timesteps(4)
-            answers.append(denoise_step(pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], Guidance(3.), said, windows).roll(-shift, 0))
+            answers.append(
+                denoise_step(pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], Guidance(3.0), said, windows).roll(
+                    -shift, 0
+                )
+            )
     torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
 
 # %% ../nbs/09_inference.ipynb #630845d0
@@ -176,18 +232,24 @@ def test_stock_pipelines_make_films_with_the_patched_unet():
     pipe = random_film_pipeline()
     image_to_image = StableDiffusionXLImg2ImgPipeline(**pipe.components)
     image_to_image.set_progress_bar_config(disable=True)
-    start = [Image.fromarray(frame) for frame in generate('a girl', pipe, **SMALL)]
-    wishes = dict(num_images_per_prompt=4, num_inference_steps=4, output_type='np')
-    for stock, what in [(pipe, dict(height=64, width=64)), (image_to_image, dict(image=start, strength=.5))]:
-        film, pictures = (stock('a girl', **wishes, **what, generator=torch.Generator().manual_seed(0), cross_attention_kwargs=kwargs).images
-                          for kwargs in (dict(num_frames=4), None))
-        assert film.shape == (4, 64, 64, 3) and np.abs(film - pictures).max() > .01, 'with num_frames the frames see each other'
+    start = [Image.fromarray(frame) for frame in generate("a girl", pipe, **SMALL)]
+    wishes = dict(num_images_per_prompt=4, num_inference_steps=4, output_type="np")
+    for stock, what in [(pipe, dict(height=64, width=64)), (image_to_image, dict(image=start, strength=0.5))]:
+        film, pictures = (
+            stock(
+                "a girl", **wishes, **what, generator=torch.Generator().manual_seed(0), cross_attention_kwargs=kwargs
+            ).images
+            for kwargs in (dict(num_frames=4), None)
+        )
+        assert film.shape == (4, 64, 64, 3) and np.abs(film - pictures).max() > 0.01, (
+            "with num_frames the frames see each other"
+        )
 
 # %% ../nbs/09_inference.ipynb #9959135a
 def test_a_callback_sees_every_step_and_hooks_see_the_film():
     pipe, steps, shapes = random_film_pipeline(), [], []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: shapes.append(tuple(sample.shape))
-    generate('a girl', pipe, **SMALL, callback=lambda step, t, latents: steps.append((step, int(t), tuple(latents.shape))))
+    generate("a girl", pipe, **SMALL, callback=lambda step, t, latents: steps.append((step, int(t), tuple(latents.shape))))
     assert [step for step, _, _ in steps] == [0, 1] and steps[0][1] == 999 and steps[0][2] == (4, 4, 8, 8)
     assert shapes == [(1, 4, 4, 8, 8)] * 2
 
@@ -196,11 +258,12 @@ def test_frames_decoded_a_few_at_a_time_are_the_frames_decoded_at_once():
     pipe, at_once = load_pipeline(), []
     pipe.vae.decoder.register_forward_pre_hook(lambda decoder, args: at_once.append((len(args[0]), args[0].dtype)))
     latents = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    with torch.no_grad():
+        pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     frames = decode_frames(pipe, latents)
     assert [n for n, _ in at_once] == [5, 4, 1]
-    expected = ((pixels / 2 + .5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
-    assert np.abs(frames - expected).max() < .51, 'rounded, not cut off'
+    expected = ((pixels / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(frames - expected).max() < 0.51, "rounded, not cut off"
 
 # %% ../nbs/09_inference.ipynb #f01b3ad9
 def test_a_vae_that_overflows_in_16_bits_decodes_in_32():
@@ -216,40 +279,56 @@ def test_a_vae_that_overflows_in_16_bits_decodes_in_32():
 def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
     pipe, dtypes = random_film_pipeline(torch.bfloat16), []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: dtypes.append(model_output.dtype)
-    film = generate('a girl', pipe, 1, 32, 32, steps=2, callback=lambda step, t, latents: dtypes.append(latents.dtype))
-    assert dtypes == [torch.float32] * 4 and film.std() > 0, 'guidance and steps in 32 bits'
+    film = generate("a girl", pipe, 1, 32, 32, steps=2, callback=lambda step, t, latents: dtypes.append(latents.dtype))
+    assert dtypes == [torch.float32] * 4 and film.std() > 0, "guidance and steps in 32 bits"
 
 # %% ../nbs/09_inference.ipynb #d0f07e45
 def test_what_cannot_be_done_is_said_in_one_line():
     pipe, bare, asked = random_film_pipeline(), load_pipeline(), []
-    for module in (pipe.text_encoder, bare.text_encoder): module.register_forward_pre_hook(lambda module, args: asked.append(args))
-    for wish, words in [(dict(num_frames=0), 'at least 1'), (dict(context=Context(length=25)), '24 at most'), (dict(context=Context('predictions', overlap=24)), '23 at most'), (dict(height=100), 'multiple of 8'), (dict(width=4), 'multiple of 8'),
-                        (dict(width=-8), 'multiple of 8'), (dict(steps=0), 'at least 1 step'), (dict(noise='pink'), 'progressive'), (dict(noise_strength=-1), '0 or more'),
-                        (dict(prompt='a xylophone'), 'girl'), (dict(pipe=bare), 'images=True')]:
-        try: generate(**dict(prompt='a girl', pipe=pipe) | SMALL | wish)
-        except ValueError as error: assert words in str(error) and '\n' not in str(error), error
-        else: assert False, f'{wish} went through'
-    assert not asked, 'before any work'
-    assert generate('a girl', bare, **{**SMALL, 'num_frames': 30}, images=True).shape[0] == 30, 'images may be many'
+    for module in (pipe.text_encoder, bare.text_encoder):
+        module.register_forward_pre_hook(lambda module, args: asked.append(args))
+    for wish, words in [
+        (dict(num_frames=0), "at least 1"),
+        (dict(context=Context(length=25)), "24 at most"),
+        (dict(context=Context("predictions", overlap=24)), "23 at most"),
+        (dict(height=100), "multiple of 8"),
+        (dict(width=4), "multiple of 8"),
+        (dict(width=-8), "multiple of 8"),
+        (dict(steps=0), "at least 1 step"),
+        (dict(noise="pink"), "progressive"),
+        (dict(noise_strength=-1), "0 or more"),
+        (dict(prompt="a xylophone"), "girl"),
+        (dict(pipe=bare), "images=True"),
+    ]:
+        try:
+            generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish)
+        except ValueError as error:
+            assert words in str(error) and "\n" not in str(error), error
+        else:
+            raise AssertionError(f"{wish} went through")
+    assert not asked, "before any work"
+    assert generate("a girl", bare, **{**SMALL, "num_frames": 30}, images=True).shape[0] == 30, "images may be many"
 
 # %% ../nbs/09_inference.ipynb #f36bfa86
 def test_an_adapter_beside_its_base_is_found_and_another_can_be_named():
     assert adapter_of(None) == adapter_of(str(EMBEDDED)) == EMBEDDED_ADAPTER
     with tempfile.TemporaryDirectory() as folder:
         pipe = random_film_pipeline()
-        pipe.unet.temporal_config.update(noise='progressive')
-        with quiet(): pipe.save_pretrained(folder)
-        film = generate('a girl', pipe, **SMALL)
+        pipe.unet.temporal_config.update(noise="progressive")
+        with quiet():
+            pipe.save_pretrained(folder)
+        film = generate("a girl", pipe, **SMALL)
         again = load_video_pipeline(folder)
-        assert again.unet.temporal_config['noise'] == 'progressive' and (generate('a girl', again, **SMALL) == film).all()
-        named = save_adapter(pipe.unet, Path(folder, 'other', 'named.safetensors'), noise='independent')
-        assert load_video_pipeline(folder, named).unet.temporal_config['noise'] == 'independent'
-        for file in Path(folder).rglob('temporal_adapter.safetensors'): file.unlink()
+        assert again.unet.temporal_config["noise"] == "progressive" and (generate("a girl", again, **SMALL) == film).all()
+        named = save_adapter(pipe.unet, Path(folder, "other", "named.safetensors"), noise="independent")
+        assert load_video_pipeline(folder, named).unet.temporal_config["noise"] == "independent"
+        for file in Path(folder).rglob("temporal_adapter.safetensors"):
+            file.unlink()
         bare = load_video_pipeline(folder, dtype=torch.bfloat16)
         assert not temporal_modules(bare.unet) and bare.dtype == torch.bfloat16
 
 # %% ../nbs/09_inference.ipynb #cd0db9d8
 def test_three_lines_of_python_make_a_video_file():
     with tempfile.TemporaryDirectory() as folder:
-        write_video(generate('a girl with pink hair waves', **SMALL), Path(folder, 'girl.mp4'), fps=8)
-        assert read_video(Path(folder, 'girl.mp4'))[0].shape == (4, 64, 64, 3)
+        write_video(generate("a girl with pink hair waves", **SMALL), Path(folder, "girl.mp4"), fps=8)
+        assert read_video(Path(folder, "girl.mp4"))[0].shape == (4, 64, 64, 3)

@@ -37,7 +37,9 @@ except RuntimeError as error: assert "once_differentiable" in str(error), error
 print("equal")
 """
     if find_spec("triton"):
-        done = subprocess.run([sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
+        done = subprocess.run(
+            [sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1")
+        )
         assert done.stdout == "equal\n", done.stderr
 
 # %% ../nbs/34_kernel.ipynb #2d49be79
@@ -45,18 +47,34 @@ def test_the_kernels_compile_for_an_a100_and_an_h100():
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+
         sizes = dict(frames=8, dim=64, wide=64, block=SEATS, precision="ieee")
         for kernel, tensors in ((forward_kernel, 4), (backward_kernel, 7)):
             kinds = [*["*fp16"] * tensors, "i32", "fp32", *["constexpr"] * len(sizes)]
-            source = ASTSource(kernel, dict(zip(kernel.arg_names, kinds)), {(kernel.arg_names.index(name),): value for name, value in sizes.items()})
-            for capability in (80, 90): assert "mma" in triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"], "on the matrix units"
+            source = ASTSource(
+                kernel,
+                dict(zip(kernel.arg_names, kinds)),
+                {(kernel.arg_names.index(name),): value for name, value in sizes.items()},
+            )
+            for capability in (80, 90):
+                assert "mma" in triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"], (
+                    "on the matrix units"
+                )
 
 # %% ../nbs/34_kernel.ipynb #839b7ea2
 @pytest.mark.cuda
 def test_on_a_gpu_the_kernel_is_as_exact_as_the_library_s():
     torch.manual_seed(0)
-    far = lambda a, b: ((a.double() - b).norm() / b.norm()).item()
-    library = lambda q, k, v: F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+    def far(a, b):
+        return ((a.double() - b).norm() / b.norm()).item()
+
+
+    def library(q, k, v):
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
     for kind, frames in ((torch.float16, 8), (torch.bfloat16, 12), (torch.float32, 24)):
         given = [torch.randn(2, frames, 7001, 64, device="cuda", dtype=kind, requires_grad=True) for _ in range(4)]
         errors = []

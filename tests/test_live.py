@@ -16,32 +16,56 @@ def test_a_cache_of_the_cartoon_world_is_one_that_the_loader_takes():
         pipe = load_pipeline()
         loader = ClipLoader(toon_cache(f"{folder}/cache", (3, 4), pipe, 4, 64), 2, (4,), zeros=0, empty=0, pipe=pipe)
         batch = loader.batch(0)
-        assert batch["latents"].shape == (2, 4, 4, 8, 8) and 0.3 < batch["latents"].float().std() < 3 and batch["time_ids"][0].tolist() == [64, 64, 0, 0, 64, 64]
+        assert (
+            batch["latents"].shape == (2, 4, 4, 8, 8)
+            and 0.3 < batch["latents"].float().std() < 3
+            and batch["time_ids"][0].tolist() == [64, 64, 0, 0, 64, 64]
+        )
         number = batch["clip"].tolist().index(0)
         expected, _ = encode_text(pipe, caption(random_scene(3, "train"), 3))
         assert np.array_equal(batch["prompt_embeds"][number].numpy(), expected)
 
 # %% ../nbs/26_live.ipynb #455a0c5f
 def test_the_window_keeps_what_it_is_told():
-    events = [dict(kind="train", step=1, loss=0.5, gate=1.0), dict(kind="held_out", step=1, loss=0.4), dict(kind="preview", step=1, frames=np.zeros((8, 16, 16, 3), np.uint8))]
+    events = [
+        dict(kind="train", step=1, loss=0.5, gate=1.0),
+        dict(kind="held_out", step=1, loss=0.4),
+        dict(kind="preview", step=1, frames=np.zeros((8, 16, 16, 3), np.uint8)),
+    ]
     live = Live(every=1e9)
     live.last = time.monotonic()
-    for event in events: live(event)
-    assert live.values("train", "loss") == ((1,), (0.5,)) and live.values("held_out", "loss") == ((1,), (0.4,)) and list(live.previews) == [1] and live.values("train", "loss") and live.figure().axes[0].lines
+    for event in events:
+        live(event)
+    assert (
+        live.values("train", "loss") == ((1,), (0.5,))
+        and live.values("held_out", "loss") == ((1,), (0.4,))
+        and list(live.previews) == [1]
+        and live.values("train", "loss")
+        and live.figure().axes[0].lines
+    )
 
 # %% ../nbs/26_live.ipynb #676d1353
 def test_a_cache_that_would_overwrite_another_or_cannot_be_is_refused_before_anything_is_drawn():
     import contextlib
     import io
     import tempfile
+
     with tempfile.TemporaryDirectory() as place:
         Path(place, "old").mkdir()
         Path(place, "old", "manifest.parquet").write_bytes(b"of another cache")
-        for words, said in ((["old"], "holds a cache already"), (["new", "--clips", "-3"], "--clips is -3"), (["new", "--size", "60"], "such as 48"), (["new", "--device", "nowhere"], "no such device")):
+        for words, said in (
+            (["old"], "holds a cache already"),
+            (["new", "--clips", "-3"], "--clips is -3"),
+            (["new", "--size", "60"], "such as 48"),
+            (["new", "--device", "nowhere"], "no such device"),
+        ):
             error = io.StringIO()
             with contextlib.redirect_stderr(error):
-                try: main([f"{place}/{words[0]}", *words[1:]])
-                except SystemExit as end: assert end.code == 2
-                else: raise AssertionError(words)
+                try:
+                    main([f"{place}/{words[0]}", *words[1:]])
+                except SystemExit as end:
+                    assert end.code == 2
+                else:
+                    raise AssertionError(words)
             assert said in error.getvalue(), error.getvalue()
         assert Path(place, "old", "manifest.parquet").read_bytes() == b"of another cache"

@@ -31,10 +31,22 @@ def write_clip(path, frames, height=64, width=64, value=None, seed=0):
     "A clip of noise as `tav prepare` would write it; or one whose frame number f is `value + f/100` everywhere"
     rng = np.random.default_rng(seed)
     latents = rng.standard_normal((frames, 4, height // 8, width // 8))
-    if value is not None: latents = value + np.arange(frames)[:, None, None, None] / 100 + 0 * latents
-    np.savez(path, latents=latents.astype(np.float16), text_embeds=np.full((77, 128), 1 + seed, np.float16), pooled_embeds=np.full(64, 1 + seed, np.float16),
-             original_size=np.int32([90, 160]), crop_top_left=np.int32([3, seed % 7]), target_size=np.int32([height, width]),
-             frame_times=5 + np.arange(frames) / 12, hold_mask=np.arange(frames) % 2 == 1, fps=np.float32(12), scaling_factor=np.float32(0.13025), meta="{}")
+    if value is not None:
+        latents = value + np.arange(frames)[:, None, None, None] / 100 + 0 * latents
+    np.savez(
+        path,
+        latents=latents.astype(np.float16),
+        text_embeds=np.full((77, 128), 1 + seed, np.float16),
+        pooled_embeds=np.full(64, 1 + seed, np.float16),
+        original_size=np.int32([90, 160]),
+        crop_top_left=np.int32([3, seed % 7]),
+        target_size=np.int32([height, width]),
+        frame_times=5 + np.arange(frames) / 12,
+        hold_mask=np.arange(frames) % 2 == 1,
+        fps=np.float32(12),
+        scaling_factor=np.float32(0.13025),
+        meta="{}",
+    )
 
 
 def write_cache(folder, shapes, **more):
@@ -44,14 +56,24 @@ def write_cache(folder, shapes, **more):
     rows = [dict(clip="still-0", kept=False, frames=0, height=0, width=0, cache_key="", reason="still: nothing moves")]
     for i, (frames, height, width) in enumerate(shapes):
         write_clip(folder / "clips" / f"clip-{i}.npz", frames, height, width, seed=i, **more)
-        rows.append(dict(clip=f"clip-{i}", kept=True, frames=frames, height=height, width=width, cache_key=f"key {i}", reason=""))
-    np.savez(folder / "_empty.npz", text_embeds=np.full((77, 128), -1, np.float16), pooled_embeds=np.full(64, -1, np.float16))
+        rows.append(
+            dict(
+                clip=f"clip-{i}", kept=True, frames=frames, height=height, width=width, cache_key=f"key {i}", reason=""
+            )
+        )
+    np.savez(
+        folder / "_empty.npz", text_embeds=np.full((77, 128), -1, np.float16), pooled_embeds=np.full(64, -1, np.float16)
+    )
     (folder / "cache.json").write_text(json.dumps(dict(model=MODEL, model_name="a model")))
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "manifest.parquet")
     return folder
 
 
-SHAPES = [(f, 64, 64) for f in (24, 24, 24, 20, 17, 16, 13, 12, 12, 9, 8, 8)] + [(24, 64, 128), (16, 64, 128), (16, 128, 64)]
+SHAPES = [(f, 64, 64) for f in (24, 24, 24, 20, 17, 16, 13, 12, 12, 9, 8, 8)] + [
+    (24, 64, 128),
+    (16, 64, 128),
+    (16, 128, 64),
+]
 
 # %% ../nbs/19_loader.ipynb #d47ca84f
 def toon_films(folder, seeds, num_frames=22):
@@ -63,8 +85,10 @@ def toon_films(folder, seeds, num_frames=22):
 
 # %% ../nbs/19_loader.ipynb #b089b6a5
 def refusal(work):
-    try: work()
-    except ValueError as error: return str(error)
+    try:
+        work()
+    except ValueError as error:
+        return str(error)
     raise AssertionError("nobody complained")
 
 # %% ../nbs/19_loader.ipynb #683ab20a
@@ -80,7 +104,9 @@ def test_every_batch_has_one_bucket_and_one_length_and_every_clip_is_seen():
 # %% ../nbs/19_loader.ipynb #fc25089f
 def test_one_short_clip_does_not_shorten_the_batches_of_long_ones():
     clips = [dict(frames=8, height=64, width=64)] + [dict(frames=24, height=64, width=64)] * 9
-    drawn = Counter(length for epoch in range(200) for some, length in plan_epoch(clips, (8, 24), 3, 0, epoch) if 0 not in some)
+    drawn = Counter(
+        length for epoch in range(200) for some, length in plan_epoch(clips, (8, 24), 3, 0, epoch) if 0 not in some
+    )
     assert drawn[8] + drawn[24] == 600 and 250 < drawn[24] < 350, "half of their batches are long"
     short = [length for epoch in range(50) for some, length in plan_epoch(clips, (8, 24), 3, 0, epoch) if 0 in some]
     assert short == [8] * 50
@@ -88,7 +114,10 @@ def test_one_short_clip_does_not_shorten_the_batches_of_long_ones():
 # %% ../nbs/19_loader.ipynb #ca3aac6a
 def test_an_epoch_mixes_its_sizes_and_its_lengths():
     clips = [dict(frames=f, height=h, width=w) for f, h, w in SHAPES]
-    firsts = Counter((clips[some[0]]["width"], length) for some, length in (plan_epoch(clips, (8, 24), 1, 0, epoch)[0] for epoch in range(200)))
+    firsts = Counter(
+        (clips[some[0]]["width"], length)
+        for some, length in (plan_epoch(clips, (8, 24), 1, 0, epoch)[0] for epoch in range(200))
+    )
     assert {(64, 8), (64, 24), (128, 8), (128, 24)} <= set(firsts), firsts
 
 # %% ../nbs/19_loader.ipynb #3874f88c
@@ -113,13 +142,26 @@ def test_a_cut_clip_keeps_its_frames_and_times_together_and_tells_the_unet_its_s
         assert clip["hold_mask"].tolist() == [n % 2 == 1 for n in numbers]
         starts[numbers[0]] += 1
     assert set(starts) == set(range(13)) and min(starts.values()) > 8, starts
-    assert clip["latents"].shape == (8, 4, 8, 16) and clip["time_ids"].tolist() == [90, 160, 3, 6, 64, 128] and clip["time_ids"].dtype == torch.float32
+    assert (
+        clip["latents"].shape == (8, 4, 8, 16)
+        and clip["time_ids"].tolist() == [90, 160, 3, 6, 64, 128]
+        and clip["time_ids"].dtype == torch.float32
+    )
     assert (clip["prompt_embeds"] == 7).all() and (clip["pooled"] == 7).all() and clip["fps"] == 12
 
 # %% ../nbs/19_loader.ipynb #348df2c1
 def test_a_caption_is_lost_in_both_ways_as_often_as_was_asked_and_wholly():
-    arrays = dict(latents=np.zeros((8, 4, 2, 2), np.float16), text_embeds=np.full((77, 8), 3, np.float16), pooled_embeds=np.full(4, 3, np.float16),
-                  original_size=[1, 1], crop_top_left=[0, 0], target_size=[1, 1], frame_times=np.arange(8.0), hold_mask=np.zeros(8, bool), fps=12)
+    arrays = dict(
+        latents=np.zeros((8, 4, 2, 2), np.float16),
+        text_embeds=np.full((77, 8), 3, np.float16),
+        pooled_embeds=np.full(4, 3, np.float16),
+        original_size=[1, 1],
+        crop_top_left=[0, 0],
+        target_size=[1, 1],
+        frame_times=np.arange(8.0),
+        hold_mask=np.zeros(8, bool),
+        fps=12,
+    )
     nothing = dict(text_embeds=np.full((77, 8), -1, np.float16), pooled_embeds=np.full(4, -1, np.float16))
     seen = Counter()
     for seed in range(3000):
@@ -138,8 +180,13 @@ def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order
         other = ClipLoader(place, batch_size=2, seed=3)
         for step in reversed(range(2 * len(loader))):
             again = other.batch(step)
-            assert again.keys() == forwards[step].keys() and all(torch.equal(again[name], forwards[step][name]) for name in again), step
-        program = "import sys; from tav_nb.loader import ClipLoader; print(ClipLoader(sys.argv[1], 2, seed=3).batch(11)['latents'].double().sum().item())"
+            assert again.keys() == forwards[step].keys() and all(
+                torch.equal(again[name], forwards[step][name]) for name in again
+            ), step
+        program = (
+            "import sys; from tav_nb.loader import ClipLoader; print(ClipLoader(sys.argv[1], 2,"
+        " seed=3).batch(11)['latents'].double().sum().item())"
+        )
         said = subprocess.run([sys.executable, "-c", program, place], capture_output=True, text=True, check=True).stdout
         assert float(said) == forwards[11]["latents"].double().sum().item()
 
@@ -147,7 +194,10 @@ def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order
 def test_another_seed_and_another_epoch_give_other_batches():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
-        orders = [[ClipLoader(place, 2, seed=seed).batch(epoch * 11 + k)["clip"].tolist() for k in range(11)] for seed, epoch in ((0, 0), (1, 0), (0, 1))]
+        orders = [
+            [ClipLoader(place, 2, seed=seed).batch(epoch * 11 + k)["clip"].tolist() for k in range(11)]
+            for seed, epoch in ((0, 0), (1, 0), (0, 1))
+        ]
         assert len(ClipLoader(place, 2)) == 11 and orders[0] != orders[1] and orders[0] != orders[2]
         one = write_cache(f"{place}/one", [(24, 64, 64)])
         starts = {ClipLoader(one, 1, lengths=8).batch(epoch)["frame_times"][0, 0].item() for epoch in range(60)}
@@ -162,14 +212,19 @@ def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
         assert len(whole) == len(ranks[0]) == len(ranks[1])
         for step in range(2 * len(whole)):
             expected, parts = whole.batch(step), [rank.batch(step) for rank in ranks]
-            for name in expected: assert torch.equal(expected[name], torch.cat([part[name] for part in parts])), (step, name)
+            for name in expected:
+                assert torch.equal(expected[name], torch.cat([part[name] for part in parts])), (step, name)
 
 # %% ../nbs/19_loader.ipynb #101418d6
 def test_the_plan_tells_whether_a_training_goes_on_with_the_same_clips():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
         usual = ClipLoader(place, 2, seed=1).plan.identity
-        assert usual == ClipLoader(place, 2, seed=1).plan.identity == ClipLoader(place, 1, seed=1, rank=1, world=2).plan.identity
+        assert (
+            usual
+            == ClipLoader(place, 2, seed=1).plan.identity
+            == ClipLoader(place, 1, seed=1, rank=1, world=2).plan.identity
+        )
         others = [ClipLoader(place, 2, seed=2), ClipLoader(place, 4, seed=1), ClipLoader(place, 2, lengths=(8, 12), seed=1)]
         rows = [row | dict(cache_key="of another VAE") for row in read_manifest(place)]
         parquet.write_table(pyarrow.Table.from_pylist(rows), f"{place}/manifest.parquet")
@@ -191,7 +246,11 @@ def test_workers_and_a_restart_change_nothing():
         loader = ClipLoader(write_cache(place, SHAPES), batch_size=2)
         straight = [loader.batch(step) for step in range(12)]
         endless = stream_batches(loader, start=5)
-        for start, found in ((0, stream_batches(loader, 0, 12, workers=2)), (7, stream_batches(loader, 7, 12, workers=1)), (5, [next(endless) for _ in range(7)])):
+        for start, found in (
+            (0, stream_batches(loader, 0, 12, workers=2)),
+            (7, stream_batches(loader, 7, 12, workers=1)),
+            (5, [next(endless) for _ in range(7)]),
+        ):
             found = list(found)
             assert len(found) == 12 - start
             for step, clips in enumerate(found, start):
@@ -208,7 +267,9 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
             unet = add_temporal(remove_temporal(sdxl.unet) if temporal_modules(sdxl.unet) else sdxl.unet)
             before = [layer.proj.weight.clone() for layer in temporal_modules(unet).values()]
             fed = ClipLoader(f"{place}/cache", 2, lengths=8, pipe=sdxl)
-            log = train_adapter(unet, sdxl.scheduler, fed.batch, steps=2, lr=1e-3, ema_decay=0.0, caption_dropout=0, log_every=1)
+            log = train_adapter(
+                unet, sdxl.scheduler, fed.batch, steps=2, lr=1e-3, ema_decay=0.0, caption_dropout=0, log_every=1
+            )
             after = [layer.proj.weight.detach().clone() for layer in temporal_modules(unet).values()]
             results.append([line["loss"] for line in log] + [p.double().sum().item() for p in after])
             assert all(not torch.equal(a, b) for a, b in zip(before, after)), "every temporal layer learns"
@@ -217,35 +278,49 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
         message = ""
         for part in (sdxl.text_encoder_2, sdxl.vae):
             next(part.parameters()).data.view(-1)[0] += 0.5
-            try: ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
-            except CacheError as error: message = str(error)
-        assert "text_encoder_2 and" not in message and "differs in vae and text_encoder_2;" in message and "\n" not in message, message
+            try:
+                ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
+            except CacheError as error:
+                message = str(error)
+        assert (
+            "text_encoder_2 and" not in message and "differs in vae and text_encoder_2;" in message and "\n" not in message
+        ), message
         Path(f"{place}/cache/cache.json").unlink()
-        try: ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
-        except CacheError as error: assert "nobody knows which model" in str(error)
-        else: raise AssertionError("a cache of unknown origin was taken")
+        try:
+            ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
+        except CacheError as error:
+            assert "nobody knows which model" in str(error)
+        else:
+            raise AssertionError("a cache of unknown origin was taken")
 
 # %% ../nbs/19_loader.ipynb #3c689927
 def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip():
     with tempfile.TemporaryDirectory() as place:
         fed = ClipLoader(write_cache(place, [(8, 64, 64), (8, 64, 64)]), 2, lengths=8, zeros=0, empty=0).batch(0)
         found = {}
+
         def unet_spy(noisy, timesteps, encoder_hidden_states, added_cond_kwargs, num_frames):
             found.update(noisy=noisy, text=encoder_hidden_states, **added_cond_kwargs, num_frames=num_frames)
             return SimpleNamespace(sample=torch.zeros_like(noisy))
+
         unet_spy.dtype, alphas = torch.float32, torch.linspace(0.99, 0.01, 10)
         scheduler = SimpleNamespace(alphas_cumprod=alphas, config=SimpleNamespace(prediction_type="epsilon"))
         adapter_loss(unet_spy, scheduler, fed, torch.Generator().manual_seed(0), caption_dropout=0)
         captions, sizes = fed["clip"].repeat_interleave(8) + 1, fed["time_ids"].repeat_interleave(8, 0)  # b -> (b f)
         assert found["num_frames"] == 8 and found["noisy"].shape == (16, 4, 8, 8)
-        assert torch.equal(found["text"][:, 0, 0], captions.float()) and torch.equal(found["text_embeds"][:, 0], captions.float())
+        assert torch.equal(found["text"][:, 0, 0], captions.float()) and torch.equal(
+            found["text_embeds"][:, 0], captions.float()
+        )
         assert torch.equal(found["time_ids"], sizes) and found["time_ids"].dtype == torch.float32
 
 # %% ../nbs/19_loader.ipynb #2a751a0a
 def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
     with tempfile.TemporaryDirectory() as place:
         good = write_cache(f"{place}/good", SHAPES)
-        bad = lambda name: Path(shutil.copytree(good, f"{place}/{name}"))
+
+        def bad(name):
+            return Path(shutil.copytree(good, f"{place}/{name}"))
+
         (bad("no table") / "manifest.parquet").unlink()
         (bad("no table at all") / "manifest.parquet").write_text("clip,kept")
         parquet.write_table(pyarrow.table(dict(name=["a"])), bad("other table") / "manifest.parquet")
@@ -271,22 +346,34 @@ def test_a_clip_that_is_broken_or_missing_or_another_one_is_named():
         loader = ClipLoader(write_cache(place, [(16, 64, 64)]), batch_size=1)
         path = Path(place) / "clips" / "clip-0.npz"
         whole = path.read_bytes()
-        damages = {"cut off": whole[: len(whole) // 2], "empty": b"", "a byte": whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "text": b"text"}
+        damages = {
+            "cut off": whole[: len(whole) // 2],
+            "empty": b"",
+            "a byte": whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
+            "text": b"text",
+        }
         for name, data in damages.items():
             path.write_bytes(data)
-            try: loader.batch(0)
-            except CacheError as error: assert str(path) in str(error) and "tav prepare" in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(name)
+            try:
+                loader.batch(0)
+            except CacheError as error:
+                assert str(path) in str(error) and "tav prepare" in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(name)
         for said, change in (("not there", path.unlink), ("not the clip", lambda: write_clip(path, 15))):
             change()
-            try: loader.batch(0)
-            except CacheError as error: assert said in str(error) and str(path) in str(error), error
-            else: raise AssertionError(said)
+            try:
+                loader.batch(0)
+            except CacheError as error:
+                assert said in str(error) and str(path) in str(error), error
+            else:
+                raise AssertionError(said)
 
 # %% ../nbs/19_loader.ipynb #0fc57063
 def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
     def rewritten(path, **other):
-        with np.load(path) as stored: arrays = {name: stored[name] for name in stored.files}
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
         np.savez(path, **arrays | other)
 
 
@@ -297,14 +384,24 @@ def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
         holed = latents.copy()
         holed[3, 0, 0, 0] = np.nan
         for said, change in (
-            ("latents has numbers that are not finite", dict(latents=holed)), ("latents are int64", dict(latents=latents.astype(int))), ("has the shape", dict(text_embeds=np.ones((77, 64), np.float16))),
-            ("text_embeds are float64 with 1", dict(text_embeds=np.ones(77))), ("have 15 and 16 frames", dict(hold_mask=np.ones(15, bool))), ("target_size is not", dict(target_size=np.int32([64, 64, 64]))),
-            ("fps is nan", dict(fps=np.float32("nan"))), ("is not an array", dict(fps=np.array([{}], dtype=object))),
+            ("latents has numbers that are not finite", dict(latents=holed)),
+            ("latents are int64", dict(latents=latents.astype(int))),
+            ("has the shape", dict(text_embeds=np.ones((77, 64), np.float16))),
+            ("text_embeds are float64 with 1", dict(text_embeds=np.ones(77))),
+            ("have 15 and 16 frames", dict(hold_mask=np.ones(15, bool))),
+            ("target_size is not", dict(target_size=np.int32([64, 64, 64]))),
+            ("fps is nan", dict(fps=np.float32("nan"))),
+            ("is not an array", dict(fps=np.array([{}], dtype=object))),
         ):
             path.write_bytes(good)
             rewritten(path, **change)
             message = refusal(lambda: loader.batch(0))
-            assert said.replace("has the shape", "have the shape") in message and str(path) in message and "tav prepare" in message and "\n" not in message, message
+            assert (
+                said.replace("has the shape", "have the shape") in message
+                and str(path) in message
+                and "tav prepare" in message
+                and "\n" not in message
+            ), message
         path.write_bytes(good)
         rewritten(path, latents=holed)
         assert len(ClipLoader(place, 1, finite=False).batch(0)["latents"]) == 1, "for those who look themselves"
@@ -312,11 +409,21 @@ def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
 
     with tempfile.TemporaryDirectory() as place:
         rows = read_manifest(write_cache(place, [(16, 64, 64)]))
-        for other in (dict(frames=-3), dict(frames="16"), dict(kept=3), dict(clip="../clip-0"), dict(clip="/etc/passwd"), dict(height=10**9), dict(clip=None), dict(clip="")):
+        for other in (
+            dict(frames=-3),
+            dict(frames="16"),
+            dict(kept=3),
+            dict(clip="../clip-0"),
+            dict(clip="/etc/passwd"),
+            dict(height=10**9),
+            dict(clip=None),
+            dict(clip=""),
+        ):
             parquet.write_table(pyarrow.Table.from_pylist([row | other for row in rows[1:]]), f"{place}/manifest.parquet")
             message = refusal(lambda: ClipLoader(place))
             assert "manifest.parquet" in message and "\n" not in message and "tav prepare" in message, message
-        with patch(f"{read_manifest.__module__}.MAX_ROWS", 0): assert "more than the 0 rows" in refusal(lambda: ClipLoader(place))
+        with patch(f"{read_manifest.__module__}.MAX_ROWS", 0):
+            assert "more than the 0 rows" in refusal(lambda: ClipLoader(place))
         for text in (b"[" * 10**5, b'{"model": 7}', b"\xff", b"{}"):
             Path(place, "cache.json").write_bytes(text)
             message = refusal(lambda: check_cache_model(place, load_pipeline()))

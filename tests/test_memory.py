@@ -15,20 +15,43 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/12_a100.ipynb #ea322901
-SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280], layers_per_block=2, cross_attention_dim=2048,
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816)
+SDXL = dict(
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=[320, 640, 1280],
+    layers_per_block=2,
+    cross_attention_dim=2048,
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    transformer_layers_per_block=[1, 2, 10],
+    attention_head_dim=[5, 10, 20],
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
 
 
-MICRO = dict(SDXL, block_out_channels=[64, 64], layers_per_block=1, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-             transformer_layers_per_block=1, attention_head_dim=[2, 2], mid_block_type=None, norm_num_groups=8, cross_attention_dim=16)
+MICRO = dict(
+    SDXL,
+    block_out_channels=[64, 64],
+    layers_per_block=1,
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    transformer_layers_per_block=1,
+    attention_head_dim=[2, 2],
+    mid_block_type=None,
+    norm_num_groups=8,
+    cross_attention_dim=16,
+)
 
 
 @contextmanager
 def as_if(unet):
     "Inside the `with`, every model has this UNet, as far as `measure` can see"
-    with patch.object(UNet2DConditionModel, "load_config", lambda *args, **kwargs: unet): yield
+    with patch.object(UNet2DConditionModel, "load_config", lambda *args, **kwargs: unet):
+        yield
 
 # %% ../nbs/12_a100.ipynb #3bf90fa3
 import gc
@@ -39,19 +62,40 @@ def really(config, num_frames, side):
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"))
     add_temporal(unet, config.max_frames)
     parameters = train_only_temporal(unet)
-    for parameter in parameters: parameter.grad = torch.zeros_like(parameter)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     set_checkpointing(unet, config.checkpointing)
     args, kwargs = inputs(unet, config.batch_size, num_frames, side, side)
-    args, cond = [torch.zeros_like(x, device="cpu") for x in args], {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()}
-    kwargs |= dict(encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"), added_cond_kwargs=cond)
+    args, cond = (
+        [torch.zeros_like(x, device="cpu") for x in args],
+        {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()},
+    )
+    kwargs |= dict(
+        encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"), added_cond_kwargs=cond
+    )
     gc.collect()  # what others left behind must not be given back while we count
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         unet(*args, **kwargs).sample.float().square().mean().backward()
     now = peak = 0
-    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    ):
         now += event.nbytes()
         peak = max(peak, now)
-    return sum(t.nbytes for t in [*unet.parameters(), *unet.buffers(), *(p.grad for p in parameters), *args, *cond.values(), kwargs["encoder_hidden_states"]]) + peak
+    return (
+        sum(
+            t.nbytes
+            for t in [
+                *unet.parameters(),
+                *unet.buffers(),
+                *(p.grad for p in parameters),
+                *args,
+                *cond.values(),
+                kwargs["encoder_hidden_states"],
+            ]
+        )
+        + peak
+    )
 
 # %% ../nbs/12_a100.ipynb #78423025
 def test_while_attention_is_replaced_in_one_thread_another_one_has_its_own():
@@ -69,15 +113,33 @@ def test_while_attention_is_replaced_in_one_thread_another_one_has_its_own():
 def test_offloading_and_checkpointing_change_no_gradient():
     def gradients(kind):
         torch.manual_seed(0)
-        unet = add_temporal(UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16, attention_head_dim=(2, 4), norm_num_groups=8, mid_block_type=None))
+        unet = add_temporal(
+            UNet2DConditionModel(
+                sample_size=8,
+                in_channels=4,
+                out_channels=4,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=16,
+                attention_head_dim=(2, 4),
+                norm_num_groups=8,
+                mid_block_type=None,
+            )
+        )
         parameters = train_only_temporal(unet)
         set_checkpointing(unet, kind)
         x = torch.randn(4, 4, 8, 8)
-        unet(x, torch.full((4,), 9), encoder_hidden_states=torch.randn(4, 5, 16), num_frames=4).sample.square().mean().backward()
+        unet(
+            x, torch.full((4,), 9), encoder_hidden_states=torch.randn(4, 5, 16), num_frames=4
+        ).sample.square().mean().backward()
         return [parameter.grad for parameter in parameters]
+
+
     for kind in ("blocks", "offload"):
-        for a, b in zip(gradients("none"), gradients(kind), strict=True): assert torch.equal(a, b), kind
+        for a, b in zip(gradients("none"), gradients(kind), strict=True):
+            assert torch.equal(a, b), kind
 
 # %% ../nbs/12_a100.ipynb #007d5de7
 def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out():
@@ -119,23 +181,37 @@ for _ in range(3):
 print((peak[0] - before) / need.total)
 """
     for batch, side, kind in ((8, 128, "blocks"), (2, 128, "none")):
-        done = subprocess.run([sys.executable, "-c", program, str(batch), str(side), kind], capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(batch), str(side), kind], capture_output=True, text=True, timeout=600
+        )
         assert 0.75 < float(done.stdout) < 1.02, (batch, side, kind, done)
 
 # %% ../nbs/12_a100.ipynb #4d3d88cc
 @pytest.mark.slow
 def test_what_needs_less_is_known_to_need_less():
     usual = TrainConfig(batch_size=2, accumulation=8, cuda_graphs=False)
-    of = lambda frames=8, side=128, **changes: measure(replace(usual, **changes), frames, side, side, torch.float16)
+
+
+    def of(frames=8, side=128, **changes):
+        return measure(replace(usual, **changes), frames, side, side, torch.float16)
+
+
     with as_if(MICRO):
         most = of()
-        assert of(checkpointing="none").activations > 1.5 * most.activations and of(batch_size=1).activations < most.activations
+        assert (
+            of(checkpointing="none").activations > 1.5 * most.activations
+            and of(batch_size=1).activations < most.activations
+        )
         assert of(frames=4).activations < 0.7 * most.activations and of(side=64).activations < 0.5 * most.activations
-        assert of(adam_offload=True).total < most.total - 0.9 * most.moments and of(adam_offload=True).activations == most.activations
+        assert (
+            of(adam_offload=True).total < most.total - 0.9 * most.moments
+            and of(adam_offload=True).activations == most.activations
+        )
         assert of(adam8bit=True).moments < 0.6 * most.moments and of(adam8bit=True).activations == most.activations
         recorded = of(adam_offload=True, cuda_graphs=True)
         assert recorded.moments == most.moments < 6 * PIECE and recorded.activations == most.activations
-        with patch("tav_nb.memory.PIECE", 1000): assert of(adam_offload=True, cuda_graphs=True).moments == 6000
+        with patch("tav_nb.memory.PIECE", 1000):
+            assert of(adam_offload=True, cuda_graphs=True).moments == 6000
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
 
 # %% ../nbs/12_a100.ipynb #c7e9cd40
@@ -145,7 +221,9 @@ def test_a_step_that_does_not_fit_is_told_what_would():
         needs = {kind: measure(TrainConfig(checkpointing=kind), 8, 128, 128).total for kind in ("none", "blocks")}
         lines = remedies(TrainConfig(checkpointing="none"), 8, 128, 128, (needs["none"] + needs["blocks"]) // 2)
         halved = remedies(TrainConfig(), 8, 128, 128, needs["blocks"] - 1000)
-        assert lines[0].startswith("--checkpointing blocks needs") and any(line.startswith("--batch-size 1 --accumulation 16 needs") for line in halved), (lines, halved)
+        assert lines[0].startswith("--checkpointing blocks needs") and any(
+            line.startswith("--batch-size 1 --accumulation 16 needs") for line in halved
+        ), (lines, halved)
         assert remedies(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
         one = measure(TrainConfig(batch_size=1), 8, 128, 128).total
         least = remedies(TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, adam_offload=True), 8, 128, 128, one)

@@ -22,130 +22,213 @@ import torch
 import warnings
 
 # %% ../nbs/14_models.ipynb #b0085f94
-def no_network(*args, **kwargs): raise AssertionError('the network was asked')
+def no_network(*args, **kwargs):
+    raise AssertionError("the network was asked")
+
 
 offline = patch.multiple(socket, socket=no_network, create_connection=no_network, getaddrinfo=no_network)
-def same_weights(one, other): return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
 # %% ../nbs/14_models.ipynb #78d5b5c0
 def only_fp16(folder, shards=False):
     "A copy of the embedded model as a download of its fp16 files alone leaves it"
     shutil.copytree(EMBEDDED, folder, copy_function=shutil.copyfile)
-    for path in list(Path(folder).rglob('*.safetensors')):
+    for path in list(Path(folder).rglob("*.safetensors")):
         tensors = {key: value.half() for key, value in load_file(path).items()}
         path.unlink()
-        if not shards or path.parent.name != 'unet':
-            save_file(tensors, path.with_name(f'{path.stem}.fp16.safetensors'), {'format': 'pt'})
+        if not shards or path.parent.name != "unet":
+            save_file(tensors, path.with_name(f"{path.stem}.fp16.safetensors"), {"format": "pt"})
             continue
         halves = [dict(list(tensors.items())[n::2]) for n in range(2)]
-        names = [f'{path.stem}.fp16-0000{n + 1}-of-00002.safetensors' for n in range(2)]
-        for half, name in zip(halves, names): save_file(half, path.with_name(name), {'format': 'pt'})
+        names = [f"{path.stem}.fp16-0000{n + 1}-of-00002.safetensors" for n in range(2)]
+        for half, name in zip(halves, names):
+            save_file(half, path.with_name(name), {"format": "pt"})
         index = dict(metadata={}, weight_map={key: name for half, name in zip(halves, names) for key in half})
-        path.with_name(f'{path.stem}.safetensors.index.fp16.json').write_text(json.dumps(index))
+        path.with_name(f"{path.stem}.safetensors.index.fp16.json").write_text(json.dumps(index))
     return Path(folder)
 
 # %% ../nbs/14_models.ipynb #41fd14e4
-RESNET = {'norm1.': 'in_layers.0.', 'conv1.': 'in_layers.2.', 'norm2.': 'out_layers.0.', 'conv2.': 'out_layers.3.', 'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
-OUTSIDE = {'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2', 'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2',
-           'conv_in.': 'input_blocks.0.0.', 'conv_norm_out.': 'out.0.', 'conv_out.': 'out.2.'}
-VAE = {'conv_norm_out': 'norm_out', 'conv_shortcut': 'nin_shortcut', 'mid_block.attentions.0': 'mid.attn_1', 'mid_block.resnets.0': 'mid.block_1', 'mid_block.resnets.1': 'mid.block_2',
-       'group_norm': 'norm', 'to_out.0': 'proj_out', 'to_': ''}
-CLIP = {'text_model.encoder.layers': 'transformer.resblocks', 'layer_norm': 'ln_', 'fc1': 'c_fc', 'fc2': 'c_proj', 'self_attn': 'attn', 'text_model.final_ln_': 'ln_final',
-        'text_model.embeddings.token': 'token', 'text_model.embeddings.position_embedding.weight': 'positional_embedding', 'text_projection.weight': 'text_projection'}
+RESNET = {
+    "norm1.": "in_layers.0.",
+    "conv1.": "in_layers.2.",
+    "norm2.": "out_layers.0.",
+    "conv2.": "out_layers.3.",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+OUTSIDE = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in.": "input_blocks.0.0.",
+    "conv_norm_out.": "out.0.",
+    "conv_out.": "out.2.",
+}
+VAE = {
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "mid_block.attentions.0": "mid.attn_1",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "group_norm": "norm",
+    "to_out.0": "proj_out",
+    "to_": "",
+}
+CLIP = {
+    "text_model.encoder.layers": "transformer.resblocks",
+    "layer_norm": "ln_",
+    "fc1": "c_fc",
+    "fc2": "c_proj",
+    "self_attn": "attn",
+    "text_model.final_ln_": "ln_final",
+    "text_model.embeddings.token": "token",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_projection.weight": "text_projection",
+}
 
 # %% ../nbs/14_models.ipynb #dfde0481
 def renamed(key, names):
-    for old, new in names.items(): key = key.replace(old, new)
+    for old, new in names.items():
+        key = key.replace(old, new)
     return key
 
 # %% ../nbs/14_models.ipynb #216dad61
 def old_unet_key(key, per_block):
     "`down_blocks.1.resnets.0` is `input_blocks.3.0`: levels, layers and changes of size are counted through"
-    if 'resnets' in key: key = renamed(key, RESNET)
-    if not (found := re.match(r'(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(?:conv\.)?(.*)', key)): return renamed(key, OUTSIDE)
+    if "resnets" in key:
+        key = renamed(key, RESNET)
+    if not (found := re.match(r"(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(?:conv\.)?(.*)", key)):
+        return renamed(key, OUTSIDE)
     way, level, kind, layer, rest = found.groups(default=0)
-    attention, change, layer = int(kind == 'attentions'), kind.endswith('samplers'), int(layer)
-    if way == 'mid': return f'middle_block.{2 * layer + attention}.{rest}'
-    if way == 'down': return f'input_blocks.{int(level) * per_block + (per_block if change else 1 + layer)}.{attention}.{"op." * change}{rest}'
-    return f'output_blocks.{int(level) * per_block + (per_block - 1 if change else layer)}.{2 if change else attention}.{"conv." * change}{rest}'
+    attention, change, layer = int(kind == "attentions"), kind.endswith("samplers"), int(layer)
+    if way == "mid":
+        return f"middle_block.{2 * layer + attention}.{rest}"
+    if way == "down":
+        return f"input_blocks.{int(level) * per_block + (per_block if change else 1 + layer)}.{attention}.{'op.' * change}{rest}"
+    return f"output_blocks.{int(level) * per_block + (per_block - 1 if change else layer)}.{2 if change else attention}.{'conv.' * change}{rest}"
 
 # %% ../nbs/14_models.ipynb #7b1e7bb7
 def old_vae_key(key, levels):
     key = renamed(key, VAE)
-    key = re.sub(r'down_blocks\.(\d)\.(?:resnets\.(\d)|downsamplers\.0)', lambda m: f'down.{m[1]}.' + (f'block.{m[2]}' if m[2] else 'downsample'), key)
-    return re.sub(r'up_blocks\.(\d)\.(?:resnets\.(\d)|upsamplers\.0)', lambda m: f'up.{levels - 1 - int(m[1])}.' + (f'block.{m[2]}' if m[2] else 'upsample'), key)
+    key = re.sub(
+        r"down_blocks\.(\d)\.(?:resnets\.(\d)|downsamplers\.0)",
+        lambda m: f"down.{m[1]}." + (f"block.{m[2]}" if m[2] else "downsample"),
+        key,
+    )
+    return re.sub(
+        r"up_blocks\.(\d)\.(?:resnets\.(\d)|upsamplers\.0)",
+        lambda m: f"up.{levels - 1 - int(m[1])}." + (f"block.{m[2]}" if m[2] else "upsample"),
+        key,
+    )
 
 # %% ../nbs/14_models.ipynb #92656ef9
 def old_clip(state):
     "OpenCLIP keeps query, key and value in one tensor"
-    old = {renamed(key, CLIP): value.T if key == 'text_projection.weight' else value for key, value in state.items()}
-    for key in [key for key in old if 'q_proj' in key]:
-        q_k_v = [old.pop(key.replace('q_proj', f'{name}_proj')) for name in 'qkv']
-        old[key.replace('q_proj.', 'in_proj_')] = torch.cat(q_k_v)
+    old = {renamed(key, CLIP): value.T if key == "text_projection.weight" else value for key, value in state.items()}
+    for key in [key for key in old if "q_proj" in key]:
+        q_k_v = [old.pop(key.replace("q_proj", f"{name}_proj")) for name in "qkv"]
+        old[key.replace("q_proj.", "in_proj_")] = torch.cat(q_k_v)
     return old
 
 # %% ../nbs/14_models.ipynb #9ec9fc20
 def one_file(pipe):
     "All weights of a pipeline under the names that they have in a one-file checkpoint"
-    parts = {'model.diffusion_model': {old_unet_key(key, pipe.unet.config.layers_per_block + 1): value for key, value in pipe.unet.state_dict().items()},
-             'first_stage_model': {old_vae_key(key, len(pipe.vae.config.block_out_channels)): value for key, value in pipe.vae.state_dict().items()},
-             'conditioner.embedders.0.transformer.text_model': {key.removeprefix('text_model.'): value for key, value in pipe.text_encoder.state_dict().items()},
-             'conditioner.embedders.1.model': old_clip(pipe.text_encoder_2.state_dict())}
-    return {f'{part}.{key}': value.clone().contiguous() for part, state in parts.items() for key, value in state.items()}
+    parts = {
+        "model.diffusion_model": {
+            old_unet_key(key, pipe.unet.config.layers_per_block + 1): value
+            for key, value in pipe.unet.state_dict().items()
+        },
+        "first_stage_model": {
+            old_vae_key(key, len(pipe.vae.config.block_out_channels)): value
+            for key, value in pipe.vae.state_dict().items()
+        },
+        "conditioner.embedders.0.transformer.text_model": {
+            key.removeprefix("text_model."): value for key, value in pipe.text_encoder.state_dict().items()
+        },
+        "conditioner.embedders.1.model": old_clip(pipe.text_encoder_2.state_dict()),
+    }
+    return {
+        f"{part}.{key}": value.clone().contiguous() for part, state in parts.items() for key, value in state.items()
+    }
 
 # %% ../nbs/14_models.ipynb #f16ea6bb
 def test_libraries_are_silent_inside_quiet_and_as_loud_as_before_outside():
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_info(), diffusers_logging.enable_progress_bar()
-    root = logging.getLogger('diffusers')
+    root = logging.getLogger("diffusers")
     handlers = root.handlers
     try:
         with quiet():
             assert root.handlers != handlers and not diffusers_logging.is_progress_bar_enabled()
             raise KeyboardInterrupt
-    except KeyboardInterrupt: pass
-    assert diffusers_logging.get_verbosity() == logging.INFO and diffusers_logging.is_progress_bar_enabled() and root.handlers is handlers
+    except KeyboardInterrupt:
+        pass
+    assert (
+        diffusers_logging.get_verbosity() == logging.INFO
+        and diffusers_logging.is_progress_bar_enabled()
+        and root.handlers is handlers
+    )
     diffusers_logging.set_verbosity(before)
 
 # %% ../nbs/14_models.ipynb #152fc4e6
 def test_what_a_library_says_about_a_result_becomes_one_note_of_one_line_and_advice_does_not():
-    loud = logging.getLogger('diffusers.loaders.anything')
+    loud = logging.getLogger("diffusers.loaders.anything")
     with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter('always')
+        warnings.simplefilter("always")
         with quiet(), quiet():
-            for _ in range(2): loud.warning('Some weights\nwere not used: \x1b[2J')
-            loud.warning('The following part of your input was truncated'), loud.info('hello'), warnings.warn('old', FutureWarning), warnings.warn('odd', UserWarning)
-            note('a prompt\nis long')
-    assert [(w.category, str(w.message)) for w in found] == [(Note, r'Some weights were not used: \x1b[2J'), (Note, 'a prompt is long')], [str(w.message) for w in found]
+            for _ in range(2):
+                loud.warning("Some weights\nwere not used: \x1b[2J")
+            (
+                loud.warning("The following part of your input was truncated"),
+                loud.info("hello"),
+                warnings.warn("old", FutureWarning),
+                warnings.warn("odd", UserWarning),
+            )
+            note("a prompt\nis long")
+    assert [(w.category, str(w.message)) for w in found] == [
+        (Note, r"Some weights were not used: \x1b[2J"),
+        (Note, "a prompt is long"),
+    ], [str(w.message) for w in found]
     told = []
-    with quiet(told.append), quiet(): note('at once')
-    assert told == ['at once']
+    with quiet(told.append), quiet():
+        note("at once")
+    assert told == ["at once"]
 
 # %% ../nbs/14_models.ipynb #faeef1e8
 def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
     pipe = load_pipeline()
     assert type(pipe) is StableDiffusionXLPipeline
-    assert {getattr(pipe, part).dtype for part in ('unet', 'vae', 'text_encoder', 'text_encoder_2')} == {torch.float32}
+    assert {getattr(pipe, part).dtype for part in ("unet", "vae", "text_encoder", "text_encoder_2")} == {torch.float32}
     assert type(pipe.scheduler) is SDXLAnime_BestHQScheduler
-    assert pipe.unet.config.addition_embed_type == 'text_time' and pipe.vae_scale_factor == 8 and not pipe.unet.training
+    assert pipe.unet.config.addition_embed_type == "text_time" and pipe.vae_scale_factor == 8 and not pipe.unet.training
     assert pipe.progress_bar(total=1).disable
-    assert pipe('a girl', num_inference_steps=1, height=64, width=64, output_type='np').images.shape == (1, 64, 64, 3)
+    assert pipe("a girl", num_inference_steps=1, height=64, width=64, output_type="np").images.shape == (1, 64, 64, 3)
 
 # %% ../nbs/14_models.ipynb #908d525a
 def test_a_part_that_is_not_wanted_is_not_loaded_and_the_others_are_the_same():
     lean, whole = load_pipeline(unet=None), load_pipeline()
     assert lean.unet is None
-    for one, other in zip(lean.encode_prompt('a girl in the snow')[::2], whole.encode_prompt('a girl in the snow')[::2]): assert torch.equal(one, other)
-    assert all(torch.equal(value, other) for value, other in zip(lean.vae.state_dict().values(), whole.vae.state_dict().values()))
+    for one, other in zip(lean.encode_prompt("a girl in the snow")[::2], whole.encode_prompt("a girl in the snow")[::2]):
+        assert torch.equal(one, other)
+    assert all(
+        torch.equal(value, other) for value, other in zip(lean.vae.state_dict().values(), whole.vae.state_dict().values())
+    )
 
 # %% ../nbs/14_models.ipynb #20fdc3e3
 def test_encoders_stored_in_16_bits_are_loaded_as_asked():
     with tempfile.TemporaryDirectory() as folder:
-        with quiet(): load_pipeline(dtype=torch.float16).save_pretrained(folder)
-        assert json.loads(Path(folder, 'text_encoder', 'config.json').read_text())['dtype'] == 'float16'
+        with quiet():
+            load_pipeline(dtype=torch.float16).save_pretrained(folder)
+        assert json.loads(Path(folder, "text_encoder", "config.json").read_text())["dtype"] == "float16"
         for dtype in (None, torch.bfloat16):
             pipe = load_pipeline(folder, dtype=dtype)
-            assert {getattr(pipe, part).dtype for part in ('unet', 'vae', 'text_encoder', 'text_encoder_2')} == {dtype or torch.float32}
+            assert {getattr(pipe, part).dtype for part in ("unet", "vae", "text_encoder", "text_encoder_2")} == {
+                dtype or torch.float32
+            }
 
 # %% ../nbs/14_models.ipynb #647dac31
 def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
@@ -155,8 +238,11 @@ def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
             pipe.save_pretrained(folder)
             stock = StableDiffusionXLPipeline.from_pretrained(folder)
         stock.set_progress_bar_config(disable=True)
-        assert json.loads(Path(folder, 'model_index.json').read_text())['scheduler'] == ['diffusers', 'DPMSolverMultistepScheduler']
-        draw = dict(prompt='a girl', num_inference_steps=3, height=64, width=64, output_type='np')
+        assert json.loads(Path(folder, "model_index.json").read_text())["scheduler"] == [
+            "diffusers",
+            "DPMSolverMultistepScheduler",
+        ]
+        draw = dict(prompt="a girl", num_inference_steps=3, height=64, width=64, output_type="np")
         ours, theirs = (p(**draw, generator=torch.Generator().manual_seed(0)).images for p in (pipe, stock))
         assert abs(ours - theirs).max() < 1e-4  # not 0: where weights lie in memory decides which kernel multiplies them
 
@@ -172,100 +258,193 @@ def test_a_pipeline_into_which_somebody_put_our_scheduler_opens_with_it_where_th
 def test_what_cannot_be_loaded_is_said_in_one_line():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for name in ('empty', 'broken', 'other', 'weightless'): (folder / name).mkdir()
-        (folder / 'one.safetensors').write_bytes(b'')
-        (folder / 'broken' / 'model_index.json').write_text('{')
-        (folder / 'other' / 'model_index.json').write_text('{"_class_name": "StableDiffusionPipeline"}')
-        shutil.copy(EMBEDDED / 'model_index.json', folder / 'weightless')
-        for model, words in {'no-slash': 'owner/name', folder / 'gone': 'no such file or folder', str(folder / 'gone'): 'no such file or folder', './gone': 'no such file',
-                             folder / 'empty': 'model_index.json', folder / 'broken': 'model_index.json', folder / 'other': 'only SDXL',
-                             folder / 'one.safetensors': 'not a whole safetensors file', folder / 'weightless': 'cannot be loaded'}.items():
-            try: load_pipeline(model)
-            except ModelError as error: assert words in str(error) and '\n' not in str(error) and Path(model).name in str(error), error
-            else: assert False, f'{model} was loaded'
+        for name in ("empty", "broken", "other", "weightless"):
+            (folder / name).mkdir()
+        (folder / "one.safetensors").write_bytes(b"")
+        (folder / "broken" / "model_index.json").write_text("{")
+        (folder / "other" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        shutil.copy(EMBEDDED / "model_index.json", folder / "weightless")
+        for model, words in {
+            "no-slash": "owner/name",
+            folder / "gone": "no such file or folder",
+            str(folder / "gone"): "no such file or folder",
+            "./gone": "no such file",
+            folder / "empty": "model_index.json",
+            folder / "broken": "model_index.json",
+            folder / "other": "only SDXL",
+            folder / "one.safetensors": "not a whole safetensors file",
+            folder / "weightless": "cannot be loaded",
+        }.items():
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert words in str(error) and "\n" not in str(error) and Path(model).name in str(error), error
+            else:
+                raise AssertionError(f"{model} was loaded")
         with chdir(folder):
-            try: find_model('empty/gone')
-            except ModelError as error: assert 'no such file or folder' in str(error), 'beside an existing folder it is a misspelt path, not a Hub id'
-            else: assert False, 'taken for a Hub id'
+            try:
+                find_model("empty/gone")
+            except ModelError as error:
+                assert "no such file or folder" in str(error), (
+                    "beside an existing folder it is a misspelt path, not a Hub id"
+                )
+            else:
+                raise AssertionError("taken for a Hub id")
 
 # %% ../nbs/14_models.ipynb #538716bf
 def test_a_name_on_the_hub_that_cannot_be_had_says_why():
-    def said_of(name='somebody/anime-xl', **how):
-        try: load_pipeline(name, **how)
-        except ModelError as error: return str(error)
-        assert False, 'loaded from nowhere'
+    def said_of(name="somebody/anime-xl", **how):
+        try:
+            load_pipeline(name, **how)
+        except ModelError as error:
+            return str(error)
+        raise AssertionError("loaded from nowhere")
+
+
     with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
         said = said_of()
-        assert said.startswith('somebody/anime-xl: not in the cache') and 'HF_HUB_OFFLINE' in said and 'HF_HOME' in said and '\n' not in said, said
-        assert said_of(Path(EMBEDDED), config='somebody/anime-xl').endswith('is none')
+        assert (
+            said.startswith("somebody/anime-xl: not in the cache")
+            and "HF_HUB_OFFLINE" in said
+            and "HF_HOME" in said
+            and "\n" not in said
+        ), said
+        assert said_of(Path(EMBEDDED), config="somebody/anime-xl").endswith("is none")
     response = SimpleNamespace(headers={}, request=None, status_code=404)
-    for error, words in ((errors.RepositoryNotFoundError('404', response=response), 'no such repository'), (errors.GatedRepoError('403', response=response), 'hf auth login'),
-                         (errors.RemoteEntryNotFoundError('404', response=response), 'no model_index.json'), (ConnectionError('no route'), 'cannot be reached'), (OSError('odd\n\nreply'), 'odd reply')):
-        with patch(f"{hub_file.__module__}.hf_hub_download", side_effect=error): assert words in said_of() and '\n' not in said_of(), said_of()
+    for error, words in (
+        (errors.RepositoryNotFoundError("404", response=response), "no such repository"),
+        (errors.GatedRepoError("403", response=response), "hf auth login"),
+        (errors.RemoteEntryNotFoundError("404", response=response), "no model_index.json"),
+        (ConnectionError("no route"), "cannot be reached"),
+        (OSError("odd\n\nreply"), "odd reply"),
+    ):
+        with patch(f"{hub_file.__module__}.hf_hub_download", side_effect=error):
+            assert words in said_of() and "\n" not in said_of(), said_of()
 
 # %% ../nbs/14_models.ipynb #2f53c16d
 @pytest.mark.long
 def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
     plain = load_pipeline(dtype=torch.float16)
-    parts = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
     with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
-        snapshot = Path(folder, 'models--somebody--anime-xl', 'snapshots', 'a' * 40)
-        snapshot.parent.mkdir(parents=True), (snapshot.parents[1] / 'refs').mkdir()
-        (snapshot.parents[1] / 'refs' / 'main').write_text('a' * 40)
-        for model in only_fp16(Path(folder, 'one')), only_fp16(Path(folder, 'shards'), shards=True), only_fp16(snapshot) and 'somebody/anime-xl':
+        snapshot = Path(folder, "models--somebody--anime-xl", "snapshots", "a" * 40)
+        snapshot.parent.mkdir(parents=True), (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+        for model in (
+            only_fp16(Path(folder, "one")),
+            only_fp16(Path(folder, "shards"), shards=True),
+            only_fp16(snapshot) and "somebody/anime-xl",
+        ):
             pipe = load_pipeline(model)
-            assert pipe.dtype == torch.float32 and all(same_weights(getattr(pipe, part).half(), getattr(plain, part)) for part in parts), model
-        for name, words in (('model.bf16.safetensors', 'variants bf16, fp16'), ('model.safetensors', None)):
-            shutil.copyfile(EMBEDDED / 'text_encoder' / 'model.safetensors', Path(folder, 'one', 'text_encoder', name))
-            if name == 'model.safetensors': assert only_variant(Path(folder, 'one'), ['text_encoder']) is None and only_variant(Path(folder, 'one'), ['text_encoder', 'vae']) == 'fp16'
-            elif (Path(folder, 'one', 'vae', 'diffusion_pytorch_model.fp16.safetensors')).rename(Path(folder, 'one', 'vae', 'diffusion_pytorch_model.bf16.safetensors')):
-                Path(folder, 'one', 'unet', name.replace('model', 'diffusion_pytorch_model')).touch()
-                assert only_variant(Path(folder, 'one'), ['vae']) == 'bf16'
-                try: only_variant(Path(folder, 'one'), ['vae', 'text_encoder_2'])
-                except ModelError as error: assert words in str(error)
-                else: assert False, 'one was chosen'
-                Path(folder, 'one', 'vae', 'diffusion_pytorch_model.bf16.safetensors').rename(Path(folder, 'one', 'vae', 'diffusion_pytorch_model.fp16.safetensors'))
+            assert pipe.dtype == torch.float32 and all(
+                same_weights(getattr(pipe, part).half(), getattr(plain, part)) for part in parts
+            ), model
+        for name, words in (("model.bf16.safetensors", "variants bf16, fp16"), ("model.safetensors", None)):
+            shutil.copyfile(EMBEDDED / "text_encoder" / "model.safetensors", Path(folder, "one", "text_encoder", name))
+            if name == "model.safetensors":
+                assert (
+                    only_variant(Path(folder, "one"), ["text_encoder"]) is None
+                    and only_variant(Path(folder, "one"), ["text_encoder", "vae"]) == "fp16"
+                )
+            elif (Path(folder, "one", "vae", "diffusion_pytorch_model.fp16.safetensors")).rename(
+                Path(folder, "one", "vae", "diffusion_pytorch_model.bf16.safetensors")
+            ):
+                Path(folder, "one", "unet", name.replace("model", "diffusion_pytorch_model")).touch()
+                assert only_variant(Path(folder, "one"), ["vae"]) == "bf16"
+                try:
+                    only_variant(Path(folder, "one"), ["vae", "text_encoder_2"])
+                except ModelError as error:
+                    assert words in str(error)
+                else:
+                    raise AssertionError("one was chosen")
+                Path(folder, "one", "vae", "diffusion_pytorch_model.bf16.safetensors").rename(
+                    Path(folder, "one", "vae", "diffusion_pytorch_model.fp16.safetensors")
+                )
 
 # %% ../nbs/14_models.ipynb #fee9a89c
 def test_weights_that_are_missing_are_an_error_and_never_random():
     with tempfile.TemporaryDirectory() as folder:
-        for part, key in dict(text_encoder='mlp.fc1.weight', unet='conv_out.weight', vae='decoder.conv_in.weight', text_encoder_2='text_projection.weight').items():
+        for part, key in dict(
+            text_encoder="mlp.fc1.weight",
+            unet="conv_out.weight",
+            vae="decoder.conv_in.weight",
+            text_encoder_2="text_projection.weight",
+        ).items():
             model = Path(folder, part)
             shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
-            path = next((model / part).glob('*.safetensors'))
+            path = next((model / part).glob("*.safetensors"))
             tensors = load_file(path)
             del tensors[next(name for name in tensors if name.endswith(key))]
-            save_file(tensors, path, {'format': 'pt'})
-            try: load_pipeline(model)
-            except ModelError as error: assert 'lacks 1 tensors' in str(error) and key in str(error) and '\n' not in str(error) and '\x1b' not in str(error), error
-            else: assert False, f'{part} was loaded'
+            save_file(tensors, path, {"format": "pt"})
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert (
+                    "lacks 1 tensors" in str(error)
+                    and key in str(error)
+                    and "\n" not in str(error)
+                    and "\x1b" not in str(error)
+                ), error
+            else:
+                raise AssertionError(f"{part} was loaded")
 
 # %% ../nbs/14_models.ipynb #31a57b35
 def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds():
     with tempfile.TemporaryDirectory() as folder, offline:
-        spy = Path(folder, 'spy')
-        model, code = Path(folder, 'model'), f'open({str(spy)!r}, "w")\nclass UNet2DConditionModel: pass\nclass StableDiffusionXLPipeline: pass\n'
-        for part in ('unet', '.'): (model / part).mkdir(parents=True, exist_ok=True), (model / part / 'evil.py').write_text(code)
+        spy = Path(folder, "spy")
+        model, code = (
+            Path(folder, "model"),
+            f'open({str(spy)!r}, "w")\nclass UNet2DConditionModel: pass\nclass StableDiffusionXLPipeline: pass\n',
+        )
+        for part in ("unet", "."):
+            (model / part).mkdir(parents=True, exist_ok=True), (model / part / "evil.py").write_text(code)
         shutil.copytree(EMBEDDED, model, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        wrong = [('model_index.json', about, words) for about, words in (
-            ({'unet': ['evil', 'UNet2DConditionModel']}, 'is not opened'), ({'unet': ['os', 'system']}, 'is not opened'), ({'vae': [{}, 'AutoencoderKL']}, 'is not opened'), ({'scheduler': ['somebody/code', 'XScheduler']}, 'is not opened'),
-            ({'spy': ['evil', 'Spy']}, 'is not opened'), ({'_class_name': ['evil', 'StableDiffusionXLPipeline']}, 'only SDXL'), ({'_class_name': 7}, 'only SDXL'))]
-        wrong += [(f'{part}/config.json', about, words) for part, about, words in (
-            ('text_encoder', {'attn_implementation': 'somebody/kernel'}, 'attn_implementation'), ('text_encoder_2', {'auto_map': {'AutoModel': 'evil.Spy'}}, 'auto_map'), ('unet', {'quantization_config': {}}, 'quantization_config'),
-            ('unet', {'layers_per_block': 10**9}, '<= 100'), ('vae', {'block_out_channels': [32, 10**12]}, '65536'), ('vae', {'latents_mean': [0.0], 'latents_std': [1.0]}, '4 numbers'), ('vae', {'scaling_factor': 'big'}, 'expected `float`'),
-            ('text_encoder', {'num_hidden_layers': -1}, '>= 0'), ('unet', {'sample_size': 10**12}, '8192'), ('text_encoder_2', {'layer_norm_eps': None}, 'expected `float`'), ('text_encoder_2', {'eos_token_id': None}, 'expected `int`'))]
+        wrong = [
+            ("model_index.json", about, words)
+            for about, words in (
+                ({"unet": ["evil", "UNet2DConditionModel"]}, "is not opened"),
+                ({"unet": ["os", "system"]}, "is not opened"),
+                ({"vae": [{}, "AutoencoderKL"]}, "is not opened"),
+                ({"scheduler": ["somebody/code", "XScheduler"]}, "is not opened"),
+                ({"spy": ["evil", "Spy"]}, "is not opened"),
+                ({"_class_name": ["evil", "StableDiffusionXLPipeline"]}, "only SDXL"),
+                ({"_class_name": 7}, "only SDXL"),
+            )
+        ]
+        wrong += [
+            (f"{part}/config.json", about, words)
+            for part, about, words in (
+                ("text_encoder", {"attn_implementation": "somebody/kernel"}, "attn_implementation"),
+                ("text_encoder_2", {"auto_map": {"AutoModel": "evil.Spy"}}, "auto_map"),
+                ("unet", {"quantization_config": {}}, "quantization_config"),
+                ("unet", {"layers_per_block": 10**9}, "<= 100"),
+                ("vae", {"block_out_channels": [32, 10**12]}, "65536"),
+                ("vae", {"latents_mean": [0.0], "latents_std": [1.0]}, "4 numbers"),
+                ("vae", {"scaling_factor": "big"}, "expected `float`"),
+                ("text_encoder", {"num_hidden_layers": -1}, ">= 0"),
+                ("unet", {"sample_size": 10**12}, "8192"),
+                ("text_encoder_2", {"layer_norm_eps": None}, "expected `float`"),
+                ("text_encoder_2", {"eos_token_id": None}, "expected `int`"),
+            )
+        ]
         for name, about, words in wrong:
             before = (model / name).read_text()
             (model / name).write_text(json.dumps({**json.loads(before), **about}))
-            try: load_pipeline(model)
-            except ModelError as error: assert words in str(error) and str(model) in str(error) and '\n' not in str(error), error
-            else: assert False, f'{name} with {about} was loaded'
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert words in str(error) and str(model) in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{name} with {about} was loaded")
             (model / name).write_text(before)
-        for text, words in (('[' * 100_000, 'nested'), ('[1]', 'expected `object`'), ('\x00', 'not JSON')):
-            (model / 'unet' / 'config.json').write_text(text)
-            try: load_pipeline(model)
-            except ModelError as error: assert words in str(error) and '\n' not in str(error), error
-            else: assert False, text[:9]
+        for text, words in (("[" * 100_000, "nested"), ("[1]", "expected `object`"), ("\x00", "not JSON")):
+            (model / "unet" / "config.json").write_text(text)
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert words in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(text[:9])
         assert not spy.exists()
 
 # %% ../nbs/14_models.ipynb #dfa54cb4
@@ -274,12 +453,21 @@ def test_a_part_whose_config_says_values_of_another_kind_or_whose_parts_do_not_g
         model = Path(folder, "model")
         shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
         for name, about, words in (
-            ("vae/config.json", {"up_block_types": -1}, "up_block_types"), ("vae/config.json", {"force_upcast": "text"}, "force_upcast"), ("unet/config.json", {"norm_eps": "text"}, "norm_eps"),
-            ("unet/config.json", {"down_block_types": [1, [2]]}, "down_block_types"), ("unet/config.json", {"mid_block_scale_factor": None}, "mid_block_scale_factor"), ("unet/config.json", {"flip_sin_to_cos": {"a": 1}}, "flip_sin_to_cos"),
-            ("unet/config.json", {"attention_head_dim": -1}, ">= 1"), ("text_encoder/config.json", {"num_attention_heads": -1}, ">= 1"), ("text_encoder/config.json", {"layer_norm_eps": "text"}, "layer_norm_eps"),
-            ("scheduler/scheduler_config.json", {"steps_offset": "text"}, "steps_offset"), ("scheduler/scheduler_config.json", {"sigma_min": "text"}, "sigma_min"),
-            ("tokenizer_2/tokenizer_config.json", {"bos_token": "text"}, "tokenizer_2 has a token"), ("tokenizer/tokenizer_config.json", {"model_max_length": 10**12}, "model_max_length"),
-            ("model_index.json", {"tokenizer": [None, None]}, "no tokenizer"), ("model_index.json", {"text_encoder": [None, None]}, "no text_encoder"),
+            ("vae/config.json", {"up_block_types": -1}, "up_block_types"),
+            ("vae/config.json", {"force_upcast": "text"}, "force_upcast"),
+            ("unet/config.json", {"norm_eps": "text"}, "norm_eps"),
+            ("unet/config.json", {"down_block_types": [1, [2]]}, "down_block_types"),
+            ("unet/config.json", {"mid_block_scale_factor": None}, "mid_block_scale_factor"),
+            ("unet/config.json", {"flip_sin_to_cos": {"a": 1}}, "flip_sin_to_cos"),
+            ("unet/config.json", {"attention_head_dim": -1}, ">= 1"),
+            ("text_encoder/config.json", {"num_attention_heads": -1}, ">= 1"),
+            ("text_encoder/config.json", {"layer_norm_eps": "text"}, "layer_norm_eps"),
+            ("scheduler/scheduler_config.json", {"steps_offset": "text"}, "steps_offset"),
+            ("scheduler/scheduler_config.json", {"sigma_min": "text"}, "sigma_min"),
+            ("tokenizer_2/tokenizer_config.json", {"bos_token": "text"}, "tokenizer_2 has a token"),
+            ("tokenizer/tokenizer_config.json", {"model_max_length": 10**12}, "model_max_length"),
+            ("model_index.json", {"tokenizer": [None, None]}, "no tokenizer"),
+            ("model_index.json", {"text_encoder": [None, None]}, "no text_encoder"),
         ):
             before = (model / name).read_text()
             (model / name).write_text(json.dumps(json.loads(before) | about))
@@ -297,7 +485,12 @@ def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
-        for part, value in (("unet", math.nan), ("vae", math.inf), ("text_encoder", -math.inf), ("text_encoder_2", math.nan)):
+        for part, value in (
+            ("unet", math.nan),
+            ("vae", math.inf),
+            ("text_encoder", -math.inf),
+            ("text_encoder_2", math.nan),
+        ):
             (path,) = (model / part).glob("*.safetensors")
             before, tensors = path.read_bytes(), load_file(path)
             last = sorted(tensors)[-1]
@@ -306,7 +499,12 @@ def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
             try:
                 load_pipeline(model)
             except ModelError as error:
-                assert f"its {part}: " in str(error) and "not finite" in str(error) and str(model) in str(error) and "\n" not in str(error), error
+                assert (
+                    f"its {part}: " in str(error)
+                    and "not finite" in str(error)
+                    and str(model) in str(error)
+                    and "\n" not in str(error)
+                ), error
             else:
                 raise AssertionError(f"{part} with {value} was loaded")
             path.write_bytes(before)
@@ -324,39 +522,51 @@ def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
 def test_pickles_are_not_opened():
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        weights = Path(folder, 'unet', 'diffusion_pytorch_model.safetensors')
-        with quiet(): torch.save(StableDiffusionXLPipeline.from_pretrained(EMBEDDED).unet.state_dict(), weights.with_suffix('.bin'))
+        weights = Path(folder, "unet", "diffusion_pytorch_model.safetensors")
+        with quiet():
+            torch.save(StableDiffusionXLPipeline.from_pretrained(EMBEDDED).unet.state_dict(), weights.with_suffix(".bin"))
         weights.unlink()
-        try: load_pipeline(folder)
-        except ModelError as error: assert 'safetensors' in str(error), error
-        else: assert False, 'a pickle was opened'
+        try:
+            load_pipeline(folder)
+        except ModelError as error:
+            assert "safetensors" in str(error), error
+        else:
+            raise AssertionError("a pickle was opened")
 
 # %% ../nbs/14_models.ipynb #e9b67046
 def test_a_device_that_is_not_there_is_said_in_one_line():
-    for device in ('abacus', 'cuda:99'):
-        try: load_pipeline(device=device)
-        except ModelError as error: assert device in str(error) and 'cpu' in str(error) and '\n' not in str(error), error
-        else: assert False, f'{device} is there'
+    for device in ("abacus", "cuda:99"):
+        try:
+            load_pipeline(device=device)
+        except ModelError as error:
+            assert device in str(error) and "cpu" in str(error) and "\n" not in str(error), error
+        else:
+            raise AssertionError(f"{device} is there")
 
 # %% ../nbs/14_models.ipynb #bcfb8cab
 def test_one_file_and_a_config_are_the_same_model_without_a_look_at_the_network():
-    pipe, parts = load_pipeline(), ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+    pipe, parts = load_pipeline(), ("unet", "vae", "text_encoder", "text_encoder_2")
     with tempfile.TemporaryDirectory() as folder, offline:
-        shutil.copytree(EMBEDDED, Path(folder, 'config'), ignore=shutil.ignore_patterns('*.safetensors'))
-        path = Path(folder, 'anime.safetensors')
+        shutil.copytree(EMBEDDED, Path(folder, "config"), ignore=shutil.ignore_patterns("*.safetensors"))
+        path = Path(folder, "anime.safetensors")
         save_file(one_file(pipe), path)
-        again = load_pipeline(path, config=Path(folder, 'config'))
+        again = load_pipeline(path, config=Path(folder, "config"))
         assert all(same_weights(getattr(again, part), getattr(pipe, part)) for part in parts)
-        assert type(again.scheduler) is SDXLAnime_BestHQScheduler and again.scheduler.config.prediction_type == pipe.scheduler.config.prediction_type
-        lean = load_pipeline(path.rename(Path(folder, 'config', path.name)), dtype=torch.float16, unet=None)
-        assert lean.unet is None and lean.vae.dtype == lean.text_encoder_2.dtype == torch.float16, 'the folder in which the file lies is its config'
+        assert (
+            type(again.scheduler) is SDXLAnime_BestHQScheduler
+            and again.scheduler.config.prediction_type == pipe.scheduler.config.prediction_type
+        )
+        lean = load_pipeline(path.rename(Path(folder, "config", path.name)), dtype=torch.float16, unet=None)
+        assert lean.unet is None and lean.vae.dtype == lean.text_encoder_2.dtype == torch.float16, (
+            "the folder in which the file lies is its config"
+        )
 
 # %% ../nbs/14_models.ipynb #a46c93a5
 def test_what_a_file_lacks_comes_from_the_config():
     pipe = load_pipeline()
-    changed = {key: value + 1 for key, value in one_file(pipe).items() if key.startswith('model.diffusion_model.')}
+    changed = {key: value + 1 for key, value in one_file(pipe).items() if key.startswith("model.diffusion_model.")}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'only-a-unet.safetensors')
+        path = Path(folder, "only-a-unet.safetensors")
         save_file(changed, path)
         again = load_pipeline(path, config=EMBEDDED)
         assert same_weights(again.vae, pipe.vae) and not same_weights(again.unet, pipe.unet)
@@ -366,76 +576,115 @@ def test_what_a_file_lacks_comes_from_the_config():
 def test_a_file_that_predicts_v_says_so_or_its_config_does():
     weights = one_file(load_pipeline())
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'v.safetensors')
-        for extra, about, expected in (({}, {'modelspec.prediction_type': 'v'}, ('v_prediction', False)), ({}, {'modelspec.prediction_type': 'epsilon'}, ('epsilon', False)),
-                                       ({'v_pred': torch.empty(0), 'ztsnr': torch.empty(0)}, None, ('v_prediction', True))):
+        path = Path(folder, "v.safetensors")
+        for extra, about, expected in (
+            ({}, {"modelspec.prediction_type": "v"}, ("v_prediction", False)),
+            ({}, {"modelspec.prediction_type": "epsilon"}, ("epsilon", False)),
+            ({"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, None, ("v_prediction", True)),
+        ):
             save_file({**weights, **extra}, path, about)
             pipe = load_pipeline(path, config=EMBEDDED)
             assert (pipe.scheduler.config.prediction_type, pipe.scheduler.config.rescale_betas_zero_snr) == expected
-        assert np.isfinite(pipe('a girl', num_inference_steps=2, height=64, width=64, output_type='np').images).all()
-        settings = Path(shutil.copytree(EMBEDDED, Path(folder, 'config')), 'scheduler', 'scheduler_config.json')
-        settings.write_text(json.dumps({**json.loads(settings.read_text()), 'prediction_type': 'v_prediction'}))
+        assert np.isfinite(pipe("a girl", num_inference_steps=2, height=64, width=64, output_type="np").images).all()
+        settings = Path(shutil.copytree(EMBEDDED, Path(folder, "config")), "scheduler", "scheduler_config.json")
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "prediction_type": "v_prediction"}))
         save_file(weights, path)
-        assert load_pipeline(path, config=settings.parent.parent).scheduler.config.prediction_type == 'v_prediction'
+        assert load_pipeline(path, config=settings.parent.parent).scheduler.config.prediction_type == "v_prediction"
 
 # %% ../nbs/14_models.ipynb #ec5bba37
 def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
     weights, none = one_file(load_pipeline()), torch.zeros(1)
-    bias = weights['model.diffusion_model.conv_in.bias'.replace('conv_in', 'input_blocks.0.0')]
-    wrong = {'sd1': ({'cond_stage_model.transformer.text_model.x': none}, 'Stable Diffusion 1'), 'sd2': ({'cond_stage_model.model.x': none}, 'Stable Diffusion 2'),
-             'refiner': ({'conditioner.embedders.0.model.x': none}, 'refiner'), 'lora': ({'lora_unet_x.lora_down.weight': none}, 'LoRA'), 'vae': ({'encoder.conv_in.bias': none}, 'no SDXL'),
-             'short': ({key: value for key, value in weights.items() if 'out.2' not in key}, 'unet lacks'),
-             'shorter': ({key: value for key, value in weights.items() if 'ln_final' not in key}, 'text_encoder_2 lacks'), 'wide': ({**weights, 'model.diffusion_model.input_blocks.0.0.bias': bias.repeat(2)}, 'conv_in')}
+    bias = weights["model.diffusion_model.conv_in.bias".replace("conv_in", "input_blocks.0.0")]
+    wrong = {
+        "sd1": ({"cond_stage_model.transformer.text_model.x": none}, "Stable Diffusion 1"),
+        "sd2": ({"cond_stage_model.model.x": none}, "Stable Diffusion 2"),
+        "refiner": ({"conditioner.embedders.0.model.x": none}, "refiner"),
+        "lora": ({"lora_unet_x.lora_down.weight": none}, "LoRA"),
+        "vae": ({"encoder.conv_in.bias": none}, "no SDXL"),
+        "short": ({key: value for key, value in weights.items() if "out.2" not in key}, "unet lacks"),
+        "shorter": ({key: value for key, value in weights.items() if "ln_final" not in key}, "text_encoder_2 lacks"),
+        "wide": ({**weights, "model.diffusion_model.input_blocks.0.0.bias": bias.repeat(2)}, "conv_in"),
+    }
     with tempfile.TemporaryDirectory() as folder, offline:
-        path = Path(folder, 'model.safetensors')
+        path = Path(folder, "model.safetensors")
+
         def refusal(**options):
-            try: load_pipeline(path, **options)
-            except ModelError as error: return str(error)
-            assert False, f'loaded with {options}'
+            try:
+                load_pipeline(path, **options)
+            except ModelError as error:
+                return str(error)
+            raise AssertionError(f"loaded with {options}")
+
         for name, (tensors, word) in wrong.items():
             save_file(tensors, path)
             said = refusal(config=EMBEDDED)
-            assert word in said and path.name in said and '\n' not in said, said
+            assert word in said and path.name in said and "\n" not in said, said
         torch.save(weights, path)
-        assert 'not a whole safetensors file' in refusal(config=EMBEDDED), 'a pickle under the name of a safetensors file'
+        assert "not a whole safetensors file" in refusal(config=EMBEDDED), "a pickle under the name of a safetensors file"
         save_file(weights, path)
-        assert '--config' in refusal() and 'no such' in refusal(config=Path(folder, 'gone')) and 'a file' in refusal(config=path)
-    try: load_pipeline(config=EMBEDDED)
-    except ModelError as error: assert 'one-file' in str(error)
-    else: assert False, 'a config for a folder'
+        assert (
+            "--config" in refusal()
+            and "no such" in refusal(config=Path(folder, "gone"))
+            and "a file" in refusal(config=path)
+        )
+    try:
+        load_pipeline(config=EMBEDDED)
+    except ModelError as error:
+        assert "one-file" in str(error)
+    else:
+        raise AssertionError("a config for a folder")
 
 # %% ../nbs/14_models.ipynb #ea31149b
 def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
     pipe = load_pipeline()
-    for prompt in ('a girl', 'PINK!', '1girl', 'dragons (in the forest)'): check_prompt(pipe, prompt)
-    for prompt in ('', 'a xylophone of the zebras', '...', 'girlish'):
-        try: check_prompt(pipe, prompt)
-        except ModelError as error: assert 'girl, ' in str(error) and '\n' not in str(error)
-        else: assert False, prompt
-    check_prompt(SimpleNamespace(tokenizer=range(49_408)), 'a full-size SDXL knows zebras')
+    for prompt in ("a girl", "PINK!", "1girl", "dragons (in the forest)"):
+        check_prompt(pipe, prompt)
+    for prompt in ("", "a xylophone of the zebras", "...", "girlish"):
+        try:
+            check_prompt(pipe, prompt)
+        except ModelError as error:
+            assert "girl, " in str(error) and "\n" not in str(error)
+        else:
+            raise AssertionError(prompt)
+    check_prompt(SimpleNamespace(tokenizer=range(49_408)), "a full-size SDXL knows zebras")
 
 # %% ../nbs/14_models.ipynb #bc0883a2
 def test_what_a_prompt_says_in_vain_is_named():
     pipe = load_pipeline(unet=None)
-    def noted(text, what='prompt'):
+
+
+    def noted(text, what="prompt"):
         with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter('always')
+            warnings.simplefilter("always")
             note_unread(pipe, text, what)
-        assert all(w.category is Note and '\n' not in str(w.message) for w in found)
+        assert all(w.category is Note and "\n" not in str(w.message) for w in found)
         return [str(w.message) for w in found]
-    assert noted('a girl walks') == noted('girl ' * 75) == []
-    assert noted('girl ' * 75 + 'pink\nhair') == ["the prompt is longer than the 77 tokens that the model reads: it is cut before 'pink hair'"]
-    assert noted('girl ' * 90, 'negative prompt') == ["the negative prompt is longer than the 77 tokens that the model reads: it is cut before 'girl girl girl girl girl' and 10 words more"]
-    said = noted('a girl (blue dress:1.3) <lora:x:0.8> in the snow (at night)')
-    assert len(said) == 2 and '(blue dress:1.3)' in said[0] and '--lora' in said[1] and '<lora:x:0.8>' in said[1]
+
+
+    assert noted("a girl walks") == noted("girl " * 75) == []
+    assert noted("girl " * 75 + "pink\nhair") == [
+        "the prompt is longer than the 77 tokens that the model reads: it is cut before 'pink hair'"
+    ]
+    assert noted("girl " * 90, "negative prompt") == [
+        "the negative prompt is longer than the 77 tokens that the model reads: it is cut before 'girl girl girl girl girl'"
+    " and 10 words more"
+    ]
+    said = noted("a girl (blue dress:1.3) <lora:x:0.8> in the snow (at night)")
+    assert len(said) == 2 and "(blue dress:1.3)" in said[0] and "--lora" in said[1] and "<lora:x:0.8>" in said[1]
 
 # %% ../nbs/14_models.ipynb #4d019de4
 def test_every_word_that_is_called_known_is_one_token_in_both_tokenizers():
     pipe = load_pipeline()
     words = known_words(pipe)
-    assert len(words) > 100 and {'girl', 'pink', 'walks'} <= set(words)
+    assert len(words) > 100 and {"girl", "pink", "walks"} <= set(words)
     for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
-        for word in words: assert tokenizer.tokenize(word) == [f'{word}</w>'], word
+        for word in words:
+            assert tokenizer.tokenize(word) == [f"{word}</w>"], word
+
+
     class Smaller(dict):
-        def get_vocab(self): return self
-    assert known_words(SimpleNamespace(tokenizer=Smaller({'girl</w>': 0, 'boy': 1}))) == ['girl']
+        def get_vocab(self):
+            return self
+
+
+    assert known_words(SimpleNamespace(tokenizer=Smaller({"girl</w>": 0, "boy": 1}))) == ["girl"]

@@ -15,10 +15,16 @@ def trained(make, device="cpu", updates=10, width=32):
     for update in range(updates):
         optimizer.zero_grad()
         net(torch.randn(8, width, device=device)).square().mean().backward()
-        if update % 3 == 1: weights[2].grad = None
+        if update % 3 == 1:
+            weights[2].grad = None
         optimizer.step()
-    if hasattr(optimizer, "settle"): optimizer.settle()
-    return [tensor.cpu() for p in net.parameters() for tensor in (p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"])], optimizer
+    if hasattr(optimizer, "settle"):
+        optimizer.settle()
+    return [
+        tensor.cpu()
+        for p in net.parameters()
+        for tensor in (p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"])
+    ], optimizer
 
 # %% ../nbs/35_moments.ipynb #68b9e15c
 def test_moments_on_a_visit_change_no_bit_of_a_training():
@@ -29,8 +35,15 @@ def test_moments_on_a_visit_change_no_bit_of_a_training():
     assert len(optimizer.param_groups) == 2 and len(optimizer.param_groups[0]["params"]) == 6
 
     rooms = []
-    def room(tensor, real=waiting_room): rooms.append(tensor); return real(tensor)
-    with patch.dict(leave.__globals__, waiting_room=room): trained(lambda groups: VisitingAdamW(groups))
+
+
+    def room(tensor, real=waiting_room):
+        rooms.append(tensor)
+        return real(tensor)
+
+
+    with patch.dict(leave.__globals__, waiting_room=room):
+        trained(lambda groups: VisitingAdamW(groups))
     assert len(rooms) == 2 * 12, "both moments of all twelve tensors wait outside"
 
 # %% ../nbs/35_moments.ipynb #c35a0001
@@ -40,22 +53,32 @@ def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.register_step_pre_hook(lambda *args: calls.append("before"))
         optimizer.register_step_post_hook(lambda *args: calls.append("after"))
+
         def closure():
             calls.append("closure")
             optimizer.zero_grad()
             loss = sum(p.square().sum() for p in parameters)
             loss.backward()
             return loss
-        with torch.no_grad(): loss = optimizer.step(closure)
+
+        with torch.no_grad():
+            loss = optimizer.step(closure)
         assert calls == ["before", "closure", "after"] and loss.item() > 0 and optimizer.step() is None, calls
 
 # %% ../nbs/35_moments.ipynb #9538c5e7
 def test_a_piece_is_as_large_as_asked_and_no_parameter_is_forgotten():
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (100, 300, 50, 1000, 7)]
-    for p in parameters: p.grad = torch.zeros_like(p)
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
     parameters[2].grad = None
     found = [[p.numel() for p in piece] for piece in pieces(parameters, 1200)]
-    assert found == [[100, 300], [1000, ], [7]], found
+    assert found == [
+        [100, 300],
+        [
+            1000,
+        ],
+        [7],
+    ], found
 
 # %% ../nbs/35_moments.ipynb #9dcf9d48
 @pytest.mark.cuda
@@ -64,9 +87,13 @@ def test_on_a_gpu_moments_wait_outside_and_change_no_bit():
     found, optimizer = trained(lambda groups: VisitingAdamW(groups, piece=5000), "cuda")
     assert all(torch.equal(a, b) for a, b in zip(plain, found))
     assert all(state[name].is_pinned() for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
-    _, optimizer = trained(lambda groups: VisitingAdamW(groups, piece=2**24), "cuda", 2, 2048)  # six pieces of one weight, whose moments are 34 MB
+    _, optimizer = trained(
+        lambda groups: VisitingAdamW(groups, piece=2**24), "cuda", 2, 2048
+    )  # six pieces of one weight, whose moments are 34 MB
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["active_bytes.all.current"]
     optimizer.step()
-    assert torch.cuda.memory_stats()["active_bytes.all.peak"] - before < 2.5 * 2 * 2**24, "two pieces at most, those on their way out included"
+    assert torch.cuda.memory_stats()["active_bytes.all.peak"] - before < 2.5 * 2 * 2**24, (
+        "two pieces at most, those on their way out included"
+    )

@@ -7,20 +7,33 @@ import torch
 def learn(make, steps=150):
     "Losses of a small network that learns with the optimisers that `make(weights, rest)` returns"
     torch.manual_seed(0)
-    teacher, net = (torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32)) for _ in range(2))
-    optimizers, losses = make([p for p in net.parameters() if p.ndim == 2], [p for p in net.parameters() if p.ndim == 1]), []
+    teacher, net = (
+        torch.nn.Sequential(
+            torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32)
+        )
+        for _ in range(2)
+    )
+    optimizers, losses = (
+        make([p for p in net.parameters() if p.ndim == 2], [p for p in net.parameters() if p.ndim == 1]),
+        [],
+    )
     for _ in range(steps):
         x = torch.randn(128, 32) * torch.logspace(0.5, -1, 32)
         loss = (net(x) - 5 * teacher(x)).square().mean()
         net.zero_grad()
         loss.backward()
-        for optimizer in optimizers: optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(loss.item())
     return losses
 
 
-with_adam = lambda lr: lambda weights, rest: [torch.optim.Adam(weights + rest, lr)]
-with_muon = lambda lr: lambda weights, rest: [Muon(weights, lr), torch.optim.Adam(rest, lr)]
+def with_adam(lr):
+    return lambda weights, rest: [torch.optim.Adam(weights + rest, lr)]
+
+
+def with_muon(lr):
+    return lambda weights, rest: [Muon(weights, lr), torch.optim.Adam(rest, lr)]
 
 # %% ../nbs/36_muon.ipynb #f492ae47
 def test_directions_stay_and_their_lengths_become_even():
@@ -39,11 +52,16 @@ def test_on_plain_matrices_it_is_the_library_s_muon():
     if hasattr(torch.optim, "Muon"):
         torch.manual_seed(0)
         ours, theirs = ([torch.nn.Parameter(x.clone()) for x in torch.randn(3, 40, 20)] for _ in range(2))
-        with torch.no_grad(): torch._foreach_copy_(theirs, ours)
+        with torch.no_grad():
+            torch._foreach_copy_(theirs, ours)
         start = torch.stack([p.detach().clone() for p in ours])
-        one, two = Muon(ours, 1e-2, weight_decay=0.1), torch.optim.Muon(theirs, 1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        one, two = (
+            Muon(ours, 1e-2, weight_decay=0.1),
+            torch.optim.Muon(theirs, 1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        )
         for _ in range(5):
-            for a, b in zip(ours, theirs): a.grad = b.grad = torch.randn(40, 20)
+            for a, b in zip(ours, theirs):
+                a.grad = b.grad = torch.randn(40, 20)
             one.step(), two.step()
         a, b = torch.stack(list(ours)) - start, torch.stack(list(theirs)) - start
         assert (a - b).norm() < 0.05 * b.norm(), "theirs is rounded to bfloat16, but not to something else"
@@ -54,7 +72,8 @@ def test_each_of_its_matrices_moves_evenly_however_the_weight_is_stored():
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((96, 32), (16, 8, 3, 3), (40, 16))]
     weights.append(torch.nn.Parameter(weights[1].detach().to(memory_format=torch.channels_last)))
     before = [p.detach().clone() for p in weights]
-    for p in weights: p.grad = torch.randn_like(p)
+    for p in weights:
+        p.grad = torch.randn_like(p)
     weights[3].grad = weights[1].grad.to(memory_format=torch.channels_last)
     Muon(weights, 1.0).step()
     for p, old in zip(weights, before):
@@ -63,7 +82,9 @@ def test_each_of_its_matrices_moves_evenly_however_the_weight_is_stored():
             assert lengths.max() < 1.3 and lengths.median() > 0.6
     torch.testing.assert_close(before[1] - weights[1], before[3] - weights[3], atol=0.02, rtol=0)
     for move, gradient in zip((before[0] - weights[0].detach()).chunk(3), weights[0].grad.chunk(3)):
-        torch.testing.assert_close(move, orthogonal(gradient[None])[0] * 0.2 * 32**0.5, atol=1e-3, rtol=1e-3)  # queries, keys and values each by itself
+        torch.testing.assert_close(
+            move, orthogonal(gradient[None])[0] * 0.2 * 32**0.5, atol=1e-3, rtol=1e-3
+        )  # queries, keys and values each by itself
 
 # %% ../nbs/36_muon.ipynb #cfeb890e
 def test_a_small_network_learns_faster_with_it():

@@ -21,7 +21,9 @@ def write_lesson(root, cells, name="00_sums"):
     "A notebook with these code cells, in a small nbdev project in the folder `root`."
     (root / "nbs").mkdir(exist_ok=True)
     (root / "pyproject.toml").write_text('[tool.nbdev]\nlib_path = "sums_nb"\ntst_flags = "notest slow"\n')
-    notebook = new_nb([mk_cell(source, id=f"cell{number}") for number, source in enumerate(["#| default_exp sums", *cells])])
+    notebook = new_nb(
+        [mk_cell(source, id=f"cell{number}") for number, source in enumerate(["#| default_exp sums", *cells])]
+    )
     write_nb(notebook, root / "nbs" / f"{name}.ipynb")
     return root / "nbs" / f"{name}.ipynb"
 
@@ -38,14 +40,17 @@ EXPORT = "#| export\ndef add(a, b): return a + b"
 # %% ../nbs/90_nbtests.ipynb #c4d920f3
 def refusal(*cells):
     "Why these cells cannot be exported."
-    try: return f"nothing was refused in {lesson(*cells)}"
-    except ValueError as error: return str(error)
+    try:
+        return f"nothing was refused in {lesson(*cells)}"
+    except ValueError as error:
+        return str(error)
 
 # %% ../nbs/90_nbtests.ipynb #abd5d30b
 def plot():
     "A picture of a plot: a thin red line on smooth grey, in 32 bits a pixel"
     picture = Image.linear_gradient("L").convert("RGBA")
-    for x in range(256): picture.putpixel((x, 100 + x // 4), (220, 30, 30, 255))
+    for x in range(256):
+        picture.putpixel((x, 100 + x // 4), (220, 30, 30, 255))
     return picture
 
 
@@ -56,7 +61,7 @@ def png(picture):
     return file.getvalue()
 
 # %% ../nbs/90_nbtests.ipynb #90fd4eb5
-IMPORTS_ALONE = '''
+IMPORTS_ALONE = """
 import importlib, locale, logging, os, pkgutil, random, signal, sys, threading, warnings
 import accelerate, av, cv2, diffusers, matplotlib.pyplot, msgspec, numpy, peft, PIL.Image, PIL.ImageFile, psutil, safetensors.torch, torch, tqdm, transformers
 import tav_nb
@@ -92,11 +97,16 @@ for name in sorted(module.name for module in pkgutil.iter_modules(tav_nb.__path_
     for what in before:
         if before[what] != after[what]:
             print(name, "changes", what)
-'''
+"""
 
 # %% ../nbs/90_nbtests.ipynb #e729281d
 def test_strings_that_span_lines_stay_as_they_are():
-    for source in ['text = """\na line\n  another\n"""', 'text = f"""\n{1 + 1} lines\n"""', "text = ('one '\n'two')", "text = 'a\\\nb'"]:
+    for source in [
+        'text = """\na line\n  another\n"""',
+        'text = f"""\n{1 + 1} lines\n"""',
+        "text = ('one '\n'two')",
+        "text = 'a\\\nb'",
+    ]:
         expected, found = {}, {}
         exec(source, expected)
         exec(as_function("check", source) + "\n    return text", found)
@@ -105,8 +115,10 @@ def test_strings_that_span_lines_stay_as_they_are():
 # %% ../nbs/90_nbtests.ipynb #8b47b03a
 def test_what_cannot_stand_in_a_function_is_refused():
     for source in ["%matplotlib inline", "from math import *", "# only a comment", "x ="]:
-        try: as_function("check", source)
-        except SyntaxError: continue
+        try:
+            as_function("check", source)
+        except SyntaxError:
+            continue
         raise AssertionError(f"{source!r} was accepted")
 
 # %% ../nbs/90_nbtests.ipynb #e340cdd4
@@ -127,9 +139,18 @@ def test_the_order_of_imports_does_not_depend_on_chance():
 
 # %% ../nbs/90_nbtests.ipynb #e4db9d90
 def test_a_test_imports_what_it_needs_and_nothing_else():
-    text = lesson("import math, sys\nfrom os import path as p\nfrom operator import add", EXPORT, "#| export other\nfar = 1", "#| test a\nadd(p, math.pi), far")
+    text = lesson(
+        "import math, sys\nfrom os import path as p\nfrom operator import add",
+        EXPORT,
+        "#| export other\nfar = 1",
+        "#| test a\nadd(p, math.pi), far",
+    )
     assert text.split("\n\n")[1].split("\n") == [
-        "from os import path as p", "from sums_nb.other import far", "from sums_nb.sums import add", "import math"]
+        "from os import path as p",
+        "from sums_nb.other import far",
+        "from sums_nb.sums import add",
+        "import math",
+    ]
 
 # %% ../nbs/90_nbtests.ipynb #4426a2b3
 def test_test_flags_become_marks():
@@ -157,8 +178,11 @@ def test_a_test_needs_a_claim_of_its_own_and_plain_code():
 def test_the_test_file_of_a_deleted_notebook_goes():
     with tempfile.TemporaryDirectory() as folder:
         tests = Path(folder) / "tests"
-        old, new = [write_lesson(Path(folder), [f"#| default_exp {name}", "#| test one\n1"], name) for name in ["old", "new"]]
-        for notebook in [old, new]: NBProcessor(notebook, procs=TestCells, process=True)
+        old, new = [
+            write_lesson(Path(folder), [f"#| default_exp {name}", "#| test one\n1"], name) for name in ["old", "new"]
+        ]
+        for notebook in [old, new]:
+            NBProcessor(notebook, procs=TestCells, process=True)
         (tests / "test_hand.py").write_text("# written by hand\n")
         old.unlink()
         NBProcessor(new, procs=TestCells, process=True)
@@ -174,7 +198,10 @@ def test_a_notebook_without_tests_leaves_no_test_file():
 # %% ../nbs/90_nbtests.ipynb #c3ee0ad0
 def test_links_in_the_readme_start_at_the_top_folder():
     assert rebase_links("[a](b.ipynb#c) ![d](../e.gif)", "nbs") == "[a](nbs/b.ipynb#c) ![d](e.gif)"
-    assert rebase_links('<img src="f.png"> [g](https://h.i) [j](#k)', "nbs") == '<img src="nbs/f.png"> [g](https://h.i) [j](#k)'
+    assert (
+        rebase_links('<img src="f.png"> [g](https://h.i) [j](#k)', "nbs")
+        == '<img src="nbs/f.png"> [g](https://h.i) [j](#k)'
+    )
 
 # %% ../nbs/90_nbtests.ipynb #d552140a
 def test_the_readme_shows_what_the_index_shows():
@@ -182,8 +209,10 @@ def test_the_readme_shows_what_the_index_shows():
         index = write_lesson(Path(folder), ["#| hide\nsecret", "#| eval: false\nshown()"], "index")
         notebook = read_nb(index)
         notebook.cells.append(mk_cell("# Title\nsee [one](01_one.ipynb)", "markdown"))
-        notebook.cells[-2].outputs = [dict(output_type="display_data", metadata={}, data=data)
-                                      for data in [{"image/png": "AAAA", "text/plain": "<Figure>"}, {"text/plain": "words"}]]
+        notebook.cells[-2].outputs = [
+            dict(output_type="display_data", metadata={}, data=data)
+            for data in [{"image/png": "AAAA", "text/plain": "<Figure>"}, {"text/plain": "words"}]
+        ]
         write_nb(notebook, index)
         render_readme(folder)
         text = (Path(folder) / "README.md").read_text()
@@ -196,7 +225,11 @@ def test_widgets_leave_a_notebook_and_their_pictures_stay():
         path = write_lesson(Path(folder), ["shown()"], "01_one")
         notebook = read_nb(path)
         notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
-        data = {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "model_id": "1"}, "image/jpeg": "AAAA", "text/plain": "a widget"}
+        data = {
+            "application/vnd.jupyter.widget-view+json": {"version_major": 2, "model_id": "1"},
+            "image/jpeg": "AAAA",
+            "text/plain": "a widget",
+        }
         notebook.cells[-1].outputs = [dict(output_type="display_data", metadata={}, data=data)]
         write_nb(notebook, path)
         drop_widgets(folder)
@@ -207,7 +240,8 @@ def test_widgets_leave_a_notebook_and_their_pictures_stay():
 # %% ../nbs/90_nbtests.ipynb #aee303f0
 def test_a_picture_gets_a_palette_that_nobody_sees_and_keeps_it():
     new = palette_png(png(plot()))
-    with Image.open(io.BytesIO(new)) as picture: assert picture.mode == "P" and looks_same(plot().convert("RGB"), picture.convert("RGB"))
+    with Image.open(io.BytesIO(new)) as picture:
+        assert picture.mode == "P" and looks_same(plot().convert("RGB"), picture.convert("RGB"))
     assert len(new) < 0.9 * len(png(plot())) and palette_png(new) == new
 
 # %% ../nbs/90_nbtests.ipynb #b23336b7
@@ -217,7 +251,8 @@ def test_what_a_palette_would_spoil_stays_as_it_was():
     seen_through = plot()
     seen_through.putalpha(128)
     paletted = plot().convert("RGB").quantize(256)
-    for picture in (many, seen_through, paletted, Image.new("RGB", (4, 4), "red")): assert palette_png(png(picture)) == png(picture), picture
+    for picture in (many, seen_through, paletted, Image.new("RGB", (4, 4), "red")):
+        assert palette_png(png(picture)) == png(picture), picture
 
 # %% ../nbs/90_nbtests.ipynb #8c992572
 def test_a_small_thing_of_another_colour_is_not_the_same():
@@ -234,7 +269,12 @@ def test_the_pictures_of_notebooks_shrink_once_and_nothing_else_of_them_changes(
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
         path = write_lesson(Path(folder), ["shown()"], "01_one")
         notebook = read_nb(path)
-        data = {"image/png": base64.b64encode(png(plot())).decode() + "\n", "image/jpeg": "AAAA", "text/html": "<iframe></iframe>", "text/plain": "a plot"}
+        data = {
+            "image/png": base64.b64encode(png(plot())).decode() + "\n",
+            "image/jpeg": "AAAA",
+            "text/html": "<iframe></iframe>",
+            "text/plain": "a plot",
+        }
         notebook.cells[-1].outputs = [dict(output_type="display_data", metadata={"image/png": {"width": 200}}, data=data)]
         write_nb(notebook, path)
         before = read_nb(path)
@@ -244,7 +284,8 @@ def test_the_pictures_of_notebooks_shrink_once_and_nothing_else_of_them_changes(
         assert text == path.read_text() and said.getvalue().count("01_one.ipynb") == said.getvalue().count("\n") == 1
         new = after.cells[-1].outputs[0].data.pop("image/png")
         assert base64.b64decode(new) == palette_png(png(plot())) and new.endswith("\n")
-        for kind in ("image/png", "text/html"): before.cells[-1].outputs[0].data.pop(kind)
+        for kind in ("image/png", "text/html"):
+            before.cells[-1].outputs[0].data.pop(kind)
         assert after == before
 
 # %% ../nbs/90_nbtests.ipynb #637d3eff
@@ -271,4 +312,8 @@ def test_a_table_of_records_has_a_row_for_every_kind_and_one_for_the_whole():
         path = Path(folder, "faults_files.json")
         path.write_text(json.dumps(dict(tried=5, survived=4, kinds=kinds, slowest_seconds=1.5, largest_gib=None)))
         lines = run_all["table"]([path]).splitlines()
-    assert lines[2:] == ["| files | cut | 3 | 3 |  |  |", "| files | flipped | 2 | 1 |  |  |", "| **files** | all | 5 | 4 | 1.5 s |  |"]
+    assert lines[2:] == [
+        "| files | cut | 3 | 3 |  |  |",
+        "| files | flipped | 2 | 1 |  |  |",
+        "| **files** | all | 5 | 4 | 1.5 s |  |",
+    ]

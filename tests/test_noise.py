@@ -5,91 +5,133 @@ import torch
 
 # %% ../nbs/04_noise.ipynb #f753263a
 def test_every_frame_has_unit_variance():
-    for kind, strength in [('mixed', .5), ('mixed', 1.), ('mixed', 3.), ('progressive', .5), ('progressive', 2.), ('independent', None)]:
+    for kind, strength in [
+        ("mixed", 0.5),
+        ("mixed", 1.0),
+        ("mixed", 3.0),
+        ("progressive", 0.5),
+        ("progressive", 2.0),
+        ("independent", None),
+    ]:
         noise = correlated_noise((1, 3, 4, 1024, 1024), kind, strength, torch.Generator().manual_seed(1))
-        for f in range(3): assert abs(noise[:, f].var() - 1) < .0022, (kind, strength, f, noise[:, f].var())
+        for f in range(3):
+            assert abs(noise[:, f].var() - 1) < 0.0022, (kind, strength, f, noise[:, f].var())
 
 # %% ../nbs/04_noise.ipynb #3afe4732
 def test_frames_are_correlated_as_the_closed_form_says():
-    for kind, strength in [('mixed', .5), ('mixed', 1.), ('mixed', 3.), ('progressive', .5), ('progressive', 2.), ('independent', None)]:
+    for kind, strength in [
+        ("mixed", 0.5),
+        ("mixed", 1.0),
+        ("mixed", 3.0),
+        ("progressive", 0.5),
+        ("progressive", 2.0),
+        ("independent", None),
+    ]:
         noise = correlated_noise((2, 6, 4, 256, 256), kind, strength, torch.Generator().manual_seed(2))
         measured = torch.corrcoef(noise.transpose(0, 1).flatten(1))  # f f
-        torch.testing.assert_close(measured, noise_correlation(6, kind, strength), atol=.006, rtol=0)
+        torch.testing.assert_close(measured, noise_correlation(6, kind, strength), atol=0.006, rtol=0)
 
 # %% ../nbs/04_noise.ipynb #e950d76a
 def test_the_closed_form_says_what_the_paper_says():
-    mixed, progressive = noise_correlation(4, 'mixed', 3.), noise_correlation(4, 'progressive', 2.)
-    torch.testing.assert_close(mixed[0], torch.tensor([1., .9, .9, .9]))
-    torch.testing.assert_close(progressive[1], torch.tensor([.8**.5, 1., .8**.5, .8]))
-    torch.testing.assert_close(noise_correlation(2, 'progressive'), noise_correlation(2, 'progressive', 2.))
-    torch.testing.assert_close(noise_correlation(2, 'mixed'), noise_correlation(2, 'mixed', 1.))
-    assert (noise_correlation(3, 'mixed', 0) == torch.eye(3)).all() and (noise_correlation(3, 'independent', 5.) == torch.eye(3)).all()
+    mixed, progressive = noise_correlation(4, "mixed", 3.0), noise_correlation(4, "progressive", 2.0)
+    torch.testing.assert_close(mixed[0], torch.tensor([1.0, 0.9, 0.9, 0.9]))
+    torch.testing.assert_close(progressive[1], torch.tensor([0.8**0.5, 1.0, 0.8**0.5, 0.8]))
+    torch.testing.assert_close(noise_correlation(2, "progressive"), noise_correlation(2, "progressive", 2.0))
+    torch.testing.assert_close(noise_correlation(2, "mixed"), noise_correlation(2, "mixed", 1.0))
+    assert (noise_correlation(3, "mixed", 0) == torch.eye(3)).all() and (
+        noise_correlation(3, "independent", 5.0) == torch.eye(3)
+    ).all()
 
 # %% ../nbs/04_noise.ipynb #7653035f
 def test_the_copied_noise_is_caught():
     noise = seed_noise((1, 3, 4, 1024, 1024), torch.Generator().manual_seed(1))
-    assert abs(noise.var() - 1.0025) < .002, 'a quarter of a per cent too loud'
-    assert abs(torch.corrcoef(noise[0].flatten(1))[0, 2] - .9975) < .0001, 'its frames are all but equal'
-    assert abs((noise[:, 0] - noise[:, 1]).var() - 2 * .05**2) < .0001, 'what is left between frames is the stirring'
+    assert abs(noise.var() - 1.0025) < 0.002, "a quarter of a per cent too loud"
+    assert abs(torch.corrcoef(noise[0].flatten(1))[0, 2] - 0.9975) < 0.0001, "its frames are all but equal"
+    assert abs((noise[:, 0] - noise[:, 1]).var() - 2 * 0.05**2) < 0.0001, "what is left between frames is the stirring"
 
 # %% ../nbs/04_noise.ipynb #e0d3f286
 def test_different_clips_of_a_batch_share_nothing():
-    noise = correlated_noise((2, 2, 4, 256, 256), 'mixed', 3., torch.Generator().manual_seed(3))
-    assert torch.corrcoef(noise[:, 0].flatten(1))[0, 1].abs() < .01
+    noise = correlated_noise((2, 2, 4, 256, 256), "mixed", 3.0, torch.Generator().manual_seed(3))
+    assert torch.corrcoef(noise[:, 0].flatten(1))[0, 1].abs() < 0.01
 
 # %% ../nbs/04_noise.ipynb #c66afabd
 def test_a_window_from_the_middle_has_the_law_of_a_window_from_the_start():
     for kind in NOISES:
         noise = correlated_noise((1, 40, 4, 128, 128), kind, None, torch.Generator().manual_seed(4))
         for start in (0, 13, 32):
-            window = noise[0, start:start + 8].flatten(1)  # f (c h w)
-            torch.testing.assert_close(window.cov(), noise_correlation(8, kind), atol=.03, rtol=0)
+            window = noise[0, start : start + 8].flatten(1)  # f (c h w)
+            torch.testing.assert_close(window.cov(), noise_correlation(8, kind), atol=0.03, rtol=0)
 
 # %% ../nbs/04_noise.ipynb #513640cc
 def test_in_a_loop_every_frame_is_to_the_next_as_the_last_to_the_first():
-    for strength, num_frames in ((2., 8), (2., 24), (.5, 3), (2., 1)):
-        noise = correlated_noise((2, num_frames, 4, 128, 128), 'progressive', strength, torch.Generator().manual_seed(8), loop=True)
-        law = noise_correlation(num_frames, 'progressive', strength, loop=True)
-        torch.testing.assert_close(noise.transpose(0, 1).flatten(1).cov().view(law.shape), law, atol=.02, rtol=0)
+    for strength, num_frames in ((2.0, 8), (2.0, 24), (0.5, 3), (2.0, 1)):
+        noise = correlated_noise(
+            (2, num_frames, 4, 128, 128), "progressive", strength, torch.Generator().manual_seed(8), loop=True
+        )
+        law = noise_correlation(num_frames, "progressive", strength, loop=True)
+        torch.testing.assert_close(noise.transpose(0, 1).flatten(1).cov().view(law.shape), law, atol=0.02, rtol=0)
         torch.testing.assert_close(law.roll((1, 1), (0, 1)), law)
-    assert abs(noise_correlation(24, 'progressive', loop=True)[0, 23] - neighbour_correlation('progressive')) < .03
-    for kind in ('mixed', 'independent'):
-        straight, looped = (correlated_noise((1, 6, 4, 8, 8), kind, generator=torch.Generator().manual_seed(9), loop=loop) for loop in (False, True))
+    assert abs(noise_correlation(24, "progressive", loop=True)[0, 23] - neighbour_correlation("progressive")) < 0.03
+    for kind in ("mixed", "independent"):
+        straight, looped = (
+            correlated_noise((1, 6, 4, 8, 8), kind, generator=torch.Generator().manual_seed(9), loop=loop)
+            for loop in (False, True)
+        )
         assert torch.equal(straight, looped)
-    assert correlated_noise((1, 6, 1, 8, 8), 'progressive', 1e9, loop=True).isfinite().all()
+    assert correlated_noise((1, 6, 1, 8, 8), "progressive", 1e9, loop=True).isfinite().all()
 
 # %% ../nbs/04_noise.ipynb #6f469b4c
 def test_one_seed_gives_one_noise_and_a_longer_film_begins_with_the_shorter():
     for kind in NOISES:
-        draw = lambda num_frames: correlated_noise((1, num_frames, 4, 16, 16), kind, None, torch.Generator().manual_seed(5))
+
+        def draw(num_frames):
+            return correlated_noise((1, num_frames, 4, 16, 16), kind, None, torch.Generator().manual_seed(5))
+
         assert torch.equal(draw(8), draw(8))
         assert torch.equal(draw(8), draw(24)[:, :8])
         assert not torch.equal(draw(8), correlated_noise((1, 8, 4, 16, 16), kind, None, torch.Generator().manual_seed(6)))
 
 # %% ../nbs/04_noise.ipynb #5162ff66
 def test_lower_precision_is_only_a_cast():
-    draw = lambda **kwargs: correlated_noise((1, 4, 4, 8, 8), generator=torch.Generator().manual_seed(7), **kwargs)
+    def draw(**kwargs):
+        return correlated_noise((1, 4, 4, 8, 8), generator=torch.Generator().manual_seed(7), **kwargs)
+
+
     assert torch.equal(draw(dtype=torch.float16), draw().half())
     assert torch.equal(draw(dtype=torch.bfloat16), draw().bfloat16())
 
 # %% ../nbs/04_noise.ipynb #16e82c14
 def test_what_noise_cannot_be_is_said_in_one_line():
-    for kind, strength, word in [('pink', 1., 'mixed, progressive or independent'), ('mixed', -1., '0 or more'), ('progressive', float('nan'), '0 or more')]:
-        try: correlated_noise((1, 2, 1, 2, 2), kind, strength)
-        except ValueError as error: assert word in str(error) and '\n' not in str(error), error
-        else: assert False, f'{kind} {strength} went through'
+    for kind, strength, word in [
+        ("pink", 1.0, "mixed, progressive or independent"),
+        ("mixed", -1.0, "0 or more"),
+        ("progressive", float("nan"), "0 or more"),
+    ]:
+        try:
+            correlated_noise((1, 2, 1, 2, 2), kind, strength)
+        except ValueError as error:
+            assert word in str(error) and "\n" not in str(error), error
+        else:
+            raise AssertionError(f"{kind} {strength} went through")
 
 # %% ../nbs/04_noise.ipynb #9cb7f49f
 def test_matched_noise_keeps_motion_and_copied_noise_freezes_it():
-    F, trained = 16, noise_correlation(16, 'independent').double()
+    F, trained = 16, noise_correlation(16, "independent").double()
     walk = torch.linspace(-1.6, 1.6, F, dtype=torch.double)
-    S, sigmas = torch.ones(F, F) + .2 * walk.outer(walk), torch.linspace(14.6**(1 / 7), .03**(1 / 7), 50).double()**7
+    S, sigmas = (
+        torch.ones(F, F) + 0.2 * walk.outer(walk),
+        torch.linspace(14.6 ** (1 / 7), 0.03 ** (1 / 7), 50).double() ** 7,
+    )
+
+
     def motion(noise):
         x = sigmas[0] * noise.double()
         for now, then in zip(sigmas, sigmas[1:]):
             clean = S @ torch.linalg.inv(S + now**2 * trained) @ x
             x = clean + then / now * (x - clean)
-        return (clean.var(dim=0).mean() / (.2 * walk**2).mean()).item()
+        return (clean.var(dim=0).mean() / (0.2 * walk**2).mean()).item()
+
+
     draw = dict(shape=(1, F, 1, 50, 50), generator=torch.Generator().manual_seed(0))
-    assert motion(correlated_noise(kind='independent', **draw).flatten(2)[0]) > .9
-    assert motion(seed_noise(**draw).flatten(2)[0]) < .01
+    assert motion(correlated_noise(kind="independent", **draw).flatten(2)[0]) > 0.9
+    assert motion(seed_noise(**draw).flatten(2)[0]) < 0.01

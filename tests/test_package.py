@@ -1,4 +1,5 @@
 "What the package promises as a whole. Written by hand."
+
 import os
 import re
 import shutil
@@ -24,7 +25,8 @@ def run(*command, cwd=ROOT, **variables):
 
 def tracked(*paths):
     "Files that git tracks, or would track once added, below some paths of the repository."
-    if not (ROOT / ".git").exists(): pytest.skip("not a git repository")
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git repository")
     names = run("git", "ls-files", "-co", "--exclude-standard", "-z", "--", *paths).split("\0")
     return [path for name in names if name and (path := ROOT / name).exists()]
 
@@ -37,7 +39,11 @@ def settings():
 
 def modules_after(code):
     "Names of the modules that a fresh Python has loaded after some code."
-    return set(run(sys.executable, "-c", f"{code}\nimport sys\nprint('modules', *sys.modules)").rpartition("modules ")[2].split())
+    return set(
+        run(sys.executable, "-c", f"{code}\nimport sys\nprint('modules', *sys.modules)")
+        .rpartition("modules ")[2]
+        .split()
+    )
 
 
 def test_import_loads_nothing():
@@ -54,7 +60,10 @@ def test_only_the_course_needs_jupyter():
 
 @pytest.mark.parametrize("argument", ["--help", "generate --help", "--no-such-option"])
 def test_help_and_argument_errors_come_before_torch(argument):
-    code = f"import sys\nsys.argv = 'tav {argument}'.split()\nfrom tav_nb.cli import main\ntry: main()\nexcept SystemExit: pass"
+    code = (
+        f"import sys\nsys.argv = 'tav {argument}'.split()\nfrom tav_nb.cli import main\ntry: main()\nexcept SystemExit:"
+        " pass"
+    )
     slow = {"torch", "diffusers", "transformers", "matplotlib", "IPython"} & modules_after(code)
     assert not slow, f"`tav {argument}` loads {slow}"
 
@@ -85,24 +94,36 @@ def test_nothing_generated_outlives_its_notebook():
 
 def test_everything_in_the_package_is_installed(tmp_path):
     pytest.importorskip("setuptools")
-    for name in ["setup.py", "settings.ini", "README.md"]: shutil.copy(ROOT / name, tmp_path)
+    for name in ["setup.py", "settings.ini", "README.md"]:
+        shutil.copy(ROOT / name, tmp_path)
     for path in tracked("tav_nb"):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.touch()
     run(sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built", cwd=tmp_path)
-    def names(folder): return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+    def names(folder):
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
     assert names(tmp_path / "built" / "tav_nb") == names(tmp_path / "tav_nb")
 
 
 def test_the_readme_is_the_index():
     from tav_nb.nbtests import readme
+
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme(ROOT / "nbs" / "index.ipynb"), "run `make readme`"
 
 
 def test_a_failing_test_names_its_cell(tmp_path):
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "test_sums.py").write_text("from fastcore.test import test_eq\n\ndef test_by_hand():\n    assert 3 > 4\n\n# %% ../nbs/00_sums.ipynb #abc\n"
-                                           "def test_one():\n    assert 1 > 2\n")
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", str(tmp_path)], capture_output=True, text=True)
-    assert re.findall("nbs/.*", done.stdout) == ["nbs/00_sums.ipynb, cell #abc: assert 1 > 2"] and " 2 failed in " in done.stdout
+    (tmp_path / "test_sums.py").write_text(
+        "from fastcore.test import test_eq\n\ndef test_by_hand():\n    assert 3 > 4\n\n# %% ../nbs/00_sums.ipynb #abc\n"
+        "def test_one():\n    assert 1 > 2\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", str(tmp_path)], capture_output=True, text=True
+    )
+    assert (
+        re.findall("nbs/.*", done.stdout) == ["nbs/00_sums.ipynb, cell #abc: assert 1 > 2"]
+        and " 2 failed in " in done.stdout
+    )

@@ -24,136 +24,219 @@ import torch
 def counted(pipe, *args, **kwargs):
     "`film`, and how often each temporal layer was asked"
     calls = Counter()
-    def count(name): return lambda *_: calls.update([name])
+
+    def count(name):
+        return lambda *_: calls.update([name])
+
     hooks = [layer.register_forward_hook(count(name)) for name, layer in temporal_modules(pipe.unet).items()]
-    try: return film(pipe, *args, **kwargs), [calls[name] for name in temporal_modules(pipe.unet)]
+    try:
+        return film(pipe, *args, **kwargs), [calls[name] for name in temporal_modules(pipe.unet)]
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
 
-def far(one, other): return np.abs(one.astype(float) - other).mean()
 
-girl, small = 'a girl in a blue dress', dict(num_frames=2, height=64, width=64, steps=1, guidance_scale=1)
-guided = {**small, 'steps': 2, 'guidance_scale': 4}
-clip = render(Scene(action='walk left', speed=-.02), num_frames=4, height=64, width=64).frames
+def far(one, other):
+    return np.abs(one.astype(float) - other).mean()
+
+
+girl, small = "a girl in a blue dress", dict(num_frames=2, height=64, width=64, steps=1, guidance_scale=1)
+guided = {**small, "steps": 2, "guidance_scale": 4}
+clip = render(Scene(action="walk left", speed=-0.02), num_frames=4, height=64, width=64).frames
 
 # %% ../nbs/31_pipelines.ipynb #86919d60
 def random_control(unet):
     "A ControlNet that has learned nothing, but has a lot to say"
     torch.manual_seed(0)
-    with without_temporal(unet): control = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 32, 32))
-    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block): torch.nn.init.normal_(layer.weight, std=.02)
-    torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=.1)
-    for parameter in control.controlnet_cond_embedding.parameters(): parameter.data *= 3
+    with without_temporal(unet):
+        control = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 32, 32))
+    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.02)
+    torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.1)
+    for parameter in control.controlnet_cond_embedding.parameters():
+        parameter.data *= 3
     return control
 
 # %% ../nbs/31_pipelines.ipynb #cb53b419
 def random_ip_adapter(pipe, folder):
     "An IP-Adapter of random numbers and a tiny random CLIP in a folder"
     torch.manual_seed(0)
-    settings = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=24)
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**settings)).save_pretrained(Path(folder, 'image_encoder'))
+    settings = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=24,
+    )
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**settings)).save_pretrained(Path(folder, "image_encoder"))
     width = pipe.unet.config.cross_attention_dim
-    tensors = {'image_proj.proj.weight': torch.randn(4 * width, 24), 'image_proj.proj.bias': torch.zeros(4 * width),
-               'image_proj.norm.weight': torch.ones(width), 'image_proj.norm.bias': torch.zeros(width)}
-    cross = [module for name, module in pipe.unet.named_modules() if name.endswith('attn2')]
-    for name in 'kv': tensors |= {f'ip_adapter.{2 * n + 1}.to_{name}_ip.weight': torch.randn(attention.to_k.weight.shape) / width**.5 for n, attention in enumerate(cross)}
-    save_file(tensors, Path(folder, 'ip.safetensors'))
-    return Path(folder, 'ip.safetensors')
+    tensors = {
+        "image_proj.proj.weight": torch.randn(4 * width, 24),
+        "image_proj.proj.bias": torch.zeros(4 * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    cross = [module for name, module in pipe.unet.named_modules() if name.endswith("attn2")]
+    for name in "kv":
+        tensors |= {
+            f"ip_adapter.{2 * n + 1}.to_{name}_ip.weight": torch.randn(attention.to_k.weight.shape) / width**0.5
+            for n, attention in enumerate(cross)
+        }
+    save_file(tensors, Path(folder, "ip.safetensors"))
+    return Path(folder, "ip.safetensors")
 
 # %% ../nbs/31_pipelines.ipynb #e922b4b5
 _cross = r".*attn2\.(to_q|to_out\.0)"
 
-def make_lora(pipe, seed=0, scale=.2):
+
+def make_lora(pipe, seed=0, scale=0.2):
     "A LoRA that PEFT made, `{key: tensor}` without prefix, of rank 4"
     torch.manual_seed(seed)
     with without_temporal(pipe.unet):
-        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=_cross), 'made')
-        tensors = get_peft_model_state_dict(pipe.unet, adapter_name='made')
+        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=_cross), "made")
+        tensors = get_peft_model_state_dict(pipe.unet, adapter_name="made")
     pipe.unload_lora_weights()
     return {key: torch.randn_like(value) * scale for key, value in tensors.items()}
 
+
 def as_peft(tensors, path):
     alpha = dict(r=4, lora_alpha=2, target_modules=_cross)
-    diffusers.StableDiffusionXLPipeline.save_lora_weights(path.parent, unet_lora_layers=tensors, weight_name=path.name, unet_lora_adapter_metadata=alpha)
+    diffusers.StableDiffusionXLPipeline.save_lora_weights(
+        path.parent, unet_lora_layers=tensors, weight_name=path.name, unet_lora_adapter_metadata=alpha
+    )
+
 
 def counted_block(key, per_level):
     "`down_blocks.1.attentions.0` as `input_blocks.3.1`, and so on"
-    way, level, layer, rest = re.fullmatch(r'(down|mid|up)_block(?:s\.(\d))?\.attentions\.(\d)\.(.*)', key).groups(default=0)
+    way, level, layer, rest = re.fullmatch(r"(down|mid|up)_block(?:s\.(\d))?\.attentions\.(\d)\.(.*)", key).groups(
+        default=0
+    )
     number = int(level) * per_level + int(layer)
-    return {'down': f'input_blocks.{number + 1}.1', 'mid': 'middle_block.1', 'up': f'output_blocks.{number}.1'}[way] + f'.{rest}'
+    return {"down": f"input_blocks.{number + 1}.1", "mid": "middle_block.1", "up": f"output_blocks.{number}.1"}[
+        way
+    ] + f".{rest}"
+
 
 def as_kohya(tensors, path, rename=str):
     "One alpha a layer, dots as underscores, down and up for A and B"
     file = {}
     for key, value in tensors.items():
-        layer, which = rename(key.removesuffix('.weight')).rsplit('.', 1)
-        layer = 'lora_unet_' + layer.replace('.', '_')
-        file |= {f'{layer}.lora_{dict(lora_A="down", lora_B="up")[which]}.weight': value, f'{layer}.alpha': torch.tensor(2.)}
+        layer, which = rename(key.removesuffix(".weight")).rsplit(".", 1)
+        layer = "lora_unet_" + layer.replace(".", "_")
+        file |= {
+            f"{layer}.lora_{dict(lora_A='down', lora_B='up')[which]}.weight": value,
+            f"{layer}.alpha": torch.tensor(2.0),
+        }
     save_file(file, path)
 
 # %% ../nbs/31_pipelines.ipynb #676504d6
 def add_text_lora(tensors, pipe):
     "A LoRA for the UNet and a layer of each text encoder, under the names of diffusers"
-    draw, found = torch.Generator().manual_seed(3), {f'unet.{key}': value for key, value in tensors.items()}
-    for part in ('text_encoder', 'text_encoder_2'):
-        name, layer = next((name, module) for name, module in getattr(pipe, part).named_modules() if name.endswith('layers.1.self_attn.q_proj'))
-        for which, shape in dict(A=(4, layer.in_features), B=(layer.out_features, 4)).items(): found[f'{part}.{name}.lora_{which}.weight'] = torch.randn(shape, generator=draw) * .3
+    draw, found = torch.Generator().manual_seed(3), {f"unet.{key}": value for key, value in tensors.items()}
+    for part in ("text_encoder", "text_encoder_2"):
+        name, layer = next(
+            (name, module)
+            for name, module in getattr(pipe, part).named_modules()
+            if name.endswith("layers.1.self_attn.q_proj")
+        )
+        for which, shape in dict(A=(4, layer.in_features), B=(layer.out_features, 4)).items():
+            found[f"{part}.{name}.lora_{which}.weight"] = torch.randn(shape, generator=draw) * 0.3
     return found
 
-def with_alpha(tensors, write, alpha=2.):
+
+def with_alpha(tensors, write, alpha=2.0):
     "The same tensors as another program names them, with an alpha for each layer"
     named = {}
     for key, value in tensors.items():
-        layer, which = key.removesuffix('.weight').rsplit('.lora_', 1)
-        named |= {f'{write(layer)}.lora_{dict(A="down", B="up")[which]}.weight': value, f'{write(layer)}.alpha': torch.tensor(alpha)}
+        layer, which = key.removesuffix(".weight").rsplit(".lora_", 1)
+        named |= {
+            f"{write(layer)}.lora_{dict(A='down', B='up')[which]}.weight": value,
+            f"{write(layer)}.alpha": torch.tensor(alpha),
+        }
     return named
 
+
 def replaced(tensors, *pairs):
-    for old, new in pairs: tensors = {key.replace(old, new): value for key, value in tensors.items()}
+    for old, new in pairs:
+        tensors = {key.replace(old, new): value for key, value in tensors.items()}
     return tensors
 
 # %% ../nbs/31_pipelines.ipynb #ab896488
 def meaning(pipe, *words):
     "What words mean to both encoders, as a file of textual inversion has it"
     parts = dict(clip_l=(pipe.text_encoder, pipe.tokenizer), clip_g=(pipe.text_encoder_2, pipe.tokenizer_2))
-    return {key: encoder.get_input_embeddings().weight[[tokenizer.convert_tokens_to_ids(f'{word}</w>') for word in words]].detach().clone()
-            for key, (encoder, tokenizer) in parts.items()}
+    return {
+        key: (
+            encoder.get_input_embeddings()
+            .weight[[tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in words]]
+            .detach()
+            .clone()
+        )
+        for key, (encoder, tokenizer) in parts.items()
+    }
 
 # %% ../nbs/31_pipelines.ipynb #2b1965e3
 def test_film_is_what_generate_makes_and_every_layer_is_asked_once_a_step():
     pipe = embedded_pipeline()
     frames, calls = counted(pipe, girl, **guided, seed=3)
-    assert (frames == generate(girl, pipe, **guided, seed=3, guidance_min_sigma=0., temporal_guidance=0.)).all(), 'with the only guidance that stock pipelines know'
+    assert (frames == generate(girl, pipe, **guided, seed=3, guidance_min_sigma=0.0, temporal_guidance=0.0)).all(), (
+        "with the only guidance that stock pipelines know"
+    )
     assert set(calls) == {2} and far(frames, film(pipe, girl, **guided, seed=3, images=True)) > 1
-    assert 'add_noise' not in vars(pipe.scheduler), 'the scheduler is left as it was'
+    assert "add_noise" not in vars(pipe.scheduler), "the scheduler is left as it was"
 
 # %% ../nbs/31_pipelines.ipynb #366ba8e8
 def test_a_batch_of_two_prompts_is_two_films_one_after_the_other():
     pipe = embedded_pipeline()
     noise = [correlated_noise((1, 2, 4, 8, 8), generator=torch.Generator().manual_seed(seed))[0] for seed in (0, 1)]
+
+
     def draw(prompts, latents):
-        return pipe(prompts, num_images_per_prompt=2, latents=torch.cat(latents), height=64, width=64, num_inference_steps=1, output_type='np',
-                    cross_attention_kwargs=dict(num_frames=2)).images
-    both = draw([girl, 'a boy'], noise)  # (b f) h w c
-    for part, prompt, latents in zip(np.split(both, 2), (girl, 'a boy'), noise): np.testing.assert_allclose(part, draw(prompt, [latents]), atol=1e-4)
+        return pipe(
+            prompts,
+            num_images_per_prompt=2,
+            latents=torch.cat(latents),
+            height=64,
+            width=64,
+            num_inference_steps=1,
+            output_type="np",
+            cross_attention_kwargs=dict(num_frames=2),
+        ).images
+
+
+    both = draw([girl, "a boy"], noise)  # (b f) h w c
+    for part, prompt, latents in zip(np.split(both, 2), (girl, "a boy"), noise):
+        np.testing.assert_allclose(part, draw(prompt, [latents]), atol=1e-4)
 
 # %% ../nbs/31_pipelines.ipynb #0d339823
 def test_video_to_video_starts_from_the_video_asks_the_adapter_and_shares_its_noise_between_frames():
     pipe = switch(embedded_pipeline(), diffusers.StableDiffusionXLImg2ImgPipeline)
     video = video_latents(pipe, clip[:2])
-    little, calls = counted(pipe, girl, **guided, image=video, strength=.5)
-    much = film(pipe, girl, **guided, image=video, strength=1.)
-    assert set(calls) == {1}, 'half of two steps'
+    little, calls = counted(pipe, girl, **guided, image=video, strength=0.5)
+    much = film(pipe, girl, **guided, image=video, strength=1.0)
+    assert set(calls) == {1}, "half of two steps"
     there_and_back = decode_frames(pipe, video)
     assert far(little, there_and_back) < far(much, there_and_back)
-    assert far(little, film(pipe, girl, **guided, image=video, strength=.5, images=True)) > .5
-    still = film(pipe, girl, **small, image=video[:1].expand(2, -1, -1, -1), strength=1., noise='mixed', noise_strength=1e6, images=True)
-    assert far(still[0], still[1]) < .5, 'one picture under one noise is one picture'
+    assert far(little, film(pipe, girl, **guided, image=video, strength=0.5, images=True)) > 0.5
+    still = film(
+        pipe,
+        girl,
+        **small,
+        image=video[:1].expand(2, -1, -1, -1),
+        strength=1.0,
+        noise="mixed",
+        noise_strength=1e6,
+        images=True,
+    )
+    assert far(still[0], still[1]) < 0.5, "one picture under one noise is one picture"
 
 # %% ../nbs/31_pipelines.ipynb #ff6bdd50
 def test_another_class_has_the_same_adapter_in_its_own_precision():
     pipe = load_video_pipeline(dtype=torch.bfloat16)
-    for layer in temporal_modules(pipe.unet).values(): layer.float()
+    for layer in temporal_modules(pipe.unet).values():
+        layer.float()
     other = switch(pipe, diffusers.StableDiffusionXLInpaintPipeline)
     assert other.unet is pipe.unet and other.unet.dtype == other.vae.dtype == torch.bfloat16
     assert {layer.gate.dtype for layer in temporal_modules(other.unet).values()} == {torch.float32}
@@ -162,28 +245,43 @@ def test_another_class_has_the_same_adapter_in_its_own_precision():
 # %% ../nbs/31_pipelines.ipynb #133267b7
 def test_a_video_that_does_not_fit_is_told_what_would():
     video = np.stack([np.full((36, 64, 3), 40 * n, np.uint8) for n in range(4)])
-    assert fit_frames(video, 3, 36, 64, 'x').shape == (3, 36, 64, 3)
-    assert (fit_frames(video, 2, 72, 128, 'x')[1] == 40).all() and fit_frames(video, 2, 72, 128, 'x').shape == (2, 72, 128, 3)
-    for size, wanted, words in (((36, 64), 7, '4 frames, 3 fewer than the 7'), ((64, 64), 2, '64 x 36 pixels have another shape than 64 x 64')):
-        try: fit_frames(video, wanted, *size, 'pose.mp4')
-        except PipelineError as error: assert str(error).startswith('pose.mp4: ') and words in str(error), error
-        else: assert False, 'taken'
+    assert fit_frames(video, 3, 36, 64, "x").shape == (3, 36, 64, 3)
+    assert (fit_frames(video, 2, 72, 128, "x")[1] == 40).all() and fit_frames(video, 2, 72, 128, "x").shape == (
+        2,
+        72,
+        128,
+        3,
+    )
+    for size, wanted, words in (
+        ((36, 64), 7, "4 frames, 3 fewer than the 7"),
+        ((64, 64), 2, "64 x 36 pixels have another shape than 64 x 64"),
+    ):
+        try:
+            fit_frames(video, wanted, *size, "pose.mp4")
+        except PipelineError as error:
+            assert str(error).startswith("pose.mp4: ") and words in str(error), error
+        else:
+            raise AssertionError("taken")
     for shape in ((720, 1280), (1280, 720), (500, 500), (333, 777)):
         height, width = size_like(np.zeros((1, *shape, 3)), 128)
-        assert height % 8 == width % 8 == 0 and fit_frames(np.zeros((1, *shape, 3), np.uint8), 1, height, width, 'x').shape == (1, height, width, 3)
+        assert height % 8 == width % 8 == 0 and fit_frames(
+            np.zeros((1, *shape, 3), np.uint8), 1, height, width, "x"
+        ).shape == (1, height, width, 3)
 
 # %% ../nbs/31_pipelines.ipynb #3c7f9b47
 def test_inpainting_keeps_what_is_outside_of_the_mask_and_asks_the_adapter_inside():
     base = embedded_pipeline()
     mask = np.zeros((2, 64, 64), bool)
     mask[:, 16:48, 16:48] = True
-    for strength in (.5, 1):
+    for strength in (0.5, 1):
         pipe, given = stock_for(base, clip[:2], strength, mask)
         seen = []
-        frames, calls = counted(pipe, girl, **guided, **given, callback=lambda step, t, latents: seen.append(latents.clone()))
-        same = (seen[-1] == given['image']).all(1)  # f h w
+        frames, calls = counted(
+            pipe, girl, **guided, **given, callback=lambda step, t, latents: seen.append(latents.clone())
+        )
+        same = (seen[-1] == given["image"]).all(1)  # f h w
         assert set(calls) == {int(2 * strength)} and same[:, :2].all() and same[:, 6:].all() and not same[:, 2:6, 2:6].any()
-    assert far(frames, film(pipe, girl, **guided, **given, images=True)) > .1
+    assert far(frames, film(pipe, girl, **guided, **given, images=True)) > 0.1
 
 # %% ../nbs/31_pipelines.ipynb #9dbece7e
 def test_the_mask_may_move_from_frame_to_frame():
@@ -192,18 +290,28 @@ def test_the_mask_may_move_from_frame_to_frame():
     pipe, given = stock_for(embedded_pipeline(), clip[:2], 1, mask)
     seen = []
     film(pipe, girl, **small, **given, callback=lambda step, t, latents: seen.append(latents.clone()))
-    assert [(one == other).all().item() for one, other in zip(seen[-1], given['image'])] == [True, False]
+    assert [(one == other).all().item() for one, other in zip(seen[-1], given["image"])] == [True, False]
 
 # %% ../nbs/31_pipelines.ipynb #03507740
 def test_every_frame_has_its_own_control_picture():
     pipe, given = stock_for(embedded_pipeline(), control=clip[:2], controlnet=random_control(embedded_pipeline().unet))
     frames, calls = counted(pipe, girl, **guided, **given)
-    assert set(calls) == {2} and far(frames, film(embedded_pipeline(), girl, **guided)) > 1, 'the control is ignored'
-    other = {**given, 'image': given['image'].clone()}
-    other['image'][1] = 0
-    def changed(images): return [far(one, two) > .05 for one, two in zip(film(pipe, girl, **guided, **given, images=images), film(pipe, girl, **guided, **other, images=images))]
-    assert changed(images=True) == [False, True], 'without the adapter the second picture is for the second frame alone'
-    assert changed(images=False) == [True, True], 'with it the neighbours see the frame'
+    assert set(calls) == {2} and far(frames, film(embedded_pipeline(), girl, **guided)) > 1, "the control is ignored"
+    other = {**given, "image": given["image"].clone()}
+    other["image"][1] = 0
+
+
+    def changed(images):
+        return [
+            far(one, two) > 0.05
+            for one, two in zip(
+                film(pipe, girl, **guided, **given, images=images), film(pipe, girl, **guided, **other, images=images)
+            )
+        ]
+
+
+    assert changed(images=True) == [False, True], "without the adapter the second picture is for the second frame alone"
+    assert changed(images=False) == [True, True], "with it the neighbours see the frame"
 
 # %% ../nbs/31_pipelines.ipynb #b259c933
 def test_control_goes_with_a_video_and_with_a_mask():
@@ -211,112 +319,187 @@ def test_control_goes_with_a_video_and_with_a_mask():
     control = random_control(base.unet)
     for mask in (None, np.ones((2, 64, 64), bool)):
         made = {}
-        for scale in (0., 1.):
+        for scale in (0.0, 1.0):
             pipe, given = stock_for(base, clip[:2], 1, mask, clip[2:], control, scale)
             made[scale], calls = counted(pipe, girl, **small, **given)
-            assert type(pipe).__name__ == f'StableDiffusionXLControlNet{"Img2Img" if mask is None else "Inpaint"}Pipeline' and set(calls) == {1}
-        assert far(made[0], made[1]) > .5
+            assert type(
+                pipe
+            ).__name__ == f"StableDiffusionXLControlNet{'Img2Img' if mask is None else 'Inpaint'}Pipeline" and set(
+                calls
+            ) == {1}
+        assert far(made[0], made[1]) > 0.5
 
 # %% ../nbs/31_pipelines.ipynb #e022b6de
 def test_a_mask_with_control_starts_from_latents_on_the_scale_that_the_vae_says():
     base, errors = load_video_pipeline(dtype=torch.bfloat16), []
     base.vae.register_to_config(force_upcast=True)
     pipe, given = stock_for(base, clip[:2], 1, np.ones((2, 64, 64), bool), clip[2:], random_control(base.unet))
-    for statistics in {}, dict(latents_mean=[.5, -1., .25, 2.], latents_std=[1.5, .5, 2., .75]):
+    for statistics in {}, dict(latents_mean=[0.5, -1.0, 0.25, 2.0], latents_std=[1.5, 0.5, 2.0, 0.75]):
         base.vae.register_to_config(**statistics)
-        with torch.no_grad(): latents = pipe._encode_vae_image((given['image'] * 2 - 1).bfloat16(), torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            latents = pipe._encode_vae_image((given["image"] * 2 - 1).bfloat16(), torch.Generator().manual_seed(0))
         errors.append(far(decode_frames(base, latents), clip[:2]))
-    assert abs(errors[0] - errors[1]) < 1, 'the same scale on the way in and out'
-    def full(*args): raise torch.OutOfMemoryError('no room')
-    with patch.object(base.vae.encoder, 'forward', full):
-        try: film(pipe, girl, **small, **given)
-        except torch.OutOfMemoryError: pass
-        else: assert False, 'nothing was encoded'
+    assert abs(errors[0] - errors[1]) < 1, "the same scale on the way in and out"
+
+
+    def full(*args):
+        raise torch.OutOfMemoryError("no room")
+
+
+    with patch.object(base.vae.encoder, "forward", full):
+        try:
+            film(pipe, girl, **small, **given)
+        except torch.OutOfMemoryError:
+            pass
+        else:
+            raise AssertionError("nothing was encoded")
     assert base.vae.dtype == torch.bfloat16
 
 # %% ../nbs/31_pipelines.ipynb #d4228559
 def test_a_controlnet_of_another_base_is_refused():
     pipe = embedded_pipeline()
     with tempfile.TemporaryDirectory() as folder, quiet():
-        right, wrong = Path(folder, 'right'), Path(folder, 'wrong')
+        right, wrong = Path(folder, "right"), Path(folder, "wrong")
         random_control(pipe.unet).save_pretrained(right)
-        config = {**load_control(pipe, right).config, 'cross_attention_dim': 96}
+        config = {**load_control(pipe, right).config, "cross_attention_dim": 96}
         diffusers.ControlNetModel.from_config(config).save_pretrained(wrong)
-        for where, words in ((wrong, 'cross_attention_dim is 96'), (Path(folder, 'gone'), 'cannot be loaded'), (wrong / 'config.json', 'a file')):
-            try: load_control(pipe, where)
-            except PipelineError as error: assert words in str(error) and '\n' not in str(error), error
-            else: assert False, f'{where} was taken'
+        for where, words in (
+            (wrong, "cross_attention_dim is 96"),
+            (Path(folder, "gone"), "cannot be loaded"),
+            (wrong / "config.json", "a file"),
+        ):
+            try:
+                load_control(pipe, where)
+            except PipelineError as error:
+                assert words in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{where} was taken")
 
 # %% ../nbs/31_pipelines.ipynb #4cef22e4
 def test_a_picture_takes_part_in_a_film_beside_the_adapter():
     pipe = load_video_pipeline()
     plain = film(pipe, girl, **small)
-    with tempfile.TemporaryDirectory() as folder, quiet(): load_ip_adapter(pipe, random_ip_adapter(pipe, folder))
-    light, dark = (Image.new('RGB', (48, 48), colour) for colour in ('white', 'navy'))
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        load_ip_adapter(pipe, random_ip_adapter(pipe, folder))
+    light, dark = (Image.new("RGB", (48, 48), colour) for colour in ("white", "navy"))
     frames, calls = counted(pipe, girl, **small, ip_adapter_image=light)
     assert set(calls) == {1} and far(frames, film(pipe, girl, **small, ip_adapter_image=light, images=True)) > 1
-    assert far(frames, film(pipe, girl, **small, ip_adapter_image=dark)) > .1, 'which picture it is makes no difference'
-    pipe.set_ip_adapter_scale(0.)
-    assert far(film(pipe, girl, **small, ip_adapter_image=dark), plain) < .1, 'without weight it is the film without'
+    assert far(frames, film(pipe, girl, **small, ip_adapter_image=dark)) > 0.1, "which picture it is makes no difference"
+    pipe.set_ip_adapter_scale(0.0)
+    assert far(film(pipe, girl, **small, ip_adapter_image=dark), plain) < 0.1, "without weight it is the film without"
 
 # %% ../nbs/31_pipelines.ipynb #e200fdda
 def test_an_ip_adapter_of_another_base_or_without_its_clip_is_refused_and_the_layers_in_time_keep_their_precision():
     pipe = load_video_pipeline(dtype=torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        for layer in temporal_modules(pipe.unet).values(): layer.float()
+        for layer in temporal_modules(pipe.unet).values():
+            layer.float()
         load_ip_adapter(pipe, random_ip_adapter(pipe, folder))
         assert {layer.gate.dtype for layer in temporal_modules(pipe.unet).values()} == {torch.float32}
-        save_file({'ip_adapter.1.to_k_ip.weight': torch.zeros(320, 768)}, Path(folder, 'sd15.safetensors'))
-        save_file({'x': torch.zeros(1)}, Path(folder, 'other.safetensors'))
-        Path(folder, 'ip.bin').write_bytes(b'PK')
-        for name, encoder, words in (('sd15.safetensors', None, 'Stable Diffusion 1'), ('other.safetensors', None, 'no IP-Adapter'), ('ip.bin', None, 'not a whole safetensors'),
-                                     ('gone', None, 'no such file'), ('ip.safetensors', Path(folder, 'gone'), 'no CLIP')):
-            try: load_ip_adapter(pipe, Path(folder, name), encoder)
-            except PipelineError as error: assert words in str(error) and '\n' not in str(error), error
-            else: assert False, f'{name} was taken'
+        save_file({"ip_adapter.1.to_k_ip.weight": torch.zeros(320, 768)}, Path(folder, "sd15.safetensors"))
+        save_file({"x": torch.zeros(1)}, Path(folder, "other.safetensors"))
+        Path(folder, "ip.bin").write_bytes(b"PK")
+        for name, encoder, words in (
+            ("sd15.safetensors", None, "Stable Diffusion 1"),
+            ("other.safetensors", None, "no IP-Adapter"),
+            ("ip.bin", None, "not a whole safetensors"),
+            ("gone", None, "no such file"),
+            ("ip.safetensors", Path(folder, "gone"), "no CLIP"),
+        ):
+            try:
+                load_ip_adapter(pipe, Path(folder, name), encoder)
+            except PipelineError as error:
+                assert words in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{name} was taken")
 
 # %% ../nbs/31_pipelines.ipynb #e2db193f
 def test_a_lora_in_three_layouts_is_one_film():
     base = embedded_pipeline()
     tensors, films, keys = make_lora(base), {}, set(base.unet.state_dict())
     plain = film(base, girl, **small)
-    before = {name: parameter.requires_grad for name, parameter in base.unet.named_parameters() if 'temporal_attn' in name}
+    before = {name: parameter.requires_grad for name, parameter in base.unet.named_parameters() if "temporal_attn" in name}
     with tempfile.TemporaryDirectory() as folder:
-        layouts = dict(peft=as_peft, kohya=as_kohya, sgm=lambda *args: as_kohya(*args, lambda key: counted_block(key, base.unet.config.layers_per_block + 1)))
+        layouts = dict(
+            peft=as_peft,
+            kohya=as_kohya,
+            sgm=lambda *args: as_kohya(*args, lambda key: counted_block(key, base.unet.config.layers_per_block + 1)),
+        )
         for layout, write in layouts.items():
-            write(tensors, Path(folder, f'{layout}.safetensors'))
-            load_loras(base, [(Path(folder, f'{layout}.safetensors'), 1.)])
+            write(tensors, Path(folder, f"{layout}.safetensors"))
+            load_loras(base, [(Path(folder, f"{layout}.safetensors"), 1.0)])
             films[layout], calls = counted(base, girl, **small)
-            assert set(calls) == {1} and lora_layers(base, 'lora_0') == len(tensors) // 2
-            assert {name: parameter.requires_grad for name, parameter in base.unet.named_parameters() if 'temporal_attn' in name} == before, 'frozen or wrapped'
+            assert set(calls) == {1} and lora_layers(base, "lora_0") == len(tensors) // 2
+            assert {
+                name: parameter.requires_grad for name, parameter in base.unet.named_parameters() if "temporal_attn" in name
+            } == before, "frozen or wrapped"
     load_loras(base, [])
-    assert set(base.unet.state_dict()) == keys, 'taken out again'
-    assert (films['peft'] == films['kohya']).all() and (films['peft'] == films['sgm']).all() and far(films['peft'], plain) > .5
+    assert set(base.unet.state_dict()) == keys, "taken out again"
+    assert (
+        (films["peft"] == films["kohya"]).all()
+        and (films["peft"] == films["sgm"]).all()
+        and far(films["peft"], plain) > 0.5
+    )
 
 # %% ../nbs/31_pipelines.ipynb #667c84ce
 def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
     base = embedded_pipeline()
     plain = add_text_lora(make_lora(base), base)
-    per_level, unet_only = base.unet.config.layers_per_block + 1, {key: value for key, value in plain.items() if key.startswith('unet.')}
+    per_level, unet_only = (
+        base.unet.config.layers_per_block + 1,
+        {key: value for key, value in plain.items() if key.startswith("unet.")},
+    )
+
+
     def first(layer):
-        part, name = layer.split('.', 1)
-        return 'diffusion_model.' + first_name(name, per_level) if part == 'unet' else f'text_encoders.clip_{"g" if part[-1] == "2" else "l"}.transformer.text_model.{name.removeprefix("text_model.")}'
+        part, name = layer.split(".", 1)
+        return (
+            "diffusion_model." + first_name(name, per_level)
+            if part == "unet"
+            else (
+                f"text_encoders.clip_{'g' if part[-1] == '2' else 'l'}.transformer.text_model.{name.removeprefix('text_model.')}"
+            )
+        )
+
+
     def kohya(layer):
-        part, name = layer.split('.', 1)
-        return dict(unet='lora_unet_', text_encoder='lora_te1_', text_encoder_2='lora_te2_')[part] + ('' if part == 'unet' else 'text_model_') * (not name.startswith('text_model')) + name.replace('.', '_')
-    groups = dict(whole=dict(diffusers=plain, peft=replaced(plain, ('unet.', 'base_model.model.unet.'), ('text_encoder', 'base_model.model.text_encoder'), ('.weight', '.default.weight'))),
-                  unet=dict(diffusers=unet_only, toolkit=replaced(unet_only, ('unet.', 'diffusion_model.')), peft=replaced(unet_only, ('unet.', 'base_model.model.')), bare=replaced(unet_only, ('unet.', ''))),
-                  alpha=dict(kohya=with_alpha(plain, kohya), diffusers=with_alpha(plain, str), comfy=with_alpha(plain, first)))
+        part, name = layer.split(".", 1)
+        return (
+            dict(unet="lora_unet_", text_encoder="lora_te1_", text_encoder_2="lora_te2_")[part]
+            + ("" if part == "unet" else "text_model_") * (not name.startswith("text_model"))
+            + name.replace(".", "_")
+        )
+
+
+    groups = dict(
+        whole=dict(
+            diffusers=plain,
+            peft=replaced(
+                plain,
+                ("unet.", "base_model.model.unet."),
+                ("text_encoder", "base_model.model.text_encoder"),
+                (".weight", ".default.weight"),
+            ),
+        ),
+        unet=dict(
+            diffusers=unet_only,
+            toolkit=replaced(unet_only, ("unet.", "diffusion_model.")),
+            peft=replaced(unet_only, ("unet.", "base_model.model.")),
+            bare=replaced(unet_only, ("unet.", "")),
+        ),
+        alpha=dict(kohya=with_alpha(plain, kohya), diffusers=with_alpha(plain, str), comfy=with_alpha(plain, first)),
+    )
     means, keys = [film(base, girl, **small)], set(base.unet.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         for layouts in groups.values():
             films = {}
             for layout, tensors in layouts.items():
-                save_file(tensors, Path(folder, 'x.safetensors'))
-                load_loras(base, [(Path(folder, 'x.safetensors'), 1.)])
+                save_file(tensors, Path(folder, "x.safetensors"))
+                load_loras(base, [(Path(folder, "x.safetensors"), 1.0)])
                 films[layout] = film(base, girl, **small)
-            for layout in films: assert (films[layout] == films[next(iter(layouts))]).all(), layout
-            assert min(far(films[layout], mean) for mean in means) > .3, 'another LoRA'
+            for layout in films:
+                assert (films[layout] == films[next(iter(layouts))]).all(), layout
+            assert min(far(films[layout], mean) for mean in means) > 0.3, "another LoRA"
             means.append(films[layout])
     load_loras(base, [])
     assert set(base.unet.state_dict()) == keys
@@ -324,74 +507,114 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
 # %% ../nbs/31_pipelines.ipynb #778f30f9
 def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name():
     pipe = embedded_pipeline()
-    plain, keys = {f'unet.{key}': value for key, value in make_lora(pipe).items()}, set(pipe.unet.state_dict())
-    layer = next(iter(plain)).removesuffix('.lora_A.weight')
+    plain, keys = {f"unet.{key}": value for key, value in make_lora(pipe).items()}, set(pipe.unet.state_dict())
+    layer = next(iter(plain)).removesuffix(".lora_A.weight")
     nan = {key: value.clone().fill_(torch.nan) if n == 1 else value for n, (key, value) in enumerate(plain.items())}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'x.safetensors')
-        for tensors, words in ((plain | {f'{layer}.dora_scale': torch.ones(1)}, 'a DoRA'), (plain | {f'{layer}.lora_magnitude_vector': torch.ones(1)}, 'a DoRA'), ({'lora_unet_x.hada_w1_a': torch.ones(1)}, 'a LoHa'),
-                               ({'lora_unet_x.lokr_w1': torch.ones(1)}, 'a LoKr'), ({'base_model.model.x.ia3_l': torch.ones(1)}, 'an IA3'), (plain | {f'{layer}.diff_b': torch.ones(1)}, 'a difference'), (nan, 'not finite'),
-                               (replaced(plain, ('unet.', 'my_net.')), 'no place in this one'), ({'double_blocks.0.qkv.lora_A.weight': torch.ones(4, 4), 'double_blocks.0.qkv.lora_B.weight': torch.ones(4, 4)}, 'not known here'),
-                               (plain | {f'{layer}.bias_of_mine': torch.ones(1)}, 'no part of a LoRA')):
+        path = Path(folder, "x.safetensors")
+        for tensors, words in (
+            (plain | {f"{layer}.dora_scale": torch.ones(1)}, "a DoRA"),
+            (plain | {f"{layer}.lora_magnitude_vector": torch.ones(1)}, "a DoRA"),
+            ({"lora_unet_x.hada_w1_a": torch.ones(1)}, "a LoHa"),
+            ({"lora_unet_x.lokr_w1": torch.ones(1)}, "a LoKr"),
+            ({"base_model.model.x.ia3_l": torch.ones(1)}, "an IA3"),
+            (plain | {f"{layer}.diff_b": torch.ones(1)}, "a difference"),
+            (nan, "not finite"),
+            (replaced(plain, ("unet.", "my_net.")), "no place in this one"),
+            (
+                {
+                    "double_blocks.0.qkv.lora_A.weight": torch.ones(4, 4),
+                    "double_blocks.0.qkv.lora_B.weight": torch.ones(4, 4),
+                },
+                "not known here",
+            ),
+            (plain | {f"{layer}.bias_of_mine": torch.ones(1)}, "no part of a LoRA"),
+        ):
             save_file(tensors, path)
-            try: load_loras(pipe, [(path, 1.)])
-            except PipelineError as error: assert words in str(error) and str(error).startswith(str(path)) and '\n' not in str(error), error
-            else: assert False, words
-            assert set(pipe.unet.state_dict()) == keys, f'{words}: left something behind'
+            try:
+                load_loras(pipe, [(path, 1.0)])
+            except PipelineError as error:
+                assert words in str(error) and str(error).startswith(str(path)) and "\n" not in str(error), error
+            else:
+                raise AssertionError(words)
+            assert set(pipe.unet.state_dict()) == keys, f"{words}: left something behind"
 
 # %% ../nbs/31_pipelines.ipynb #737f3ff2
 def test_several_loras_have_each_their_weight():
     base = embedded_pipeline()
     with tempfile.TemporaryDirectory() as folder:
-        one, two, both = (Path(folder, f'{name}.safetensors') for name in ('one', 'two', 'both'))
+        one, two, both = (Path(folder, f"{name}.safetensors") for name in ("one", "two", "both"))
         first, second = make_lora(base, 1), make_lora(base, 2)
         as_kohya(first, one), as_kohya(second, two)
+
         def made(*loras):
             load_loras(base, loras)
             return film(base, girl, **small)
-        as_kohya({key: value * .5 if 'lora_B' in key else value for key, value in first.items()}, both)
-        half = made((both, 1.))
-        assert far(made((one, .5), (two, 0.)), half) < .1 < far(made((one, .5), (two, 1.)), half)
+
+        as_kohya({key: value * 0.5 if "lora_B" in key else value for key, value in first.items()}, both)
+        half = made((both, 1.0))
+        assert far(made((one, 0.5), (two, 0.0)), half) < 0.1 < far(made((one, 0.5), (two, 1.0)), half)
     load_loras(base, [])
 
 # %% ../nbs/31_pipelines.ipynb #3d1e9955
 def test_a_lora_that_is_none_or_for_another_base_is_refused_and_leaves_nothing_behind():
     pipe = embedded_pipeline()
     tensors, keys = make_lora(pipe), set(pipe.unet.state_dict())
-    sd15 = {f'lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_{way}.weight': torch.zeros(shape) for way, shape in (('down', (4, 768)), ('up', (320, 4)))}
-    wide = {key: torch.cat([value, value], 1) if 'lora_A' in key else value for key, value in tensors.items()}
-    more = {**tensors, **{key.replace('.0.attn2', '.7.attn2'): value.clone() for key, value in tensors.items()}}
+    sd15 = {
+        f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_{way}.weight": torch.zeros(shape)
+        for way, shape in (("down", (4, 768)), ("up", (320, 4)))
+    }
+    wide = {key: torch.cat([value, value], 1) if "lora_A" in key else value for key, value in tensors.items()}
+    more = {**tensors, **{key.replace(".0.attn2", ".7.attn2"): value.clone() for key, value in tensors.items()}}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'x.safetensors')
-        for write, words in ((lambda: save_file(sd15, path), 'Stable Diffusion 1'), (lambda: as_kohya(wide, path), 'does not fit this base'), (lambda: as_kohya(more, path), 'have no place in this one'),
-                             (lambda: save_file({'a.hada_w1_a': torch.zeros(1)}, path), 'LoHa'), (lambda: path.write_bytes(b'PK'), 'not a whole safetensors'), (path.unlink, 'no such file')):
+        path = Path(folder, "x.safetensors")
+        for write, words in (
+            (lambda: save_file(sd15, path), "Stable Diffusion 1"),
+            (lambda: as_kohya(wide, path), "does not fit this base"),
+            (lambda: as_kohya(more, path), "have no place in this one"),
+            (lambda: save_file({"a.hada_w1_a": torch.zeros(1)}, path), "LoHa"),
+            (lambda: path.write_bytes(b"PK"), "not a whole safetensors"),
+            (path.unlink, "no such file"),
+        ):
             write()
-            try: load_loras(pipe, [(path, 1.)])
-            except PipelineError as error: assert words in str(error) and path.name in str(error) and '\n' not in str(error), error
-            else: assert False, words
-            assert set(pipe.unet.state_dict()) == keys, f'{words}: left something behind'
+            try:
+                load_loras(pipe, [(path, 1.0)])
+            except PipelineError as error:
+                assert words in str(error) and path.name in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(words)
+            assert set(pipe.unet.state_dict()) == keys, f"{words}: left something behind"
 
 # %% ../nbs/31_pipelines.ipynb #1623174c
 def test_a_new_word_of_one_or_several_vectors_means_what_it_was_taught():
     pipe = load_video_pipeline()
-    plain = film(pipe, 'a girl with pink hair', **small)
+    plain = film(pipe, "a girl with pink hair", **small)
     with tempfile.TemporaryDirectory() as folder:
-        for name, words in (('rosy-kind', ['pink']), ('rosy-mane', ['pink', 'hair'])):
-            save_file(meaning(pipe, *words), Path(folder, f'{name}.safetensors'))
-            assert load_word(pipe, Path(folder, f'{name}.safetensors')) == name
-    frames, calls = counted(pipe, 'a girl with rosy-kind hair', **small)
-    assert set(calls) == {1} and (frames == plain).all() and far(plain, film(pipe, 'a girl with blue hair', **small)) > .1
-    assert (film(pipe, 'a girl with rosy-mane', **small) == plain).all() and (generate('a girl with rosy-mane', pipe, **small) == plain).all()
+        for name, words in (("rosy-kind", ["pink"]), ("rosy-mane", ["pink", "hair"])):
+            save_file(meaning(pipe, *words), Path(folder, f"{name}.safetensors"))
+            assert load_word(pipe, Path(folder, f"{name}.safetensors")) == name
+    frames, calls = counted(pipe, "a girl with rosy-kind hair", **small)
+    assert set(calls) == {1} and (frames == plain).all() and far(plain, film(pipe, "a girl with blue hair", **small)) > 0.1
+    assert (film(pipe, "a girl with rosy-mane", **small) == plain).all() and (
+        generate("a girl with rosy-mane", pipe, **small) == plain
+    ).all()
 
 # %% ../nbs/31_pipelines.ipynb #db37e554
 def test_a_word_that_is_none_for_this_base_is_refused():
     pipe = embedded_pipeline()
-    right = meaning(pipe, 'pink')
-    wide = {**right, 'clip_g': torch.zeros(1, 999)}
+    right = meaning(pipe, "pink")
+    wide = {**right, "clip_g": torch.zeros(1, 999)}
     with tempfile.TemporaryDirectory() as folder:
-        for name, tensors, words in (('sd1', {'emb_params': torch.zeros(1, 768)}, 'Stable Diffusion 1'), ('wide', wide, '999 wide'), ('girl</w>', right, 'a word already')):
-            path = Path(folder, f'{name.replace("/", "")}.safetensors')
+        for name, tensors, words in (
+            ("sd1", {"emb_params": torch.zeros(1, 768)}, "Stable Diffusion 1"),
+            ("wide", wide, "999 wide"),
+            ("girl</w>", right, "a word already"),
+        ):
+            path = Path(folder, f"{name.replace('/', '')}.safetensors")
             save_file(tensors, path)
-            try: load_word(pipe, path, name)
-            except PipelineError as error: assert words in str(error) and '\n' not in str(error), error
-            else: assert False, f'{name} was taken'
+            try:
+                load_word(pipe, path, name)
+            except PipelineError as error:
+                assert words in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{name} was taken")

@@ -10,8 +10,12 @@ import time
 
 # %% ../nbs/46_process.ipynb #5b1f0c08
 def ended(program, *words, after=None, number=signal.SIGINT, **options):
-    "Exit code, standard output and standard error of a program in Python; `number` is sent to it once it has printed a line, if `after` is not None"
-    child = subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    """Exit code, standard output and standard error of a program in Python; `number` is sent to it once it has printed
+    a line, if `after` is not None
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
     if after is not None:
         child.stdout.readline()
         time.sleep(after)
@@ -21,7 +25,7 @@ def ended(program, *words, after=None, number=signal.SIGINT, **options):
 
 # %% ../nbs/46_process.ipynb #5b1f0c09
 def test_both_signals_end_a_program_in_the_same_way_and_one_that_a_destructor_swallowed_is_raised_again():
-    program = '''
+    program = """
 import signal, sys, time
 from tav_nb.process import interruptible
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,27 +41,32 @@ with interruptible() as state:
         while time.monotonic() < end: pass
         sys.exit("nobody stopped it")
     except KeyboardInterrupt: sys.exit(130 if state.asked else 1)
-'''
+"""
     for number in (signal.SIGINT, signal.SIGTERM):
         for words in ((), ("in a destructor",)):
             assert ended(program, *words, after=0.2, number=number)[::2] == (130, ""), (number, words)
 
 # %% ../nbs/46_process.ipynb #5b1f0c0c
 def test_a_stream_that_is_missing_or_knows_only_ascii_is_no_reason_to_fail():
-    program = '''
+    program = """
 import sys
 from tav_nb.process import usable_streams
 with usable_streams(): print("na\u00efve \u5973"), print("\u00e9", file=sys.stderr)
-'''
+"""
     with tempfile.TemporaryDirectory() as folder:
         for streams, said in ((">&-", ""), ("2>&-", "na\\xefve \\u5973\n"), ("2>/dev/null", "na\\xefve \\u5973\n")):
             Path(folder, "program.py").write_text(program)
-            done = subprocess.run(["sh", "-c", f"{sys.executable} {folder}/program.py {streams}"], capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+            done = subprocess.run(
+                ["sh", "-c", f"{sys.executable} {folder}/program.py {streams}"],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            )
             assert (done.returncode, done.stdout) == (0, said), (streams, done)
 
 # %% ../nbs/46_process.ipynb #03dbc12e
 def test_copies_of_a_command_end_as_one_with_one_line_and_one_exit_code_and_none_outlives_a_launcher_that_was_killed():
-    program = '''
+    program = """
 import os, signal, sys, time
 from tav_nb import process
 process.GRACE = 0.5
@@ -84,18 +93,38 @@ if what == "killed" and rank == "1": os.kill(os.getpid(), signal.SIGKILL)
 if what == "killed" and rank == "0": time.sleep(0.2), sys.exit(process.GONE)
 say(f"{rank} works", 1)
 while True: time.sleep(1)
-'''
-    for what, code, line in (("well", 0, ""), ("environment", 0, ""), ("all", 2, "tav: error: the same\n"), ("second", 2, "tav: error: only here\n"),
-                             ("dumb", 1, "tav: error: process 1 of 2 ended with exit code 5, without a word\n"),
-                             ("killed", 1, "tav: error: process 1 of 2 was ended by SIGKILL, as the system does when memory is used up; the others have ended as well\n")):
+"""
+    for what, code, line in (
+        ("well", 0, ""),
+        ("environment", 0, ""),
+        ("all", 2, "tav: error: the same\n"),
+        ("second", 2, "tav: error: only here\n"),
+        ("dumb", 1, "tav: error: process 1 of 2 ended with exit code 5, without a word\n"),
+        (
+            "killed",
+            1,
+            (
+                "tav: error: process 1 of 2 was ended by SIGKILL, as the system does when memory is used up; the others"
+            " have ended as well\n"
+            ),
+        ),
+    ):
         found = ended(program, what)
         assert (found[0], found[2]) == (code, line), (what, found)
-        assert what != "environment" or sorted(found[1].splitlines()) == [line for rank in range(2) for line in (f"{rank} 2 2 127.0.0.1", f"{rank} begins")], found
+        assert what != "environment" or sorted(found[1].splitlines()) == [
+            line for rank in range(2) for line in (f"{rank} 2 2 127.0.0.1", f"{rank} begins")
+        ], found
     for number in (signal.SIGINT, signal.SIGTERM):
         for after in (0, 0.6):  # at once, when they have not begun; later, when all are at work
             code, out, err = ended(program, "work", after=after, number=number)
-            assert code == 130 and err == "tav: interrupted\n" and all(out.count(f"{rank} got {number.name}\n") == 1 for rank in range(2)), (number, after, code, out, err)
-    launcher = subprocess.Popen([sys.executable, "-c", program, "work"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            assert (
+                code == 130
+                and err == "tav: interrupted\n"
+                and all(out.count(f"{rank} got {number.name}\n") == 1 for rank in range(2))
+            ), (number, after, code, out, err)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", program, "work"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     lines = [launcher.stdout.readline() for _ in range(4)]  # all begin, and are at work
     launcher.kill()
     launcher.wait()

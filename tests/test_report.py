@@ -28,15 +28,41 @@ def make_row(number, reason="", **changes):
     frames = render(scene, 6, 64, 64).frames
     Image.fromarray(np.concatenate(frames, 1)).save(file, "JPEG", quality=50)  # f h w c -> h (f w) c
     figures = dict(frames=16.0, hold=float(1 + number % 3), motion=0.002 + number / 1000, pan=0.0)
-    return dict(clip=f"scene-{number}-0000083-16", file=f"scene-{number}.mp4", source="the cartoon world", licence="CC0", caption=caption(scene, number), frames=16, height=128,
-                width=128, fps=12.0, start=1 / 12, stop=17 / 12, shot=0, hold=1 + number % 3, kept=not reason, reason=reason, cache_key="", figures=json.dumps(figures),
-                thumbs=file.getvalue(), thumb_count=6) | changes
+    return (
+        dict(
+            clip=f"scene-{number}-0000083-16",
+            file=f"scene-{number}.mp4",
+            source="the cartoon world",
+            licence="CC0",
+            caption=caption(scene, number),
+            frames=16,
+            height=128,
+            width=128,
+            fps=12.0,
+            start=1 / 12,
+            stop=17 / 12,
+            shot=0,
+            hold=1 + number % 3,
+            kept=not reason,
+            reason=reason,
+            cache_key="",
+            figures=json.dumps(figures),
+            thumbs=file.getvalue(),
+            thumb_count=6,
+        )
+        | changes
+    )
 
 
-REASONS = {3: "still: 100% of its pictures are held, more than 70%", 7: "short: 5 frames, fewer than 8", 8: "still: moves 0.01% of the diagonal a step, less than 0.03%"}
+REASONS = {
+    3: "still: 100% of its pictures are held, more than 70%",
+    7: "short: 5 frames, fewer than 8",
+    8: "still: moves 0.01% of the diagonal a step, less than 0.03%",
+}
 
 
-def make_rows(count): return [make_row(number, REASONS.get(number % 10, "")) for number in range(count)]
+def make_rows(count):
+    return [make_row(number, REASONS.get(number % 10, "")) for number in range(count)]
 
 # %% ../nbs/20_report.ipynb #9afac7ab
 class Reading(HTMLParser):
@@ -49,15 +75,19 @@ class Reading(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag in ("input", "select"): self.labelled.append("label" in self.open)
-        if tag not in ("meta", "input", "img", "br"): self.open.append(tag)
+        if tag in ("input", "select"):
+            self.labelled.append("label" in self.open)
+        if tag not in ("meta", "input", "img", "br"):
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"{tag} closes what is not open"
 
     def handle_data(self, data):
-        if self.open[-1:] == ["script"] and self.elements[-1][1].get("id") == "clips": self.data += data
-        elif not {"script", "style"} & set(self.open): self.text.append(data)
+        if self.open[-1:] == ["script"] and self.elements[-1][1].get("id") == "clips":
+            self.data += data
+        elif not {"script", "style"} & set(self.open):
+            self.text.append(data)
 
 # %% ../nbs/20_report.ipynb #a387901a
 def test_the_summary_counts_every_clip_once_and_names_every_reason():
@@ -65,8 +95,14 @@ def test_the_summary_counts_every_clip_once_and_names_every_reason():
     assert lines[0] == "18 clips kept, 24.0 s from 18 of 25 files; 7 dropped"
     assert [line.split()[:2] for line in lines[1:]] == [["5", "still"], ["2", "short"]]
     assert "such as: 100% of its pictures" in lines[1]
-    few = [make_row(0, file="a.mp4"), make_row(1, file="a.mp4"), *(make_row(number, "still: it is", file="b.mp4") for number in range(2, 6))]
-    assert list(by_group(few)) == ["kept", "still"] and summary(few).startswith("2 clips kept, 2.7 s from 1 of 2 files; 4 dropped")
+    few = [
+        make_row(0, file="a.mp4"),
+        make_row(1, file="a.mp4"),
+        *(make_row(number, "still: it is", file="b.mp4") for number in range(2, 6)),
+    ]
+    assert list(by_group(few)) == ["kept", "still"] and summary(few).startswith(
+        "2 clips kept, 2.7 s from 1 of 2 files; 4 dropped"
+    )
     assert summary([]) == "0 clips kept, 0.0 s from 0 of 0 files; 0 dropped"
     odd = [make_row(0, "fade"), make_row(1, "unreadable: a: b", thumbs=b"", thumb_count=0, frames=0, start=0.0, stop=0.0)]
     assert [line.split() for line in summary(odd).split("\n")[1:]] == [["1", "fade"], ["1", "unreadable", "a:", "b"]]
@@ -76,23 +112,53 @@ def test_the_bar_counts_files_and_clips():
     screen = io.StringIO()
     with Progress(3, screen, disable=False) as progress:
         progress.start("looking")
-        for part in (make_rows(5), [], make_rows(9)[5:]): progress(None, part)
+        for part in (make_rows(5), [], make_rows(9)[5:]):
+            progress(None, part)
         progress.refresh()
         assert (progress.n, progress.kept, progress.dropped) == (3, 6, 3)
-    assert "looking: 100%" in screen.getvalue() and "3/3 files" in screen.getvalue() and "clips kept 6, dropped 3" in screen.getvalue()
+    assert (
+        "looking: 100%" in screen.getvalue()
+        and "3/3 files" in screen.getvalue()
+        and "clips kept 6, dropped 3" in screen.getvalue()
+    )
     silent = io.StringIO()
-    with Progress(1, silent) as progress: progress(None, make_rows(2))
+    with Progress(1, silent) as progress:
+        progress(None, make_rows(2))
     assert silent.getvalue() == "" and progress.kept == 2, "nothing is drawn where there is no terminal, but it counts"
 
 # %% ../nbs/20_report.ipynb #6896425d
 def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
     found = as_data(make_row(3, REASONS[3], figures='{"motion": 0.00123456, "apart": NaN, "luma": 116.18}', licence=""))
-    assert found["figures"] == {"frames": 16, "fps": 12.0, "motion": 0.00123, "luma": 116.0}, "three digits; no number is no figure"
+    assert found["figures"] == {
+        "frames": 16,
+        "fps": 12.0,
+        "motion": 0.00123,
+        "luma": 116.0,
+    }, "three digits; no number is no figure"
     assert base64.b64decode(found["image"]) == make_row(3)["thumbs"] and (found["width"], found["height"]) == (384, 64)
     assert (found["group"], found["reason"], found["licence"]) == ("still", REASONS[3], "not stated")
     assert found["time"] == "0.08 to 1.42 s" and found["size"] == "128 \u00d7 128"
-    unread = as_data(make_row(0, "unreadable: no video", clip="", file="/home/somebody/films/scene-0.mp4", thumbs=b"", thumb_count=0, frames=0, height=0, width=0, start=0.0, stop=0.0))
-    assert (unread["name"], unread["image"], unread["size"], unread["time"]) == ("films/scene-0.mp4", "", "", "") and "motion" in unread["figures"]
+    unread = as_data(
+        make_row(
+            0,
+            "unreadable: no video",
+            clip="",
+            file="/home/somebody/films/scene-0.mp4",
+            thumbs=b"",
+            thumb_count=0,
+            frames=0,
+            height=0,
+            width=0,
+            start=0.0,
+            stop=0.0,
+        )
+    )
+    assert (unread["name"], unread["image"], unread["size"], unread["time"]) == (
+        "films/scene-0.mp4",
+        "",
+        "",
+        "",
+    ) and "motion" in unread["figures"]
 
 # %% ../nbs/20_report.ipynb #f2a5e590
 def test_the_page_fetches_nothing_and_forbids_it():
@@ -101,21 +167,33 @@ def test_the_page_fetches_nothing_and_forbids_it():
     assert not seen.open, f"{seen.open} stay open"
     for tag, attributes in seen.elements:
         assert tag not in ("link", "iframe", "object", "embed", "base"), tag
-        for name, value in attributes.items(): assert name not in ("src", "href", "action", "srcset") or value.startswith("#"), (tag, name, value)
-    policy = next(attributes["content"] for tag, attributes in seen.elements if attributes.get("http-equiv") == "Content-Security-Policy")
+        for name, value in attributes.items():
+            assert name not in ("src", "href", "action", "srcset") or value.startswith("#"), (tag, name, value)
+    policy = next(
+        attributes["content"]
+        for tag, attributes in seen.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; img-src data:;") and "http" not in policy
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp|import\(", STYLE + SCRIPT), "no address in style and program"
+    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp|import\(", STYLE + SCRIPT), (
+        "no address in style and program"
+    )
 
 # %% ../nbs/20_report.ipynb #4cdd61f7
 def test_captions_and_names_from_strangers_stay_text():
-    bad = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"it's\" \u2028 <!--"
-    rows_of_strangers = [make_row(0, caption=bad, file="x", licence=bad, source=bad), make_row(1, f"{bad}: {bad}", clip=bad, figures=json.dumps({bad: 1.0}))]
+    bad = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "it\'s" \u2028 <!--'
+    rows_of_strangers = [
+        make_row(0, caption=bad, file="x", licence=bad, source=bad),
+        make_row(1, f"{bad}: {bad}", clip=bad, figures=json.dumps({bad: 1.0})),
+    ]
     seen = Reading(make_page(rows_of_strangers, bad, dict(note=bad)))
     assert Counter(tag for tag, _ in seen.elements)["script"] == 2 and not [tag for tag, _ in seen.elements if tag == "img"]
     assert not [name for _, attributes in seen.elements for name in attributes if name.startswith("on")]
     found = json.loads(seen.data)
     assert found[0]["caption"] == found[0]["licence"] == found[1]["name"] == bad and found[1]["figures"][bad] == 1.0
-    assert [attributes["value"] for tag, attributes in seen.elements if tag == "input" and attributes["type"] == "radio"] == ["", "kept", bad]
+    assert [
+        attributes["value"] for tag, attributes in seen.elements if tag == "input" and attributes["type"] == "radio"
+    ] == ["", "kept", bad]
     assert "innerHTML" not in SCRIPT and "insertAdjacentHTML" not in SCRIPT
 
 # %% ../nbs/20_report.ipynb #4ce73699
@@ -136,13 +214,20 @@ def test_a_page_can_be_read_aloud_and_used_with_the_keyboard():
     tags = Counter(tag for tag, _ in seen.elements)
     assert seen.elements[0] == ("html", {"lang": "en"}) and tags["h1"] == tags["main"] == 1
     assert all(seen.labelled) and len(seen.labelled) == 6, "every field stands in its label"
-    assert tags["caption"] == tags["table"] == 2 and all(attributes.get("scope") == "col" for tag, attributes in seen.elements if tag == "th")
+    assert tags["caption"] == tags["table"] == 2 and all(
+        attributes.get("scope") == "col" for tag, attributes in seen.elements if tag == "th"
+    )
     assert [attributes for tag, attributes in seen.elements if attributes.get("role") == "status"], "a choice is announced"
     assert ("a", {"class": "skip", "href": "#list"}) in seen.elements and "alt:" in SCRIPT and "focus-visible" in STYLE
 
 # %% ../nbs/20_report.ipynb #98dbb353
 def test_kept_clips_are_counted_by_licence():
-    some = [make_row(0, licence="CC BY 4.0"), make_row(1, licence=""), make_row(2, licence="CC BY 4.0"), make_row(3, REASONS[3], licence="CC0")]
+    some = [
+        make_row(0, licence="CC BY 4.0"),
+        make_row(1, licence=""),
+        make_row(2, licence="CC BY 4.0"),
+        make_row(3, REASONS[3], licence="CC0"),
+    ]
     assert {name: len(members) for name, members in by_licence(some).items()} == {"CC BY 4.0": 2, "not stated": 1}
     text = " ".join(Reading(make_page(some)).text)
     assert "CC BY 4.0" in text and "not stated" in text and "CC0" not in text
@@ -154,15 +239,25 @@ def test_the_page_of_a_cache_is_written_whole_and_beside_it():
         Path(place, "cache.json").write_text('{"model_name": "a model"}')
         path = write_page(place)
         assert path == Path(place, "report.html") and "a model" in path.read_text("utf-8")
-        assert [clip["name"] for clip in json.loads(Reading(path.read_text("utf-8")).data)] == [row["clip"] for row in make_rows(3)]
+        assert [clip["name"] for clip in json.loads(Reading(path.read_text("utf-8")).data)] == [
+            row["clip"] for row in make_rows(3)
+        ]
         assert write_page(place, f"{place}/other.html").read_text("utf-8") == path.read_text("utf-8")
         before = path.read_text("utf-8")
         with patch("os.replace", side_effect=OSError(28, "No space left on device")):
-            try: write_page(place, rows=make_rows(1))
-            except OSError: pass
-            else: raise AssertionError("the page was not put in place in one step")
+            try:
+                write_page(place, rows=make_rows(1))
+            except OSError:
+                pass
+            else:
+                raise AssertionError("the page was not put in place in one step")
         assert path.read_text("utf-8") == before, "the old page stays until the new one is whole"
-        assert sorted(p.name for p in Path(place).iterdir()) == ["cache.json", "manifest.parquet", "other.html", "report.html"]
+        assert sorted(p.name for p in Path(place).iterdir()) == [
+            "cache.json",
+            "manifest.parquet",
+            "other.html",
+            "report.html",
+        ]
 
 # %% ../nbs/20_report.ipynb #5aef4c82
 def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
@@ -171,8 +266,8 @@ def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
         for name in ("cache", "resumed after a kill"):
             folder = Path(place, name)
             folder.mkdir()
-            parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), folder/"manifest.parquet")
-            (folder/"cache.json").write_text('{"model_name": "a model"}')
+            parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), folder / "manifest.parquet")
+            (folder / "cache.json").write_text('{"model_name": "a model"}')
             pages.append(write_page(folder).read_bytes())
         assert pages[0] == pages[1]
 
@@ -189,12 +284,26 @@ document.title = JSON.stringify([said, document.querySelector('li.dropped img').
     if browser:  # where there is none, nothing is tested
         with tempfile.TemporaryDirectory() as place:
             Path(place, "page.html").write_text(make_page(make_rows(100)).replace("</body>", play + "</body>"), "utf-8")
-            line = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place}/browser", "--dump-dom", f"file://{place}/page.html"]
+            line = [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--user-data-dir={place}/browser",
+                "--dump-dom",
+                f"file://{place}/page.html",
+            ]
             dom = subprocess.run(line, capture_output=True, text=True, timeout=60).stdout
         said, alt, verdict = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
-        assert said == ["All 100 clips; 40; scene-0-0000083-16; scene-39", "All 100 clips; 80; scene-0-0000083-16; scene-79", "20 of 100 clips; 20; scene-3-0000083-16; scene-98",
-                        "20 of 100 clips; 20; scene-98-0000083-16; scene-3-", "1 of 100 clips; 1; scene-13-0000083-16; scene-13", "0 of 100 clips; 0; ; ",
-                        "20 of 100 clips; 20; scene-98-0000083-16; scene-3-"], said
+        assert said == [
+            "All 100 clips; 40; scene-0-0000083-16; scene-39",
+            "All 100 clips; 80; scene-0-0000083-16; scene-79",
+            "20 of 100 clips; 20; scene-3-0000083-16; scene-98",
+            "20 of 100 clips; 20; scene-98-0000083-16; scene-3-",
+            "1 of 100 clips; 1; scene-13-0000083-16; scene-13",
+            "0 of 100 clips; 0; ; ",
+            "20 of 100 clips; 20; scene-98-0000083-16; scene-3-",
+        ], said
         assert alt.startswith("6 pictures of the clip: ") and verdict == "Dropped \u2013 " + REASONS[8]
 
 # %% ../nbs/20_report.ipynb #85accd0d
@@ -203,28 +312,57 @@ def test_the_notebook_shows_the_page_and_keeps_pictures_for_those_who_show_no_ht
     frame = Reading(bundle["text/html"]).elements[0]
     assert frame[0] == "iframe" and frame[1]["title"] and frame[1]["srcdoc"] == make_page(make_rows(5))
     sheet = Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"])))
-    assert np.abs(np.asarray(sheet)[64:128].astype(float) - np.asarray(Image.open(io.BytesIO(make_row(1)["thumbs"])))).mean() < 10, "the second strip lies under the first"
+    assert (
+        np.abs(np.asarray(sheet)[64:128].astype(float) - np.asarray(Image.open(io.BytesIO(make_row(1)["thumbs"])))).mean()
+        < 10
+    ), "the second strip lies under the first"
     assert sheet.size == (384, 5 * 64) and bundle["text/plain"] == summary(make_rows(5))
-    assert show_clips([make_row(0, "unreadable", thumbs=b"")])._repr_mimebundle_()["image/jpeg"], "no strip at all is no reason to fail"
+    assert show_clips([make_row(0, "unreadable", thumbs=b"")])._repr_mimebundle_()["image/jpeg"], (
+        "no strip at all is no reason to fail"
+    )
 
 # %% ../nbs/20_report.ipynb #d9ca5911
 def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
     good, strip_ = make_row(0), make_row(0)["thumbs"]
-    for text, said in (("{", "is not JSON"), ("[1]", "expected `object`"), ('{"motion": "much"}', "expected `float | null`"), ("[" * 10_000, "nested more than 32 deep")):
+    for text, said in (
+        ("{", "is not JSON"),
+        ("[1]", "expected `object`"),
+        ('{"motion": "much"}', "expected `float | null`"),
+        ("[" * 10_000, "nested more than 32 deep"),
+    ):
         for draw in (make_page, lambda rows: as_data(rows[0])):
-            try: draw([make_row(0, figures=text)])
-            except SchemaError as error: assert str(error).startswith("the figures of scene-0-0000083-16: ") and said in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{text[:20]} was taken for figures")
-    assert as_data(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {"frames": 16, "fps": 12.0, "hold": 2.0}
+            try:
+                draw([make_row(0, figures=text)])
+            except SchemaError as error:
+                assert (
+                    str(error).startswith("the figures of scene-0-0000083-16: ")
+                    and said in str(error)
+                    and "\n" not in str(error)
+                ), error
+            else:
+                raise AssertionError(f"{text[:20]} was taken for figures")
+    assert as_data(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {
+        "frames": 16,
+        "fps": 12.0,
+        "hold": 2.0,
+    }
     for broken in (b"no picture", strip_[:100], b"", b"BM" + bytes(200)):
         data = as_data(make_row(0, thumbs=broken))
-        assert (data["image"], data["width"]) == ("", 0) and show_clips([make_row(0, thumbs=broken)])._repr_mimebundle_()["text/html"], broken
+        assert (data["image"], data["width"]) == ("", 0) and show_clips([make_row(0, thumbs=broken)])._repr_mimebundle_()[
+            "text/html"
+        ], broken
     with tempfile.TemporaryDirectory() as place:
         Path(place, "cache.json").write_text("[" * 10_000)
-        try: write_page(place, rows=[good])
-        except ValueError as error: assert "cache.json" in str(error)
-        else: raise AssertionError("settings that are none were shown")
+        try:
+            write_page(place, rows=[good])
+        except ValueError as error:
+            assert "cache.json" in str(error)
+        else:
+            raise AssertionError("settings that are none were shown")
     lines = summary([make_row(0, "unreadable: red\x1b[31m.mp4\nis \u202egone"), make_row(1, "odd\x07: x")])
     assert lines.count("\n") == 2 and all(line.isprintable() for line in lines.split("\n")), lines
     still = [make_row(i, f"not read: {kind} is no format that is read") for i, kind in enumerate((".psd", ".psd", ".doc"))]
-    assert summary(still).split("\n")[1] == "     3 not read    2 x .psd is no format that is read; 1 x .doc is no format that is read"
+    assert (
+        summary(still).split("\n")[1]
+        == "     3 not read    2 x .psd is no format that is read; 1 x .doc is no format that is read"
+    )

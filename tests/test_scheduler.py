@@ -11,7 +11,7 @@ import torch
 import warnings
 
 # %% ../nbs/05_scheduler.ipynb #ab2a0bed
-def denoise(noisy, sigma, s=.1):
+def denoise(noisy, sigma, s=0.1):
     "What is left without the noise, if every number is drawn around -1 or +1 with spread s (exact)"
     bump = torch.tanh(noisy / (s**2 + sigma**2))
     return (s**2 * noisy + sigma**2 * bump) / (s**2 + sigma**2)
@@ -19,8 +19,9 @@ def denoise(noisy, sigma, s=.1):
 # %% ../nbs/05_scheduler.ipynb #a1e8c33c
 def alpha_sigma(sigma):
     "The two weights of picture and noise, squares adding up to 1, from their ratio"
-    alpha = 1 / (1 + sigma**2)**.5
+    alpha = 1 / (1 + sigma**2) ** 0.5
     return alpha, alpha * sigma
+
 
 def dpmpp_2m(x, sigmas, x_theta):
     "DPM-Solver++(2M), algorithm 2 of Lu et al. 2022; `x_theta(x, sigma)` predicts the clean data"
@@ -37,7 +38,8 @@ def dpmpp_2m(x, sigmas, x_theta):
     return x
 
 # %% ../nbs/05_scheduler.ipynb #41f20cc7
-def x_theta(x, sigma): return denoise(x / alpha_sigma(sigma)[0], sigma)  # our denoiser wants picture + sigma * noise
+def x_theta(x, sigma):
+    return denoise(x / alpha_sigma(sigma)[0], sigma)  # our denoiser wants picture + sigma * noise
 
 # %% ../nbs/05_scheduler.ipynb #f65cde9a
 def predict(x, sigma, prediction_type):
@@ -45,7 +47,8 @@ def predict(x, sigma, prediction_type):
     alpha, sigma_t = alpha_sigma(sigma)
     clean = x_theta(x, sigma)
     noise = (x - alpha * clean) / sigma_t
-    return noise if prediction_type == 'epsilon' else alpha * noise - sigma_t * clean
+    return noise if prediction_type == "epsilon" else alpha * noise - sigma_t * clean
+
 
 def sample_with(scheduler, x, num_steps):
     "The loop of every pipeline"
@@ -55,10 +58,24 @@ def sample_with(scheduler, x, num_steps):
     return x
 
 # %% ../nbs/05_scheduler.ipynb #78bf26b8
-SDXL_STOCK = {'_class_name': 'EulerDiscreteScheduler', '_diffusers_version': '0.19.0.dev0', 'beta_end': 0.012, 'beta_schedule': 'scaled_linear',
-              'beta_start': 0.00085, 'clip_sample': False, 'interpolation_type': 'linear', 'num_train_timesteps': 1000,
-              'prediction_type': 'epsilon', 'sample_max_value': 1.0, 'set_alpha_to_one': False, 'skip_prk_steps': True,
-              'steps_offset': 1, 'timestep_spacing': 'leading', 'trained_betas': None, 'use_karras_sigmas': False}
+SDXL_STOCK = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
 
 
 def public(config):
@@ -69,7 +86,13 @@ def public(config):
 CONFIGS = [
     {},
     SDXL_STOCK,
-    dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
+    dict(
+        num_train_timesteps=1000,
+        beta_start=0.0001,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+    ),
     dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", lower_order_final=False, euler_at_final=True),
 ]
 
@@ -91,24 +114,37 @@ def test_both_ways_out_of_sdxl_s_own_config_stay_dpm_2m_karras():
     both = SDXLAnime_BestHQScheduler(**stock.config), SDXLAnime_BestHQScheduler.from_config(stock.config)
     for scheduler in (*both, SDXLAnime_BestHQScheduler.from_config(SDXL_STOCK)):
         scheduler.set_timesteps(20)
-        assert scheduler.config.clip_sample is False, 'settings of other schedulers are kept for them'
-        assert scheduler.config.use_karras_sigmas and scheduler.config.algorithm_type == 'dpmsolver++'
+        assert scheduler.config.clip_sample is False, "settings of other schedulers are kept for them"
+        assert scheduler.config.use_karras_sigmas and scheduler.config.algorithm_type == "dpmsolver++"
         torch.testing.assert_close(scheduler.sigmas[:2], torch.tensor([14.6146, 11.7254]), atol=1e-3, rtol=0)
         assert scheduler.timesteps[0] == 999 and scheduler.sigmas[-1] == 0
 
 # %% ../nbs/05_scheduler.ipynb #c1b121b5
 def test_a_config_cannot_talk_it_out_of_karras():
-    for name, other in dict(use_karras_sigmas=False, use_exponential_sigmas=True, use_beta_sigmas=True, use_lu_lambdas=True, use_flow_sigmas=True,
-                            thresholding=True, solver_order=3, solver_type='heun', algorithm_type='sde-dpmsolver++', final_sigmas_type='sigma_min').items():
+    for name, other in dict(
+        use_karras_sigmas=False,
+        use_exponential_sigmas=True,
+        use_beta_sigmas=True,
+        use_lu_lambdas=True,
+        use_flow_sigmas=True,
+        thresholding=True,
+        solver_order=3,
+        solver_type="heun",
+        algorithm_type="sde-dpmsolver++",
+        final_sigmas_type="sigma_min",
+    ).items():
         config = {**SDXL_STOCK, name: other}
-        for scheduler in (SDXLAnime_BestHQScheduler(**config), SDXLAnime_BestHQScheduler.from_config(config),
-                          SDXLAnime_BestHQScheduler.from_config(SDXL_STOCK, **{name: other})):
+        for scheduler in (
+            SDXLAnime_BestHQScheduler(**config),
+            SDXLAnime_BestHQScheduler.from_config(config),
+            SDXLAnime_BestHQScheduler.from_config(SDXL_STOCK, **{name: other}),
+        ):
             assert scheduler.config[name] != other, name
 
 # %% ../nbs/05_scheduler.ipynb #1d5fd612
 def test_the_noise_levels_and_the_prediction_type_of_the_model_are_taken_over():
-    zero_snr = {**SDXL_STOCK, 'prediction_type': 'v_prediction', 'rescale_betas_zero_snr': True}
-    for config in (zero_snr, EulerDiscreteScheduler(beta_end=.03).config, EulerDiscreteScheduler().config):
+    zero_snr = {**SDXL_STOCK, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    for config in (zero_snr, EulerDiscreteScheduler(beta_end=0.03).config, EulerDiscreteScheduler().config):
         stock = EulerDiscreteScheduler.from_config(config)
         for scheduler in (SDXLAnime_BestHQScheduler(**stock.config), SDXLAnime_BestHQScheduler.from_config(stock.config)):
             assert torch.equal(scheduler.alphas_cumprod, stock.alphas_cumprod)
@@ -116,16 +152,21 @@ def test_the_noise_levels_and_the_prediction_type_of_the_model_are_taken_over():
 
 # %% ../nbs/05_scheduler.ipynb #b0ce75e1
 def test_without_a_config_it_is_sdxl_s():
-    assert torch.equal(SDXLAnime_BestHQScheduler().alphas_cumprod, EulerDiscreteScheduler.from_config(SDXL_STOCK).alphas_cumprod)
-    assert SDXLAnime_BestHQScheduler(500).config.num_train_timesteps == 500, 'parameters can also be given by place'
+    assert torch.equal(
+        SDXLAnime_BestHQScheduler().alphas_cumprod, EulerDiscreteScheduler.from_config(SDXL_STOCK).alphas_cumprod
+    )
+    assert SDXLAnime_BestHQScheduler(500).config.num_train_timesteps == 500, "parameters can also be given by place"
 
 # %% ../nbs/05_scheduler.ipynb #3418aafc
 def test_saving_and_loading_keep_everything():
-    scheduler = SDXLAnime_BestHQScheduler(**{**SDXL_STOCK, 'prediction_type': 'v_prediction', 'num_train_timesteps': 900})
+    scheduler = SDXLAnime_BestHQScheduler(**{**SDXL_STOCK, "prediction_type": "v_prediction", "num_train_timesteps": 900})
     scheduler.set_timesteps(20)
     with tempfile.TemporaryDirectory() as folder:
         scheduler.save_pretrained(folder)
-        for loaded in (SDXLAnime_BestHQScheduler.from_pretrained(folder), DPMSolverMultistepScheduler.from_pretrained(folder)):
+        for loaded in (
+            SDXLAnime_BestHQScheduler.from_pretrained(folder),
+            DPMSolverMultistepScheduler.from_pretrained(folder),
+        ):
             loaded.set_timesteps(20)
             assert torch.equal(loaded.sigmas, scheduler.sigmas) and torch.equal(loaded.timesteps, scheduler.timesteps)
             assert public(loaded.config) == public(scheduler.config)
@@ -133,19 +174,26 @@ def test_saving_and_loading_keep_everything():
 # %% ../nbs/05_scheduler.ipynb #d8be35fe
 def test_without_hooks_it_is_diffusers_dpm_2m_karras_bit_for_bit():
     for num_steps in (10, 20, 30, 50):
-        for prediction_type in ('epsilon', 'v_prediction'):
-            theirs = DPMSolverMultistepScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', use_karras_sigmas=True,
-                                                 algorithm_type='dpmsolver++', solver_order=2, prediction_type=prediction_type)
-            ours = SDXLAnime_BestHQScheduler.from_config({**SDXL_STOCK, 'prediction_type': prediction_type})
+        for prediction_type in ("epsilon", "v_prediction"):
+            theirs = DPMSolverMultistepScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                use_karras_sigmas=True,
+                algorithm_type="dpmsolver++",
+                solver_order=2,
+                prediction_type=prediction_type,
+            )
+            ours = SDXLAnime_BestHQScheduler.from_config({**SDXL_STOCK, "prediction_type": prediction_type})
             latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(num_steps))
             expected = sample_with(theirs, latents, num_steps)
             assert torch.equal(sample_with(ours, latents, num_steps), expected), (num_steps, prediction_type)
-            assert expected.abs().mean() > .8, 'every number should have come near -1 or +1'
+            assert expected.abs().mean() > 0.8, "every number should have come near -1 or +1"
 
 # %% ../nbs/05_scheduler.ipynb #7c8300cc
 def test_it_is_algorithm_2_of_the_paper():
     for num_steps in (10, 20, 30, 50):
-        for prediction_type in ('epsilon', 'v_prediction'):
+        for prediction_type in ("epsilon", "v_prediction"):
             ours = SDXLAnime_BestHQScheduler(prediction_type=prediction_type)
             latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(num_steps))
             ends = sample_with(ours, latents, num_steps).double()
@@ -165,6 +213,8 @@ def test_it_is_dpm_2m_as_k_diffusion_writes_it():
             x = then / now * x - torch.expm1(-h) * guess
             before = clean
         return x
+
+
     for num_steps in (10, 20, 50):
         ours = SDXLAnime_BestHQScheduler()
         latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(num_steps))
@@ -176,9 +226,11 @@ def test_it_is_dpm_2m_as_k_diffusion_writes_it():
 def test_its_noise_levels_are_karras():
     scheduler = SDXLAnime_BestHQScheduler()
     scheduler.set_timesteps(20)
-    high, low = scheduler.sigmas[0]**(1 / 7), scheduler.sigmas[19]**(1 / 7)
-    torch.testing.assert_close(scheduler.sigmas[:20], torch.linspace(high, low, 20)**7)
-    torch.testing.assert_close(torch.stack([scheduler.sigmas[0], scheduler.sigmas[19]]), torch.tensor([14.6146, .0292]), atol=1e-4, rtol=0)
+    high, low = scheduler.sigmas[0] ** (1 / 7), scheduler.sigmas[19] ** (1 / 7)
+    torch.testing.assert_close(scheduler.sigmas[:20], torch.linspace(high, low, 20) ** 7)
+    torch.testing.assert_close(
+        torch.stack([scheduler.sigmas[0], scheduler.sigmas[19]]), torch.tensor([14.6146, 0.0292]), atol=1e-4, rtol=0
+    )
 
 # %% ../nbs/05_scheduler.ipynb #ddcf0de6
 def test_a_half_precision_pipeline_gets_half_precision_back_whatever_a_hook_computes_in():
@@ -187,37 +239,53 @@ def test_a_half_precision_pipeline_gets_half_precision_back_whatever_a_hook_comp
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     scheduler.hook_before_step = lambda model_output, timestep, sample: (model_output.float(), sample.float())
     scheduler.hook_after_step = lambda sample, timestep: sample.float()
-    stepped, = scheduler.step(latents * .9, scheduler.timesteps[0], latents, return_dict=False)
+    (stepped,) = scheduler.step(latents * 0.9, scheduler.timesteps[0], latents, return_dict=False)
     assert stepped.dtype == torch.float16
-    assert 'generator' in signature(scheduler.step).parameters, 'pipelines look for it'
+    assert "generator" in signature(scheduler.step).parameters, "pipelines look for it"
 
 # %% ../nbs/05_scheduler.ipynb #5967c053
 def test_a_config_survives_a_change_to_every_compatible_scheduler_and_back():
     from diffusers.utils.import_utils import DummyObject
+
     for config in CONFIGS:
         scheduler = SDXLAnime_BestHQScheduler(**config)
-        others = [other for other in scheduler.compatibles if not isinstance(other, DummyObject)]  # those whose own requirements are installed
+        others = [
+            other for other in scheduler.compatibles if not isinstance(other, DummyObject)
+        ]  # those whose own requirements are installed
         assert len(others) > 10
         for other in others:
             back = SDXLAnime_BestHQScheduler.from_config(other.from_config(scheduler.config).config)
             assert {name: back.config.get(name) for name in scheduler.config} == dict(scheduler.config), other
-            assert not set(back.config) - set(scheduler.config) & set(signature(SDXLAnime_BestHQScheduler.__init__).parameters), other
+            assert not set(back.config) - set(scheduler.config) & set(
+                signature(SDXLAnime_BestHQScheduler.__init__).parameters
+            ), other
             assert torch.equal(back.alphas_cumprod, scheduler.alphas_cumprod), other
 
 # %% ../nbs/05_scheduler.ipynb #c961b4fa
 def test_what_somebody_chose_for_the_sampler_stays_and_what_was_only_a_default_gives_way():
     from diffusers import DPMSolverSinglestepScheduler, PNDMScheduler
-    assert PNDMScheduler().config.timestep_spacing == "leading" and not DPMSolverSinglestepScheduler().config.lower_order_final
+
+    assert (
+        PNDMScheduler().config.timestep_spacing == "leading" and not DPMSolverSinglestepScheduler().config.lower_order_final
+    )
     assert SDXLAnime_BestHQScheduler.from_config(PNDMScheduler().config).config.timestep_spacing == "linspace"
     assert SDXLAnime_BestHQScheduler.from_config(DPMSolverSinglestepScheduler().config).config.lower_order_final
-    for first in (PNDMScheduler(timestep_spacing="trailing"), SDXLAnime_BestHQScheduler.from_config(PNDMScheduler().config, timestep_spacing="trailing")):
+    for first in (
+        PNDMScheduler(timestep_spacing="trailing"),
+        SDXLAnime_BestHQScheduler.from_config(PNDMScheduler().config, timestep_spacing="trailing"),
+    ):
         ours = SDXLAnime_BestHQScheduler.from_config(first.config)
-        for scheduler in (ours, PNDMScheduler.from_config(ours.config), SDXLAnime_BestHQScheduler.from_config(PNDMScheduler.from_config(ours.config).config)):
+        for scheduler in (
+            ours,
+            PNDMScheduler.from_config(ours.config),
+            SDXLAnime_BestHQScheduler.from_config(PNDMScheduler.from_config(ours.config).config),
+        ):
             assert scheduler.config.timestep_spacing == "trailing"
 
 # %% ../nbs/05_scheduler.ipynb #8687f28f
 def test_a_run_of_changes_through_other_solvers_ends_with_the_same_samples():
     from diffusers import DEISMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler
+
     scheduler = SDXLAnime_BestHQScheduler(**SDXL_STOCK)
     expected = loop(scheduler, 10)
     for kind in (DPMSolverSinglestepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler, SDXLAnime_BestHQScheduler):
@@ -228,14 +296,25 @@ def test_a_run_of_changes_through_other_solvers_ends_with_the_same_samples():
 def test_a_saved_scheduler_loads_with_the_same_config_and_takes_the_same_steps():
     choices = [{"num_train_timesteps": count} for count in (25, 50, 100, 999, 1000)]
     choices += [{"prediction_type": name} for name in ("epsilon", "v_prediction", "sample")]
-    choices += [{name: value} for name in ("lower_order_final", "euler_at_final", "rescale_betas_zero_snr") for value in (False, True)]
-    choices += [{"lambda_min_clipped": -5.1}, {"variance_type": "learned_range"}, {"trained_betas": np.array([0.1, 0.3])}, {"beta_schedule": "squaredcos_cap_v2"}]
+    choices += [
+        {name: value}
+        for name in ("lower_order_final", "euler_at_final", "rescale_betas_zero_snr")
+        for value in (False, True)
+    ]
+    choices += [
+        {"lambda_min_clipped": -5.1},
+        {"variance_type": "learned_range"},
+        {"trained_betas": np.array([0.1, 0.3])},
+        {"beta_schedule": "squaredcos_cap_v2"},
+    ]
     for choice in (*choices, *CONFIGS):
         scheduler = SDXLAnime_BestHQScheduler(**choice)
         with tempfile.TemporaryDirectory() as folder:
             scheduler.save_config(folder)
             loaded = SDXLAnime_BestHQScheduler.from_pretrained(folder)
-            changed, unused = SDXLAnime_BestHQScheduler.from_pretrained(folder, beta_end=0.5, nobody_knows=1, return_unused_kwargs=True)
+            changed, unused = SDXLAnime_BestHQScheduler.from_pretrained(
+                folder, beta_end=0.5, nobody_knows=1, return_unused_kwargs=True
+            )
         assert "_use_default_values" not in loaded.config and changed.config.beta_end == 0.5 and unused["nobody_knows"] == 1
         assert scheduler.betas.tolist() == loaded.betas.tolist()
         assert loaded.to_json_string() == scheduler.to_json_string(), choice
@@ -264,7 +343,11 @@ def test_a_step_keeps_shape_and_type_and_gives_the_same_as_a_tuple_and_as_an_out
         scheduler.set_timesteps(10)
         ends.append(scheduler.step(sample * 0.1, scheduler.timesteps[0], sample, return_dict=return_dict))
     assert torch.equal(ends[0].prev_sample, ends[1][0]) and torch.equal(ends[0][0], ends[1][0])
-    assert ends[0].prev_sample.shape == scheduler.step(sample * 0.1, scheduler.timesteps[1], sample).prev_sample.shape == sample.shape
+    assert (
+        ends[0].prev_sample.shape
+        == scheduler.step(sample * 0.1, scheduler.timesteps[1], sample).prev_sample.shape
+        == sample.shape
+    )
     assert scheduler.scale_model_input(sample, 0.0) is sample and scheduler.init_noise_sigma == 1 and len(scheduler) == 1000
     assert scheduler.add_noise(sample, sample, scheduler.timesteps[5][None]).shape == sample.shape
 
@@ -316,19 +399,29 @@ def test_hooks_see_films_and_their_answers_count():
     scheduler = SDXLAnime_BestHQScheduler()
     plain = sample_with(scheduler, film, 5)
     scheduler.num_frames = 3
-    before = lambda answer: lambda model_output, timestep, sample: seen.append((model_output, sample)) or answer(model_output, sample)
-    after = lambda answer: lambda sample, timestep: seen.append((sample, sample)) or answer(sample)
-    for name, hook, changes in [('hook_before_step', before(lambda output, sample: None), False),
-                                ('hook_before_step', before(lambda output, sample: output * .9), True),
-                                ('hook_before_step', before(lambda output, sample: (output, sample * .9)), True),
-                                ('hook_before_step', before(lambda output, sample: (None, sample * .9)), True),
-                                ('hook_after_step', after(lambda sample: None), False),
-                                ('hook_after_step', after(lambda sample: sample.flip(1)), True)]:
+
+
+    def before(answer):
+        return lambda model_output, timestep, sample: seen.append((model_output, sample)) or answer(model_output, sample)
+
+
+    def after(answer):
+        return lambda sample, timestep: seen.append((sample, sample)) or answer(sample)
+
+
+    for name, hook, changes in [
+        ("hook_before_step", before(lambda output, sample: None), False),
+        ("hook_before_step", before(lambda output, sample: output * 0.9), True),
+        ("hook_before_step", before(lambda output, sample: (output, sample * 0.9)), True),
+        ("hook_before_step", before(lambda output, sample: (None, sample * 0.9)), True),
+        ("hook_after_step", after(lambda sample: None), False),
+        ("hook_after_step", after(lambda sample: sample.flip(1)), True),
+    ]:
         setattr(scheduler, name, hook)
         assert torch.equal(sample_with(scheduler, film, 5), plain) != changes, name
         setattr(scheduler, name, None)
     assert len(seen) == 6 * 5 and all(x.shape == (2, 3, 4, 2, 2) for pair in seen for x in pair)
-    assert torch.equal(seen[0][1], film.view(2, 3, 4, 2, 2)), 'frames of a clip stay together'
+    assert torch.equal(seen[0][1], film.view(2, 3, 4, 2, 2)), "frames of a clip stay together"
 
 # %% ../nbs/05_scheduler.ipynb #17769451
 def test_a_hook_gets_exactly_what_it_asks_for():
@@ -338,15 +431,18 @@ def test_a_hook_gets_exactly_what_it_asks_for():
     scheduler.hook_before_step = lambda model_output, timestep, sample: (model_output * 2, sample + 1)
     scheduler.hook_after_step = lambda sample, timestep: sample * 3
     scheduler.set_timesteps(5)
-    stepped = scheduler.step(film * .5, scheduler.timesteps[0], film).prev_sample
+    stepped = scheduler.step(film * 0.5, scheduler.timesteps[0], film).prev_sample
     other = SDXLAnime_BestHQScheduler()
     other.set_timesteps(5)
-    assert torch.equal(stepped, other.step(film * .5 * 2, other.timesteps[0], film + 1).prev_sample * 3)
+    assert torch.equal(stepped, other.step(film * 0.5 * 2, other.timesteps[0], film + 1).prev_sample * 3)
 
 # %% ../nbs/05_scheduler.ipynb #ebe88906
 def test_a_hook_can_be_a_method_and_survives_copying():
     class Halved(SDXLAnime_BestHQScheduler):
-        def hook_before_step(self, model_output, timestep, sample): return model_output, sample / 2
+        def hook_before_step(self, model_output, timestep, sample):
+            return model_output, sample / 2
+
+
     film = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     halved = sample_with(Halved(), film, 5)
     assert not torch.equal(halved, sample_with(SDXLAnime_BestHQScheduler(), film, 5))

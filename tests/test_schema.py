@@ -14,39 +14,73 @@ import zipfile
 # %% ../nbs/41_schema.ipynb #81e1ef6e
 def test_whatever_is_wrong_with_a_text_is_one_schemaerror_of_one_line_that_names_the_file():
     numbers = dict[str, Annotated[float, Meta(ge=0, le=10)]]
-    wrong = {"[" * 100_000: "nested", '{"a":' * 40 + "1" + "}" * 40: "nested", "9" * 5_000: "is not JSON", "": "is not JSON", '{"a": NaN}': "NaN", '{"a": -Infinity}': "Infinity", "[1]": "expected `object`",
-             '{"a": "1"}': "`$[...]`", '{"a": 11}': "<= 10", '{"a": 1e999}': "<= 10", '{"a": 10000000000000000000000000000000}': "a.json", b'{"a": "\xff"}': "not UTF-8", '{"a": true}': "expected `float`"}
+    wrong = {
+        "[" * 100_000: "nested",
+        '{"a":' * 40 + "1" + "}" * 40: "nested",
+        "9" * 5_000: "is not JSON",
+        "": "is not JSON",
+        '{"a": NaN}': "NaN",
+        '{"a": -Infinity}': "Infinity",
+        "[1]": "expected `object`",
+        '{"a": "1"}': "`$[...]`",
+        '{"a": 11}': "<= 10",
+        '{"a": 1e999}': "<= 10",
+        '{"a": 10000000000000000000000000000000}': "a.json",
+        b'{"a": "\xff"}': "not UTF-8",
+        '{"a": true}': "expected `float`",
+    }
     for text, reason in wrong.items():
-        try: found = parse_json(text, numbers, Path("a.json"))
-        except SchemaError as error: assert str(error).startswith("a.json: ") and reason in str(error) and "\n" not in str(error), (text[:50], str(error))
-        else: raise AssertionError(f"{text[:50]!r} is {found}")
+        try:
+            found = parse_json(text, numbers, Path("a.json"))
+        except SchemaError as error:
+            assert str(error).startswith("a.json: ") and reason in str(error) and "\n" not in str(error), (
+                text[:50],
+                str(error),
+            )
+        else:
+            raise AssertionError(f"{text[:50]!r} is {found}")
     assert parse_json(b'\xef\xbb\xbf{"a": 1.5}', numbers, "a.json") == {"a": 1.5}
     nan = parse_json('{"a": NaN}', dict[str, float], "a.json", allow_nan=True)["a"]
     assert nan != nan
 
 # %% ../nbs/41_schema.ipynb #524cdcdc
 def test_a_text_longer_than_what_is_read_is_refused_before_it_is_parsed():
-    try: parse_json(b" " * (MAX_BYTES + 1), dict, "a.json")
-    except SchemaError as error: assert "64 MiB" in str(error)
-    else: raise AssertionError("it was parsed")
+    try:
+        parse_json(b" " * (MAX_BYTES + 1), dict, "a.json")
+    except SchemaError as error:
+        assert "64 MiB" in str(error)
+    else:
+        raise AssertionError("it was parsed")
 
 # %% ../nbs/41_schema.ipynb #bf4f39a9
 def test_no_control_character_reaches_a_terminal_and_letters_of_every_language_do():
     for code in [*range(32), 127, *range(128, 160), 0x200B, 0x202E, 0x2028, 0x2066, 0xD800, 0xFEFF]:
         shown = printable(f"a{chr(code)}b")
         assert shown.startswith("a\\") and shown.endswith("b") and shown.isascii() and shown.isprintable(), code
-    for text in ("a girl, naïve", "女の子が歩く", "девочка", "🎬"): assert printable(text) == text
+    for text in ("a girl, naïve", "女の子が歩く", "девочка", "🎬"):
+        assert printable(text) == text
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
 
 # %% ../nbs/41_schema.ipynb #d4d0f067
 def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.npz"
-        arrays = dict(a=np.arange(24, dtype=np.float16).reshape(2, 3, 4), b=np.float32(7), c=np.array("ü{}"), d=np.array([True, False]), e=np.asfortranarray(np.arange(6).reshape(2, 3)), f=np.zeros((0, 3)))
+        arrays = dict(
+            a=np.arange(24, dtype=np.float16).reshape(2, 3, 4),
+            b=np.float32(7),
+            c=np.array("ü{}"),
+            d=np.array([True, False]),
+            e=np.asfortranarray(np.arange(6).reshape(2, 3)),
+            f=np.zeros((0, 3)),
+        )
         for write in (np.savez, np.savez_compressed):
             write(path, **arrays)
             for name, array in read_arrays(path).items():
-                assert array.dtype == arrays[name].dtype and array.shape == arrays[name].shape and np.array_equal(array, arrays[name]), name
+                assert (
+                    array.dtype == arrays[name].dtype
+                    and array.shape == arrays[name].shape
+                    and np.array_equal(array, arrays[name])
+                ), name
         assert list(read_arrays(path, ["b"])) == ["b"]
         np.savez(path, **arrays)
         good = path.read_bytes()
@@ -55,11 +89,17 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
             with zipfile.ZipFile(path, "w", method) as file, file.open("a.npy", "w", force_zip64=True) as out:
                 header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({claim or size // 2},), }}".ljust(117) + "\n"
                 out.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
-                for _ in range(size >> 20): out.write(bytes(1 << 20))
+                for _ in range(size >> 20):
+                    out.write(bytes(1 << 20))
+
         def refused(said, *names):
-            try: read_arrays(path, names or None)
-            except SchemaError as error: assert str(path) in str(error) and said in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(said)
+            try:
+                read_arrays(path, names or None)
+            except SchemaError as error:
+                assert str(path) in str(error) and said in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(said)
+
         refused("has no g", "a", "g")
         with patch(f"{read_arrays.__module__}.MAX_ARRAY_BYTES", 2**25):
             bomb(zipfile.ZIP_DEFLATED, 2**25 + 2**20)
@@ -77,11 +117,15 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
         rng = np.random.default_rng(0)
         for _ in range(300):
             damaged = bytearray(good)
-            for place in rng.integers(len(good), size=rng.integers(1, 4)): damaged[place] = rng.integers(256)
+            for place in rng.integers(len(good), size=rng.integers(1, 4)):
+                damaged[place] = rng.integers(256)
             path.write_bytes(damaged)
-            try: found = read_arrays(path)
-            except SchemaError as error: assert "\n" not in str(error)
-            else: assert all(np.array_equal(found[name], arrays[name]) for name in found), "a byte that says nothing"
+            try:
+                found = read_arrays(path)
+            except SchemaError as error:
+                assert "\n" not in str(error)
+            else:
+                assert all(np.array_equal(found[name], arrays[name]) for name in found), "a byte that says nothing"
         path.unlink()
         path.mkdir()
         refused("not a file")
@@ -92,6 +136,9 @@ def test_a_tensor_with_one_value_that_is_not_finite_is_found_in_every_floating_t
         for value in (math.nan, math.inf, -math.inf):
             wrong = torch.zeros(1000, dtype=dtype)
             wrong[345] = value
-            assert first_not_finite(dict(fine=torch.ones(3), empty=torch.zeros(0), whole=torch.tensor([1]), wrong=wrong)) == "wrong"
+            assert (
+                first_not_finite(dict(fine=torch.ones(3), empty=torch.zeros(0), whole=torch.tensor([1]), wrong=wrong))
+                == "wrong"
+            )
         large = torch.full((100_000,), 60_000.0, dtype=dtype)  # whose sum is more than a half can hold
         assert first_not_finite(dict(large=large)) is None

@@ -20,8 +20,12 @@ import xml.etree.ElementTree
 def clips(folder, num_frames=8, height=64, width=96, seed=3):
     "Paths of three films: whole, shuffled, frozen"
     frames = toon.render(toon.random_scene(seed), num_frames, height, width).frames
-    films = {"whole": frames, "shuffled": frames[np.random.default_rng(1).permutation(num_frames)], "frozen": frames[[0]*num_frames]}
-    return [write_video(film, Path(folder)/f"{name}.webp", 8) for name, film in films.items()]
+    films = {
+        "whole": frames,
+        "shuffled": frames[np.random.default_rng(1).permutation(num_frames)],
+        "frozen": frames[[0] * num_frames],
+    }
+    return [write_video(film, Path(folder) / f"{name}.webp", 8) for name, film in films.items()]
 
 # %% ../nbs/27_score.ipynb #0ca38867
 def grey_film(path, pixels="gray", encoder="ffv1", alpha=255):
@@ -30,11 +34,14 @@ def grey_film(path, pixels="gray", encoder="ffv1", alpha=255):
         stream = container.add_stream(encoder, rate=8)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
         for t in range(4):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 4), (40*t, 40*t, 40*t, alpha), np.uint8), format="rgba").reformat(format=pixels)
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 4), (40 * t, 40 * t, 40 * t, alpha), np.uint8), format="rgba"
+            ).reformat(format=pixels)
             frame.pts = t
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
 
 def sound_film(path):
     "A file with a second of silence and no picture"
@@ -46,35 +53,52 @@ def sound_film(path):
         container.mux(stream.encode(None))
     return path
 
+
 def pngs(folder, *frames):
     "A folder of PNGs, of any kind"
     Path(folder).mkdir()
-    for i, frame in enumerate(frames): Image.fromarray(frame).save(Path(folder)/f"{i}.png")
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(Path(folder) / f"{i}.png")
     return Path(folder)
+
 
 def bad_films(folder):
     "{words that the complaint has: path} for everything that cannot be scored"
     folder, one = Path(folder), toon.render(toon.random_scene(3), 1, 48, 64).frames[0]
-    files = {name: folder/name for name in ("still.png", "one.mp4", "cut.mp4", "text.mp4", "missing.mp4")}
+    files = {name: folder / name for name in ("still.png", "one.mp4", "cut.mp4", "text.mp4", "missing.mp4")}
     Image.fromarray(one).save(files["still.png"])
     write_video([one], files["one.mp4"])
-    write_video([one]*30, files["cut.mp4"])
+    write_video([one] * 30, files["cut.mp4"])
     files["cut.mp4"].write_bytes(files["cut.mp4"].read_bytes()[:3000])
     files["text.mp4"].write_text("no film at all")
     hole = np.dstack([one, np.where(np.arange(64) < 20, 0, 255).astype(np.uint8)[None].repeat(48, 0)])
-    return {"single picture": files["still.png"], " single picture": files["one.mp4"], "cannot be read": files["cut.mp4"], "Invalid data": files["text.mp4"], "No such file": files["missing.mp4"],
-            "different sizes, 64 x 40 and 64 x 48": pngs(folder/"sizes", one, one[:40]), "transparent": pngs(folder/"holes", hole, hole), " grey": pngs(folder/"grey", one[..., 0], one[..., 0]),
-            "grey": grey_film(folder/"grey.mkv"), "10 bits": grey_film(folder/"deep.mkv", "yuv420p10le"), " transparent": grey_film(folder/"alpha.mkv", "yuva420p"),
-            "are transparent": grey_film(folder/"alpha.webm", "yuva420p", "libvpx-vp9", 90), "no pictures": sound_film(folder/"sound.mkv")}
+    return {
+        "single picture": files["still.png"],
+        " single picture": files["one.mp4"],
+        "cannot be read": files["cut.mp4"],
+        "Invalid data": files["text.mp4"],
+        "No such file": files["missing.mp4"],
+        "different sizes, 64 x 40 and 64 x 48": pngs(folder / "sizes", one, one[:40]),
+        "transparent": pngs(folder / "holes", hole, hole),
+        " grey": pngs(folder / "grey", one[..., 0], one[..., 0]),
+        "grey": grey_film(folder / "grey.mkv"),
+        "10 bits": grey_film(folder / "deep.mkv", "yuv420p10le"),
+        " transparent": grey_film(folder / "alpha.mkv", "yuva420p"),
+        "are transparent": grey_film(folder / "alpha.webm", "yuva420p", "libvpx-vp9", 90),
+        "no pictures": sound_film(folder / "sound.mkv"),
+    }
 
 # %% ../nbs/27_score.ipynb #1cbc33af
 def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_the_reason():
     with tempfile.TemporaryDirectory() as folder:
         for words, path in bad_films(folder).items():
-            try: said = repr(read_film(path))
-            except ValueError as error: said = str(error)
+            try:
+                said = repr(read_film(path))
+            except ValueError as error:
+                said = str(error)
             assert words.strip() in said and "\n" not in said and said.startswith(str(path)), (words, said)
-        for name in ("grey.mkv", "deep.mkv", "alpha.mkv", "holes", "grey"): assert read_film(Path(folder)/name, convert=True).frames.dtype == np.uint8, name
+        for name in ("grey.mkv", "deep.mkv", "alpha.mkv", "holes", "grey"):
+            assert read_film(Path(folder) / name, convert=True).frames.dtype == np.uint8, name
 
 # %% ../nbs/27_score.ipynb #8b8d757d
 def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_not_transparent():
@@ -85,25 +109,34 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
         assert (small.frames == shrink(read_video(path)[0], 48)).all()
         assert (read_film(path).frames == read_video(path)[0]).all()
         thin = [Image.new("RGB", (1, 5000), (i, 0, 0)) for i in (0, 99)]
-        thin[0].save(Path(folder)/"thin.png", save_all=True, append_images=thin[1:], duration=100)
-        assert read_film(Path(folder)/"thin.png").frames.shape == (2, 512, 1, 3)
-        assert picture_kind(grey_film(Path(folder)/"marked.webm", "yuva420p", "libvpx-vp9")) == "", "marked as transparent, as browsers do, but it is not"
-        assert picture_kind(write_video(read_video(path)[0], Path(folder)/"film.gif")) == "" == picture_kind(write_video(read_video(path)[0], Path(folder)/"film.mp4"))
+        thin[0].save(Path(folder) / "thin.png", save_all=True, append_images=thin[1:], duration=100)
+        assert read_film(Path(folder) / "thin.png").frames.shape == (2, 512, 1, 3)
+        assert picture_kind(grey_film(Path(folder) / "marked.webm", "yuva420p", "libvpx-vp9")) == "", (
+            "marked as transparent, as browsers do, but it is not"
+        )
+        assert (
+            picture_kind(write_video(read_video(path)[0], Path(folder) / "film.gif"))
+            == ""
+            == picture_kind(write_video(read_video(path)[0], Path(folder) / "film.mp4"))
+        )
 
 # %% ../nbs/27_score.ipynb #4cb00da8
 def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
-    from tav_nb.shots import ShotOptions, plan, scan, frames_of
+    from tav_nb.shots import ShotOptions, frames_of, plan, scan
 
-    fields = toon.render(toon.replace(toon.random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192).frames
+    fields = toon.render(
+        toon.replace(toon.random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192
+    ).frames
     frames = fields[::2].copy()
     frames[:, 1::2] = fields[1::2, 1::2]
     options = ShotOptions(fps=25, trim=0, min_motion=0, max_motion=1, max_still=1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/"woven.mp4"
+        path = Path(folder) / "woven.mp4"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=25, options={"crf": "8"})
             stream.height, stream.width, stream.pix_fmt = 144, 192, "yuv420p"
-            for frame in frames: container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
         seen = scan(path, options)
         (prepared,) = frames_of(path, plan(seen, options), seen.info)
@@ -111,60 +144,95 @@ def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
     assert seen.info.fields == "interlaced" and prepared.shape == frames.shape
     assert np.array_equal(scored.frames, prepared), "`tav score`"
     assert np.array_equal(read, prepared[:8]), "`tav generate --video`, which reads no more than it needs"
-    assert np.abs(prepared.astype(int) - frames)[:, 1::2].mean() > 1 + np.abs(prepared.astype(int) - frames)[:, ::2].mean(), "every second line is new"
+    assert (
+        np.abs(prepared.astype(int) - frames)[:, 1::2].mean() > 1 + np.abs(prepared.astype(int) - frames)[:, ::2].mean()
+    ), "every second line is new"
 
 # %% ../nbs/27_score.ipynb #0cc6b67f
 def test_films_are_told_apart_by_name_and_controls_stand_beside_them():
-    assert names_of(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and names_of(["a/x.mp4", "a/y.mp4"]) == ["x.mp4", "y.mp4"]
+    assert names_of(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and names_of(["a/x.mp4", "a/y.mp4"]) == [
+        "x.mp4",
+        "y.mp4",
+    ]
     assert names_of(["x.mp4", "x.mp4"]) == ["x.mp4 (1)", "x.mp4 (2)"]
-    with tempfile.TemporaryDirectory() as folder: whole, shuffled, _ = map(read_film, clips(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        whole, shuffled, _ = map(read_film, clips(folder))
     table = score_films([whole], breaks=True)
     assert list(table) == ["whole.webp", "whole.webp: static", "whole.webp: shuffled", "whole.webp: flickering"]
-    assert table["whole.webp: static"].scores.flags["still"] and table["whole.webp: flickering"].scores.video["warping_error"] > table["whole.webp"].scores.video["warping_error"]
+    assert (
+        table["whole.webp: static"].scores.flags["still"]
+        and table["whole.webp: flickering"].scores.video["warping_error"]
+        > table["whole.webp"].scores.video["warping_error"]
+    )
     against = score_films([shuffled], reference=whole)
-    assert list(against) == ["shuffled.webp", "whole.webp"] and against["shuffled.webp"].scores.video["tof"] > 0 and "tof" not in against["whole.webp"].scores.video
+    assert (
+        list(against) == ["shuffled.webp", "whole.webp"]
+        and against["shuffled.webp"].scores.video["tof"] > 0
+        and "tof" not in against["whole.webp"].scores.video
+    )
 
 # %% ../nbs/27_score.ipynb #d9e4b27b
 def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_refused():
     with tempfile.TemporaryDirectory() as folder:
         whole = read_film(clips(folder)[0])
         small = read_film(whole.path, side=48)
-        longer = read_film(write_video(np.concatenate([whole.frames]*2), Path(folder)/"longer.webp"))
-        narrow = read_film(write_video(whole.frames[:, :, :64], Path(folder)/"narrow.webp"))
+        longer = read_film(write_video(np.concatenate([whole.frames] * 2), Path(folder) / "longer.webp"))
+        narrow = read_film(write_video(whole.frames[:, :, :64], Path(folder) / "narrow.webp"))
     assert fit(whole, small).shape == small.frames.shape and np.abs(fit(whole, small).astype(int) - small.frames).mean() < 2
     for other, words in ((longer, "16 frames, but"), (narrow, "64 x 64 is not the shape")):
-        try: said = fit(other, whole)
-        except ConsistencyError as error: said = str(error)
+        try:
+            said = fit(other, whole)
+        except ConsistencyError as error:
+            said = str(error)
         assert words in said, said
 
 # %% ../nbs/27_score.ipynb #5e0880ec
 def test_the_table_has_a_number_for_each_film_and_metric_in_blocks_that_fit():
-    with tempfile.TemporaryDirectory() as folder: table = score_films([read_film(path) for path in clips(folder)])
+    with tempfile.TemporaryDirectory() as folder:
+        table = score_films([read_film(path) for path in clips(folder)])
     lines = as_table(table, 100).splitlines()
     assert lines[0].split() == ["whole.webp", "shuffled.webp", "frozen.webp", "better"] and max(map(len, lines)) <= 100
     row = next(line for line in lines if line.startswith("warping_error")).split()
-    assert row[-1] == "low" and [float(x) for x in row[1:4]] == [round(one.scores.video["warping_error"], 4) for one in table.values()]
-    assert not any(line.startswith(("tof", "seam")) for line in lines) and "-" in next(line for line in lines if line.startswith("loop_closure"))
+    assert row[-1] == "low" and [float(x) for x in row[1:4]] == [
+        round(one.scores.video["warping_error"], 4) for one in table.values()
+    ]
+    assert not any(line.startswith(("tof", "seam")) for line in lines) and "-" in next(
+        line for line in lines if line.startswith("loop_closure")
+    )
     assert "frozen.webp" in lines[-1] and "still" in lines[-1] and "disordered" in lines[-2] and "in order" in lines[-3]
     assert sum(line.startswith("motion") for line in as_table(table, 75).splitlines()) == 2
 
 # %% ../nbs/27_score.ipynb #97f7cf4d
 def test_json_and_csv_hold_what_was_measured():
-    with tempfile.TemporaryDirectory() as folder: table = score_films([read_film(path) for path in clips(folder)], windows=[4])
+    with tempfile.TemporaryDirectory() as folder:
+        table = score_films([read_film(path) for path in clips(folder)], windows=[4])
     found, lines = json.loads(as_json(table, side=512)), list(csv.DictReader(io.StringIO(as_csv(table))))
-    assert found["side"] == 512 and found["films"]["frozen.webp"]["video"]["loop_closure"] is None and found["metrics"]["motion"]["unit"] == METRICS["motion"][1]
+    assert (
+        found["side"] == 512
+        and found["films"]["frozen.webp"]["video"]["loop_closure"] is None
+        and found["metrics"]["motion"]["unit"] == METRICS["motion"][1]
+    )
     for name, one in table.items():
         assert found["films"][name]["per_pair"]["residual"] == one.scores.per_pair["residual"].tolist()
-        values = [float(line["value"]) for line in lines if line["film"] == name and line["metric"] == "motion" and line["per"] == "pair"]
+        values = [
+            float(line["value"])
+            for line in lines
+            if line["film"] == name and line["metric"] == "motion" and line["per"] == "pair"
+        ]
         assert values == one.scores.per_pair["motion"].tolist()
     assert {line["frame"] for line in lines if line["per"] == "video"} == {""} and "nan" not in as_csv(table)
 
 # %% ../nbs/27_score.ipynb #e0bdafe4
 def test_the_page_is_whole_needs_nothing_from_outside_and_shows_every_film():
-    with tempfile.TemporaryDirectory() as folder: table = score_films([read_film(path) for path in clips(folder)], breaks=True)
+    with tempfile.TemporaryDirectory() as folder:
+        table = score_films([read_film(path) for path in clips(folder)], breaks=True)
     page = as_page({**table, "<b>&": table["whole.webp"]}, title="<i>")
-    assert not any(word in re.sub('base64,[^"]*', "", page) for word in ("http:", "https:", "<script", "<b>&", "<i>", "nan")) and page.count("<img") == 3*13 and page.count("alt=") == 3*13
-    assert page.count("<polyline") >= 13*5 and "stroke-dasharray" in page and "prefers-color-scheme: dark" in page
+    assert (
+        not any(word in re.sub('base64,[^"]*', "", page) for word in ("http:", "https:", "<script", "<b>&", "<i>", "nan"))
+        and page.count("<img") == 3 * 13
+        and page.count("alt=") == 3 * 13
+    )
+    assert page.count("<polyline") >= 13 * 5 and "stroke-dasharray" in page and "prefers-color-scheme: dark" in page
     pictures = [base64.b64decode(part.split('"')[0]) for part in page.split("base64,")[1:]]
     assert all(Image.open(io.BytesIO(data)).format == "JPEG" for data in pictures) and sum(map(len, pictures)) < 300_000
     chart = xml.etree.ElementTree.fromstring(curves({"whole": table["whole.webp"]}, "motion"))

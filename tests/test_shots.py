@@ -16,30 +16,45 @@ import tracemalloc
 
 # %% ../nbs/21_shots.ipynb #6b2c1b2e
 @lru_cache
-def shot(seed, num_frames=30, hold=1, pan=0., background=None, height=72, width=128, **changes):
+def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width=128, **changes):
     "Frames [F, H, W, 3] of the cartoon world at 24 pictures a second"
     scene = toon.random_scene(seed)
-    scene = toon.replace(scene, hold=hold, pan=pan, camera="still" if not pan else "pan right" if pan > 0 else "pan left",
-                         background=background or scene.background, **changes)
+    scene = toon.replace(
+        scene,
+        hold=hold,
+        pan=pan,
+        camera="still" if not pan else "pan right" if pan > 0 else "pan left",
+        background=background or scene.background,
+        **changes,
+    )
     return toon.render(scene, num_frames=num_frames, height=height, width=width).frames
+
 
 def mixed(a, b):
     "One picture after the other, from all `a` to all `b`"
-    share = (np.arange(1, len(a) + 1)/(len(a) + 1))[:, None, None, None]
-    return ((1 - share)*a + share*b).astype(np.uint8)
+    share = (np.arange(1, len(a) + 1) / (len(a) + 1))[:, None, None, None]
+    return ((1 - share) * a + share * b).astype(np.uint8)
 
-def dissolve(a, b, count): return np.concatenate([a[:-count], mixed(a[-count:], b[:count]), b[count:]])
-def fade(a, b, count): return np.concatenate([a[:-count], mixed(a[-count:], 0*a[-count:]), mixed(0*b[:count], b[:count]), b[count:]])
+
+def dissolve(a, b, count):
+    return np.concatenate([a[:-count], mixed(a[-count:], b[:count]), b[count:]])
+
+
+def fade(a, b, count):
+    return np.concatenate([a[:-count], mixed(a[-count:], 0 * a[-count:]), mixed(0 * b[:count], b[:count]), b[count:]])
 
 # %% ../nbs/21_shots.ipynb #4cbb04d3
 def looked_at(frames, fps=24, name="film.mp4"):
     "Write a film and scan it"
-    with tempfile.TemporaryDirectory() as folder: return scan(write_video(frames, Path(folder)/name, fps))
+    with tempfile.TemporaryDirectory() as folder:
+        return scan(write_video(frames, Path(folder) / name, fps))
 
 # %% ../nbs/21_shots.ipynb #0953e05b
 def close_dance():
     "Two seconds of somebody dancing on threes, close to the camera, then something else"
-    return np.concatenate([shot(3, 48, 3, 0., "snow", action="dance", speed=0., x=0.5, scale=2.2, outfit="red"), shot(9, 30, 2)])
+    return np.concatenate(
+        [shot(3, 48, 3, 0.0, "snow", action="dance", speed=0.0, x=0.5, scale=2.2, outfit="red"), shot(9, 30, 2)]
+    )
 
 # %% ../nbs/21_shots.ipynb #1dd1ebf9
 def boundaries(scan):
@@ -47,18 +62,32 @@ def boundaries(scan):
     cuts = [(b.start, b.start) for a, b in zip(scan.shots, scan.shots[1:]) if a.kind == b.kind == "shot"]
     runs = []
     for s in scan.shots:
-        if s.kind == "shot": continue
-        if runs and runs[-1][1] == s.start: runs[-1] = runs[-1][0], s.stop
-        else: runs.append((s.start, s.stop))
+        if s.kind == "shot":
+            continue
+        if runs and runs[-1][1] == s.start:
+            runs[-1] = runs[-1][0], s.stop
+        else:
+            runs.append((s.start, s.stop))
     return sorted(cuts + runs)
+
 
 def score_cuts(scan, truth):
     "(found, true, right, said): recall is found/true, precision right/said"
-    meet = lambda x, y: x[0] - 1 <= y[1] and y[0] <= x[1] + 1
-    said = boundaries(scan)
-    return sum(any(meet(t, s) for s in said) for t in truth), len(truth), sum(any(meet(t, s) for t in truth) for s in said), len(said)
 
-def perfect(scan, truth): return score_cuts(scan, truth) == (len(truth), len(truth), len(truth), len(truth))
+    def meet(x, y):
+        return x[0] - 1 <= y[1] and y[0] <= x[1] + 1
+
+    said = boundaries(scan)
+    return (
+        sum(any(meet(t, s) for s in said) for t in truth),
+        len(truth),
+        sum(any(meet(t, s) for t in truth) for s in said),
+        len(said),
+    )
+
+
+def perfect(scan, truth):
+    return score_cuts(scan, truth) == (len(truth), len(truth), len(truth), len(truth))
 
 # %% ../nbs/21_shots.ipynb #1a64f009
 def retimed(frames, times, path):
@@ -69,7 +98,7 @@ def retimed(frames, times, path):
         stream.codec_context.time_base = Fraction(1, 24000)
         for frame, time in zip(frames, times):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = round(time*24000), Fraction(1, 24000)
+            picture.pts, picture.time_base = round(time * 24000), Fraction(1, 24000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
@@ -81,29 +110,38 @@ def test_looking_at_files_leaves_the_threads_of_opencv_as_they_were():
     try:
         cv2.setNumThreads(3)
         seen = []
+
         def look(barrier, fails):
             try:
                 with _one_thread(cv2):
                     barrier.wait(10)
                     seen.append(cv2.getNumThreads())
                     barrier.wait(10)
-                    if fails: raise SourceError("broken")
-            except SourceError: pass
+                    if fails:
+                        raise SourceError("broken")
+            except SourceError:
+                pass
+
         barrier = threading.Barrier(2)
         threads = [threading.Thread(target=look, args=(barrier, fails)) for fails in (False, True)]
-        for thread in threads: thread.start()
-        for thread in threads: thread.join()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         assert seen == [1, 1] and cv2.getNumThreads() == 3
         with tempfile.TemporaryDirectory() as folder:
-            scan(write_video(np.zeros((3, 32, 32, 3), np.uint8), Path(folder)/"a.gif"))
-            try: scan(Path(folder)/"nowhere.mp4")
-            except SourceError: pass
+            scan(write_video(np.zeros((3, 32, 32, 3), np.uint8), Path(folder) / "a.gif"))
+            try:
+                scan(Path(folder) / "nowhere.mp4")
+            except SourceError:
+                pass
         assert cv2.getNumThreads() == 3
-    finally: cv2.setNumThreads(usual)
+    finally:
+        cv2.setNumThreads(usual)
 
 # %% ../nbs/21_shots.ipynb #51ca7775
 def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
-    for hold, pan in (1, 0.), (2, 0.01), (3, -0.01):
+    for hold, pan in (1, 0.0), (2, 0.01), (3, -0.01):
         frames = np.concatenate([shot(0, 30, hold, pan, "meadow"), shot(1, 30, hold, -pan, "city")])
         seen = looked_at(frames)
         assert perfect(seen, [(30, 30)]), (hold, pan, seen.shots)
@@ -113,7 +151,9 @@ def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
 def test_a_close_dance_on_threes_has_no_cut_but_the_real_one():
     seen = looked_at(close_dance())
     assert perfect(seen, [(48, 48)]) and seen.shots[0].hold == 3, seen.shots
-    assert (seen.score[:48] >= 15).sum() > 5, "each of these would be a cut for a detector that compares with the mean around it"
+    assert (seen.score[:48] >= 15).sum() > 5, (
+        "each of these would be a cut for a detector that compares with the mean around it"
+    )
 
 # %% ../nbs/21_shots.ipynb #2d1a0c8d
 def test_two_cuts_may_be_close_together():
@@ -125,8 +165,12 @@ def test_dissolves_are_found_and_where_they_start_and_end():
     for count in 8, 16, 24:
         seen = looked_at(dissolve(shot(0, 24 + count, 2, 0, "beach"), shot(1, 24 + count, 2, 0, "night"), count))
         assert perfect(seen, [(24, 24 + count)]), (count, seen.shots)
-        (start, stop), = boundaries(seen)
-        assert -6 <= start - 24 <= 4 and abs(stop - 24 - count) <= 4, (count, start, stop)  # the longest dissolve changes 4 per cent a frame
+        ((start, stop),) = boundaries(seen)
+        assert -6 <= start - 24 <= 4 and abs(stop - 24 - count) <= 4, (
+            count,
+            start,
+            stop,
+        )  # the longest dissolve changes 4 per cent a frame
         assert "dissolve" in {s.kind for s in seen.shots}
 
 # %% ../nbs/21_shots.ipynb #667f0f92
@@ -140,8 +184,15 @@ def test_fades_are_found_and_no_clip_is_taken_from_them():
 def test_neither_a_pan_nor_a_flash_nor_a_held_drawing_is_a_cut():
     flashed = shot(0, 48, 1, 0, "city").copy()
     flashed[20] = flashed[33] = flashed[34] = 250
-    for name, frames in dict(flash=flashed, pan=shot(1, 48, 1, 0.02), whip=shot(2, 48, 1, 0.08), camera=shot(3, 48, 3, 0.01),
-                             fours=shot(4, 48, 4), sixes=shot(5, 48, 6), eights=shot(6, 48, 8)).items():
+    for name, frames in dict(
+        flash=flashed,
+        pan=shot(1, 48, 1, 0.02),
+        whip=shot(2, 48, 1, 0.08),
+        camera=shot(3, 48, 3, 0.01),
+        fours=shot(4, 48, 4),
+        sixes=shot(5, 48, 6),
+        eights=shot(6, 48, 8),
+    ).items():
         assert perfect(looked_at(frames), []), (name, boundaries(looked_at(frames)))
 
 # %% ../nbs/21_shots.ipynb #e205eeea
@@ -149,14 +200,21 @@ def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_pictures(
     frames = np.concatenate([shot(0, 30, 2, 0, "meadow"), shot(1, 30, 2, 0, "city")])
     with tempfile.TemporaryDirectory() as folder:
         times = np.cumsum(np.random.default_rng(0).uniform(0.02, 0.07, 60))
-        assert perfect(scan(retimed(frames, times, Path(folder)/"uneven.mp4")), [(30, 30)])
+        assert perfect(scan(retimed(frames, times, Path(folder) / "uneven.mp4")), [(30, 30)])
     assert perfect(looked_at(frames[:, :71, :127], name="odd.webp"), [(30, 30)])
-    fields = np.concatenate([shot(0, 40, 1, 0.03, "forest", height=144, width=192), shot(1, 40, 1, 0.03, "city", height=144, width=192)])
+    fields = np.concatenate(
+        [shot(0, 40, 1, 0.03, "forest", height=144, width=192), shot(1, 40, 1, 0.03, "city", height=144, width=192)]
+    )
     woven = fields[::2].copy()
     woven[:, 1::2] = fields[1::2, 1::2]
     seen = looked_at(woven, 25)
     assert seen.info.fields == "interlaced" and perfect(seen, [(20, 20)]), (seen.info, seen.shots)
-    weave = lambda a, b: np.where((np.arange(144) % 2 == 0)[:, None, None], a, b)
+
+
+    def weave(a, b):
+        return np.where((np.arange(144) % 2 == 0)[:, None, None], a, b)
+
+
     fives = [p for a, b, c, d in zip(*(fields[i::4] for i in range(4))) for p in (a, b, weave(b, c), weave(c, d), d)]
     seen = looked_at(fives, Fraction(30000, 1001))
     assert seen.info.fields == "telecined" and len(seen.times) == 80 and perfect(seen, [(40, 40)]), (seen.info, seen.shots)
@@ -164,21 +222,24 @@ def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_pictures(
 # %% ../nbs/21_shots.ipynb #df8f1608
 def test_the_hold_length_is_right_and_so_is_the_hold_mask():
     for hold in 1, 2, 3, 4:
-        frames = shot(2, 48, hold, 0, action="dance", speed=0., x=0.5)
+        frames = shot(2, 48, hold, 0, action="dance", speed=0.0, x=0.5)
         seen = looked_at(frames)
         assert seen.shots[0].hold == hold and len(seen.shots) == 1, (hold, seen.shots)
-        w, = plan(seen, ShotOptions(fps=24, trim=0, max_frames=48))
+        (w,) = plan(seen, ShotOptions(fps=24, trim=0, max_frames=48))
         same = np.append(False, (frames[1:] == frames[:-1]).all((1, 2, 3)))
-        assert (w.hold_mask == same).mean() > 0.95 and same.sum() >= 48*(hold - 1)//hold, (hold, w.hold_mask)
+        assert (w.hold_mask == same).mean() > 0.95 and same.sum() >= 48 * (hold - 1) // hold, (hold, w.hold_mask)
 
 # %% ../nbs/21_shots.ipynb #fcb4fc22
 def test_a_still_is_dropped_with_noise_on_it_too_and_so_is_what_jumps_about():
     rng = np.random.default_rng(0)
     still = shot(0, 1).repeat(36, 0)
     noisy = np.clip(still + rng.normal(0, 4, still.shape), 0, 255).astype(np.uint8)
-    wild = np.stack([np.roll(still[0], (17*i % 72, 41*i % 128), (0, 1)) for i in range(36)])
+    wild = np.stack([np.roll(still[0], (17 * i % 72, 41 * i % 128), (0, 1)) for i in range(36)])
     for frames, word in (still, "still"), (noisy, "still"), (wild, "wild"):
-        assert {w.reason.split(":")[0] for w in plan(looked_at(frames))} == {word}, (word, [(w.reason, w.figures) for w in plan(looked_at(frames))])
+        assert {w.reason.split(":")[0] for w in plan(looked_at(frames))} == {word}, (
+            word,
+            [(w.reason, w.figures) for w in plan(looked_at(frames))],
+        )
     assert "100% of its pictures are held" in plan(looked_at(still))[0].reason
     assert all(w.kept for w in plan(looked_at(shot(0, 36))))
 
@@ -195,18 +256,25 @@ def test_bars_are_cropped_in_the_thumbnails_too_and_dark_pictures_are_not():
 def test_pictures_are_taken_by_time_stamps_or_each_drawing_once():
     with tempfile.TemporaryDirectory() as folder:
         times = np.cumsum(np.random.default_rng(1).uniform(0.02, 0.07, 48))
-        seen = scan(retimed(shot(2, 48, 1, action="dance", speed=0., x=0.5), times, Path(folder)/"a.mp4"))
+        seen = scan(retimed(shot(2, 48, 1, action="dance", speed=0.0, x=0.5), times, Path(folder) / "a.mp4"))
     w = plan(seen, ShotOptions(trim=0))[0]
-    moments = np.arange(len(w.times))/12
+    moments = np.arange(len(w.times)) / 12
     assert ((w.times <= moments + 2e-3) & (seen.times[w.indices + 1] > moments)).all(), (w.times, moments)
-    w, = plan(looked_at(shot(2, 27, 3, action="dance", speed=0., x=0.5)), ShotOptions(timing="drawings", trim=0, frames_step=1))
+    (w,) = plan(
+        looked_at(shot(2, 27, 3, action="dance", speed=0.0, x=0.5)), ShotOptions(timing="drawings", trim=0, frames_step=1)
+    )
     assert (np.diff(w.indices) == 3).all() and len(w.indices) == 9 and not w.hold_mask.any(), w.indices
 
 # %% ../nbs/21_shots.ipynb #db1a654f
 def test_clips_have_the_lengths_the_overlap_and_the_stride_that_were_asked_for():
     seen = looked_at(shot(2, 94, 1, 0.004, action="dance", speed=0.004))
-    cut = lambda **options: [w.indices for w in plan(seen, ShotOptions(fps=24, trim=0, duplicate=-1, **options))]
-    assert [len(i) for i in cut()] == [24]*3 + [20] and [len(i) for i in cut(max_frames=20)] == [20]*4 + [12]
+
+
+    def cut(**options):
+        return [w.indices for w in plan(seen, ShotOptions(fps=24, trim=0, duplicate=-1, **options))]
+
+
+    assert [len(i) for i in cut()] == [24] * 3 + [20] and [len(i) for i in cut(max_frames=20)] == [20] * 4 + [12]
     assert [i[0] for i in cut(overlap=8)][:3] == [0, 16, 32]
     assert all((np.diff(i) == 2).all() for i in cut(stride=2)) and len(cut(stride=2)) == 2
     assert cut(min_frames=100)[0].size == 94 and plan(seen, ShotOptions(min_frames=100))[0].reason.startswith("short: ")
@@ -219,9 +287,11 @@ def test_a_clip_that_comes_again_is_dropped_once_it_was_kept():
 
 # %% ../nbs/21_shots.ipynb #8599b8d9
 def test_clips_are_the_file_s_own_pictures_cropped_whichever_are_asked_for():
-    frames = np.pad(np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 60, 2, 0, "city")]), ((0, 0), (8, 8), (0, 0), (0, 0)))
+    frames = np.pad(
+        np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 60, 2, 0, "city")]), ((0, 0), (8, 8), (0, 0), (0, 0))
+    )
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(frames, Path(folder)/"film", 24)  # PNGs keep every bit
+        path = write_video(frames, Path(folder) / "film", 24)  # PNGs keep every bit
         seen = scan(path, fps=24)
         windows = plan(seen, ShotOptions(overlap=4, max_frames=12, duplicate=-1))
         clips = list(frames_of(path, windows, seen.info))
@@ -234,28 +304,31 @@ def test_clips_are_the_file_s_own_pictures_cropped_whichever_are_asked_for():
 def test_at_most_one_clip_and_its_overlap_are_in_memory():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(frames, Path(folder)/"film.mp4", 24)
+        path = write_video(frames, Path(folder) / "film.mp4", 24)
         seen = scan(path)
         windows = plan(seen, ShotOptions(fps=24, duplicate=-1))
         tracemalloc.start()
         taken = sum(len(clip) for clip in frames_of(path, windows, seen.info))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert taken > 200 and peak < 3*24*frames[0].nbytes, peak/frames[0].nbytes
+    assert taken > 200 and peak < 3 * 24 * frames[0].nbytes, peak / frames[0].nbytes
 
 # %% ../nbs/21_shots.ipynb #037722e1
 def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_only_where_it_is_whole():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(frames[:96], Path(folder)/"film.webm", 24)
-        path.write_bytes(path.read_bytes()[:int(0.5*path.stat().st_size)])
+        path = write_video(frames[:96], Path(folder) / "film.webm", 24)
+        path.write_bytes(path.read_bytes()[: int(0.5 * path.stat().st_size)])
         half = scan(path)
-        path = write_video(frames, Path(folder)/"film.mp4", 24)
+        path = write_video(frames, Path(folder) / "film.mp4", 24)
         data = bytearray(path.read_bytes())
-        data[len(data)//2:len(data)//2 + 40] = bytes(40)
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
         path.write_bytes(data)
         scratched = scan(path)
-    assert half.problem == f"damaged: {half.info.decoded} of {half.info.expected} pictures could be decoded" and abs(half.info.expected - 96) < 5
+    assert (
+        half.problem == f"damaged: {half.info.decoded} of {half.info.expected} pictures could be decoded"
+        and abs(half.info.expected - 96) < 5
+    )
     assert {w.reason for w in plan(half)} == {half.problem}
     assert scratched.problem == "" and scratched.info.refused > 0, scratched.info
     words = [w.reason.split(":")[0] for w in plan(scratched)]
@@ -263,23 +336,35 @@ def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_
 
 # %% ../nbs/21_shots.ipynb #42cb6504
 def test_red_stays_red_on_both_ends_of_the_hue_circle_and_grey_has_no_hue():
-    flat = lambda *hsv: np.full((18, 32, 3), hsv, np.uint8)
-    assert abs(_content(_cv2(), flat(179, 200, 200), flat(1, 200, 200)) - 2/3) < 1e-6
-    assert _content(_cv2(), flat(90, 10, 200), flat(10, 10, 200)) == _content(_cv2(), flat(90, 200, 10), flat(10, 200, 10)) == 0
+    def flat(*hsv):
+        return np.full((18, 32, 3), hsv, np.uint8)
+
+
+    assert abs(_content(_cv2(), flat(179, 200, 200), flat(1, 200, 200)) - 2 / 3) < 1e-6
+    assert (
+        _content(_cv2(), flat(90, 10, 200), flat(10, 10, 200))
+        == _content(_cv2(), flat(90, 200, 10), flat(10, 200, 10))
+        == 0
+    )
     assert abs(_content(_cv2(), flat(30, 100, 100), flat(30, 130, 70)) - 20) < 1e-6
 
 # %% ../nbs/21_shots.ipynb #2ab0a1f3
 def test_the_same_file_gives_the_same_figures_to_the_last_bit():
     frames = np.concatenate([shot(0, 20, 1, 0.01), shot(1, 20, 2)])
     a, b = looked_at(frames), looked_at(frames)
-    for name in (*FIGURES, "times", "signature"): assert (getattr(a, name) == getattr(b, name)).all(), name
+    for name in (*FIGURES, "times", "signature"):
+        assert (getattr(a, name) == getattr(b, name)).all(), name
     assert a.shots == b.shots and a.thumbs == b.thumbs
 
 # %% ../nbs/21_shots.ipynb #d9dd669c
 def test_without_opencv_one_line_says_what_to_install():
     here = sys.modules.get("cv2")
     sys.modules["cv2"] = None
-    try: looked_at(shot(0, 2))
-    except SourceError as error: assert "pip install" in str(error) and "\n" not in str(error)
-    else: raise AssertionError("scanned without OpenCV")
-    finally: sys.modules.update(cv2=here) if here else sys.modules.pop("cv2")
+    try:
+        looked_at(shot(0, 2))
+    except SourceError as error:
+        assert "pip install" in str(error) and "\n" not in str(error)
+    else:
+        raise AssertionError("scanned without OpenCV")
+    finally:
+        sys.modules.update(cv2=here) if here else sys.modules.pop("cv2")

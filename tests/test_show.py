@@ -11,7 +11,7 @@ def bounce(num_frames=16, height=60):
     frames = []
     for t in np.linspace(0, 1, num_frames):
         image = Image.new("RGB", (96, 96), (232, 240, 248))
-        x, y = 12 + 72*t, 82 - height*abs(np.sin(2*np.pi*t))
+        x, y = 12 + 72 * t, 82 - height * abs(np.sin(2 * np.pi * t))
         ImageDraw.Draw(image).ellipse((x - 10, y - 10, x + 10, y + 10), (224, 80, 64), (32, 32, 48), 2)
         frames.append(np.asarray(image))
     return np.stack(frames)  # f h w c
@@ -19,9 +19,9 @@ def bounce(num_frames=16, height=60):
 # %% ../nbs/15_show.ipynb #a30f3f2c
 def test_floats_and_bytes_make_the_same_picture():
     ball = bounce(2)[0]
-    assert np.array_equal(to_image(ball/255.), ball)
+    assert np.array_equal(to_image(ball / 255.0), ball)
     assert np.array_equal(to_image(Image.fromarray(ball)), ball)
-    assert to_image(np.full((4, 4), 2.)).tolist() == [[[255]*3]*4]*4, "too bright is clipped, not wrapped round"
+    assert to_image(np.full((4, 4), 2.0)).tolist() == [[[255] * 3] * 4] * 4, "too bright is clipped, not wrapped round"
 
 # %% ../nbs/15_show.ipynb #27c2a925
 def test_what_cannot_be_seen_through_becomes_white():
@@ -60,7 +60,7 @@ def test_a_loop_has_every_frame_at_its_time_and_repeats_for_ever():
         loop.seek(i)
         loop.load()
         ends.append(loop.info["timestamp"] + loop.info["duration"])
-    assert ends == [round(i*1000/12) for i in range(1, 17)], "the rounding must not add up"
+    assert ends == [round(i * 1000 / 12) for i in range(1, 17)], "the rounding must not add up"
 
 # %% ../nbs/15_show.ipynb #b41db0d0
 def test_a_loop_stays_small_even_when_its_frames_are_noise():
@@ -73,6 +73,6 @@ def test_a_loop_stays_small_even_when_its_frames_are_noise():
 def test_the_fallback_is_a_picture_of_the_first_to_the_last_frame():
     video = bounce(16)
     sheet = Image.open(io.BytesIO(play(video).sheet)).convert("RGB")
-    assert sheet.size == (8*64, 64)
+    assert sheet.size == (8 * 64, 64)
     last = np.asarray(Image.fromarray(video[-1]).resize((64, 64)), float)
     assert np.abs(np.asarray(sheet, float)[:, -64:] - last).mean() < 6

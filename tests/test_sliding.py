@@ -27,7 +27,9 @@ for frames, length, overlap, loop, heads, dim, s in ((10, 4, 1, False, 2, 16, 5)
 print("equal")
 """
     if find_spec("triton"):
-        done = subprocess.run([sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1"))
+        done = subprocess.run(
+            [sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1")
+        )
         assert done.stdout == "equal\n", done.stderr
 
 # %% ../nbs/40_sliding.ipynb #ac1d2fcd
@@ -35,9 +37,14 @@ def test_the_sliding_kernel_compiles_for_an_a100_and_an_h100_and_waits_between_w
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+
         sizes = dict(heads=10, length=24, dim=64, wide=64, block=SEATS, precision="ieee")
         kinds = [*["*fp16"] * 6, "*i32", "*fp32", "*fp16", "i32", "i32", "i32", "fp32", *["constexpr"] * len(sizes)]
-        source = ASTSource(sliding_kernel, dict(zip(sliding_kernel.arg_names, kinds)), {(sliding_kernel.arg_names.index(name),): value for name, value in sizes.items()})
+        source = ASTSource(
+            sliding_kernel,
+            dict(zip(sliding_kernel.arg_names, kinds)),
+            {(sliding_kernel.arg_names.index(name),): value for name, value in sizes.items()},
+        )
         for capability in (80, 90):
             ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
             assert "mma" in ptx and ptx.rindex("st.global") < ptx.rindex("bar.sync")
@@ -51,13 +58,24 @@ def test_it_is_for_gpus_and_films_without_gradients_and_windows_that_have_a_seat
 @pytest.mark.cuda
 def test_on_a_gpu_the_sliding_kernel_is_as_exact_as_one_window_after_the_other():
     from unittest.mock import patch
+
     import tav_nb.attention
+
     torch.manual_seed(0)
-    layer, windows, found = tav_nb.attention.TemporalSelfAttention(128, 2).to("cuda").requires_grad_(False), plan_windows(50, Context(), 24).on("cuda"), []
+    layer, windows, found = (
+        tav_nb.attention.TemporalSelfAttention(128, 2).to("cuda").requires_grad_(False),
+        plan_windows(50, Context(), 24).on("cuda"),
+        [],
+    )
     torch.nn.init.normal_(layer.proj.weight)
     x = torch.randn(50, 301, 128, device="cuda")
-    assert slides(x.half(), windows) and not slides(x.requires_grad_(), windows) and not slides(x, windows._replace(length=SEATS + 1))
+    assert (
+        slides(x.half(), windows)
+        and not slides(x.requires_grad_(), windows)
+        and not slides(x, windows._replace(length=SEATS + 1))
+    )
     for can, cast in ((True, torch.float16), (False, torch.float16), (False, torch.float64)):
-        with patch.object(tav_nb.attention, "slides", lambda *_: can): found.append(layer(x.detach().to(cast), 50, windows).double())
+        with patch.object(tav_nb.attention, "slides", lambda *_: can):
+            found.append(layer(x.detach().to(cast), 50, windows).double())
     ours, plain, exact = found
     assert (ours - exact).norm() < 1.05 * (plain - exact).norm()

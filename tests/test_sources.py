@@ -23,73 +23,126 @@ def small_collection(root, count=3, suffix=".webp"):
     "Clips of the cartoon world in a folder, each with its caption in a text beside it."
     scenes = [random_scene(seed, "train") for seed in range(count)]
     for i, scene in enumerate(scenes):
-        write_video(render(scene, 4, 48, 48).frames, Path(root)/f"clip{i}{suffix}", fps=8)
-        (Path(root)/f"clip{i}.txt").write_text(caption_of(scene) + "\n", encoding="utf-8")
+        write_video(render(scene, 4, 48, 48).frames, Path(root) / f"clip{i}{suffix}", fps=8)
+        (Path(root) / f"clip{i}.txt").write_text(caption_of(scene) + "\n", encoding="utf-8")
     return root
 
 # %% ../nbs/17_sources.ipynb #1c29b2c4
 def small_anita(root):
     "Two productions in Anita's layout, one without a composition."
-    for production, scene, layers in (("Hero", "scene_2", LAYERS), ("Hero", "scene_10", LAYERS), ("Mirror", "scene_1", ("sketch", "color"))):
+    for production, scene, layers in (
+        ("Hero", "scene_2", LAYERS),
+        ("Hero", "scene_10", LAYERS),
+        ("Mirror", "scene_1", ("sketch", "color")),
+    ):
         frames = render(random_scene(len(scene)), 3, 48, 64).frames
         for layer in layers:
-            there = Path(root)/production/scene/layer
+            there = Path(root) / production / scene / layer
             there.mkdir(parents=True)
-            for i, frame in enumerate(frames, 1): Image.fromarray(frame if layer == "composition" else 255 - frame//2).save(there/f"{i:04d}.png")
+            for i, frame in enumerate(frames, 1):
+                Image.fromarray(frame if layer == "composition" else 255 - frame // 2).save(there / f"{i:04d}.png")
     return root
 
 # %% ../nbs/17_sources.ipynb #968ddd38
 def small_sakuga(path):
     "A table with the columns of Sakuga-42M, NaN where the real ones have it."
     nan = float("nan")
-    rows = [("7:2", "00:00:00.250", "00:00:00.500", None, "1girl running"), ("7:1", "00:00:00.000", "00:00:00.250", "a girl stands", "1girl"),
-            ("8:1", None, None, "a boy", None), ("99:1", "00:00:00.000", "00:00:01.000", "not there", None)]
+    rows = [
+        ("7:2", "00:00:00.250", "00:00:00.500", None, "1girl running"),
+        ("7:1", "00:00:00.000", "00:00:00.250", "a girl stands", "1girl"),
+        ("8:1", None, None, "a boy", None),
+        ("99:1", "00:00:00.000", "00:00:01.000", "not there", None),
+    ]
     names = "identifier", "scene_start_time", "scene_end_time", "text_description", "anime_tags"
     columns = dict(zip(names, map(list, zip(*rows))))
-    pq.write_table(pa.table({**columns, "user_tags": [None]*4, "aesthetic_score": [0.8, nan, nan, 0.1], "fps": [29.97]*4, "__index_level_0__": [3, 1, 2, 0]}), path)
+    pq.write_table(
+        pa.table(
+            {
+                **columns,
+                "user_tags": [None] * 4,
+                "aesthetic_score": [0.8, nan, nan, 0.1],
+                "fps": [29.97] * 4,
+                "__index_level_0__": [3, 1, 2, 0],
+            }
+        ),
+        path,
+    )
     return path
 
 # %% ../nbs/17_sources.ipynb #90fe7a6a
 def test_names_are_safe_readable_and_differ_where_paths_differ():
-    paths = ["a/b.mp4", "a-b.mp4", "a b.mp4", "a/b.webm", "歩く.mp4", "走る.mp4", "../x.mp4", "-.mp4", "x"*300 + ".mp4"]
+    paths = ["a/b.mp4", "a-b.mp4", "a b.mp4", "a/b.webm", "歩く.mp4", "走る.mp4", "../x.mp4", "-.mp4", "x" * 300 + ".mp4"]
     names = [item_name(path) for path in paths] + [item_name("a/b.mp4", 1.5)]
     assert len(set(names)) == len(names)
-    for name in names: assert len(name) < 60 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") and name[0] != "-", name
+    for name in names:
+        assert (
+            len(name) < 60
+            and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+            and name[0] != "-"
+        ), name
     assert item_name("a/b.mp4") == names[0] and names[0].startswith("a-b-")
 
 # %% ../nbs/17_sources.ipynb #a8402aad
 def test_every_container_that_can_be_written_here_is_read_to_its_last_picture():
     def write_small(path):
         "Twelve pictures in the codec that FFmpeg takes for such a file; False if this FFmpeg cannot write one."
-        size, kind = ((720, 576) if path.suffix == ".dv" else (176, 144)), {".mpe": "mpeg", ".qt": "mov", ".divx": "avi", ".m2t": "mpegts"}.get(path.suffix)
+        size, kind = (
+            ((720, 576) if path.suffix == ".dv" else (176, 144)),
+            {".mpe": "mpeg", ".qt": "mov", ".divx": "avi", ".m2t": "mpegts"}.get(path.suffix),
+        )
         try:
             with av.open(str(path), "w", format=kind) as container:
-                stream = container.add_stream(container.default_video_codec, rate=25, options={"x265-params": "log-level=none"} if container.default_video_codec == "hevc" else {})
+                stream = container.add_stream(
+                    container.default_video_codec,
+                    rate=25,
+                    options={"x265-params": "log-level=none"} if container.default_video_codec == "hevc" else {},
+                )
                 stream.width, stream.height = size
-                stream.pix_fmt = {"apng": "rgb24", "mjpeg": "yuvj420p", "gif": "rgb8"}.get(container.default_video_codec, "yuv420p")
+                stream.pix_fmt = {"apng": "rgb24", "mjpeg": "yuvj420p", "gif": "rgb8"}.get(
+                    container.default_video_codec, "yuv420p"
+                )
                 for i in range(12):
-                    frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), 20*i, np.uint8), format="rgb24")
+                    frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), 20 * i, np.uint8), format="rgb24")
                     container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
                 container.mux(stream.encode(None))
-        except (ValueError, av.FFmpegError): return False
+        except (ValueError, av.FFmpegError):
+            return False
         return True
 
+
     with tempfile.TemporaryDirectory() as tmp:
-        written = [suffix for suffix in VIDEOS if write_small(Path(tmp)/f"clip{suffix}")]
-        assert {".apng", ".asf", ".dv", ".flv", ".m2ts", ".mpeg", ".mxf", ".qt", ".vob", ".wmv", ".y4m"} <= set(written), written
+        written = [suffix for suffix in VIDEOS if write_small(Path(tmp) / f"clip{suffix}")]
+        assert {".apng", ".asf", ".dv", ".flv", ".m2ts", ".mpeg", ".mxf", ".qt", ".vob", ".wmv", ".y4m"} <= set(written), (
+            written
+        )
         for suffix in written:
-            reader = Reader(Path(tmp)/f"clip{suffix}")
+            reader = Reader(Path(tmp) / f"clip{suffix}")
             count, info = len(list(reader)), reader.info()
-            assert (count, info.expected, info.decoded, info.refused, info.problem) == (12, 12, 12, 0, ""), (suffix, count, info)
+            assert (count, info.expected, info.decoded, info.refused, info.problem) == (12, 12, 12, 0, ""), (
+                suffix,
+                count,
+                info,
+            )
 
 # %% ../nbs/17_sources.ipynb #69f899be
 def test_every_kind_of_table_gives_the_same_rows_and_every_kind_of_empty_is_none():
-    rows = [{"file": "a.mp4", "caption": "a girl, \"waving\"\nin the rain", "start": 1.5}, {"file": "b.mp4", "caption": None, "start": None}]
+    rows = [
+        {"file": "a.mp4", "caption": 'a girl, "waving"\nin the rain', "start": 1.5},
+        {"file": "b.mp4", "caption": None, "start": None},
+    ]
     with tempfile.TemporaryDirectory() as tmp:
-        at = lambda name: Path(tmp)/name
-        pq.write_table(pa.table({"file": ["a.mp4", "b.mp4"], "caption": [rows[0]["caption"], None], "start": [1.5, float("nan")]}), at("t.parquet"))
+
+        def at(name):
+            return Path(tmp) / name
+
+        pq.write_table(
+            pa.table({"file": ["a.mp4", "b.mp4"], "caption": [rows[0]["caption"], None], "start": [1.5, float("nan")]}),
+            at("t.parquet"),
+        )
         at("t.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8-sig")
-        at("t.csv").write_text('file,caption,start\na.mp4,"a girl, ""waving""\nin the rain",1.5\nb.mp4,nan,\n', encoding="utf-8-sig")
+        at("t.csv").write_text(
+            'file,caption,start\na.mp4,"a girl, ""waving""\nin the rain",1.5\nb.mp4,nan,\n', encoding="utf-8-sig"
+        )
         for name in ("t.parquet", "t.jsonl", "t.csv"):
             read = [{**row, "start": seconds(row["start"])} for row in read_table(at(name))]
             assert read == rows, (name, read)
@@ -97,19 +150,41 @@ def test_every_kind_of_table_gives_the_same_rows_and_every_kind_of_empty_is_none
 # %% ../nbs/17_sources.ipynb #126abbe8
 def test_a_table_that_cannot_be_read_is_one_line_that_names_it():
     with tempfile.TemporaryDirectory() as tmp:
-        for name, content in (("t.parquet", b"PAR0"), ("t.jsonl", b'{"file": 1}\nno json\n'), ("t.jsonl", b"[1]\n"), ("t.csv", b"\xff\xfe\x00"), ("t.xlsx", b""), ("none.csv", None)):
-            if content is not None: (Path(tmp)/name).write_bytes(content)
-            try: read_table(Path(tmp)/name)
-            except CollectionError as error: assert name in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{name} with {content} was read")
+        for name, content in (
+            ("t.parquet", b"PAR0"),
+            ("t.jsonl", b'{"file": 1}\nno json\n'),
+            ("t.jsonl", b"[1]\n"),
+            ("t.csv", b"\xff\xfe\x00"),
+            ("t.xlsx", b""),
+            ("none.csv", None),
+        ):
+            if content is not None:
+                (Path(tmp) / name).write_bytes(content)
+            try:
+                read_table(Path(tmp) / name)
+            except CollectionError as error:
+                assert name in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{name} with {content} was read")
 
 # %% ../nbs/17_sources.ipynb #81acc417
 def test_times_are_read_as_numbers_and_as_clocks():
-    assert [seconds(value) for value in (None, 3, 2.5, "62.5", "1:02.5", "00:01:02.500", "10:00:00.000")] == [None, 3, 2.5, 62.5, 62.5, 62.5, 36000]
+    assert [seconds(value) for value in (None, 3, 2.5, "62.5", "1:02.5", "00:01:02.500", "10:00:00.000")] == [
+        None,
+        3,
+        2.5,
+        62.5,
+        62.5,
+        62.5,
+        36000,
+    ]
     for bad in ("soon", "1:x", "-5", "inf", ""):
-        try: seconds(bad)
-        except ValueError: pass
-        else: raise AssertionError(f"{bad!r} is no time")
+        try:
+            seconds(bad)
+        except ValueError:
+            pass
+        else:
+            raise AssertionError(f"{bad!r} is no time")
 
 # %% ../nbs/17_sources.ipynb #af45e958
 def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
@@ -117,10 +192,13 @@ def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
         root_ = Path(small_collection(tmp))
         beside = folder(root_, licence="CC0")
         captions = [path.read_text().strip() for path in sorted(root_.glob("*.txt"))]
-        assert [item.caption for item in beside] == captions and all(item.licence == "CC0" and item.source == root_.name for item in beside)
-        for path in root_.glob("*.txt"): path.unlink()
+        assert [item.caption for item in beside] == captions and all(
+            item.licence == "CC0" and item.source == root_.name for item in beside
+        )
+        for path in root_.glob("*.txt"):
+            path.unlink()
         rows = [{"file": f"clip{i}.webp", "caption": caption, "artist": "me"} for i, caption in enumerate(captions)]
-        (root_/"all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (root_ / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
         tabled = folder(root_, licence="CC0")
         assert [replace(item, extra={}) for item in tabled] == beside and tabled[0].extra == {"artist": "me"}
 
@@ -128,63 +206,120 @@ def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
 def test_rows_can_name_parts_of_a_file_and_files_that_are_missing_stay_in_the_list():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
-        (root_/"t.csv").write_text("file,caption,start,stop,license\nclip0.webp,first,0,0:00.2,CC BY\nclip0.webp,second,0.2,,\ngone.mp4,third,,,\n")
+        (root_ / "t.csv").write_text(
+            "file,caption,start,stop,license\nclip0.webp,first,0,0:00.2,CC BY\nclip0.webp,second,0.2,,\ngone.mp4,third,,,\n"
+        )
         first, second, gone = folder(root_)
-        assert (first.start, first.stop, first.licence, second.start, second.stop, second.licence) == (0, 0.2, "CC BY", 0.2, None, UNKNOWN)
+        assert (first.start, first.stop, first.licence, second.start, second.stop, second.licence) == (
+            0,
+            0.2,
+            "CC BY",
+            0.2,
+            None,
+            UNKNOWN,
+        )
         assert first.path == second.path and first.name != second.name and gone.path.name == "gone.mp4"
 
 # %% ../nbs/17_sources.ipynb #b76d7f68
 def test_a_folder_or_table_that_is_wrong_is_one_line_that_says_what_is_wrong():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
-        (root_/"empty").mkdir()
-        good = (root_/"t.csv")
-        for content, word in (("path,caption\nclip0.webp,x\n", "'file'"), ("file,text\nclip0.webp,x\n", "'caption'"), ("", "'file'"), ("file,caption\ngone.mp4,x\n", "none of its 1 files"),
-                              ("file,caption,start\nclip0.webp,x,soon\n", "soon"), ("file,caption,start,stop\nclip0.webp,x,2,1\n", "not after")):
+        (root_ / "empty").mkdir()
+        good = root_ / "t.csv"
+        for content, word in (
+            ("path,caption\nclip0.webp,x\n", "'file'"),
+            ("file,text\nclip0.webp,x\n", "'caption'"),
+            ("", "'file'"),
+            ("file,caption\ngone.mp4,x\n", "none of its 1 files"),
+            ("file,caption,start\nclip0.webp,x,soon\n", "soon"),
+            ("file,caption,start,stop\nclip0.webp,x,2,1\n", "not after"),
+        ):
             good.write_text(content)
-            try: folder(root_)
-            except CollectionError as error: assert word in str(error) and "t.csv" in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{content!r} was read")
-        (root_/"other.csv").write_text("file,caption\n")
-        for place, word in ((root_, "2 tables"), (root_/"empty", "no video")):
-            try: folder(place)
-            except CollectionError as error: assert word in str(error)
-            else: raise AssertionError(f"{place} was read")
+            try:
+                folder(root_)
+            except CollectionError as error:
+                assert word in str(error) and "t.csv" in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{content!r} was read")
+        (root_ / "other.csv").write_text("file,caption\n")
+        for place, word in ((root_, "2 tables"), (root_ / "empty", "no video")):
+            try:
+                folder(place)
+            except CollectionError as error:
+                assert word in str(error)
+            else:
+                raise AssertionError(f"{place} was read")
 
 # %% ../nbs/17_sources.ipynb #7b5445bc
 def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
     bad = [
-        ("m.csv", "file,caption\na.webp,a girl with pink hair, blue dress\n", "m.csv, line 2: has 3 fields, and the header has 2; put a caption with commas into quotation marks"),
+        (
+            "m.csv",
+            "file,caption\na.webp,a girl with pink hair, blue dress\n",
+            "m.csv, line 2: has 3 fields, and the header has 2; put a caption with commas into quotation marks",
+        ),
         ("m.csv", "file,caption\na.webp,x\n\n,a boy\n", "m.csv, line 4: has no file; it says caption 'a boy'"),
         ("m.csv", 'file,caption\na.webp,"a girl\n', "m.csv, line 2: a quotation mark is opened and never closed"),
-        ("m.csv", 'file,caption\n"a.webp","a "small" girl"\n', "m.csv, line 2: text goes on after a closing quotation mark"),
+        (
+            "m.csv",
+            'file,caption\n"a.webp","a "small" girl"\n',
+            "m.csv, line 2: text goes on after a closing quotation mark",
+        ),
         ("m.csv", 'file,caption\na.webp,"two\nlines"\na.webp,x\n', "m.csv, line 4: names a.webp again, as line 2 does"),
         ("m.csv", "file,caption,caption\na.webp,x,y\n", "m.csv, line 1: has the column 'caption' twice"),
         ("m.csv", "file,caption,Caption\na.webp,x,y\n", "has the column 'caption' twice"),
         ("m.csv", "file,caption\n", "m.csv: has a header and no rows"),
         ("m.csv", "", "m.csv: is empty; its first line has to name the columns, 'file'"),
-        ("m.csv", "file;caption\na.webp;a girl\n", "m.csv, line 1: its columns are separated by semicolons; separate them by commas"),
+        (
+            "m.csv",
+            "file;caption\na.webp;a girl\n",
+            "m.csv, line 1: its columns are separated by semicolons; separate them by commas",
+        ),
         ("m.csv", "file\tcaption\na.webp\ta girl\n", "m.csv, line 1: its columns are separated by tabs"),
         ("m.csv", "file,caption\na.webp,a\0girl\n", "m.csv, line 2: holds a NUL character"),
-        ("m.csv", "file,caption\na.webp,x\nb.webp,caf\xe9\n".encode("cp1252"), "m.csv, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        (
+            "m.csv",
+            "file,caption\na.webp,x\nb.webp,caf\xe9\n".encode("cp1252"),
+            "m.csv, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8",
+        ),
         ("m.csv", b"\xff\xfe\x00", "m.csv, line 1: byte 0x00 is not UTF-16"),
         ("m.csv", "file,caption,start\na.webp,x,soon\n", "m.csv, line 2: 'soon' is no time"),
         ("m.csv", "file,caption,start\na.webp,x,-1\n", "m.csv, line 2: '-1' is no time"),
         ("m.csv", "file,caption,start,stop\na.webp,x,2,1\n", "m.csv, line 2: stop 1 is not after start 2"),
         ("m.csv", "file,caption,fps\na.webp,x,0\n", "m.csv, line 2: fps 0 must be above 0"),
-        ("m.csv", f"file,caption\na.webp,{'x'*40_000}\n", "m.csv, line 2: the caption has 40000 characters"),
+        ("m.csv", f"file,caption\na.webp,{'x' * 40_000}\n", "m.csv, line 2: the caption has 40000 characters"),
         ("m.csv", "file,caption\nC:\\clips\\z.mp4,x\n", "it names a drive of Windows"),
-        ("m.jsonl", '{"file": "a.webp", "caption": "x"}\n{"video": "b.webp", "caption": "x"}\n', "m.jsonl, line 2: has no file; it says video 'b.webp', caption 'x'"),
-        ("m.jsonl", '{"file": "a.webp", "caption": "x"}\n\n{"file": "b.webp", "caption": "x",}\n', "m.jsonl, line 3: is not JSON ("),
-        ("m.jsonl", '{"file": "a.webp", "caption": "x", "file": "b.webp"}\n', "m.jsonl, line 1: has the column 'file' twice"),
+        (
+            "m.jsonl",
+            '{"file": "a.webp", "caption": "x"}\n{"video": "b.webp", "caption": "x"}\n',
+            "m.jsonl, line 2: has no file; it says video 'b.webp', caption 'x'",
+        ),
+        (
+            "m.jsonl",
+            '{"file": "a.webp", "caption": "x"}\n\n{"file": "b.webp", "caption": "x",}\n',
+            "m.jsonl, line 3: is not JSON (",
+        ),
+        (
+            "m.jsonl",
+            '{"file": "a.webp", "caption": "x", "file": "b.webp"}\n',
+            "m.jsonl, line 1: has the column 'file' twice",
+        ),
         ("m.jsonl", '{"file": "a.webp", "caption": ["a girl"]}\n', "m.jsonl, line 1: the caption is a list, not text"),
         ("m.jsonl", '{"file": "a.webp", "caption": 5}\n', "m.jsonl, line 1: the caption is a number, not text"),
         ("m.jsonl", '{"file": "a.webp", "caption": true}\n', "m.jsonl, line 1: the caption is true or false, not text"),
         ("m.jsonl", '{"file": 5, "caption": "x"}\n', "m.jsonl, line 1: the file is a number, not text"),
-        ("m.jsonl", '{"file": "a.webp", "caption": "x", "licence": {"a": 1}}\n', "m.jsonl, line 1: the licence is an object, not text"),
+        (
+            "m.jsonl",
+            '{"file": "a.webp", "caption": "x", "licence": {"a": 1}}\n',
+            "m.jsonl, line 1: the licence is an object, not text",
+        ),
         ("m.jsonl", '{"file": "a.webp", "caption": "\\ud83d"}\n', "m.jsonl, line 1: the caption holds half a character"),
         ("m.jsonl", '{"file": "a\\u0000.webp", "caption": "x"}\n', "m.jsonl, line 1: the file holds a NUL character"),
-        ("m.jsonl", '{"file": "a.webp", "caption": "x", "more": [{"a": "\\udc00"}]}\n', "m.jsonl, line 1: holds half a character"),
+        (
+            "m.jsonl",
+            '{"file": "a.webp", "caption": "x", "more": [{"a": "\\udc00"}]}\n',
+            "m.jsonl, line 1: holds half a character",
+        ),
         ("m.jsonl", '{"file": "a.webp", "caption": "x", "start": true}\n', "m.jsonl, line 1: 'True' is no time"),
         ("m.jsonl", '{"file": "a.webp", "caption": "x", "start": 1e400}\n', "m.jsonl, line 1: 'inf' is no time"),
         ("m.jsonl", "[1]\n", "m.jsonl: expected `object`"),
@@ -195,229 +330,448 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
         for name, content, said in bad:
-            (root_/name).write_bytes(content if isinstance(content, bytes) else content.encode())
-            try: folder(root_)
-            except CollectionError as error: assert said in str(error) and "\n" not in str(error) and str(error).startswith(f"{root_}/{name}"), (name, content[:80], error)
-            else: raise AssertionError(f"{content[:80]!r} was read")
-            (root_/name).unlink()
+            (root_ / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            try:
+                folder(root_)
+            except CollectionError as error:
+                assert said in str(error) and "\n" not in str(error) and str(error).startswith(f"{root_}/{name}"), (
+                    name,
+                    content[:80],
+                    error,
+                )
+            else:
+                raise AssertionError(f"{content[:80]!r} was read")
+            (root_ / name).unlink()
 
 # %% ../nbs/17_sources.ipynb #ea2a23d0
 def test_what_is_only_written_differently_is_forgiven():
     good = [
-        ("m.csv", "file, caption\nclip0.webp, a girl\n"), ("m.csv", "File,CAPTION ,\nclip0.webp,a girl,\n"), ("m.CSV", '"file","caption"\r\n"clip0.webp","a girl"\r\n\r\n,\r\n'),
-        ("m.csv", ",file,caption\n0,clip0.webp,a girl\n"), ("m.csv", 'file, caption\nclip0.webp, "a girl"\n'), ("m.csv", "file,caption\rclip0.webp,a girl\r"), ("m.csv", "file,caption\nCLIP0.webp,a girl\n"),
-        ("m.csv", "file,caption\n./none/../clip0.webp,a girl\n"), ("m.csv", "file,caption\n.\\clip0.webp,a girl\n"),
-        ("m.jsonl", '[{"File": "clip0.webp",\n "caption": "a girl"}]'), ("m.jsonl", '{"file": "clip0.webp", " caption": "a girl"}\r\n\r\n'),
+        ("m.csv", "file, caption\nclip0.webp, a girl\n"),
+        ("m.csv", "File,CAPTION ,\nclip0.webp,a girl,\n"),
+        ("m.CSV", '"file","caption"\r\n"clip0.webp","a girl"\r\n\r\n,\r\n'),
+        ("m.csv", ",file,caption\n0,clip0.webp,a girl\n"),
+        ("m.csv", 'file, caption\nclip0.webp, "a girl"\n'),
+        ("m.csv", "file,caption\rclip0.webp,a girl\r"),
+        ("m.csv", "file,caption\nCLIP0.webp,a girl\n"),
+        ("m.csv", "file,caption\n./none/../clip0.webp,a girl\n"),
+        ("m.csv", "file,caption\n.\\clip0.webp,a girl\n"),
+        ("m.jsonl", '[{"File": "clip0.webp",\n "caption": "a girl"}]'),
+        ("m.jsonl", '{"file": "clip0.webp", " caption": "a girl"}\r\n\r\n'),
     ]
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
         plain = folder(root_)[0]
-        for name, content in good + [("m.csv", f"file,caption\n{(root_/'clip0.webp').resolve()},a girl\n")]:
+        for name, content in good + [("m.csv", f"file,caption\n{(root_ / 'clip0.webp').resolve()},a girl\n")]:
             for encoding in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):
-                (root_/name).write_bytes(content.encode(encoding))
-                assert [replace(item, extra={}) for item in folder(root_)] == [replace(plain, caption="a girl")], (content, folder(root_))
-            (root_/name).unlink()
+                (root_ / name).write_bytes(content.encode(encoding))
+                assert [replace(item, extra={}) for item in folder(root_)] == [replace(plain, caption="a girl")], (
+                    content,
+                    folder(root_),
+                )
+            (root_ / name).unlink()
         ends = "a girl\u2028who\x85waves\x0b\x0c\x1c"
-        (root_/"m.csv").write_text(f"file,caption\nclip0.webp,{ends}!\n", encoding="utf-8", newline="")
+        (root_ / "m.csv").write_text(f"file,caption\nclip0.webp,{ends}!\n", encoding="utf-8", newline="")
         assert [item.caption for item in folder(root_)] == [ends + "!"]
-        (root_/"m.csv").unlink()
-        (root_/"m.jsonl").write_text(json.dumps({"file": "clip0.webp", "caption": ends + "!"}, ensure_ascii=False), encoding="utf-8")
+        (root_ / "m.csv").unlink()
+        (root_ / "m.jsonl").write_text(
+            json.dumps({"file": "clip0.webp", "caption": ends + "!"}, ensure_ascii=False), encoding="utf-8"
+        )
         assert [item.caption for item in folder(root_)] == [ends + "!"]
 
 # %% ../nbs/17_sources.ipynb #717438b1
 def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_there():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
-        table_ = root_/"m.parquet"
+        table_ = root_ / "m.parquet"
         for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())):
-            for start in (pa.array([Decimal("0.25")]), pa.array([0.25], pa.float32()), pa.array(["0.25"]), pa.array([timedelta(seconds=0.25)]), pa.array([0.25], pa.float16())):
-                pq.write_table(pa.table({"file": pa.array(["clip0.webp"]).cast(kind), "Caption": pa.array(["a girl"]).cast(kind), "start": start}), table_)
+            for start in (
+                pa.array([Decimal("0.25")]),
+                pa.array([0.25], pa.float32()),
+                pa.array(["0.25"]),
+                pa.array([timedelta(seconds=0.25)]),
+                pa.array([0.25], pa.float16()),
+            ):
+                pq.write_table(
+                    pa.table(
+                        {
+                            "file": pa.array(["clip0.webp"]).cast(kind),
+                            "Caption": pa.array(["a girl"]).cast(kind),
+                            "start": start,
+                        }
+                    ),
+                    table_,
+                )
                 assert [(item.caption, item.start) for item in folder(root_)] == [("a girl", 0.25)], (kind, start.type)
-        for cell, said in (([["a girl"]], "the caption is a list"), ([{"a": 1}], "the caption is an object"), ([b"a girl"], "the caption is bytes"), ([5], "the caption is a number")):
+        for cell, said in (
+            ([["a girl"]], "the caption is a list"),
+            ([{"a": 1}], "the caption is an object"),
+            ([b"a girl"], "the caption is bytes"),
+            ([5], "the caption is a number"),
+        ):
             pq.write_table(pa.table({"file": ["clip0.webp"], "caption": cell}), table_)
-            try: folder(root_)
-            except CollectionError as error: assert f"m.parquet, row 1: {said}, not text" in str(error), error
-            else: raise AssertionError(f"{cell} was read")
-        for columns, said in (({"file": pa.array([], pa.string()), "caption": pa.array([], pa.string())}, "no rows"), ({"path": ["a"]}, "no column 'file'"), ({"file": ["clip0.webp", None], "caption": ["x", "y"]}, "row 2: has no file")):
+            try:
+                folder(root_)
+            except CollectionError as error:
+                assert f"m.parquet, row 1: {said}, not text" in str(error), error
+            else:
+                raise AssertionError(f"{cell} was read")
+        for columns, said in (
+            ({"file": pa.array([], pa.string()), "caption": pa.array([], pa.string())}, "no rows"),
+            ({"path": ["a"]}, "no column 'file'"),
+            ({"file": ["clip0.webp", None], "caption": ["x", "y"]}, "row 2: has no file"),
+        ):
             pq.write_table(pa.table(columns), table_)
-            try: folder(root_)
-            except CollectionError as error: assert said in str(error), error
-            else: raise AssertionError(f"{columns} were read")
-        pq.write_table(pa.table({"file": pa.array(["clip0.webp"]*(MAX_ROWS + 1), pa.dictionary(pa.int8(), pa.string())), "caption": pa.nulls(MAX_ROWS + 1, pa.string())}), table_, compression="zstd")
-        try: folder(root_)
-        except CollectionError as error: assert "more than" in str(error) and table_.stat().st_size < 2**16
-        else: raise AssertionError("a table that unfolds to many rows was read")
+            try:
+                folder(root_)
+            except CollectionError as error:
+                assert said in str(error), error
+            else:
+                raise AssertionError(f"{columns} were read")
+        pq.write_table(
+            pa.table(
+                {
+                    "file": pa.array(["clip0.webp"] * (MAX_ROWS + 1), pa.dictionary(pa.int8(), pa.string())),
+                    "caption": pa.nulls(MAX_ROWS + 1, pa.string()),
+                }
+            ),
+            table_,
+            compression="zstd",
+        )
+        try:
+            folder(root_)
+        except CollectionError as error:
+            assert "more than" in str(error) and table_.stat().st_size < 2**16
+        else:
+            raise AssertionError("a table that unfolds to many rows was read")
 
 # %% ../nbs/17_sources.ipynb #78e8ea4b
 def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_order():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_anita(tmp))
-        (root_/"Hero/scene_2/composition.txt").write_text("a hero")
+        (root_ / "Hero/scene_2/composition.txt").write_text("a hero")
         items_ = [item for item in anita(root_) if not item.refusal]
-        assert [(item.path.name, item.refusal) for item in anita(root_)[2:]] == [("scene_1", "not read: has no pictures of the layer composition")]
-        assert [(item.path.parent.name, item.caption, item.licence, item.fps) for item in items_] == [("scene_2", "a hero", "CC BY", 12.0), ("scene_10", None, "CC BY", 12.0)]
+        assert [(item.path.name, item.refusal) for item in anita(root_)[2:]] == [
+            ("scene_1", "not read: has no pictures of the layer composition")
+        ]
+        assert [(item.path.parent.name, item.caption, item.licence, item.fps) for item in items_] == [
+            ("scene_2", "a hero", "CC BY", 12.0),
+            ("scene_10", None, "CC BY", 12.0),
+        ]
         assert [item.licence for item in anita(root_, layer="sketch")] == ["CC BY", "CC BY", "CC BY-NC-SA"]
-        (root_/"t.csv").write_text("file,caption,fps\nHero/scene_10/composition,another,10\n")
+        (root_ / "t.csv").write_text("file,caption,fps\nHero/scene_10/composition,another,10\n")
         assert [(item.caption, item.fps) for item in anita(root_)[:2]] == [("a hero", 12.0), ("another", 10.0)]
-        try: anita(root_/"Hero")
-        except CollectionError as error: assert "no scenes" in str(error)
-        else: raise AssertionError("a production is not the dataset")
+        try:
+            anita(root_ / "Hero")
+        except CollectionError as error:
+            assert "no scenes" in str(error)
+        else:
+            raise AssertionError("a production is not the dataset")
 
 # %% ../nbs/17_sources.ipynb #162bac53
 def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_there():
     with tempfile.TemporaryDirectory() as tmp:
-        videos, tables = Path(tmp)/"videos", Path(tmp)/"tables"
-        for place in (videos, tables): place.mkdir()
-        for name in ("7.mp4", "8.webm"): (videos/name).write_bytes(b"")
-        table_ = Path(small_sakuga(tables/"demo.parquet"))
+        videos, tables = Path(tmp) / "videos", Path(tmp) / "tables"
+        for place in (videos, tables):
+            place.mkdir()
+        for name in ("7.mp4", "8.webm"):
+            (videos / name).write_bytes(b"")
+        table_ = Path(small_sakuga(tables / "demo.parquet"))
         got = [(item.path.name, item.start, item.stop, item.caption) for item in sakuga(table_, videos) if not item.refusal]
-        assert got == [("7.mp4", 0, 0.25, "a girl stands"), ("7.mp4", 0.25, 0.5, "1girl running"), ("8.webm", None, None, "a boy")], got
+        assert got == [
+            ("7.mp4", 0, 0.25, "a girl stands"),
+            ("7.mp4", 0.25, 0.5, "1girl running"),
+            ("8.webm", None, None, "a boy"),
+        ], got
         last, missing = sakuga(table_, videos)[1], sakuga(table_, videos)[-1]
         assert (missing.path, missing.refusal) == (table_, "not there: the videos of 1 rows are not in the folder")
-        assert last.licence == SAKUGA_LICENCE and last.extra == {"identifier": "7:2", "anime_tags": "1girl running", "aesthetic_score": 0.8}
+        assert last.licence == SAKUGA_LICENCE and last.extra == {
+            "identifier": "7:2",
+            "anime_tags": "1girl running",
+            "aesthetic_score": 0.8,
+        }
         assert is_sakuga(table_)
-        for place, word in ((table_, "none of its videos"), (tables/"none.parquet", "cannot be read")):
-            try: sakuga(place)
-            except CollectionError as error: assert word in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{place} was read")
+        for place, word in ((table_, "none of its videos"), (tables / "none.parquet", "cannot be read")):
+            try:
+                sakuga(place)
+            except CollectionError as error:
+                assert word in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{place} was read")
         pq.write_table(pa.table({"identifier": ["7:1"], "scene_start_time": [None], "text": ["x"]}), table_)
-        try: sakuga(table_, videos)
-        except CollectionError as error: assert "'scene_end_time' and no 'text_description'" in str(error), error
-        else: raise AssertionError("two columns are missing")
+        try:
+            sakuga(table_, videos)
+        except CollectionError as error:
+            assert "'scene_end_time' and no 'text_description'" in str(error), error
+        else:
+            raise AssertionError("two columns are missing")
 
 # %% ../nbs/17_sources.ipynb #fe24bca7
 def test_one_word_is_enough_to_find_the_reader():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 2))
         assert [item.path.name for item in open_source(root_)] == ["clip0.webp", "clip1.webp"]
-        assert [item.caption for item in open_source(root_/"clip1.webp")] == [(root_/"clip1.txt").read_text().strip()]
-        (root_/"clip1.txt").unlink()
-        try: open_source(root_)
-        except CollectionError as error: assert "1 of 2 clips" in str(error) and "clip1.webp" in str(error) and "clip1.txt" in str(error) and "\n" not in str(error), error
-        else: raise AssertionError("a caption is missing")
-        assert [item.caption for item in open_source(root_, caption="anime")][1] == "anime" != open_source(root_, caption="anime")[0].caption
-        (root_/"t.jsonl").write_text('{"file": "clip1.webp", "caption": "from the table"}')
-        assert [item.caption for item in open_source(root_/"t.jsonl")][1] == "from the table"
-        assert [item.caption for item in open_source(small_anita(tmp + "/anita"), caption="x", layer="color")] == ["x"]*3
-        small_sakuga(tmp + "/anita/t.parquet"), write_video(render(random_scene(0), 2, 48, 48).frames, tmp + "/anita/8.webp")
+        assert [item.caption for item in open_source(root_ / "clip1.webp")] == [(root_ / "clip1.txt").read_text().strip()]
+        (root_ / "clip1.txt").unlink()
+        try:
+            open_source(root_)
+        except CollectionError as error:
+            assert (
+                "1 of 2 clips" in str(error)
+                and "clip1.webp" in str(error)
+                and "clip1.txt" in str(error)
+                and "\n" not in str(error)
+            ), error
+        else:
+            raise AssertionError("a caption is missing")
+        assert (
+            [item.caption for item in open_source(root_, caption="anime")][1]
+            == "anime"
+            != open_source(root_, caption="anime")[0].caption
+        )
+        (root_ / "t.jsonl").write_text('{"file": "clip1.webp", "caption": "from the table"}')
+        assert [item.caption for item in open_source(root_ / "t.jsonl")][1] == "from the table"
+        assert [item.caption for item in open_source(small_anita(tmp + "/anita"), caption="x", layer="color")] == ["x"] * 3
+        (
+            small_sakuga(tmp + "/anita/t.parquet"),
+            write_video(render(random_scene(0), 2, 48, 48).frames, tmp + "/anita/8.webp"),
+        )
         assert [item.caption for item in open_source(tmp + "/anita/t.parquet") if not item.refusal] == ["a boy"]
-        (root_/"letter.doc").write_text("dear")
-        (root_/"twice.csv").write_text("file,caption\nclip0.webp,x\nclip0.webp,y\n")
+        (root_ / "letter.doc").write_text("dear")
+        (root_ / "twice.csv").write_text("file,caption\nclip0.webp,x\nclip0.webp,y\n")
         for bad in ("none", "letter.doc", "twice.csv"):
-            try: open_source(root_/bad, caption="x")
-            except CollectionError as error: assert bad in str(error)
-            else: raise AssertionError(f"{bad} was opened")
-        (root_/"twice.csv").unlink()
-        for source, option in ((root_, "videos"), (root_/"t.jsonl", "table"), (root_/"clip0.webp", "layer"), (root_, "licenses")):
-            try: open_source(source, caption="x", **{option: "y"})
-            except CollectionError as error: assert f"{source.name}: {option}= means nothing" in str(error), error
-            else: raise AssertionError(f"{option} was taken")
+            try:
+                open_source(root_ / bad, caption="x")
+            except CollectionError as error:
+                assert bad in str(error)
+            else:
+                raise AssertionError(f"{bad} was opened")
+        (root_ / "twice.csv").unlink()
+        for source, option in (
+            (root_, "videos"),
+            (root_ / "t.jsonl", "table"),
+            (root_ / "clip0.webp", "layer"),
+            (root_, "licenses"),
+        ):
+            try:
+                open_source(source, caption="x", **{option: "y"})
+            except CollectionError as error:
+                assert f"{source.name}: {option}= means nothing" in str(error), error
+            else:
+                raise AssertionError(f"{option} was taken")
 
 # %% ../nbs/17_sources.ipynb #1ac9d466
 def test_what_has_a_caption_is_a_clip_or_has_a_reason():
     with tempfile.TemporaryDirectory() as tmp:
-        root_, other = Path(tmp)/"in", Path(tmp)/"other"
-        for folder_ in (root_/"sub", root_/"frames", root_/"bare", root_/"stills", other): folder_.mkdir(parents=True)
-        for name in ("a.mp4", "b.WMV", "c.mpeg", "d.m2ts", "e.apng", "f.png", "g.psd", "sub/h.mkv", "../other/i.flv", "j.mp4", "j.srt"):
-            (root_/name).write_bytes(b"")
-            (root_/name).with_suffix(".txt").write_text(name)
+        root_, other = Path(tmp) / "in", Path(tmp) / "other"
+        for folder_ in (root_ / "sub", root_ / "frames", root_ / "bare", root_ / "stills", other):
+            folder_.mkdir(parents=True)
+        for name in (
+            "a.mp4",
+            "b.WMV",
+            "c.mpeg",
+            "d.m2ts",
+            "e.apng",
+            "f.png",
+            "g.psd",
+            "sub/h.mkv",
+            "../other/i.flv",
+            "j.mp4",
+            "j.srt",
+        ):
+            (root_ / name).write_bytes(b"")
+            (root_ / name).with_suffix(".txt").write_text(name)
         for i in range(3):
-            for name in ("frames", "bare", "stills"): (root_/f"{name}/{i}.png").write_bytes(b"")
-            (root_/f"stills/{i}.txt").write_text("one of many")
-        (root_/"frames.txt").write_text("frames")
-        for name, target in (("linked", other), ("loop", root_), ("sub/up", root_.parent), ("again", root_/"sub"), ("gone.mp4", "nothing")): os.symlink(target, root_/name)
-        (root_/"gone.txt").write_text("gone")
-        (root_/".hidden.mp4").write_bytes(b"")
-        os.mkfifo(root_/"pipe.mp4")
-        (root_/"notes.txt").write_text("no clip has this name")
+            for name in ("frames", "bare", "stills"):
+                (root_ / f"{name}/{i}.png").write_bytes(b"")
+            (root_ / f"stills/{i}.txt").write_text("one of many")
+        (root_ / "frames.txt").write_text("frames")
+        for name, target in (
+            ("linked", other),
+            ("loop", root_),
+            ("sub/up", root_.parent),
+            ("again", root_ / "sub"),
+            ("gone.mp4", "nothing"),
+        ):
+            os.symlink(target, root_ / name)
+        (root_ / "gone.txt").write_text("gone")
+        (root_ / ".hidden.mp4").write_bytes(b"")
+        os.mkfifo(root_ / "pipe.mp4")
+        (root_ / "notes.txt").write_text("no clip has this name")
         items_ = open_source(root_)
         clips = [item.path.relative_to(root_).as_posix() for item in items_ if not item.refusal]
-        assert clips == ["a.mp4", "b.WMV", "c.mpeg", "d.m2ts", "e.apng", "frames", "gone.mp4", "j.mp4", "linked/i.flv", "sub/h.mkv"], clips
+        assert clips == [
+            "a.mp4",
+            "b.WMV",
+            "c.mpeg",
+            "d.m2ts",
+            "e.apng",
+            "frames",
+            "gone.mp4",
+            "j.mp4",
+            "linked/i.flv",
+            "sub/h.mkv",
+        ], clips
         reasons = {item.path.relative_to(root_).as_posix(): item.refusal for item in items_ if item.refusal}
         still = "not read: .png is one picture, and a clip is many"
-        assert reasons == {"bare": NO_CAPTION, "f.png": still, "g.psd": "not read: .psd is no format that is read", "loop": "not read: a link to a folder that holds it", "pipe.mp4": "not read: neither a file nor a folder",
-                           "sub/up": "not read: a link to a folder that holds it", **{f"stills/{i}.png": still for i in range(3)}}, reasons
-        assert "bare" in [item.path.name for item in open_source(root_, caption="x") if not item.refusal], "a caption for all is one for a folder of pictures too"
-        assert [(item.path, item.caption) for item in open_source(root_/"frames")] == [(root_/"frames", "frames")], "a folder of pictures by itself is one clip"
-        for source, said in ((root_/"stills", "holds no clip; 0.png: not read: .png is one picture, and a clip is many; and 2 more"), (root_/"bare", "1 of 1 clips have no caption")):
-            try: open_source(source)
-            except CollectionError as error: assert said in str(error), error
-            else: raise AssertionError(f"{source} was read")
+        assert reasons == {
+            "bare": NO_CAPTION,
+            "f.png": still,
+            "g.psd": "not read: .psd is no format that is read",
+            "loop": "not read: a link to a folder that holds it",
+            "pipe.mp4": "not read: neither a file nor a folder",
+            "sub/up": "not read: a link to a folder that holds it",
+            **{f"stills/{i}.png": still for i in range(3)},
+        }, reasons
+        assert "bare" in [item.path.name for item in open_source(root_, caption="x") if not item.refusal], (
+            "a caption for all is one for a folder of pictures too"
+        )
+        assert [(item.path, item.caption) for item in open_source(root_ / "frames")] == [(root_ / "frames", "frames")], (
+            "a folder of pictures by itself is one clip"
+        )
+        for source, said in (
+            (root_ / "stills", "holds no clip; 0.png: not read: .png is one picture, and a clip is many; and 2 more"),
+            (root_ / "bare", "1 of 1 clips have no caption"),
+        ):
+            try:
+                open_source(source)
+            except CollectionError as error:
+                assert said in str(error), error
+            else:
+                raise AssertionError(f"{source} was read")
 
 # %% ../nbs/17_sources.ipynb #aa6028bc
 def test_a_row_of_sakuga_that_says_what_cannot_be_has_a_reason_and_the_others_go_on():
     with tempfile.TemporaryDirectory() as tmp:
-        for name in ("7.mp4", "9.mp4"): (Path(tmp)/name).write_bytes(b"")
-        rows = [("7:1", "soon", None, "x"), ("7:2", "0:02", "0:01", "x"), ("7:3", "0:01", "0:02", "good"), ("7:4", "0:01", "0:02", "twice"), (None, None, None, "x"), ("8:1", None, None, "x")]
+        for name in ("7.mp4", "9.mp4"):
+            (Path(tmp) / name).write_bytes(b"")
+        rows = [
+            ("7:1", "soon", None, "x"),
+            ("7:2", "0:02", "0:01", "x"),
+            ("7:3", "0:01", "0:02", "good"),
+            ("7:4", "0:01", "0:02", "twice"),
+            (None, None, None, "x"),
+            ("8:1", None, None, "x"),
+        ]
         names = "identifier", "scene_start_time", "scene_end_time", "text_description"
         pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows))))), f"{tmp}/t.parquet")
         got = open_source(f"{tmp}/t.parquet")
-        assert [item.caption for item in got if not item.refusal] == ["good"] and len({item.name for item in got}) == len(got)
-        assert sorted(item.refusal for item in got if item.refusal) == ["not read: no row of t.parquet is about it", "not read: row 1: 'soon' is no time; write seconds, 62.5, or 0:01:02.5",
-            "not read: row 2: stop 1 is not after start 2", "not read: row 4 is about the same part as row 3", "not there: the videos of 2 rows are not in the folder"], [item.refusal for item in got]
+        assert [item.caption for item in got if not item.refusal] == ["good"] and len({item.name for item in got}) == len(
+            got
+        )
+        assert sorted(item.refusal for item in got if item.refusal) == [
+            "not read: no row of t.parquet is about it",
+            "not read: row 1: 'soon' is no time; write seconds, 62.5, or 0:01:02.5",
+            "not read: row 2: stop 1 is not after start 2",
+            "not read: row 4 is about the same part as row 3",
+            "not there: the videos of 2 rows are not in the folder",
+        ], [item.refusal for item in got]
 
 # %% ../nbs/17_sources.ipynb #6de79310
 def test_a_table_from_another_system_finds_its_files():
     with tempfile.TemporaryDirectory() as tmp:
-        root_ = Path(tmp)/"in"
+        root_ = Path(tmp) / "in"
         for name in ("clips/a.mp4", "Caf\u00e9/B.MP4", "one.mp4", "ONE.mp4"):
-            (root_/name).parent.mkdir(parents=True, exist_ok=True)
-            (root_/name).write_bytes(b"")
-        (root_.parent/"outside.mp4").write_bytes(b"")
-        rows = {"clips\\a.mp4": "clips/a.mp4", "cafe\u0301\\b.mp4": "Caf\u00e9/B.MP4", "ONE.mp4": "ONE.mp4", "..\\outside.mp4": "../outside.mp4", "One.mp4": "One.mp4"}
-        (root_/"m.jsonl").write_text("\n".join(json.dumps({"file": name, "caption": name}) for name in rows))
-        (root_/"one.txt").write_text("beside")
+            (root_ / name).parent.mkdir(parents=True, exist_ok=True)
+            (root_ / name).write_bytes(b"")
+        (root_.parent / "outside.mp4").write_bytes(b"")
+        rows = {
+            "clips\\a.mp4": "clips/a.mp4",
+            "cafe\u0301\\b.mp4": "Caf\u00e9/B.MP4",
+            "ONE.mp4": "ONE.mp4",
+            "..\\outside.mp4": "../outside.mp4",
+            "One.mp4": "One.mp4",
+        }
+        (root_ / "m.jsonl").write_text("\n".join(json.dumps({"file": name, "caption": name}) for name in rows))
+        (root_ / "one.txt").write_text("beside")
         got = {item.caption: item.path for item in open_source(root_)}
-        assert got == {name: root_/path for name, path in rows.items()} | {"beside": root_/"one.mp4"}, got
+        assert got == {name: root_ / path for name, path in rows.items()} | {"beside": root_ / "one.mp4"}, got
 
 # %% ../nbs/17_sources.ipynb #47da6379
 def test_a_text_beside_a_clip_is_found_whatever_its_case_and_read_in_the_encoding_that_it_names():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(tmp)
         for name, text in (("a.MP4", "a.TXT"), ("b.mp4", "b.Txt"), ("c.Mp4", "c.txt")):
-            (root_/name).write_bytes(b"")
-            (root_/text).write_text(f" a girl \u6b69\u304f\u2028{text}\r\n", encoding="utf-16")
-        assert [item.caption for item in open_source(root_)] == [f"a girl \u6b69\u304f\u2028{text}" for text in ("a.TXT", "b.Txt", "c.txt")]
-        for content, said in (("caf\xe9".encode("cp1252"), "c.txt, line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"), ("\u6b69\u304f".encode("cp932"), "is not UTF-8"), (b"a\0b", "NUL"),
-                              (b"x"*2**20, "more than"), (b"\n \n", "1 of 3 clips have no caption")):
-            (root_/"c.txt").write_bytes(content)
-            try: open_source(root_)
-            except CollectionError as error: assert said in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{content[:20]} was read")
-        (root_/"c.TXT").write_text("twice")
-        try: open_source(root_)
-        except CollectionError as error: assert "two captions beside it, c.TXT and c.txt" in str(error)
-        else: raise AssertionError("two captions")
+            (root_ / name).write_bytes(b"")
+            (root_ / text).write_text(f" a girl \u6b69\u304f\u2028{text}\r\n", encoding="utf-16")
+        assert [item.caption for item in open_source(root_)] == [
+            f"a girl \u6b69\u304f\u2028{text}" for text in ("a.TXT", "b.Txt", "c.txt")
+        ]
+        for content, said in (
+            ("caf\xe9".encode("cp1252"), "c.txt, line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+            ("\u6b69\u304f".encode("cp932"), "is not UTF-8"),
+            (b"a\0b", "NUL"),
+            (b"x" * 2**20, "more than"),
+            (b"\n \n", "1 of 3 clips have no caption"),
+        ):
+            (root_ / "c.txt").write_bytes(content)
+            try:
+                open_source(root_)
+            except CollectionError as error:
+                assert said in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{content[:20]} was read")
+        (root_ / "c.TXT").write_text("twice")
+        try:
+            open_source(root_)
+        except CollectionError as error:
+            assert "two captions beside it, c.TXT and c.txt" in str(error)
+        else:
+            raise AssertionError("two captions")
 
 # %% ../nbs/17_sources.ipynb #4fab63c9
 def test_a_row_about_something_else_than_a_clip_has_a_reason():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
-        Image.new("RGB", (8, 8)).save(root_/"still.png")
-        os.mkfifo(root_/"pipe")
-        (root_/"m.csv").write_text("file,caption\nclip0.webp,x\nstill.png,x\nm.csv,x\nclip0.txt,x\npipe,x\ngone.mp4,x\nC:\\a.mp4,x\n")
-        assert {item.path.name: item.refusal for item in open_source(root_)} == {"clip0.webp": "", "gone.mp4": "", "C:\\a.mp4": "", "still.png": "not read: .png is one picture, and a clip is many",
-            "m.csv": "not read: .csv is no format that is read", "clip0.txt": "not read: .txt is no format that is read", "pipe": "not read: neither a file nor a folder"}
+        Image.new("RGB", (8, 8)).save(root_ / "still.png")
+        os.mkfifo(root_ / "pipe")
+        (root_ / "m.csv").write_text(
+            "file,caption\nclip0.webp,x\nstill.png,x\nm.csv,x\nclip0.txt,x\npipe,x\ngone.mp4,x\nC:\\a.mp4,x\n"
+        )
+        assert {item.path.name: item.refusal for item in open_source(root_)} == {
+            "clip0.webp": "",
+            "gone.mp4": "",
+            "C:\\a.mp4": "",
+            "still.png": "not read: .png is one picture, and a clip is many",
+            "m.csv": "not read: .csv is no format that is read",
+            "clip0.txt": "not read: .txt is no format that is read",
+            "pipe": "not read: neither a file nor a folder",
+        }
 
 # %% ../nbs/17_sources.ipynb #5f8fedec
 def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_told_in_one_line():
     with tempfile.TemporaryDirectory() as tmp:
-        for name, said in ((b"caf\xe9.mp4", "caf\\udce9.mp4: this name is not UTF-8; rename the file or folder"), (b"red\x1b[31m.mp4", "red\\x1b[31m.mp4. Write what")):
-            path = Path(tmp)/os.fsdecode(name)
+        for name, said in (
+            (b"caf\xe9.mp4", "caf\\udce9.mp4: this name is not UTF-8; rename the file or folder"),
+            (b"red\x1b[31m.mp4", "red\\x1b[31m.mp4. Write what"),
+        ):
+            path = Path(tmp) / os.fsdecode(name)
             path.write_bytes(b"")
-            try: open_source(tmp)
-            except CollectionError as error: assert said in str(error) and str(error).isprintable(), error
-            else: raise AssertionError(f"{name} was taken")
+            try:
+                open_source(tmp)
+            except CollectionError as error:
+                assert said in str(error) and str(error).isprintable(), error
+            else:
+                raise AssertionError(f"{name} was taken")
             path.unlink()
         Path(small_collection(tmp, 1))
-        for caption, said in (("caf\udce9", "--caption: the caption holds half a character"), ("a\0b", "holds a NUL"), ("x"*40_000, "has 40000 characters")):
-            try: open_source(tmp, caption)
-            except CollectionError as error: assert said in str(error), error
-            else: raise AssertionError(f"{caption[:9]!r} was taken")
+        for caption, said in (
+            ("caf\udce9", "--caption: the caption holds half a character"),
+            ("a\0b", "holds a NUL"),
+            ("x" * 40_000, "has 40000 characters"),
+        ):
+            try:
+                open_source(tmp, caption)
+            except CollectionError as error:
+                assert said in str(error), error
+            else:
+                raise AssertionError(f"{caption[:9]!r} was taken")
         os.rename(tmp, odd := os.fsencode(tmp) + b"\xe9")
-        try: open_source(os.fsdecode(odd))
-        except CollectionError as error: assert "this name is not UTF-8" in str(error), error
-        else: raise AssertionError("a folder whose name is not UTF-8 was taken")
+        try:
+            open_source(os.fsdecode(odd))
+        except CollectionError as error:
+            assert "this name is not UTF-8" in str(error), error
+        else:
+            raise AssertionError("a folder whose name is not UTF-8 was taken")
         os.rename(odd, tmp)
 
 # %% ../nbs/17_sources.ipynb #fd158a11
@@ -429,6 +783,9 @@ def test_items_of_one_file_belong_together():
 def test_a_table_without_pyarrow_says_what_to_install():
     with tempfile.TemporaryDirectory() as tmp, patch.dict("sys.modules", {"pyarrow.parquet": None}):
         for read in (read_table, sakuga):
-            try: read(Path(tmp)/"t.parquet")
-            except CollectionError as error: assert "tav_nb[prepare]" in str(error)
-            else: raise AssertionError("pyarrow was hidden")
+            try:
+                read(Path(tmp) / "t.parquet")
+            except CollectionError as error:
+                assert "tav_nb[prepare]" in str(error)
+            else:
+                raise AssertionError("pyarrow was hidden")

@@ -19,23 +19,30 @@ import torch.nn.functional as F
 
 # %% ../nbs/16_tiny.ipynb #3e70077c
 def apart(vae):
-    "How far apart, in noise of sigma 1, are someone who walks right and the same who walks left? And a clip and itself, one frame of it a step too early?"
-    walk = Scene(hair='pink', style='bob', outfit='blue', background='beach', action='walk right', x=.5, speed=.02)
-    right, left = (encode(vae, torch.from_numpy(render(s, FRAMES, SIZE, SIZE).frames)).flatten(1) for s in (walk, replace(walk, action='walk left', speed=-.02)))      # f (c h w)
+    """How far apart, in noise of sigma 1, are someone who walks right and the same who walks left? And a clip and
+    itself, one frame of it a step too early?
+    """
+    walk = Scene(hair="pink", style="bob", outfit="blue", background="beach", action="walk right", x=0.5, speed=0.02)
+    right, left = (
+        encode(vae, torch.from_numpy(render(s, FRAMES, SIZE, SIZE).frames)).flatten(1)
+        for s in (walk, replace(walk, action="walk left", speed=-0.02))
+    )  # f (c h w)
     stumble = torch.zeros_like(right)
     stumble[8] = right[9] - right[8]
-    known = torch.linalg.inv(noise_correlation(FRAMES, 'progressive', 1.))
-    return [torch.einsum('fn,fg,gn->', d, known, d).sqrt().item() for d in (right - left, stumble)]
+    known = torch.linalg.inv(noise_correlation(FRAMES, "progressive", 1.0))
+    return [torch.einsum("fn,fg,gn->", d, known, d).sqrt().item() for d in (right - left, stumble)]
 
 # %% ../nbs/16_tiny.ipynb #d69b3638
 def test_every_word_of_the_world_is_one_token_and_any_printable_sign_can_be_spelled():
     tokenizer = make_tokenizer(vocabulary())
-    whole_words = [w for w in vocabulary() if re.fullmatch('[a-z]+', w)]
+    whole_words = [w for w in vocabulary() if re.fullmatch("[a-z]+", w)]
     assert len(whole_words) > 300
-    assert all(tokenizer.tokenize(w) == [w + '</w>'] for w in whole_words), 'a word falls apart'
-    signs = ''.join(map(chr, range(33, 127)))
-    assert all(''.join(t.removesuffix('</w>') for t in tokenizer.tokenize(sign)) == sign.lower() for sign in signs), 'a sign is lost'
-    assert tokenizer.unk_token_id not in tokenizer('zebra 42 %', add_special_tokens=False).input_ids
+    assert all(tokenizer.tokenize(w) == [w + "</w>"] for w in whole_words), "a word falls apart"
+    signs = "".join(map(chr, range(33, 127)))
+    assert all("".join(t.removesuffix("</w>") for t in tokenizer.tokenize(sign)) == sign.lower() for sign in signs), (
+        "a sign is lost"
+    )
+    assert tokenizer.unk_token_id not in tokenizer("zebra 42 %", add_special_tokens=False).input_ids
 
 # %% ../nbs/16_tiny.ipynb #c16a0001
 def test_a_pipeline_comes_from_its_seed_and_the_random_numbers_of_the_caller_stay_as_they_are():
@@ -44,7 +51,12 @@ def test_a_pipeline_comes_from_its_seed_and_the_random_numbers_of_the_caller_sta
     torch.set_rng_state(before)
     one, two, other = make_pipeline(1), make_pipeline(1), make_pipeline(2)
     assert torch.equal(torch.rand(3), expected)
-    first = lambda pipe: next(pipe.unet.parameters())
+
+
+    def first(pipe):
+        return next(pipe.unet.parameters())
+
+
     assert torch.equal(first(one), first(two)) and not torch.equal(first(one), first(other))
 
 # %% ../nbs/16_tiny.ipynb #a2503535
@@ -54,15 +66,18 @@ def test_muon_gets_the_matrices_and_adam_all_the_rest():
     ours, rest = split(named.items())
     names = {id(p): name for name, p in named.items()}
     assert len(ours) + len(rest) == len(named) and {id(p) for p in ours}.isdisjoint(map(id, rest))
-    assert sum(names[id(p)].endswith(('temporal_attn.to_qkv.weight', 'temporal_attn.proj.weight')) for p in ours) == 42
-    assert all(p.ndim in (2, 4) for p in ours) and {'conv_in.weight', 'conv_out.weight'} <= {names[id(p)] for p in rest}
-    assert sum(p.numel() for p in rest) < .02 * sum(p.numel() for p in ours)
+    assert sum(names[id(p)].endswith(("temporal_attn.to_qkv.weight", "temporal_attn.proj.weight")) for p in ours) == 42
+    assert all(p.ndim in (2, 4) for p in ours) and {"conv_in.weight", "conv_out.weight"} <= {names[id(p)] for p in rest}
+    assert sum(p.numel() for p in rest) < 0.02 * sum(p.numel() for p in ours)
 
 # %% ../nbs/16_tiny.ipynb #dfba24a9
 def test_films_are_drawn_into_one_file_frame_by_frame_as_they_would_be_drawn_alone():
     films = Films(InTurn(), [5, 9], (0, 5, 6, 11)).wait()
     assert films.shape == (2, 4, SIZE, SIZE, 3)
-    assert all(np.array_equal(films[1, i], render(random_scene(9, 'train'), 1, SIZE, SIZE, start=t).frames[0]) for i, t in enumerate((0, 5, 6, 11)))
+    assert all(
+        np.array_equal(films[1, i], render(random_scene(9, "train"), 1, SIZE, SIZE, start=t).frames[0])
+        for i, t in enumerate((0, 5, 6, 11))
+    )
     weighted = Films(InTurn(), [5], (5,), weights=True).wait()
     assert np.array_equal(weighted[0, ..., :3], films[0, 1:2]) and set(np.unique(weighted[..., 3])) <= set(WEIGHTS.tolist())
 
@@ -78,76 +93,103 @@ def test_whitening_makes_latents_even_and_leaves_the_pictures_alone():
     assert latents.mean(1).abs().max() < 1e-3
     assert (decode(vae, encode(vae, frames)).int() - seen.int()).abs().max() <= 1
     after, flat = vae.encode(to_pixels(frames)).latent_dist, lambda x: x.transpose(0, 1).flatten(1).double()
-    turn = torch.linalg.lstsq(flat(before.mean - before.mean.mean((0, 2, 3), keepdim=True)).T, flat(after.mean).T).solution.T      # what whitening did to the means
-    torch.testing.assert_close(after.var.mean((0, 2, 3)).double(), turn**2 @ before.var.mean((0, 2, 3)).double(), rtol=1e-2, atol=0)
+    turn = torch.linalg.lstsq(
+        flat(before.mean - before.mean.mean((0, 2, 3), keepdim=True)).T, flat(after.mean).T
+    ).solution.T  # what whitening did to the means
+    torch.testing.assert_close(
+        after.var.mean((0, 2, 3)).double(), turn**2 @ before.var.mean((0, 2, 3)).double(), rtol=1e-2, atol=0
+    )
 
 # %% ../nbs/16_tiny.ipynb #9c16db70
 def test_the_trained_vae_keeps_pictures_above_27_db():
     truth = np.stack([render(random_scene(seed), 1).frames[0] for seed in range(40, 48)])
-    vae = AutoencoderKL.from_pretrained(EMBEDDED / 'vae')
+    vae = AutoencoderKL.from_pretrained(EMBEDDED / "vae")
     back = decode(vae, encode(vae, torch.from_numpy(truth))).numpy()
-    assert 10 * np.log10(255**2 / np.mean((truth.astype(float) - back)**2)) > 27
+    assert 10 * np.log10(255**2 / np.mean((truth.astype(float) - back) ** 2)) > 27
 
 # %% ../nbs/16_tiny.ipynb #1d2783e7
 def test_heads_are_asked_about_what_temporal_layers_are_given():
     torch.manual_seed(0)
     unet, given = add_temporal(make_unet()), {}
     for name, layer in temporal_modules(unet).items():
-        layer.register_forward_pre_hook(lambda layer, args, name=name: given.update({name.removesuffix('.temporal_attn'): F.layer_norm(args[0], args[0].shape[-1:]).mean(1)}))
+        layer.register_forward_pre_hook(
+            lambda layer, args, name=name: given.update(
+                {name.removesuffix(".temporal_attn"): F.layer_norm(args[0], args[0].shape[-1:]).mean(1)}
+            )
+        )
     asked = Asked(unet)
     asked.kwargs = dict(num_frames=2)
-    answer, seen = asked(torch.randn(2, 4, 16, 16), torch.full((2,), 500), torch.randn(2, 77, 2 * WIDTH_TEXT), torch.randn(2, WIDTH_TEXT), torch.full((2, 6), 128.))
+    answer, seen = asked(
+        torch.randn(2, 4, 16, 16),
+        torch.full((2,), 500),
+        torch.randn(2, 77, 2 * WIDTH_TEXT),
+        torch.randn(2, WIDTH_TEXT),
+        torch.full((2, 6), 128.0),
+    )
     assert len(seen) == len(given) == 21 and answer.shape == (2, 4, 16, 16)
-    for name, x in zip(asked.names, seen, strict=True): torch.testing.assert_close(x, given[name], rtol=0, atol=0)
+    for name, x in zip(asked.names, seen, strict=True):
+        torch.testing.assert_close(x, given[name], rtol=0, atol=0)
 
 # %% ../nbs/16_tiny.ipynb #8723023e
 def test_at_the_last_step_a_stumble_is_hidden_in_the_noise_and_sdxl_s_last_step_would_show_it():
-    turn, stumble = apart(AutoencoderKL.from_pretrained(EMBEDDED / 'vae'))
-    last = ((1 - alphas('cpu')[-1]) / alphas('cpu')[-1]).sqrt().item()
+    turn, stumble = apart(AutoencoderKL.from_pretrained(EMBEDDED / "vae"))
+    last = ((1 - alphas("cpu")[-1]) / alphas("cpu")[-1]).sqrt().item()
     assert 60 < last < 70 and stumble < last < turn
     assert stumble > 2 * 14.6 and turn > 6 * 14.6
 
 # %% ../nbs/16_tiny.ipynb #31c93db5
 def test_importance_is_the_v_loss_under_the_roof_of_min_snr():
-    a = alphas('cpu').double()
-    snr, weights = a / (1 - a), importance('cpu').double()
-    picture = weights * (snr + 1)                                          # what it makes of an error in the picture
+    a = alphas("cpu").double()
+    snr, weights = a / (1 - a), importance("cpu").double()
+    picture = weights * (snr + 1)  # what it makes of an error in the picture
     torch.testing.assert_close(picture, (snr + 1).clamp(max=5), rtol=1e-4, atol=0)
-    assert (weights[snr < 4] > .9999).all() and weights[0] < .01
+    assert (weights[snr < 4] > 0.9999).all() and weights[0] < 0.01
 
 # %% ../nbs/16_tiny.ipynb #02085928
 def test_evened_weights_make_levels_nearer_to_each_other_and_keep_the_mean():
-    a, often, before, after = alphas('cpu'), density('cpu'), importance('cpu'), evened('cpu')
+    a, often, before, after = alphas("cpu"), density("cpu"), importance("cpu"), evened("cpu")
     torch.testing.assert_close((after * often).sum(), (before * often).sum())
     sigma = ((1 - a) / a).sqrt()
     at = [int((sigma - s).abs().argmin()) for s in EXPECTED]
-    share = lambda w: torch.tensor([w[t] * loss for t, loss in zip(at, EXPECTED.values())])        # of the loss, as it comes in
-    torch.testing.assert_close(share(after) / share(after)[4], (share(before) / share(before)[4] * (before[at] / before[at[4]])).sqrt(), rtol=.03, atol=0)
+
+
+    def share(w):
+        return torch.tensor([w[t] * loss for t, loss in zip(at, EXPECTED.values())])  # of the loss, as it comes in
+
+
+    torch.testing.assert_close(
+        share(after) / share(after)[4],
+        (share(before) / share(before)[4] * (before[at] / before[at[4]])).sqrt(),
+        rtol=0.03,
+        atol=0,
+    )
 
 # %% ../nbs/16_tiny.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
-    p = density('cpu')
-    torch.testing.assert_close(p.sum(), torch.tensor(1.))
-    assert p[900] > 2 * p[100] and p.min() >= .5 / 1000
+    p = density("cpu")
+    torch.testing.assert_close(p.sum(), torch.tensor(1.0))
+    assert p[900] > 2 * p[100] and p.min() >= 0.5 / 1000
 
 # %% ../nbs/16_tiny.ipynb #74bc1b79
 def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
     pipe = load(EMBEDDED)
-    tokens, pooled = bank(pipe, [read_captions(2, 'train', seed) for seed in (3, 4)])
-    said = [caption(random_scene(seed, 'train'), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
-    for ours, theirs in zip((tokens, pooled), embed(pipe, said)): torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=.01, rtol=.01)
+    tokens, pooled = bank(pipe, [read_captions(2, "train", seed) for seed in (3, 4)])
+    said = [caption(random_scene(seed, "train"), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
+    for ours, theirs in zip((tokens, pooled), embed(pipe, said)):
+        torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=0.01, rtol=0.01)
 
 # %% ../nbs/16_tiny.ipynb #d5a93e8b
 def test_sealed_scenes_are_never_trained_on_and_half_of_them_are_held_out():
     from tav_nb.toon import held_out
+
     scenes = sealed(64)
     assert all(held_out(s) for s in scenes[::2]) and not any(held_out(s) for s in scenes[1::2])
-    assert not {s.layout for s in scenes} & {random_scene(i, 'train').layout for i in range(2000)}
+    assert not {s.layout for s in scenes} & {random_scene(i, "train").layout for i in range(2000)}
 
 # %% ../nbs/16_tiny.ipynb #893a0167
 def test_many_films_at_once_are_the_films_that_generate_makes():
     pipe = load_video_pipeline()
-    prompt = 'a girl with green hair waves in the snow'
+    prompt = "a girl with green hair waves in the snow"
     noise = start_noise(1, *noise_for(pipe), 8)
     many = decode(pipe.vae, sample(pipe, [prompt], noise, num_frames=8, steps=2).flatten(0, 1)).numpy()
     one = generate(prompt, pipe, num_frames=8, steps=2, seed=0)
@@ -158,20 +200,22 @@ def test_many_films_at_once_are_the_films_that_generate_makes():
 @pytest.mark.long
 def test_eight_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
     pipe = load_video_pipeline()
-    row = score_table(pipe, 8, rows=['adapter on'], steps=8, num_frames=8, workers=1, log=None)['adapter on']
-    assert row['found'] == 1 and row['drift'] < .15
-    assert row['hair'][0] >= .87 and row['outfit'][0] >= .87 and row['background'][0] >= .75
-    assert row['jitter'] < .1 and row['direction'][0] > .5, 'without the adapter, in the same noise, they are .14 and .15'
-    assert row['still_camera']['hair'][3] == sum(s.camera == 'still' for s in sealed(8)) and row['held_out']['hair'][3] == 4
+    row = score_table(pipe, 8, rows=["adapter on"], steps=8, num_frames=8, workers=1, log=None)["adapter on"]
+    assert row["found"] == 1 and row["drift"] < 0.15
+    assert row["hair"][0] >= 0.87 and row["outfit"][0] >= 0.87 and row["background"][0] >= 0.75
+    assert row["jitter"] < 0.1 and row["direction"][0] > 0.5, "without the adapter, in the same noise, they are .14 and .15"
+    assert row["still_camera"]["hair"][3] == sum(s.camera == "still" for s in sealed(8)) and row["held_out"]["hair"][3] == 4
 
 # %% ../nbs/16_tiny.ipynb #69e00716
 @pytest.mark.slow
 def test_sixteen_sealed_scenes_in_twelve_steps_keep_who_and_where_they_are():
     pipe = load_video_pipeline()
-    row = score_table(pipe, 16, rows=['adapter on'], steps=12, num_frames=8, workers=1, log=None)['adapter on']
-    assert row['found'] == 1 and row['drift'] < .05, '4 of the 128 frames, in two films, are of somebody else: .031'
-    assert row['hair'][0] >= .93 and row['outfit'][0] >= .93 and row['background'][0] >= .8
-    assert row['jitter'] < .03 and row['direction'][0] > .9, 'without the adapter, in the same noise, they are .14 and .15'
+    row = score_table(pipe, 16, rows=["adapter on"], steps=12, num_frames=8, workers=1, log=None)["adapter on"]
+    assert row["found"] == 1 and row["drift"] < 0.05, "4 of the 128 frames, in two films, are of somebody else: .031"
+    assert row["hair"][0] >= 0.93 and row["outfit"][0] >= 0.93 and row["background"][0] >= 0.8
+    assert row["jitter"] < 0.03 and row["direction"][0] > 0.9, (
+        "without the adapter, in the same noise, they are .14 and .15"
+    )
 
 # %% ../nbs/16_tiny.ipynb #cfc8da7a
 def test_the_untrained_parts_have_the_shapes_that_ship():
@@ -181,25 +225,37 @@ def test_the_untrained_parts_have_the_shapes_that_ship():
 # %% ../nbs/16_tiny.ipynb #bc649a73
 @pytest.mark.long
 def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
-    from contextlib import redirect_stdout, redirect_stderr
     import io
+    from contextlib import redirect_stderr, redirect_stdout
+
     with TemporaryDirectory() as folder:
-        base, adapter, records = Path(folder, 'tiny-sdxl'), Path(folder, 'tiny-adapter'), Path(folder, 'results')
-        small = dict(text=dict(captions=60, batch=16), vae=dict(clips=2, batch=2), base=dict(scenes=3, batch=3), adapter=dict(clips=2, long_clips=1, lengths=((8, .5), (10, .5)), frames_a_step=20))
+        base, adapter, records = Path(folder, "tiny-sdxl"), Path(folder, "tiny-adapter"), Path(folder, "results")
+        small = dict(
+            text=dict(captions=60, batch=16),
+            vae=dict(clips=2, batch=2),
+            base=dict(scenes=3, batch=3),
+            adapter=dict(clips=2, long_clips=1, lengths=((8, 0.5), (10, 0.5)), frames_a_step=20),
+        )
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            for stage, options in small.items(): run_stage(stage, base, adapter, records, 'cpu', steps=1, workers=1, **options)
+            for stage, options in small.items():
+                run_stage(stage, base, adapter, records, "cpu", steps=1, workers=1, **options)
             trained = load(base).unet.state_dict()
-            again, fresh = begin_stage('base', base).unet.state_dict(), make_pipeline().unet.state_dict()
-        assert all(json.loads((records / f'tiny_{stage}.json').read_text())['seed'] == 0 for stage in small)
-        assert all(torch.equal(v, fresh[k]) for k, v in again.items()) and not all(torch.equal(v, trained[k]) for k, v in again.items()), 'a stage run twice begins from nothing twice'
-        assert load(base)('a girl', num_inference_steps=1).images[0].size == (128, 128)
-        assert not [f for f in base.rglob('*.json') if folder in f.read_text()], 'a path of this machine was saved'
-        assert read_metadata(adapter)['noise'] == 'progressive'
+            again, fresh = begin_stage("base", base).unet.state_dict(), make_pipeline().unet.state_dict()
+        assert all(json.loads((records / f"tiny_{stage}.json").read_text())["seed"] == 0 for stage in small)
+        assert all(torch.equal(v, fresh[k]) for k, v in again.items()) and not all(
+            torch.equal(v, trained[k]) for k, v in again.items()
+        ), "a stage run twice begins from nothing twice"
+        assert load(base)("a girl", num_inference_steps=1).images[0].size == (128, 128)
+        assert not [f for f in base.rglob("*.json") if folder in f.read_text()], "a path of this machine was saved"
+        assert read_metadata(adapter)["noise"] == "progressive"
 
 # %% ../nbs/16_tiny.ipynb #d7628ba3
 def test_the_embedded_model_loads_with_no_extra_argument_and_weighs_under_18_mb():
-    files = [f for f in EMBEDDED.parent.rglob('*') if f.is_file()]
+    files = [f for f in EMBEDDED.parent.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 18e6
-    assert not [f for f in files if f.suffix in ('.bin', '.pt', '.pkl', '.ckpt')]
-    with quiet(): stock = StableDiffusionXLPipeline.from_pretrained(EMBEDDED)
-    assert type(stock) is StableDiffusionXLPipeline and stock('a girl in the snow', num_inference_steps=1).images[0].size == (128, 128)
+    assert not [f for f in files if f.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    with quiet():
+        stock = StableDiffusionXLPipeline.from_pretrained(EMBEDDED)
+    assert type(stock) is StableDiffusionXLPipeline and stock("a girl in the snow", num_inference_steps=1).images[
+        0
+    ].size == (128, 128)

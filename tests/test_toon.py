@@ -12,13 +12,18 @@ def carried_back(clip, t):
     "Frame t + 1 taken at the places to which the flow of frame t leads [h w 3], and where that can be judged [h w]"
     h, w = clip.labels.shape[1:]
     ys, xs = np.mgrid[:h, :w]
-    to = np.stack([ys, xs], -1) + clip.flow[t, ..., ::-1]                                 # h w 2, (y, x)
+    to = np.stack([ys, xs], -1) + clip.flow[t, ..., ::-1]  # h w 2, (y, x)
     low = np.clip(np.floor(to).astype(int), 0, (h - 2, w - 2))
     (ky, kx), (y, x) = np.moveaxis(np.clip(to - low, 0, 1), -1, 0)[..., None], np.moveaxis(low, -1, 0)
-    corner = lambda dy, dx: clip.frames[t + 1, y + dy, x + dx].astype(float)              # h w 3
-    there = (corner(0, 0) * (1 - kx) + corner(0, 1) * kx) * (1 - ky) + (corner(1, 0) * (1 - kx) + corner(1, 1) * kx) * ky
+
+    def corner(dy, dx):
+        return clip.frames[t + 1, y + dy, x + dx].astype(float)  # h w 3
+
+    there = (corner(0, 0) * (1 - kx) + corner(0, 1) * kx) * (1 - ky) + (
+        corner(1, 0) * (1 - kx) + corner(1, 1) * kx
+    ) * ky
     clear = ((to >= 1) & (to < (h - 2, w - 2))).all(-1)
-    for dy in (-1, 0, 1):                          # all around, here and there: the same layer; and no edge inside of it
+    for dy in (-1, 0, 1):  # all around, here and there: the same layer; and no edge inside of it
         for dx in (-1, 0, 1):
             clear &= np.roll(clip.labels[t], (dy, dx), (0, 1)) == clip.labels[t]
             clear &= clip.labels[t + 1, np.clip(y + dy, 0, h - 1), np.clip(x + dx, 0, w - 1)] == clip.labels[t]
@@ -26,9 +31,21 @@ def carried_back(clip, t):
     return there, clear
 
 # %% ../nbs/00_toon.ipynb #3f862433
-WALKS = [Scene(action=action, speed=speed, x=.5 - 7.5 * speed, layout=i, background=BACKGROUNDS[i], hair=list(HAIR)[i], outfit=list(OUTFIT)[7 - i])
-         for i, (action, speed) in enumerate([('walk left', -.02), ('walk right', .02), ('run left', -.038), ('run right', .038)])]
-CHECKED = 'hair', 'outfit', 'background', 'camera', 'action'
+WALKS = [
+    Scene(
+        action=action,
+        speed=speed,
+        x=0.5 - 7.5 * speed,
+        layout=i,
+        background=BACKGROUNDS[i],
+        hair=list(HAIR)[i],
+        outfit=list(OUTFIT)[7 - i],
+    )
+    for i, (action, speed) in enumerate(
+        [("walk left", -0.02), ("walk right", 0.02), ("run left", -0.038), ("run right", 0.038)]
+    )
+]
+CHECKED = "hair", "outfit", "background", "camera", "action"
 
 
 def shares_right(seeds, num_frames):
@@ -39,115 +56,136 @@ def shares_right(seeds, num_frames):
 
 # %% ../nbs/00_toon.ipynb #5c051d63
 def test_the_world_has_at_least_eight_hair_and_outfit_colours_six_backgrounds_and_eight_actions():
-    assert len(set(HAIR.values())) >= 8 and len(set(OUTFIT.values())) >= 8, 'equal colours'
+    assert len(set(HAIR.values())) >= 8 and len(set(OUTFIT.values())) >= 8, "equal colours"
     assert len(set(BACKGROUNDS)) >= 6 and len(set(ACTIONS)) >= 8 and len(set(STYLES)) > 1
-    assert {'walk left', 'walk right', 'run left', 'run right', 'jump', 'wave', 'stand'} < set(ACTIONS)
+    assert {"walk left", "walk right", "run left", "run right", "jump", "wave", "stand"} < set(ACTIONS)
     for palette in (HAIR, OUTFIT):
         tones = np.array([*palette.values(), SKIN])
         apart = np.abs(tones[:, None] - tones).sum(-1) + 1000 * np.eye(len(tones))
-        assert apart.min() > 70, 'two colours that a reader could confuse'
+        assert apart.min() > 70, "two colours that a reader could confuse"
 
 # %% ../nbs/00_toon.ipynb #850982ef
 def test_held_out_combinations_never_come_up_in_training_and_every_colour_does():
-    train = [random_scene(seed, 'train') for seed in range(400)]
-    sealed = [random_scene(seed, 'held out') for seed in range(400)]
+    train = [random_scene(seed, "train") for seed in range(400)]
+    sealed = [random_scene(seed, "held out") for seed in range(400)]
     pairs = {(s.hair, s.outfit) for s in train}, {(s.action, s.background) for s in train}
-    assert not any(map(held_out, train)), 'a held-out combination in training'
-    assert all((s.hair, s.outfit) not in pairs[0] or (s.action, s.background) not in pairs[1] for s in sealed), 'a sealed scene without a new pair'
+    assert not any(map(held_out, train)), "a held-out combination in training"
+    assert all((s.hair, s.outfit) not in pairs[0] or (s.action, s.background) not in pairs[1] for s in sealed), (
+        "a sealed scene without a new pair"
+    )
     assert {s.hair for s in train} == set(HAIR) and {s.outfit for s in train} == set(OUTFIT)
     assert {s.action for s in train} == set(ACTIONS) and {s.background for s in train} == set(BACKGROUNDS)
     assert len({s.hair for s in sealed}) == len(HAIR) and len({s.action for s in sealed}) == len(ACTIONS)
-    assert {held_out(random_scene(seed)) for seed in range(50)} == {True, False}, 'without a split both kinds come up'
+    assert {held_out(random_scene(seed)) for seed in range(50)} == {True, False}, "without a split both kinds come up"
 
 # %% ../nbs/00_toon.ipynb #741b6066
 def test_clips_have_any_length_and_size_and_a_longer_one_starts_with_the_shorter():
     for seed in range(4):
         short, long = render(random_scene(seed), 3, 96, 160), render(random_scene(seed), 7, 96, 160)
         assert short.frames.shape == (3, 96, 160, 3) and short.frames.dtype == np.uint8
-        assert np.array_equal(short.frames, long.frames[:3]), 'the beginning depends on the length'
-        assert np.array_equal(long.frames[3:], render(random_scene(seed), 4, 96, 160, start=3).frames), 'the window depends on its start'
+        assert np.array_equal(short.frames, long.frames[:3]), "the beginning depends on the length"
+        assert np.array_equal(long.frames[3:], render(random_scene(seed), 4, 96, 160, start=3).frames), (
+            "the window depends on its start"
+        )
 
 # %% ../nbs/00_toon.ipynb #5dc43885
 def test_sixteen_frames_of_a_random_scene_stay_inside_the_frame():
     for seed in range(200):
         xs = [_where(random_scene(seed), t)[2] for t in range(16)]
-        assert .1 < min(xs) and max(xs) < .9, f'the character of scene {seed} leaves the frame: {min(xs):.2f} to {max(xs):.2f}'
+        assert 0.1 < min(xs) and max(xs) < 0.9, (
+            f"the character of scene {seed} leaves the frame: {min(xs):.2f} to {max(xs):.2f}"
+        )
 
 # %% ../nbs/00_toon.ipynb #019743ce
 def test_held_drawings_are_held():
     for hold in (1, 2, 3):
-        clip_ = render(Scene(action='run right', speed=.036, x=.2, hold=hold), 9, 64, 64)
+        clip_ = render(Scene(action="run right", speed=0.036, x=0.2, hold=hold), 9, 64, 64)
         same = np.array([np.array_equal(a, b) for a, b in zip(clip_.frames, clip_.frames[1:])])
-        assert np.array_equal(same, np.diff(clip_.drawing) == 0), f'frames on {hold}s are {same}'
-        assert same.sum() == 8 - 8 // hold, f'a new drawing every {hold} frames'
-    panned = render(Scene(action='run right', speed=.036, pan=.03, x=.2, hold=3), 4, 64, 64).frames
-    assert not np.array_equal(panned[0], panned[1]), 'the camera waits for the drawings'
+        assert np.array_equal(same, np.diff(clip_.drawing) == 0), f"frames on {hold}s are {same}"
+        assert same.sum() == 8 - 8 // hold, f"a new drawing every {hold} frames"
+    panned = render(Scene(action="run right", speed=0.036, pan=0.03, x=0.2, hold=3), 4, 64, 64).frames
+    assert not np.array_equal(panned[0], panned[1]), "the camera waits for the drawings"
 
 # %% ../nbs/00_toon.ipynb #df0dc875
 def test_the_same_seed_gives_the_same_clip_bit_for_bit():
     for seed in (4, 9):
-        assert random_scene(seed) == random_scene(seed), 'the scene depends on more than the seed'
+        assert random_scene(seed) == random_scene(seed), "the scene depends on more than the seed"
         one, other = (render(random_scene(seed), 3, 64, 64, truth=True) for _ in range(2))
-        for name in ('frames', 'position', 'labels', 'flow'):
-            assert np.array_equal(getattr(one, name), getattr(other, name)), f'{name} depend on more than the seed'
-    assert not np.array_equal(one.frames, render(random_scene(8), 3, 64, 64).frames), 'every seed gives the same'
+        for name in ("frames", "position", "labels", "flow"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), f"{name} depend on more than the seed"
+    assert not np.array_equal(one.frames, render(random_scene(8), 3, 64, 64).frames), "every seed gives the same"
 
 # %% ../nbs/00_toon.ipynb #0c4607b0
 def test_pixels_moved_along_the_flow_land_on_the_same_colours():
-    errors = {'ground': [], 'character': []}
+    errors = {"ground": [], "character": []}
     for seed in range(6):
-        clip_ = render(replace(random_scene(seed), pan=.012), 5, truth=True)
+        clip_ = render(replace(random_scene(seed), pan=0.012), 5, truth=True)
         for t in range(4):
             there_, judged_ = carried_back(clip_, t)
             now, then = clip_.frames[t].astype(float), clip_.frames[t + 1].astype(float)
-            pair = np.abs(np.stack([there_, then]) - now).mean(-1)                      # n h w c -> n h w: with flow, without
-            errors['ground'].append(pair[:, judged_ & (clip_.labels[t] == LABELS.index('ground'))])
-            errors['character'].append(pair[:, judged_ & (clip_.labels[t] > LABELS.index('shadow'))])
-    for name, (most, least) in dict(ground=(.15, .5), character=(1.5, 15)).items():
+            pair = np.abs(np.stack([there_, then]) - now).mean(-1)  # n h w c -> n h w: with flow, without
+            errors["ground"].append(pair[:, judged_ & (clip_.labels[t] == LABELS.index("ground"))])
+            errors["character"].append(pair[:, judged_ & (clip_.labels[t] > LABELS.index("shadow"))])
+    for name, (most, least) in dict(ground=(0.15, 0.5), character=(1.5, 15)).items():
         with_flow, without = np.concatenate(errors[name], 1)
-        assert len(with_flow) > 5000 and with_flow.mean() < most and (with_flow > 16).mean() < .03, f'{name}: {with_flow.mean():.2f} levels off'
-        assert without.mean() > least, f'{name}: a flow of zero would do as well'
+        assert len(with_flow) > 5000 and with_flow.mean() < most and (with_flow > 16).mean() < 0.03, (
+            f"{name}: {with_flow.mean():.2f} levels off"
+        )
+        assert without.mean() > least, f"{name}: a flow of zero would do as well"
 
 # %% ../nbs/00_toon.ipynb #dd923759
 def test_flow_agrees_with_the_closed_form_of_a_walk_before_a_panning_camera():
-    for pan, speed in ((.0125, .02), (-.0125, -.02), (0., .04)):
-        clip_ = render(Scene(action='walk right' if speed > 0 else 'walk left', x=.5, speed=speed, pan=pan), 4, 96, 160, truth=True)
+    for pan, speed in ((0.0125, 0.02), (-0.0125, -0.02), (0.0, 0.04)):
+        clip_ = render(
+            Scene(action="walk right" if speed > 0 else "walk left", x=0.5, speed=speed, pan=pan), 4, 96, 160, truth=True
+        )
         for t in range(3):
-            at = lambda name: clip_.flow[t][clip_.labels[t] == LABELS.index(name)]
-            assert np.abs(at('ground') - (-pan * 160, 0)).max() <= .25, 'the ground moves against the camera, to a quarter pixel'
-            assert np.abs(at('shadow') - ((speed - pan) * 160, 0)).max() < 1e-3, 'the shadow moves as the character does'
-            assert not at('sky').any(), 'the sky stays'
+
+            def at(name):
+                return clip_.flow[t][clip_.labels[t] == LABELS.index(name)]
+
+            assert np.abs(at("ground") - (-pan * 160, 0)).max() <= 0.25, (
+                "the ground moves against the camera, to a quarter pixel"
+            )
+            assert np.abs(at("shadow") - ((speed - pan) * 160, 0)).max() < 1e-3, "the shadow moves as the character does"
+            assert not at("sky").any(), "the sky stays"
 
 # %% ../nbs/00_toon.ipynb #79189228
 def test_the_position_is_where_the_masks_have_the_face():
     for seed in range(12):
         clip_ = render(random_scene(seed), 6, 96, 160, truth=True)
         for labels, (x, y) in zip(clip_.labels, clip_.position * (160, 96)):
-            ys, xs = np.nonzero(labels == LABELS.index('face'))
-            assert abs(xs.mean() + .5 - x) < 1.2, f'{clip_.scene.action}: the face is {xs.mean() + .5 - x:.2f} pixels to the right of its position'
-            assert 0 < ys.mean() + .5 - y < .05 * 96, 'the fringe hides the upper part, so what is seen lies a little lower'
+            ys, xs = np.nonzero(labels == LABELS.index("face"))
+            assert abs(xs.mean() + 0.5 - x) < 1.2, (
+                f"{clip_.scene.action}: the face is {xs.mean() + 0.5 - x:.2f} pixels to the right of its position"
+            )
+            assert 0 < ys.mean() + 0.5 - y < 0.05 * 96, (
+                "the fringe hides the upper part, so what is seen lies a little lower"
+            )
 
 # %% ../nbs/00_toon.ipynb #69937eb0
 def test_captions_hold_no_word_outside_the_vocabulary():
     known_words = set(vocabulary())
     for seed in range(3000):
-        said_ = re.findall(r'[^\W_]+', caption(random_scene(seed % 500), seed).lower())
-        assert said_ and set(said_) <= known_words, f'{set(said_) - known_words} is not in the vocabulary'
+        said_ = re.findall(r"[^\W_]+", caption(random_scene(seed % 500), seed).lower())
+        assert said_ and set(said_) <= known_words, f"{set(said_) - known_words} is not in the vocabulary"
 
 # %% ../nbs/00_toon.ipynb #36e37dd8
 def test_a_moving_camera_and_held_drawings_are_always_said_and_a_still_camera_never_as_moving():
     for seed in range(1500):
         s_, text = random_scene(seed), caption(random_scene(seed), seed).lower()
-        assert bool(re.search(r'on twos', text)) == (s_.hold == 2) and bool(re.search(r'on threes', text)) == (s_.hold == 3), text
-        shot = re.search(r'(pans?|panning|camera mov\w+)( to the)? (left|right)', text)
-        assert (shot[3] if shot else 'still') == s_.camera.split()[-1], f'{s_.camera}: {text}'
+        assert bool(re.search(r"on twos", text)) == (s_.hold == 2) and bool(re.search(r"on threes", text)) == (
+            s_.hold == 3
+        ), text
+        shot = re.search(r"(pans?|panning|camera mov\w+)( to the)? (left|right)", text)
+        assert (shot[3] if shot else "still") == s_.camera.split()[-1], f"{s_.camera}: {text}"
 
 # %% ../nbs/00_toon.ipynb #59d1cb23
 def test_one_scene_has_hundreds_of_wordings():
-    texts = {caption(Scene(action='run left', background='snow'), seed) for seed in range(1000)}
-    assert len(texts) > 900, f'only {len(texts)} wordings in a thousand'
-    assert len({text.split()[0].lower() for text in texts}) > 20, 'all begin alike'
-    assert caption(Scene(), 3) == caption(Scene(), 3), 'the seed decides'
+    texts = {caption(Scene(action="run left", background="snow"), seed) for seed in range(1000)}
+    assert len(texts) > 900, f"only {len(texts)} wordings in a thousand"
+    assert len({text.split()[0].lower() for text in texts}) > 20, "all begin alike"
+    assert caption(Scene(), 3) == caption(Scene(), 3), "the seed decides"
 
 # %% ../nbs/00_toon.ipynb #142b3134
 def test_a_complete_caption_says_hair_outfit_place_and_action():
@@ -155,22 +193,25 @@ def test_a_complete_caption_says_hair_outfit_place_and_action():
     for seed in range(1000):
         s_ = random_scene(seed)
         asked = [s_.hair, s_.outfit, s_.background, *s_.action.split()]
-        says = lambda text: all(any(word in text.lower() for word in SYNONYMS[key]) for key in asked)
-        assert says(caption(s_, seed, complete=True)), f'{asked}: {caption(s_, seed, complete=True)}'
+
+        def says(text):
+            return all(any(word in text.lower() for word in SYNONYMS[key]) for key in asked)
+
+        assert says(caption(s_, seed, complete=True)), f"{asked}: {caption(s_, seed, complete=True)}"
         partly += not says(caption(s_, seed))
-    assert partly > 100, 'other captions leave something out now and then'
+    assert partly > 100, "other captions leave something out now and then"
 
 # %% ../nbs/00_toon.ipynb #52d338c4
 def test_the_reader_is_right_on_real_clips():
     right = shares_right(range(1000, 1032), 12)
-    assert min(right.values()) >= .97, right
+    assert min(right.values()) >= 0.97, right
 
 # %% ../nbs/00_toon.ipynb #92a9849e
 @pytest.mark.slow
 def test_the_reader_is_right_on_256_real_clips():
     right = shares_right(range(10**6, 10**6 + 256), 16)
-    assert min(right.values()) >= .98, right
-    assert np.mean(list(right.values())) >= .99, right
+    assert min(right.values()) >= 0.98, right
+    assert np.mean(list(right.values())) >= 0.99, right
 
 # %% ../nbs/00_toon.ipynb #f2005715
 def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousandth():
@@ -178,68 +219,112 @@ def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousan
         clip_ = render(random_scene(seed), 8, 96, 128)
         read_ = read(clip_.frames)
         off = (read_.position - clip_.position) * (128, 96)
-        assert off.std(0).max() < .5, f'{clip_.scene.action}: the place of the face shakes by {off.std(0)} pixels'
-        assert np.abs(off[:, 0]).max() < 2 and 2 < off[:, 1].min() < off[:, 1].max() < 5, 'beside the face, or not below the fringe'
-        assert read_.found == 1 and abs(read_.pan - clip_.scene.pan) < .001, f'pan {clip_.scene.pan:.4f} read as {read_.pan:.4f}'
+        assert off.std(0).max() < 0.5, f"{clip_.scene.action}: the place of the face shakes by {off.std(0)} pixels"
+        assert np.abs(off[:, 0]).max() < 2 and 2 < off[:, 1].min() < off[:, 1].max() < 5, (
+            "beside the face, or not below the fringe"
+        )
+        assert read_.found == 1 and abs(read_.pan - clip_.scene.pan) < 0.001, (
+            f"pan {clip_.scene.pan:.4f} read as {read_.pan:.4f}"
+        )
 
 # %% ../nbs/00_toon.ipynb #c8a5b0ea
 def test_the_reader_notices_shuffled_frames():
     for scene in WALKS:
         frames = render(scene, 12).frames
         good, bad = read(frames), read(frames[np.random.default_rng(1).permutation(12)])
-        assert good.jitter < .006 and bad.jitter > 10 * good.jitter, f'jitter {good.jitter:.4f} in order, {bad.jitter:.4f} shuffled'
-        assert bad.motion > 1.2 * good.motion, 'shuffled frames differ more'
+        assert good.jitter < 0.006 and bad.jitter > 10 * good.jitter, (
+            f"jitter {good.jitter:.4f} in order, {bad.jitter:.4f} shuffled"
+        )
+        assert bad.motion > 1.2 * good.motion, "shuffled frames differ more"
 
 # %% ../nbs/00_toon.ipynb #47c9262a
 def test_the_reader_notices_a_frozen_clip():
     for scene in WALKS:
-        frames = render(replace(scene, pan=.01 * math.copysign(1, scene.speed)), 12).frames
+        frames = render(replace(scene, pan=0.01 * math.copysign(1, scene.speed)), 12).frames
         frozen = read(frames[[5] * 12])
-        assert frozen.motion == 0 and abs(frozen.speed) < .001 and frozen.action == 'stand', f'a frozen {scene.action} is read as {frozen.action}'
-        assert frozen.camera == 'still' and read(frames).camera != 'still'
+        assert frozen.motion == 0 and abs(frozen.speed) < 0.001 and frozen.action == "stand", (
+            f"a frozen {scene.action} is read as {frozen.action}"
+        )
+        assert frozen.camera == "still" and read(frames).camera != "still"
 
 # %% ../nbs/00_toon.ipynb #ac71f7bb
 def test_the_reader_notices_a_mirror():
-    mirror = {'left': 'right', 'right': 'left'}
+    mirror = {"left": "right", "right": "left"}
     for scene in WALKS:
-        scene = replace(scene, pan=.01 * math.copysign(1, scene.speed))
+        scene = replace(scene, pan=0.01 * math.copysign(1, scene.speed))
         frames = render(scene, 12).frames
         good, bad = read(frames), read(frames[:, :, ::-1])
         verb, way = scene.action.split()
-        assert good.action == scene.action and bad.action == f'{verb} {mirror[way]}', f'{good.action}, in the mirror {bad.action}'
-        assert (good.camera, bad.camera) == (f'pan {way}', f'pan {mirror[way]}')
+        assert good.action == scene.action and bad.action == f"{verb} {mirror[way]}", (
+            f"{good.action}, in the mirror {bad.action}"
+        )
+        assert (good.camera, bad.camera) == (f"pan {way}", f"pan {mirror[way]}")
 
 # %% ../nbs/00_toon.ipynb #688e22bf
 def test_the_reader_notices_hair_or_clothes_recoloured_half_way():
-    for change in (dict(hair='purple'), dict(outfit='green')):
+    for change in (dict(hair="purple"), dict(outfit="green")):
         for scene in WALKS[:2]:
             good, other = render(scene, 12).frames, render(replace(scene, **change), 12).frames
-            assert read(good).drift == 0, 'drift without any'
-            assert read(np.concatenate([good[:6], other[6:]])).drift >= .4, f'{change} half-way is not noticed'
+            assert read(good).drift == 0, "drift without any"
+            assert read(np.concatenate([good[:6], other[6:]])).drift >= 0.4, f"{change} half-way is not noticed"
 
 # %% ../nbs/00_toon.ipynb #1f7f2e28
 def test_wilson_intervals_equal_the_published_ones_and_solve_their_equation():
-    for hits, n, low, high in ((81, 263, .2553, .3662), (15, 148, .0624, .1605), (0, 20, 0., .1611), (1, 29, .0061, .1718)):
-        assert np.allclose(wilson(hits, n), (hits / n, low, high), atol=6e-5), f'{hits}/{n}: {wilson(hits, n)}'
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert np.allclose(wilson(hits, n), (hits / n, low, high), atol=6e-5), f"{hits}/{n}: {wilson(hits, n)}"
     for hits, n in ((3, 7), (500, 512)):
-        for bound in wilson(hits, n, z=2.5)[1:]: assert np.isclose(abs(hits / n - bound), 2.5 * math.sqrt(bound * (1 - bound) / n))
+        for bound in wilson(hits, n, z=2.5)[1:]:
+            assert np.isclose(abs(hits / n - bound), 2.5 * math.sqrt(bound * (1 - bound) / n))
     for n in range(1, 300):
-        assert all(0 <= wilson(hits, n)[1] <= hits / n <= wilson(hits, n)[2] <= 1 for hits in (0, n)), f'a share of {n} outside its interval'
+        assert all(0 <= wilson(hits, n)[1] <= hits / n <= wilson(hits, n)[2] <= 1 for hits in (0, n)), (
+            f"a share of {n} outside its interval"
+        )
     assert all(map(math.isnan, wilson(0, 0)))
 
 # %% ../nbs/00_toon.ipynb #f21bbc6e
 def test_the_score_of_known_readings():
     def as_read(scene, **wrong):
-        right_ = dict(hair=scene.hair, style=scene.style, outfit=scene.outfit, background=scene.background, action=scene.action, camera=scene.camera,
-                      speed=scene.speed, pan=0., found=1., drift=0., jitter=.001, motion=5., position=np.zeros((2, 2)))
+        right_ = dict(
+            hair=scene.hair,
+            style=scene.style,
+            outfit=scene.outfit,
+            background=scene.background,
+            action=scene.action,
+            camera=scene.camera,
+            speed=scene.speed,
+            pan=0.0,
+            found=1.0,
+            drift=0.0,
+            jitter=0.001,
+            motion=5.0,
+            position=np.zeros((2, 2)),
+        )
         return Reading(**right_ | wrong)
 
-    asked_ = [Scene(action='walk left', speed=-.02), Scene(action='run right', speed=.04), Scene(action='jump', hold=2), Scene(action='stand', hair='red')]
-    table_ = score(asked_, [as_read(asked_[0]), as_read(asked_[1], speed=-.04, action='run left', jitter=.003), as_read(asked_[2], action='stand', jitter=.9, drift=.5),
-                            as_read(asked_[3], hair='pink', jitter=math.nan)])
-    assert table_['hair'] == (*wilson(3, 4), 4) and table_['outfit'] == (*wilson(4, 4), 4)
-    assert table_['direction'] == (*wilson(1, 2), 2), 'only who moves has a direction, and one went the wrong way'
-    assert table_['gait'] == (*wilson(2, 2), 2), 'a run to the wrong side is still a run'
-    assert table_['jump'][0] == 0 and table_['stand'][0] == 1 and table_['wave'][3] == 0 and math.isnan(table_['wave'][0])
-    assert np.isclose(table_['jitter'], .002), 'held drawings are left out, and so is what could not be measured'
-    assert np.isclose(table_['drift'], .125) and np.isclose(table_['speed'], .03)
+
+    asked_ = [
+        Scene(action="walk left", speed=-0.02),
+        Scene(action="run right", speed=0.04),
+        Scene(action="jump", hold=2),
+        Scene(action="stand", hair="red"),
+    ]
+    table_ = score(
+        asked_,
+        [
+            as_read(asked_[0]),
+            as_read(asked_[1], speed=-0.04, action="run left", jitter=0.003),
+            as_read(asked_[2], action="stand", jitter=0.9, drift=0.5),
+            as_read(asked_[3], hair="pink", jitter=math.nan),
+        ],
+    )
+    assert table_["hair"] == (*wilson(3, 4), 4) and table_["outfit"] == (*wilson(4, 4), 4)
+    assert table_["direction"] == (*wilson(1, 2), 2), "only who moves has a direction, and one went the wrong way"
+    assert table_["gait"] == (*wilson(2, 2), 2), "a run to the wrong side is still a run"
+    assert table_["jump"][0] == 0 and table_["stand"][0] == 1 and table_["wave"][3] == 0 and math.isnan(table_["wave"][0])
+    assert np.isclose(table_["jitter"], 0.002), "held drawings are left out, and so is what could not be measured"
+    assert np.isclose(table_["drift"], 0.125) and np.isclose(table_["speed"], 0.03)

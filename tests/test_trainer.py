@@ -23,6 +23,7 @@ import json
 import math
 import numpy as np
 import os
+import psutil
 import pyarrow
 import pytest
 import re
@@ -37,17 +38,34 @@ import torch
 
 # %% ../nbs/24_trainer.ipynb #965fca7e
 torch.set_num_threads(1)
-UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=[16, 16], layers_per_block=1, down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], transformer_layers_per_block=1, attention_head_dim=[2, 2], cross_attention_dim=128, use_linear_projection=True, norm_num_groups=8,
-            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 64, mid_block_type=None)
+UNET = dict(
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=[16, 16],
+    layers_per_block=1,
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    transformer_layers_per_block=1,
+    attention_head_dim=[2, 2],
+    cross_attention_dim=128,
+    use_linear_projection=True,
+    norm_num_groups=8,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=6 * 8 + 64,
+    mid_block_type=None,
+)
 
 
 def micro_model(folder):
     "A model folder with the tiny SDXL's encoders and a UNet that is smaller still, in random weights"
     from diffusers import UNet2DConditionModel
+
     Path(folder).mkdir()
     for part in EMBEDDED.iterdir():
-        if part.name != "unet": os.symlink(part, f"{folder}/{part.name}")
+        if part.name != "unet":
+            os.symlink(part, f"{folder}/{part.name}")
     torch.manual_seed(0)
     UNet2DConditionModel(**UNET).save_pretrained(f"{folder}/unet")
     return folder
@@ -60,11 +78,34 @@ def noise_cache(folder, shapes, model, bad=()):
     for i, (frames, height, width) in enumerate(shapes):
         name = f"film{i}-0000000-{frames}"
         latents = rng.standard_normal((frames, 4, height // 8, width // 8)).astype(np.float16)
-        if i in bad: latents[1, 2, 3, 4] = np.nan
-        np.savez(f"{folder}/clips/{name}.npz", latents=latents, text_embeds=rng.standard_normal((77, 128)).astype(np.float16), pooled_embeds=rng.standard_normal(64).astype(np.float16),
-                 original_size=np.int32([height, width]), crop_top_left=np.int32([0, 0]), target_size=np.int32([height, width]), frame_times=np.arange(frames) / 8, hold_mask=np.arange(frames) < 0, fps=np.float32(8))
-        rows.append(dict(clip=name, kept=True, frames=frames, height=height, width=width, cache_key=str(i), caption=f"a girl walks {i}"))
-    np.savez(f"{folder}/_empty.npz", text_embeds=np.zeros((77, 128), np.float16), pooled_embeds=np.zeros(64, np.float16))
+        if i in bad:
+            latents[1, 2, 3, 4] = np.nan
+        np.savez(
+            f"{folder}/clips/{name}.npz",
+            latents=latents,
+            text_embeds=rng.standard_normal((77, 128)).astype(np.float16),
+            pooled_embeds=rng.standard_normal(64).astype(np.float16),
+            original_size=np.int32([height, width]),
+            crop_top_left=np.int32([0, 0]),
+            target_size=np.int32([height, width]),
+            frame_times=np.arange(frames) / 8,
+            hold_mask=np.arange(frames) < 0,
+            fps=np.float32(8),
+        )
+        rows.append(
+            dict(
+                clip=name,
+                kept=True,
+                frames=frames,
+                height=height,
+                width=width,
+                cache_key=str(i),
+                caption=f"a girl walks {i}",
+            )
+        )
+    np.savez(
+        f"{folder}/_empty.npz", text_embeds=np.zeros((77, 128), np.float16), pooled_embeds=np.zeros(64, np.float16)
+    )
     parquet.write_table(pyarrow.Table.from_pylist(rows), f"{folder}/manifest.parquet")
     about = dict(model=fingerprint(load_pipeline(model)), model_name="micro", options=dict(resolution=64))
     Path(folder, "cache.json").write_text(json.dumps(about))
@@ -74,8 +115,24 @@ def noise_cache(folder, shapes, model, bad=()):
 HOME = tempfile.TemporaryDirectory()
 MICRO = micro_model(f"{HOME.name}/micro")
 CACHE = noise_cache(f"{HOME.name}/cache", [(8, 64, 64)] * 5 + [(6, 64, 64)] * 3 + [(4, 64, 128)] * 2, MICRO)
-SMALL = TrainConfig(model=MICRO, lengths=(4, 6, 8), batch_size=1, accumulation=2, max_frames=8, steps=8, lr=1e-3, warmup_steps=2, ema_decay=0.9, workers=0, held_out=0, checkpoint_every=4,
-                    eval_every=0, preview_every=0, log_every=1, checkpointing="none")
+SMALL = TrainConfig(
+    model=MICRO,
+    lengths=(4, 6, 8),
+    batch_size=1,
+    accumulation=2,
+    max_frames=8,
+    steps=8,
+    lr=1e-3,
+    warmup_steps=2,
+    ema_decay=0.9,
+    workers=0,
+    held_out=0,
+    checkpoint_every=4,
+    eval_every=0,
+    preview_every=0,
+    log_every=1,
+    checkpointing="none",
+)
 
 # %% ../nbs/24_trainer.ipynb #252b6611
 def small_core(config=SMALL, rank=0, world=1, device="cpu"):
@@ -89,13 +146,16 @@ def small_core(config=SMALL, rank=0, world=1, device="cpu"):
 
 class Numbered:
     "A loader whose clip of number n is always the same, in whatever batch it comes"
-    def __init__(self, size, bad=(), folder=CACHE): self.inner, self.size, self.bad = ClipLoader(folder, 1, (4,), zeros=0, empty=0), size, bad
+
+    def __init__(self, size, bad=(), folder=CACHE):
+        self.inner, self.size, self.bad = ClipLoader(folder, 1, (4,), zeros=0, empty=0), size, bad
 
     def batch(self, step):
         numbers = range(step * self.size, (step + 1) * self.size)
         clips = [self.inner.clip(number % 5, 4, np.random.default_rng(number)) for number in numbers]
         for number, clip in zip(numbers, clips):
-            if number in self.bad: clip["latents"][0, 0, 0, 0] = torch.inf
+            if number in self.bad:
+                clip["latents"][0, 0, 0, 0] = torch.inf
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
 
@@ -112,14 +172,22 @@ HERE, LOAD, PARTS = sys.modules[train.__module__], load_pipeline, {}
 
 def quick_pipeline(model, device="cpu", dtype=torch.float32, config=None):
     "`load_pipeline`, which loads encoders and VAE only once"
-    if dtype not in PARTS: PARTS[dtype] = {name: part for name, part in LOAD(model, device, dtype, config).components.items() if name not in ("unet", "scheduler") and part is not None}
+    if dtype not in PARTS:
+        PARTS[dtype] = {
+            name: part
+            for name, part in LOAD(model, device, dtype, config).components.items()
+            if name not in ("unet", "scheduler") and part is not None
+        }
     return LOAD(model, device, dtype, config, **PARTS[dtype])
 
 
 def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
     "`train` on the CPU; returns the core and the lines that it said"
     lines = []
-    with patch.object(HERE, "load_pipeline", quick_pipeline), patch.object(HERE, "measure", lambda *args: Need(0, 0, 0, 0, 2**25)):
+    with (
+        patch.object(HERE, "load_pipeline", quick_pipeline),
+        patch.object(HERE, "measure", lambda *args: Need(0, 0, 0, 0, 2**25)),
+    ):
         core = train(config, cache, out, resume, "cpu", lines.append, bar=False, **kwargs)
     return core, lines
 
@@ -127,12 +195,15 @@ def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
 def state_of(run):
     "All tensors of the newest checkpoint of a run"
     path, state = find_checkpoint(run)
-    return {(file.name, name): tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}, state
+    return {
+        (file.name, name): tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()
+    }, state
 
 
 def refusal(work):
     "The message of the error that `work` ends with; it has to be one line"
-    try: work()
+    try:
+        work()
     except ValueError as error:
         assert "\n" not in str(error), error
         return str(error)
@@ -144,7 +215,26 @@ PROGRAM = "import sys; from tav_nb.cli import main; sys.exit(main())"
 
 def tav_train(out, *words):
     "The command that trains the micro model as `SMALL` does; `words` are more or other options"
-    usual = ["--model", MICRO, "--lengths", "4,6,8", "--max-frames", 8, "--batch-size", 1, "--lr", 1e-3, "--ema-decay", 0.9, "--preview-every", 0, "--log-every", 1, "--device", "cpu"]
+    usual = [
+        "--model",
+        MICRO,
+        "--lengths",
+        "4,6,8",
+        "--max-frames",
+        8,
+        "--batch-size",
+        1,
+        "--lr",
+        1e-3,
+        "--ema-decay",
+        0.9,
+        "--preview-every",
+        0,
+        "--log-every",
+        1,
+        "--device",
+        "cpu",
+    ]
     return [str(word) for word in ["train", CACHE, out, *usual, *words]]
 
 # %% ../nbs/24_trainer.ipynb #b51c0002
@@ -206,14 +296,21 @@ if rank == 1: os._exit(0)
 def in_both(place, *cases):
     "`[code, stdout, stderr, connected]` of both processes for each case, a fault and the words of a command"
     from socket import socket
+
     sockets = [socket() for _ in cases]
-    for one in sockets: one.bind(("127.0.0.1", 0))
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
     ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets: one.close()
-    done = subprocess.run([sys.executable, "-c", IN_BOTH, json.dumps([cases, ports, place])], capture_output=True, text=True, timeout=600)
+    for one in sockets:
+        one.close()
+    done = subprocess.run(
+        [sys.executable, "-c", IN_BOTH, json.dumps([cases, ports, place])], capture_output=True, text=True, timeout=600
+    )
     assert not done.returncode, done
-    first, second = ([json.loads(line) for line in Path(place, f"{rank}.jsonl").read_text().splitlines()] for rank in (0, 1))
-    return [*zip(first, second)] + [(one, None) for one in first[len(second):]]
+    first, second = (
+        [json.loads(line) for line in Path(place, f"{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
+    )
+    return [*zip(first, second)] + [(one, None) for one in first[len(second) :]]
 
 # %% ../nbs/24_trainer.ipynb #53b6e340
 def test_the_weights_equal_the_closed_form_at_every_timestep():
@@ -224,16 +321,23 @@ def test_the_weights_equal_the_closed_form_at_every_timestep():
             snr = a / (1 - a)
             below = snr if kind == "epsilon" else snr + 1
             expected = dict(zip(("min-snr", "picture", "none"), (min(snr, 5) / below, min(snr + 1, 5) / below, 1)))
-            if t == 0: tables = {weighting: timestep_tables(scheduler, TrainConfig(weighting=weighting))[0].tolist() for weighting in expected}
-            for weighting, value in expected.items(): assert math.isclose(tables[weighting][t], value, rel_tol=1e-4), (kind, weighting, t)
-        for how in ("even", "noisy"): assert math.isclose(timestep_tables(scheduler, TrainConfig(timesteps=how))[1].sum().item(), 1, rel_tol=1e-5)
+            if t == 0:
+                tables = {
+                    weighting: timestep_tables(scheduler, TrainConfig(weighting=weighting))[0].tolist()
+                    for weighting in expected
+                }
+            for weighting, value in expected.items():
+                assert math.isclose(tables[weighting][t], value, rel_tol=1e-4), (kind, weighting, t)
+        for how in ("even", "noisy"):
+            assert math.isclose(timestep_tables(scheduler, TrainConfig(timesteps=how))[1].sum().item(), 1, rel_tol=1e-5)
 
 # %% ../nbs/24_trainer.ipynb #ee75f44d
 def test_positions_move_and_come_back_bit_for_bit():
     unet = add_temporal(load_pipeline(MICRO).unet, max_frames=8)
     before = [layer.pos_emb.clone() for layer in temporal_modules(unet).values()]
     with positions_from(unet, 3):
-        for layer, table in zip(temporal_modules(unet).values(), before): assert torch.equal(layer.pos_emb[:5], table[3:])
+        for layer, table in zip(temporal_modules(unet).values(), before):
+            assert torch.equal(layer.pos_emb[:5], table[3:])
     assert all(torch.equal(layer.pos_emb, table) for layer, table in zip(temporal_modules(unet).values(), before))
 
 # %% ../nbs/24_trainer.ipynb #51bb0dd2
@@ -256,27 +360,52 @@ def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_pie
         torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=0, world_size=1)
         try:
             for accumulation in (1, 3):
-                core, order, real, one = small_core(replace(SMALL, batch_size=1, accumulation=accumulation), world=2), [], torch.distributed.all_reduce, micro_step
-                def spy(tensor): order.append(tensor.numel()); return real(tensor)
-                def step(*args): order.append("micro-step"); return one(*args)
-                with patch("torch.distributed.all_reduce", spy), patch.object(sys.modules[update.__module__], "micro_step", step): update(core, micro_batches(Numbered(1), 0, 2 * accumulation))
+                core, order, real, one = (
+                    small_core(replace(SMALL, batch_size=1, accumulation=accumulation), world=2),
+                    [],
+                    torch.distributed.all_reduce,
+                    micro_step,
+                )
+
+                def spy(tensor):
+                    order.append(tensor.numel())
+                    return real(tensor)
+
+                def step(*args):
+                    order.append("micro-step")
+                    return one(*args)
+
+                with (
+                    patch("torch.distributed.all_reduce", spy),
+                    patch.object(sys.modules[update.__module__], "micro_step", step),
+                ):
+                    update(core, micro_batches(Numbered(1), 0, 2 * accumulation))
                 assert order == ["micro-step"] * accumulation + [core.gradients.numel(), 2]
             first = core.gradients.data_ptr()
             core.gradients.copy_(torch.arange(core.gradients.numel()))
-            for p in core.parameters: assert p.grad.data_ptr() % 512 == first % 512 and p.grad.shape == p.shape and p.grad.flatten()[-1] - p.grad.flatten()[0] == p.numel() - 1
+            for p in core.parameters:
+                assert (
+                    p.grad.data_ptr() % 512 == first % 512
+                    and p.grad.shape == p.shape
+                    and p.grad.flatten()[-1] - p.grad.flatten()[0] == p.numel() - 1
+                )
             assert len({p.grad.data_ptr() for p in core.parameters}) == len(core.parameters)
-        finally: torch.distributed.destroy_process_group()
+        finally:
+            torch.distributed.destroy_process_group()
 
 # %% ../nbs/24_trainer.ipynb #9dc12da1
 @pytest.mark.cuda
 def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
     found = []
     for recorded in (True, False):
-        core = small_core(replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, checkpointing="blocks"), device="cuda")
+        core = small_core(
+            replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, checkpointing="blocks"), device="cuda"
+        )
         said = [update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2)) for _ in range(5)]
         assert len(core.learn.known) == recorded
         found.append([torch.tensor([one["loss"] for one in said]), *(p.detach() for p in core.parameters)])
-    for a, b in zip(*found, strict=True): torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
 # %% ../nbs/24_trainer.ipynb #861c5f86
 def test_a_broken_clip_that_is_skipped_counts_nothing():
@@ -284,12 +413,17 @@ def test_a_broken_clip_that_is_skipped_counts_nothing():
     with_bad, said = gradients(same, bad=(3,))
     three, _ = gradients(replace(same, batch_size=3))
     assert said["clips"] == 3 and all(g.isfinite().all() for g in with_bad)
-    for a, b in zip(with_bad, three, strict=True): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
+    for a, b in zip(with_bad, three, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
 
 # %% ../nbs/24_trainer.ipynb #8ce490ad
 def test_the_second_loss_counts_as_often_as_asked():
     core, clips = small_core(), Numbered(2).batch(0)
-    with torch.no_grad(): none, once, thrice = (clip_losses(core.unet, core.scheduler, clips, range(2), replace(SMALL, neighbours=weight), core.tables) for weight in (0.0, 1.0, 3.0))
+    with torch.no_grad():
+        none, once, thrice = (
+            clip_losses(core.unet, core.scheduler, clips, range(2), replace(SMALL, neighbours=weight), core.tables)
+            for weight in (0.0, 1.0, 3.0)
+        )
     assert (once > 1.5 * none).all(), "noise that is not related doubles"
     torch.testing.assert_close(thrice - none, 3 * (once - none))
 
@@ -300,16 +434,21 @@ def test_whichever_factor_starts_at_zero_has_moved_after_the_first_step_and_ever
         start, grads = [p.detach().clone() for p in core.parameters], []
         frozen = {name: p.clone() for name, p in core.unet.named_parameters() if "temporal_attn" not in name}
         apply = core.optimizer.step
+
         def spy(*args, **kwargs):
             grads.append([p.grad.clone() for p in core.parameters])
             return apply(*args, **kwargs)
+
         core.optimizer.step = spy
-        for _ in range(2): update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2))
+        for _ in range(2):
+            update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2))
         moved = [name for name, p, old in zip(core.names, core.parameters, start) if not torch.equal(p, old)]
         first = [name for name, g in zip(core.names, grads[0]) if g.any()]
         assert first and all(("proj" if zero == "proj" else "gate") in name for name in first), first
         assert len(first) == (6 if zero == "proj" else 3) and all(g.any() for g in grads[1]) and set(first) <= set(moved)
-        assert all(torch.equal(p, frozen[name]) for name, p in core.unet.named_parameters() if name in frozen), "the base is frozen"
+        assert all(torch.equal(p, frozen[name]) for name, p in core.unet.named_parameters() if name in frozen), (
+            "the base is frozen"
+        )
 
 # %% ../nbs/24_trainer.ipynb #4292afd2
 def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_counted():
@@ -320,7 +459,9 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_count
     for i in range(3):
         said = update(core, micro_batches(Numbered(1), 2 * i, 2 * i + 2))
         assert said["lost"] == i + 1 and said["scale"] == 2.0 ** (15 - i)
-    assert all(torch.equal(p, old) for p, old in zip(core.parameters, start)) and core.step == 3 and core.average.updates == 0
+    assert (
+        all(torch.equal(p, old) for p, old in zip(core.parameters, start)) and core.step == 3 and core.average.updates == 0
+    )
     handle.remove()
     assert update(core, micro_batches(Numbered(1), 6, 8))["lost"] == 0 and core.average.updates == 1
 
@@ -330,13 +471,18 @@ def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
     core, clips = small_core(), [dict(height=64, width=64)]
     with tempfile.TemporaryDirectory() as folder:
         batches = micro_batches(Numbered(1), 0, 12)
-        for _ in range(3): update(core, batches)
+        for _ in range(3):
+            update(core, batches)
         save(core, folder, clips)
         again = small_core()
         assert restore(again, folder) and again.step == 3
         rest = micro_batches(Numbered(1), 6, 12)
-        for _ in range(3): assert update(core, batches) == update(again, rest)
-        for a, b in zip([*core.parameters, *core.average.tensors], [*again.parameters, *again.average.tensors], strict=True): assert torch.equal(a, b)
+        for _ in range(3):
+            assert update(core, batches) == update(again, rest)
+        for a, b in zip(
+            [*core.parameters, *core.average.tensors], [*again.parameters, *again.average.tensors], strict=True
+        ):
+            assert torch.equal(a, b)
         a, b = (optimizer_tensors(one.optimizer, one.names) for one in (core, again))
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
@@ -360,34 +506,62 @@ def test_what_went_wrong_in_some_processes_is_one_line_in_all_of_them_and_names_
     them = Processes(SimpleNamespace(process_index=0, num_processes=1))
     assert them.agree(stop=True) == [dict(stop=True)] and isinstance(them.shared(KeyError("x")), KeyError)
     them.world, line = 3, {}
-    for said, expected in (({1: "bad"}, "process 1: bad"), ({1: "bad", 2: "worse"}, "process 1: bad (and process 2)"), ({0: "same", 1: "same", 2: "same"}, "same")):
+    for said, expected in (
+        ({1: "bad"}, "process 1: bad"),
+        ({1: "bad", 2: "worse"}, "process 1: bad (and process 2)"),
+        ({0: "same", 1: "same", 2: "same"}, "same"),
+    ):
         them.exchange = lambda ours: [dict(error=said[rank]) if rank in said else {} for rank in range(3)]
-        try: them.agree()
-        except AgreedError as error: line[expected] = str(error)
+        try:
+            them.agree()
+        except AgreedError as error:
+            line[expected] = str(error)
         assert line[expected] == expected and them.shared(AgreedError("known")).args == ("known",)
     them.exchange = lambda ours: [{}, ours, {}]
-    try: {}["prompt"]
-    except KeyError as error: assert re.fullmatch(r"process 1: KeyError: 'prompt' \(.*, line \d+\)", str(them.shared(error))), them.shared(error)
+    try:
+        {}["prompt"]
+    except KeyError as error:
+        assert re.fullmatch(r"process 1: KeyError: 'prompt' \(.*, line \d+\)", str(them.shared(error))), them.shared(error)
     assert str(them.shared(OSError(28, "No space left"))) == "process 1: [Errno 28] No space left"
 
 # %% ../nbs/24_trainer.ipynb #7046ff4d
 def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
-    class Death(BaseException): pass
+    class Death(BaseException):
+        pass
+
+
     def die(event):
-        if event["step"] == 6: raise Death
+        if event["step"] == 6:
+            raise Death
+
+
     with tempfile.TemporaryDirectory() as place:
         config = replace(SMALL, workers=2)
         run_small(f"{place}/whole", config)
-        try: run_small(f"{place}/dead", config, on_event=die)
-        except Death: pass
-        else: raise AssertionError("it did not die")
+        try:
+            run_small(f"{place}/dead", config, on_event=die)
+        except Death:
+            pass
+        else:
+            raise AssertionError("it did not die")
         assert find_checkpoint(f"{place}/dead")[1]["step"] == 4
         core, lines = run_small(f"{place}/dead", None, resume=True)
         assert "goes on from step 4" in lines and core.step == 8
         entire, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
-        assert entire[0].keys() == dead[0].keys() and entire[1] == dead[1] and {name for name, _ in entire[0]} == {"weights.safetensors", "optimizer.safetensors", FILE_NAME}
-        for key in entire[0]: assert torch.equal(entire[0][key], dead[0][key]), key
-        logs = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "gib")} for line in Path(place, run, "log.jsonl").read_text().splitlines()] for run in ("whole", "dead")]
+        assert (
+            entire[0].keys() == dead[0].keys()
+            and entire[1] == dead[1]
+            and {name for name, _ in entire[0]} == {"weights.safetensors", "optimizer.safetensors", FILE_NAME}
+        )
+        for key in entire[0]:
+            assert torch.equal(entire[0][key], dead[0][key]), key
+        logs = [
+            [
+                {k: v for k, v in json.loads(line).items() if k not in ("seconds", "gib")}
+                for line in Path(place, run, "log.jsonl").read_text().splitlines()
+            ]
+            for run in ("whole", "dead")
+        ]
         assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, 9))
 
 # %% ../nbs/24_trainer.ipynb #b51c0007
@@ -398,6 +572,7 @@ def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_ch
         assert torch.equal(torch.random.get_rng_state(), before)
         newest = find_checkpoint(f"{place}/run")[0]
         entire = {file.name: load_file(file) for file in newest.glob("*.safetensors")}
+
         def damaged(name, **changes):
             save_file(entire[name] | changes, newest / name)
             files = {file: checksum(newest / file) for file in entire}
@@ -406,10 +581,15 @@ def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_ch
             assert restore(found, f"{place}/run", lines.append) and found.step == 4 and len(lines) == 1, lines
             save_file(entire[name], newest / name)
             return lines[0]
+
         first = core.names[0]
-        assert f"weights.safetensors: {first} is not finite; going on from step 4" in damaged("weights.safetensors", **{first: entire["weights.safetensors"][first] * torch.nan})
+        assert f"weights.safetensors: {first} is not finite; going on from step 4" in damaged(
+            "weights.safetensors", **{first: entire["weights.safetensors"][first] * torch.nan}
+        )
         assert f"{FILE_NAME}: {first} has shape (1,)" in damaged(FILE_NAME, **{first: torch.zeros(1)})
-        assert "optimizer.safetensors: has unknown 1 tensors such as other" in damaged("optimizer.safetensors", other=torch.zeros(1))
+        assert "optimizer.safetensors: has unknown 1 tensors such as other" in damaged(
+            "optimizer.safetensors", other=torch.zeros(1)
+        )
         files = {file: checksum(newest / file) for file in entire}
         for state in ({}, dict(step=8, lost=0, averaged="8", scaler={}), dict(step=-1, lost=0, averaged=8, scaler={})):
             (newest / "state.json").write_text(json.dumps(seal(state, files)))
@@ -418,15 +598,23 @@ def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_ch
 
 # %% ../nbs/24_trainer.ipynb #2dd1024a
 def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_inside():
-    class Death(BaseException): pass
+    class Death(BaseException):
+        pass
+
+
     def die(event):
-        if event["step"] == 6: raise Death
+        if event["step"] == 6:
+            raise Death
+
+
     with tempfile.TemporaryDirectory() as place:
         run_small(f"{place}/inside")
         for first, second in ((True, False), (False, True)):
             run = f"{place}/{first}"
-            try: run_small(run, replace(SMALL, adam_offload=first), on_event=die)
-            except Death: pass
+            try:
+                run_small(run, replace(SMALL, adam_offload=first), on_event=die)
+            except Death:
+                pass
             core, _ = run_small(run, replace(SMALL, adam_offload=second), resume=True)
             assert hasattr(core.optimizer, "settle") == second
             inside, mixed = state_of(f"{place}/inside")[0], state_of(run)[0]
@@ -435,20 +623,39 @@ def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_i
 # %% ../nbs/24_trainer.ipynb #d0f41867
 @pytest.mark.slow
 def test_forty_updates_equal_twenty_and_kill_nine_and_twenty_more():
-    words = "--accumulation", 2, "--steps", 40, "--workers", 2, "--held-out", 2, "--checkpoint-every", 10, "--eval-every", 10
+    words = (
+        "--accumulation",
+        2,
+        "--steps",
+        40,
+        "--workers",
+        2,
+        "--held-out",
+        2,
+        "--checkpoint-every",
+        10,
+        "--eval-every",
+        10,
+    )
     python = [sys.executable, "-c", PROGRAM]
     with tempfile.TemporaryDirectory() as place:
         subprocess.run(python + tav_train(f"{place}/whole", *words), check=True, capture_output=True)
-        process = subprocess.Popen(python + tav_train(f"{place}/dead", *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            python + tav_train(f"{place}/dead", *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         log = Path(place, "dead", "log.jsonl")
-        while not (log.exists() and '"step": 22' in log.read_text()) and process.poll() is None: time.sleep(0.01)
+        while not (log.exists() and '"step": 22' in log.read_text()) and process.poll() is None:
+            time.sleep(0.01)
         process.kill()
         assert process.wait() == -9 and find_checkpoint(f"{place}/dead")[1]["step"] == 20
-        again = subprocess.run([*python, "train", CACHE, f"{place}/dead", "--resume", "--device", "cpu"], capture_output=True, text=True)
+        again = subprocess.run(
+            [*python, "train", CACHE, f"{place}/dead", "--resume", "--device", "cpu"], capture_output=True, text=True
+        )
         assert again.returncode == 0 and "goes on from step 20" in again.stdout, again
         entire, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
         assert entire[0].keys() == dead[0].keys() and entire[1] == dead[1] and entire[1]["step"] == 40
-        for key in entire[0]: assert torch.equal(entire[0][key], dead[0][key]), key
+        for key in entire[0]:
+            assert torch.equal(entire[0][key], dead[0][key]), key
 
 # %% ../nbs/24_trainer.ipynb #278ad324
 @pytest.mark.slow
@@ -456,55 +663,115 @@ def test_two_processes_equal_one_with_twice_the_accumulation():
     words = "--steps", 6, "--workers", 0, "--held-out", 0, "--checkpoint-every", 6
     with tempfile.TemporaryDirectory() as place:
         Path(f"{place}/go.py").write_text(PROGRAM)
-        subprocess.run([sys.executable, f"{place}/go.py", *tav_train(f"{place}/one", *words, "--accumulation", 4)], check=True, capture_output=True)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29555", f"{place}/go.py"]  # accelerate launch, without GPUs
-        both = subprocess.run(launch + tav_train(f"{place}/two", *words, "--accumulation", 2), capture_output=True, text=True)
+        subprocess.run(
+            [sys.executable, f"{place}/go.py", *tav_train(f"{place}/one", *words, "--accumulation", 4)],
+            check=True,
+            capture_output=True,
+        )
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29555",
+            f"{place}/go.py",
+        ]  # accelerate launch, without GPUs
+        both = subprocess.run(
+            launch + tav_train(f"{place}/two", *words, "--accumulation", 2), capture_output=True, text=True
+        )
         assert both.returncode == 0 and "x 2 processes" in both.stdout, both
         one, two = state_of(f"{place}/one")[0], state_of(f"{place}/two")[0]
         assert one.keys() == two.keys()
-        for key in one: torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-6)
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-6)
 
 # %% ../nbs/24_trainer.ipynb #494c2b53
 @pytest.mark.slow
 def test_a_training_in_two_processes_stops_as_one_at_ctrl_c_and_when_the_launcher_or_one_of_them_is_killed():
-    import psutil
     with tempfile.TemporaryDirectory() as place:
-        words = tav_train(f"{place}/run", "--steps", 10_000, "--accumulation", 1, "--workers", 1, "--held-out", 0, "--checkpoint-every", 10_000, "--processes", 2)
+        words = tav_train(
+            f"{place}/run",
+            "--steps",
+            10_000,
+            "--accumulation",
+            1,
+            "--workers",
+            1,
+            "--held-out",
+            0,
+            "--checkpoint-every",
+            10_000,
+            "--processes",
+            2,
+        )
         log, before = Path(place, "run", "log.jsonl"), 0
         for what in ("ctrl-c", "one", "launcher"):
-            launcher = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            launcher = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
             while not (log.exists() and f'"step": {before + 3},' in log.read_text()):
                 assert launcher.poll() is None, launcher.communicate()
                 time.sleep(0.02)
             copies = psutil.Process(launcher.pid).children()
             everybody = psutil.Process(launcher.pid).children(recursive=True)
-            if what == "ctrl-c": launcher.send_signal(signal.SIGINT)
-            elif what == "one": copies[1].kill()
-            else: launcher.kill()
+            if what == "ctrl-c":
+                launcher.send_signal(signal.SIGINT)
+            elif what == "one":
+                copies[1].kill()
+            else:
+                launcher.kill()
             out, err = launcher.communicate(timeout=120)
             _, left = psutil.wait_procs(everybody, timeout=60)
             step = find_checkpoint(f"{place}/run")[1]["step"]
             assert len(copies) == 2 and not left and step >= before + 3, (what, left, step, before)
-            assert f"step {step} is saved" in out if what == "one" else f"stopped at step {step} of 10000" in out, (what, out)
-            line = "tav: error: process 1 of 2 was ended by SIGKILL, as the system does when memory is used up; the others have ended as well\n" if what == "one" else ""
-            assert (launcher.returncode, err) == ({"ctrl-c": 0, "one": 2, "launcher": -9}[what], line), (what, launcher.returncode, err)
+            assert f"step {step} is saved" in out if what == "one" else f"stopped at step {step} of 10000" in out, (
+                what,
+                out,
+            )
+            line = (
+                "tav: error: process 1 of 2 was ended by SIGKILL, as the system does when memory is used up; the others"
+            " have ended as well\n"
+                if what == "one"
+                else ""
+            )
+            assert (launcher.returncode, err) == ({"ctrl-c": 0, "one": 2, "launcher": -9}[what], line), (
+                what,
+                launcher.returncode,
+                err,
+            )
             words, before = ["train", CACHE, f"{place}/run", "--resume", "--device", "cpu", "--processes", "2"], step
 
 # %% ../nbs/24_trainer.ipynb #480044e4
 @pytest.mark.cuda
 def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumulation():
     import pytest
-    if torch.cuda.device_count() < 2: pytest.skip("needs two GPUs")
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
     words = "--steps", 6, "--workers", 0, "--held-out", 0, "--checkpoint-every", 6, "--dtype", "float32", "--device", "cuda"
     with tempfile.TemporaryDirectory() as place:
         Path(f"{place}/go.py").write_text(PROGRAM)
-        subprocess.run([sys.executable, f"{place}/go.py", *tav_train(f"{place}/one", *words, "--accumulation", 4)], check=True, capture_output=True)
-        launch = [sys.executable, *"-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split(), f"{place}/go.py"]
-        both = subprocess.run(launch + tav_train(f"{place}/two", *words, "--accumulation", 2), capture_output=True, text=True)
+        subprocess.run(
+            [sys.executable, f"{place}/go.py", *tav_train(f"{place}/one", *words, "--accumulation", 4)],
+            check=True,
+            capture_output=True,
+        )
+        launch = [
+            sys.executable,
+            *"-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+        " --dynamo_backend no".split(),
+            f"{place}/go.py",
+        ]
+        both = subprocess.run(
+            launch + tav_train(f"{place}/two", *words, "--accumulation", 2), capture_output=True, text=True
+        )
         assert both.returncode == 0 and "x 2 processes" in both.stdout and "--cuda-graphs false" not in both.stdout, both
         one, two = state_of(f"{place}/one")[0], state_of(f"{place}/two")[0]
         assert one.keys() == two.keys()
-        for key in one: torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=2e-5)
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], rtol=2e-3, atol=2e-5)
 
 # %% ../nbs/24_trainer.ipynb #b51c0003
 @pytest.mark.long
@@ -512,47 +779,124 @@ def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_t
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 8, MICRO, bad=(0,))
         good, odd = (noise_cache(f"{place}/{name}", [(8, 64, 64)] * 8, MICRO) for name in ("good", "odd"))
-        plan = lambda seed: [ClipLoader(bad, 1, (8,), seed).plan[step][0][0] for step in range(8)]
-        seed = next(seed for seed in range(100) if plan(seed).index(0) == 5)  # the second process meets it in its third update
+
+        def plan(seed):
+            return [ClipLoader(bad, 1, (8,), seed).plan[step][0][0] for step in range(8)]
+
+        seed = next(
+            seed for seed in range(100) if plan(seed).index(0) == 5
+        )  # the second process meets it in its third update
         Path(odd, "clips", "film0-0000000-8.npz").write_bytes(b"no zip")
-        words = "--steps", 8, "--accumulation", 1, "--workers", 0, "--held-out", 0, "--lengths", 8, "--seed", seed, "--checkpoint-every", 100
-        command = lambda cache, out, *more: ["train", str(cache), f"{place}/{out}", *tav_train(f"{place}/{out}", *words, *more)[3:]]
-        launched = subprocess.run([sys.executable, "-c", PROGRAM, *command(bad, "bad-clip", "--processes", 2)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert launched.returncode == 2 and launched.stderr.startswith(f"tav: error: process 1: {bad}/clips/film0-0000000-8.npz") and launched.stderr.count("\n") == 1, launched
-        assert "x 2 processes" in launched.stdout and "step 2 is saved; --resume goes on from there" in launched.stdout, launched
-        assert find_checkpoint(f"{place}/bad-clip")[1]["step"] == 2 and read_metadata(f"{place}/bad-clip")["trained_steps"] == 2
+        words = (
+            "--steps",
+            8,
+            "--accumulation",
+            1,
+            "--workers",
+            0,
+            "--held-out",
+            0,
+            "--lengths",
+            8,
+            "--seed",
+            seed,
+            "--checkpoint-every",
+            100,
+        )
+
+        def command(cache, out, *more):
+            return ["train", str(cache), f"{place}/{out}", *tav_train(f"{place}/{out}", *words, *more)[3:]]
+
+        launched = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *command(bad, "bad-clip", "--processes", 2)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert (
+            launched.returncode == 2
+            and launched.stderr.startswith(f"tav: error: process 1: {bad}/clips/film0-0000000-8.npz")
+            and launched.stderr.count("\n") == 1
+        ), launched
+        assert "x 2 processes" in launched.stdout and "step 2 is saved; --resume goes on from there" in launched.stdout, (
+            launched
+        )
+        assert (
+            find_checkpoint(f"{place}/bad-clip")[1]["step"] == 2
+            and read_metadata(f"{place}/bad-clip")["trained_steps"] == 2
+        )
         goes_on = ["train", str(bad), f"{place}/bad-clip", "--resume", "--bad-clips", "skip", "--device", "cpu"]
-        cases = [("stop", goes_on), ("stop", command(bad, "skip", "--bad-clips", "skip")), ("none", command(odd, "no-zip")), ("memory", command(good, "memory")),
-                 ("bug", command(good, "bug", "--preview-every", 1, "--preview-frames", 4, "--preview-steps", 1)), ("disk", command(good, "disk")),
-                 ("none", command(place, "no-cache")), ("gone", command(good, "gone"))]
+        cases = [
+            ("stop", goes_on),
+            ("stop", command(bad, "skip", "--bad-clips", "skip")),
+            ("none", command(odd, "no-zip")),
+            ("memory", command(good, "memory")),
+            ("bug", command(good, "bug", "--preview-every", 1, "--preview-frames", 4, "--preview-steps", 1)),
+            ("disk", command(good, "disk")),
+            ("none", command(place, "no-cache")),
+            ("gone", command(good, "gone")),
+        ]
         found = {Path(words[2]).name: ends for (_, words), ends in zip(cases, in_both(place, *cases), strict=True)}
-        says = dict([("no-zip", "process 1: "), ("memory", "process 1: step 2: out of memory"),
-                     ("bug", "process 0: KeyError: 'prompt' (<string>, line"), ("disk", "process 0: "), ("gone", "another process of this training is gone"), ("no-cache", f"{place}: no cache")])
+        says = dict(
+            [
+                ("no-zip", "process 1: "),
+                ("memory", "process 1: step 2: out of memory"),
+                ("bug", "process 0: KeyError: 'prompt' (<string>, line"),
+                ("disk", "process 0: "),
+                ("gone", "another process of this training is gone"),
+                ("no-cache", f"{place}: no cache"),
+            ]
+        )
         for name, begins in says.items():
             (code, out, err, left), second = found[name]
-            assert code == 2 and err.startswith(f"tav: error: {begins}") and err.count("\n") == 1 and not left, (name, found[name])
-            assert second is None if name == "gone" else second[0] == 2 and not second[1] and not second[2] and not second[3], (name, second)
+            assert code == 2 and err.startswith(f"tav: error: {begins}") and err.count("\n") == 1 and not left, (
+                name,
+                found[name],
+            )
+            assert (
+                second is None if name == "gone" else second[0] == 2 and not second[1] and not second[2] and not second[3]
+            ), (name, second)
             step = find_checkpoint(f"{place}/{name}", lambda line: None)[1]
             assert (step or {}).get("step") == {"disk": None, "no-cache": None, "bug": 3}.get(name, 2), (name, step)
-            assert name in ("disk", "no-cache") or f"step {step['step']} is saved; --resume goes on from there" in out, (name, out)
+            assert name in ("disk", "no-cache") or f"step {step['step']} is saved; --resume goes on from there" in out, (
+                name,
+                out,
+            )
         assert "film0-0000000-8.npz: cannot be read" in found["no-zip"][0][2] and "No space left" in found["disk"][0][2]
         for name in ("bad-clip", "skip"):
             (code, out, err, _), second = found[name]
-            assert code == second[0] == 0 and "film0-0000000-8.npz: has numbers that are none, and is skipped (process 1)" in out and "stopped at step 4 of 8" in out and not err, found[name]
+            assert (
+                code == second[0] == 0
+                and "film0-0000000-8.npz: has numbers that are none, and is skipped (process 1)" in out
+                and "stopped at step 4 of 8" in out
+                and not err
+            ), found[name]
         begun, straight = (state_of(f"{place}/{name}")[0] for name in ("bad-clip", "skip"))
-        assert begun.keys() == straight.keys() and all(torch.equal(begun[key], straight[key]) for key in begun), "what --processes began goes on in processes that others start, bit for bit"
+        assert begun.keys() == straight.keys() and all(torch.equal(begun[key], straight[key]) for key in begun), (
+            "what --processes began goes on in processes that others start, bit for bit"
+        )
 
 # %% ../nbs/24_trainer.ipynb #1c882255
 def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run():
     config = replace(SMALL, accumulation=1)
     with tempfile.TemporaryDirectory() as place:
-        main_thread = threading.current_thread() is threading.main_thread()  # elsewhere, as in nbdev-test, nobody hears signals
+        main_thread = (
+            threading.current_thread() is threading.main_thread()
+        )  # elsewhere, as in nbdev-test, nobody hears signals
         for number, name in ((signal.SIGINT, "int"), (signal.SIGTERM, "term")) if main_thread else ():
+
             def stop(event):
-                if event["step"] == 2: os.kill(os.getpid(), number)
+                if event["step"] == 2:
+                    os.kill(os.getpid(), number)
+
             before = signal.getsignal(number)
             core, lines = run_small(f"{place}/{name}", config, on_event=stop)
-            assert core.step == 3 and find_checkpoint(f"{place}/{name}")[1]["step"] == 3 and "stopped at step 3 of 8" in lines[-1] and signal.getsignal(number) is before, lines
+            assert (
+                core.step == 3
+                and find_checkpoint(f"{place}/{name}")[1]["step"] == 3
+                and "stopped at step 3 of 8" in lines[-1]
+                and signal.getsignal(number) is before
+            ), lines
 
 # %% ../nbs/24_trainer.ipynb #1df4ae06
 def test_a_run_is_only_gone_on_with_as_it_began():
@@ -564,9 +908,15 @@ def test_a_run_is_only_gone_on_with_as_it_began():
             ("holds no run", lambda: run_small(f"{place}/new", None, resume=True)),
             ("lr was 0.001 when this run began", lambda: run_small(run, replace(short, lr=1e-2), resume=True)),
             ("other files", lambda: run_small(place, short)),
-            ("with other clips", lambda: run_small(run, None, noise_cache(f"{place}/cache", [(8, 64, 64)] * 2, MICRO), True)),
-        ): assert said in refusal(work), refusal(work)
-        assert run_small(f"{place}/other", replace(read_config(f"{run}/config.toml"), adapter=run, lr=1e-2))[0].step == 1, "what the refusal advises"
+            (
+                "with other clips",
+                lambda: run_small(run, None, noise_cache(f"{place}/cache", [(8, 64, 64)] * 2, MICRO), True),
+            ),
+        ):
+            assert said in refusal(work), refusal(work)
+        assert run_small(f"{place}/other", replace(read_config(f"{run}/config.toml"), adapter=run, lr=1e-2))[0].step == 1, (
+            "what the refusal advises"
+        )
         core, _ = run_small(run, replace(short, steps=2, workers=1), resume=True)
         assert core.step == 2 and not Path(f"{place}/new").exists()
 
@@ -580,11 +930,23 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
         foreign = shutil.copytree(CACHE, f"{place}/foreign")
         Path(foreign, "cache.json").write_text(json.dumps(other))
         for said, config, cache in (
-            ("differs in vae", SMALL, foreign), ("made for 64 px, but resolution is 768", replace(SMALL, resolution=768), CACHE), ("no cache", SMALL, place),
-            ("has 32 frames", replace(SMALL, lengths=(32,), max_frames=32), CACHE), ("leaves none to train on", replace(SMALL, held_out=10), CACHE), ("made for another base", replace(SMALL, adapter=str(EMBEDDED_ADAPTER)), CACHE),
-            ("no such file", replace(SMALL, adapter="/no/such"), CACHE), ("but there are 0.0: ", replace(SMALL, memory_limit=1e-3), CACHE), ("has to be given", replace(SMALL, adapter="?"), CACHE), ("num_heads=7 does not divide dim=16", replace(SMALL, num_heads=7), CACHE),
-            ("--model-config", replace(SMALL, model=one_file), CACHE), ("anime.safetensors: cannot be loaded", replace(SMALL, model=one_file, model_config=MICRO), CACHE),
-            ("a learned table of positions ends after 8; --preview-frames 8", replace(SMALL, positions="learned", preview_every=1, preview_frames=9), CACHE),
+            ("differs in vae", SMALL, foreign),
+            ("made for 64 px, but resolution is 768", replace(SMALL, resolution=768), CACHE),
+            ("no cache", SMALL, place),
+            ("has 32 frames", replace(SMALL, lengths=(32,), max_frames=32), CACHE),
+            ("leaves none to train on", replace(SMALL, held_out=10), CACHE),
+            ("made for another base", replace(SMALL, adapter=str(EMBEDDED_ADAPTER)), CACHE),
+            ("no such file", replace(SMALL, adapter="/no/such"), CACHE),
+            ("but there are 0.0: ", replace(SMALL, memory_limit=1e-3), CACHE),
+            ("has to be given", replace(SMALL, adapter="?"), CACHE),
+            ("num_heads=7 does not divide dim=16", replace(SMALL, num_heads=7), CACHE),
+            ("--model-config", replace(SMALL, model=one_file), CACHE),
+            ("anime.safetensors: cannot be loaded", replace(SMALL, model=one_file, model_config=MICRO), CACHE),
+            (
+                "a learned table of positions ends after 8; --preview-frames 8",
+                replace(SMALL, positions="learned", preview_every=1, preview_frames=9),
+                CACHE,
+            ),
             *([] if find_spec("torchao") else [("tav_nb[adam8bit]", replace(SMALL, adam8bit=True), CACHE)]),
         ):
             message = refusal(lambda: run_small(f"{place}/run", config, cache))
@@ -619,36 +981,65 @@ def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_ca
         np.savez(path, **{**arrays, "pooled_embeds": arrays["pooled_embeds"] * np.float16(np.inf)})
         events = []
         core, lines = run_small(f"{place}/run", config, bad, on_event=events.append)
-        assert sum(f"{path}: a held-out clip with numbers that are none" in line for line in lines) == 1 and all(math.isfinite(event["loss"]) for event in events if event["kind"] == "held_out"), lines
-        for changes, said in (({"text_embeds": np.zeros((77, 64), np.float16)}, "text_embeds"), ({"pooled_embeds": np.zeros(3, np.float16)}, "pooled_embeds")):
+        assert sum(f"{path}: a held-out clip with numbers that are none" in line for line in lines) == 1 and all(
+            math.isfinite(event["loss"]) for event in events if event["kind"] == "held_out"
+        ), lines
+        for changes, said in (
+            ({"text_embeds": np.zeros((77, 64), np.float16)}, "text_embeds"),
+            ({"pooled_embeds": np.zeros(3, np.float16)}, "pooled_embeds"),
+        ):
             np.savez(path, **{**arrays, **changes})
             message = refusal(lambda: run_small(f"{place}/wide", replace(config, held_out=0), bad))
             assert str(path) in message and said in message, message
             shutil.rmtree(f"{place}/wide")
         np.savez(f"{bad}/_empty.npz", text_embeds=np.zeros((77, 64), np.float16), pooled_embeds=np.zeros(64, np.float16))
-        assert "_empty.npz: text_embeds has the shape (77, 64), but this base reads 128" in refusal(lambda: run_small(f"{place}/wide", config, bad)) and not Path(f"{place}/wide").exists()
+        assert (
+            "_empty.npz: text_embeds has the shape (77, 64), but this base reads 128"
+            in refusal(lambda: run_small(f"{place}/wide", config, bad))
+            and not Path(f"{place}/wide").exists()
+        )
 
 # %% ../nbs/24_trainer.ipynb #8276d811
 def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
     def break_clips(event):
         if event["step"] == 2:
-            for path in Path(cache, "clips").glob("*.npz"): path.write_bytes(b"nothing")
+            for path in Path(cache, "clips").glob("*.npz"):
+                path.write_bytes(b"nothing")
+
+
     with tempfile.TemporaryDirectory() as place:
         cache, lines = noise_cache(f"{place}/cache", [(8, 64, 64)] * 3, MICRO), []
         config = replace(SMALL, lengths=(8,), steps=8, checkpoint_every=100)
-        message = refusal(lambda: train(config, cache, f"{place}/run", device="cpu", say=lines.append, on_event=break_clips, bar=False))
-        assert ".npz" in message and find_checkpoint(f"{place}/run")[1]["step"] == 2 and "step 2 is saved" in lines[-1], (message, lines)
+        message = refusal(
+            lambda: train(config, cache, f"{place}/run", device="cpu", say=lines.append, on_event=break_clips, bar=False)
+        )
+        assert ".npz" in message and find_checkpoint(f"{place}/run")[1]["step"] == 2 and "step 2 is saved" in lines[-1], (
+            message,
+            lines,
+        )
         shutil.rmtree(f"{place}/run/checkpoints")
         assert "has no checkpoint to go on with" in refusal(lambda: run_small(f"{place}/run", None, cache, resume=True))
 
 # %% ../nbs/24_trainer.ipynb #52616c5a
 def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_run():
     def no_room(path, *args, **kwargs):
-        if Path(path).name == "log.jsonl": raise OSError(28, "No space left on device")
+        if Path(path).name == "log.jsonl":
+            raise OSError(28, "No space left on device")
         return open(path, *args, **kwargs)
-    def full(frames, path, fps): raise VideoError(f"{path}: cannot be written: No space left on device")
-    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "write_video", full), patch.object(HERE, "open", no_room, create=True):
-        core, lines = run_small(f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2))
+
+
+    def full(frames, path, fps):
+        raise VideoError(f"{path}: cannot be written: No space left on device")
+
+
+    with (
+        tempfile.TemporaryDirectory() as place,
+        patch.object(HERE, "write_video", full),
+        patch.object(HERE, "open", no_room, create=True),
+    ):
+        core, lines = run_small(
+            f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2)
+        )
         assert core.step == 2 and sum("without this preview" in line for line in lines) == 2, lines
         assert not Path(f"{place}/run/log.jsonl").read_text() and find_checkpoint(f"{place}/run")[1]["step"] == 2
 
@@ -657,18 +1048,37 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
     with tempfile.TemporaryDirectory() as place:
         log, lines = Path(place, "log.jsonl"), []
         good = [json.dumps(dict(kind="train", step=step, loss=math.nan if step == 2 else 1.0)) for step in range(1, 5)]
-        log.write_bytes("\n".join([*good[:2], '{"kind": "train"}', "[" * 10_000, '{"kind": "train", "step": "3"}', "\xff", *good[2:], '{"kind": "tr']).encode("latin1"))
+        log.write_bytes(
+            "\n".join(
+                [
+                    *good[:2],
+                    '{"kind": "train"}',
+                    "[" * 10_000,
+                    '{"kind": "train", "step": "3"}',
+                    "\xff",
+                    *good[2:],
+                    '{"kind": "tr',
+                ]
+            ).encode("latin1")
+        )
         Log(place, SMALL, 3, say=lines.append, quiet=True).close()
-        assert log.read_text().splitlines() == good[:3] and [re.search(r"line (\d+)", line)[1] for line in lines] == ["3", "4", "5", "6"], lines
+        assert log.read_text().splitlines() == good[:3] and [re.search(r"line (\d+)", line)[1] for line in lines] == [
+            "3",
+            "4",
+            "5",
+            "6",
+        ], lines
         lines.clear()
         writer = Log(place, replace(SMALL, tensorboard=True), 3, say=lines.append, quiet=True)
         writer("train", 4, loss=0.5)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
         seen = EventAccumulator(f"{place}/tensorboard").Reload().Scalars("train/loss")
         assert [(one.step, one.value) for one in seen] == [(4, 0.5)] and not lines
         if Path("/dev/full").exists():
             writer.writer.records._writer = open("/dev/full", "wb", buffering=0)
-            for step in (5, 6): writer("train", step, loss=0.5)
+            for step in (5, 6):
+                writer("train", step, loss=0.5)
             assert len(lines) == 1 and "No space left on device" in lines[0] and "without TensorBoard" in lines[0], lines
             assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
         writer.close()
@@ -678,58 +1088,98 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
 # %% ../nbs/24_trainer.ipynb #f6cc7bf9
 def test_too_many_overflows_stop_the_run_and_the_last_good_checkpoint_stays():
     def break_unet(event):
-        if event["step"] == 5: torch.nn.Module.register_forward_hook(found["unet"].conv_out, lambda module, args, out: out * torch.inf)
+        if event["step"] == 5:
+            torch.nn.Module.register_forward_hook(found["unet"].conv_out, lambda module, args, out: out * torch.inf)
+
+
     found, build_really = {}, build
+
+
     def spy(*args, **kwargs):
         core, pipe = build_really(*args, **kwargs)
         found["unet"] = core.unet
         return core, pipe
+
+
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "build", spy):
         message = refusal(lambda: run_small(f"{place}/run", replace(SMALL, steps=20, max_overflows=3), on_event=break_unet))
-        assert "step 8: 3 updates in a row were lost to overflow" in message and "step 4 is the last good" in message, message
-        assert find_checkpoint(f"{place}/run")[1]["step"] == 4 and all(tensor.isfinite().all() for tensor in state_of(f"{place}/run")[0].values())
+        assert "step 8: 3 updates in a row were lost to overflow" in message and "step 4 is the last good" in message, (
+            message
+        )
+        assert find_checkpoint(f"{place}/run")[1]["step"] == 4 and all(
+            tensor.isfinite().all() for tensor in state_of(f"{place}/run")[0].values()
+        )
 
 # %% ../nbs/24_trainer.ipynb #f0894ded
 def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
-    def out_of_memory(*args): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", out_of_memory):
         message = refusal(lambda: run_small(f"{place}/run"))
-        assert "step 0: out of memory" in message and "--checkpointing offload" in message and "--batch-size" in message, message
+        assert "step 0: out of memory" in message and "--checkpointing offload" in message and "--batch-size" in message, (
+            message
+        )
 
 # %% ../nbs/24_trainer.ipynb #e7fce58a
 def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on_without():
-    def cannot(*args): raise Unrecordable("CUDA error: operation not permitted when stream is capturing")
+    def cannot(*args):
+        raise Unrecordable("CUDA error: operation not permitted when stream is capturing")
+
+
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", cannot):
         message = refusal(lambda: run_small(f"{place}/run"))
-        assert "step 0: a micro-step cannot be recorded (CUDA error" in message and "--resume --cuda-graphs false" in message, message
+        assert (
+            "step 0: a micro-step cannot be recorded (CUDA error" in message and "--resume --cuda-graphs false" in message
+        ), message
 
 # %% ../nbs/24_trainer.ipynb #9209f9ed
 def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_for_those_that_are():
     lines, clips = [], [dict(frames=frames, height=64, width=64) for frames in (4, 9)]
-    assert batch_sizes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_step(replace(SMALL, lengths=(4, 8)), clips) == (8, 64, 64)
+    assert batch_sizes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_step(
+        replace(SMALL, lengths=(4, 8)), clips
+    ) == (8, 64, 64)
     wide = clips + [dict(frames=4, height=64, width=8 * n) for n in range(1, MOST + 4)]
     for several, recorded in ((clips, True), (wide, True), (wide, False)):
-        with patch.object(HERE, "room_on", lambda *args: 2**40): check_memory(replace(SMALL, lengths=(4, 8), cuda_graphs=recorded), several, "cuda", torch.float32, lines.append)
+        with patch.object(HERE, "room_on", lambda *args: 2**40):
+            check_memory(replace(SMALL, lengths=(4, 8), cuda_graphs=recorded), several, "cuda", torch.float32, lines.append)
     kinds = len(batch_sizes(replace(SMALL, lengths=(4, 8)), wide))
     assert kinds > MOST and [f"{kinds} kinds of batches" in line for line in lines] == [False, True, False, False], lines
-    assert f"of {1024 - 2 * EACH / 2**30:.1f} GiB" in lines[0] and f"of {1024 - MOST * EACH / 2**30:.1f} GiB" in lines[2] and "of 1024.0 GiB" in lines[3], lines
+    assert (
+        f"of {1024 - 2 * EACH / 2**30:.1f} GiB" in lines[0]
+        and f"of {1024 - MOST * EACH / 2**30:.1f} GiB" in lines[2]
+        and "of 1024.0 GiB" in lines[3]
+    ), lines
 
 # %% ../nbs/24_trainer.ipynb #b51c0008
 def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu():
     for changes in (dict(batch_size=100_000), dict(batch_size=20_000, checkpointing="none")):
-        message = refusal(lambda: train(replace(SMALL, **changes), CACHE, "/no/such/folder", device="cpu", say=lambda line: None, dry_run=True))
+        message = refusal(
+            lambda: train(
+                replace(SMALL, **changes), CACHE, "/no/such/folder", device="cpu", say=lambda line: None, dry_run=True
+            )
+        )
         assert re.search(r" need [\d.]+ GiB, but there are ", message), message
     assert "workers must be at least 0 and at most 256" in refusal(lambda: check("workers", 10**12))
 
 # %% ../nbs/24_trainer.ipynb #353d76f8
 def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run_goes_on():
     really_save = save_checkpoint
+
+
     def full(run, step, *args):
-        if step == 4: raise CheckpointError(f"{run}: cannot be written (No space left on device)")
+        if step == 4:
+            raise CheckpointError(f"{run}: cannot be written (No space left on device)")
         return really_save(run, step, *args)
+
+
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "save_checkpoint", full):
         core, lines = run_small(f"{place}/run", replace(SMALL, checkpoint_every=2, steps=5, accumulation=1))
-        assert sum("No space left" in line and "step 2 is there" in line for line in lines) == 1 and find_checkpoint(f"{place}/run")[1]["step"] == 5
+        assert (
+            sum("No space left" in line and "step 2 is there" in line for line in lines) == 1
+            and find_checkpoint(f"{place}/run")[1]["step"] == 5
+        )
 
 # %% ../nbs/24_trainer.ipynb #a9465123
 def test_sixteen_bits_train_as_well_as_thirty_two():
@@ -737,22 +1187,49 @@ def test_sixteen_bits_train_as_well_as_thirty_two():
     with tempfile.TemporaryDirectory() as place:
         for dtype in ("float16", "bfloat16", "float32"):
             core, said = run_small(f"{place}/{dtype}", replace(SMALL, dtype=dtype, steps=2))
-            assert core.scaler.is_enabled() == (dtype == "float16") and all(p.dtype == torch.float32 for p in core.parameters)
+            assert core.scaler.is_enabled() == (dtype == "float16") and all(
+                p.dtype == torch.float32 for p in core.parameters
+            )
             lines.append([json.loads(line)["loss"] for line in Path(place, dtype, "log.jsonl").read_text().splitlines()])
-    for losses in lines[:2]: torch.testing.assert_close(torch.tensor(losses), torch.tensor(lines[2]), rtol=0.03, atol=0)
-    assert {type(module).__name__ for module in core.unet.modules() if "GEGLU" in type(module).__name__} == {"FusedGEGLU" if find_spec("triton") else "GEGLU"}  # chapter 37
+    for losses in lines[:2]:
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(lines[2]), rtol=0.03, atol=0)
+    assert {type(module).__name__ for module in core.unet.modules() if "GEGLU" in type(module).__name__} == {
+        "FusedGEGLU" if find_spec("triton") else "GEGLU"
+    }  # chapter 37
 
 # %% ../nbs/24_trainer.ipynb #d31cbe53
 def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_the_adapter_of_the_first():
     with tempfile.TemporaryDirectory() as place:
-        config, events = replace(SMALL, held_out=2, eval_every=2, preview_every=4, preview_frames=4, preview_steps=2, steps=4, accumulation=1, num_heads=4), []
+        config, events = (
+            replace(
+                SMALL,
+                held_out=2,
+                eval_every=2,
+                preview_every=4,
+                preview_frames=4,
+                preview_steps=2,
+                steps=4,
+                accumulation=1,
+                num_heads=4,
+            ),
+            [],
+        )
         core, lines = run_small(f"{place}/first", config, on_event=events.append)
-        assert [event["step"] for event in events if event["kind"] == "held_out"] == [2, 4] and len([event for event in events if event["kind"] == "preview"]) == 1
+        assert [event["step"] for event in events if event["kind"] == "held_out"] == [2, 4] and len(
+            [event for event in events if event["kind"] == "preview"]
+        ) == 1
         shown = next(event for event in events if event["kind"] == "preview")
         assert shown["frames"].shape == (4, 64, 64, 3) and Path(shown["path"]).exists() and "2 clips held out" in lines[2]
         second, lines = run_small(f"{place}/second", replace(SMALL, adapter=f"{place}/first", steps=1, lr=1e-9))
-        assert small_core().unet.temporal_config["num_heads"] is None and second.unet.temporal_config["num_heads"] == read_metadata(f"{place}/first")["num_heads"] == 4
+        assert (
+            small_core().unet.temporal_config["num_heads"] is None
+            and second.unet.temporal_config["num_heads"] == read_metadata(f"{place}/first")["num_heads"] == 4
+        )
         assert f"from {place}/first" in lines[1] and not torch.equal(second.parameters[0], small_core().parameters[0])
         torch.testing.assert_close(second.parameters[0].cpu(), core.average.tensors[0], rtol=0, atol=1e-6)
-        assert "--noise mixed" in refusal(lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", noise="progressive")))
-        assert "positions for 8; --lengths 4,6,8" in refusal(lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", lengths=(4, 6, 8, 12))))
+        assert "--noise mixed" in refusal(
+            lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", noise="progressive"))
+        )
+        assert "positions for 8; --lengths 4,6,8" in refusal(
+            lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", lengths=(4, 6, 8, 12)))
+        )

@@ -52,14 +52,18 @@ def snow_unet(**settings):
 def test_noise_and_targets_are_those_of_diffusers():
     torch.manual_seed(0)
     latents, noise, timesteps = torch.randn(3, 5, 4, 2, 2), torch.randn(3, 5, 4, 2, 2), torch.tensor([3, 500, 999])
-    for prediction_type, expected in (("epsilon", noise), ("v_prediction", scheduler.get_velocity(latents, noise, timesteps))):
+    for prediction_type, expected in (
+        ("epsilon", noise),
+        ("v_prediction", scheduler.get_velocity(latents, noise, timesteps)),
+    ):
         noisy, target = noisy_and_target(latents, noise, alphas_cumprod, timesteps, prediction_type)
         torch.testing.assert_close(noisy, scheduler.add_noise(latents, noise, timesteps))
         torch.testing.assert_close(target, expected)
 
 # %% ../nbs/08_training.ipynb #57e37e60
 def test_min_snr_weights_have_the_published_values():
-    def snr_at(t): return (alphas_cumprod[t] / (1 - alphas_cumprod[t])).item()
+    def snr_at(t):
+        return (alphas_cumprod[t] / (1 - alphas_cumprod[t])).item()
 
 
     steps = torch.arange(1000)
@@ -102,7 +106,8 @@ def test_each_part_of_the_density_gets_its_timestep_and_each_timestep_its_share(
     density, generator = torch.linspace(1, 3, 1000), torch.Generator().manual_seed(0)
     ends = density.cumsum(0) / density.sum()
     drawn = torch.stack([draw_timesteps(4, density, generator) for _ in range(5000)])
-    for part in range(4): assert (ends[drawn[:, part]] >= part / 4 - 1e-6).all() and (ends[drawn[:, part]] <= (part + 1) / 4 + 2e-3).all()
+    for part in range(4):
+        assert (ends[drawn[:, part]] >= part / 4 - 1e-6).all() and (ends[drawn[:, part]] <= (part + 1) / 4 + 2e-3).all()
     share = torch.histc(drawn.float(), 10, 0, 1000) / drawn.numel()
     torch.testing.assert_close(share, density.view(10, 100).sum(1) / density.sum(), atol=0.006, rtol=0)
 
@@ -163,7 +168,8 @@ def test_the_weight_of_a_clip_is_applied_before_the_mean_over_clips():
         signal, spread = alphas_cumprod[times].sqrt()[:, None], (1 - alphas_cumprod[times]).sqrt()[:, None]
         noise = (listener.heard["sample"].view(6, -1) - signal * clips["latents"].reshape(6, -1)) / spread
         weights = given[times] if "timestep_weights" in options else torch.ones(6)
-        if options.get("gamma"): weights = min_snr_weight(alphas_cumprod, times, gamma=options["gamma"])
+        if options.get("gamma"):
+            weights = min_snr_weight(alphas_cumprod, times, gamma=options["gamma"])
         torch.testing.assert_close(loss, (weights * noise.square().mean(dim=1)).mean(), atol=1e-5, rtol=1e-4)
 
 # %% ../nbs/08_training.ipynb #b1f701e6
@@ -178,6 +184,8 @@ def test_only_the_adapter_learns_and_the_base_stays_untouched_bit_for_bit():
 # %% ../nbs/08_training.ipynb #8c52f1df
 def test_the_loss_falls():
     unet, clips = snow_unet(), snow_clips(4, 8, seed=0)
+
+
     def loss_now():
         with torch.no_grad():
             return adapter_loss(unet, scheduler, clips, torch.Generator().manual_seed(7), noise="independent")
@@ -198,7 +206,14 @@ def test_the_adapter_learns_from_the_neighbours_what_no_single_frame_can_tell():
         adapter_loss(unet, scheduler, snow_clips(64, 1, seed=step), generator, noise="independent", gamma=None).backward()
         optimizer.step(), optimizer.zero_grad()
     train_adapter(
-        unet, scheduler, lambda step: snow_clips(8, 8, seed=step), steps=160, lr=3e-3, ema_decay=0.95, noise="independent", gamma=None
+        unet,
+        scheduler,
+        lambda step: snow_clips(8, 8, seed=step),
+        steps=160,
+        lr=3e-3,
+        ema_decay=0.95,
+        noise="independent",
+        gamma=None,
     )
     with torch.no_grad():
         unseen, generator = snow_clips(64, 8, seed=10**6), torch.Generator().manual_seed(1)
@@ -219,7 +234,9 @@ def test_the_same_seed_gives_the_same_adapter():
 def test_the_log_says_what_happened_and_seconds_are_a_limit_too():
     log = train_adapter(snow_unet(), scheduler, lambda step: snow_clips(1, 2, seed=step), steps=5, log_every=2)
     assert [line["step"] for line in log] == [0, 2, 4] and set(log[0]) == {"step", "seconds", "loss", "grad_norm"}
-    log = train_adapter(snow_unet(), scheduler, lambda step: snow_clips(1, 2, seed=step), steps=10**9, seconds=1.0, log_every=1)
+    log = train_adapter(
+        snow_unet(), scheduler, lambda step: snow_clips(1, 2, seed=step), steps=10**9, seconds=1.0, log_every=1
+    )
     assert 0 < log[-1]["seconds"] < 1
 
 # %% ../nbs/08_training.ipynb #44cedf1e
@@ -239,7 +256,9 @@ def test_the_learning_rate_rises_and_falls():
     assert factors[:51] == sorted(factors[:51]) and factors[50:] == sorted(factors[50:], reverse=True)
     unet = snow_unet()
     train_adapter(unet, scheduler, lambda step: snow_clips(1, 2, seed=step), steps=1, lr=0.01, ema_decay=0.0)
-    moved = next(iter(temporal_modules(unet).values())).proj.weight.abs().max()  # Adam's first step is as long as the learning rate
+    moved = (
+        next(iter(temporal_modules(unet).values())).proj.weight.abs().max()
+    )  # Adam's first step is as long as the learning rate
     assert abs(moved - 0.01 * lr_factor(0)) < 1e-6
 
 # %% ../nbs/08_training.ipynb #edc6d3c4
@@ -269,6 +288,8 @@ def test_gradients_are_clipped_and_learning_rates_follow_the_factor():
 # %% ../nbs/08_training.ipynb #85907ea1
 def test_half_precision_trains_full_precision_weights_and_scales_gradients_for_fp16():
     scaled = []
+
+
     class Spy(Updates):
         def __init__(self, *args):
             super().__init__(*args)
@@ -281,7 +302,9 @@ def test_half_precision_trains_full_precision_weights_and_scales_gradients_for_f
             layer.float()
         before = [p.clone() for layer in temporal_modules(unet).values() for p in layer.parameters()]
         with patch.dict(train_adapter.__globals__, Updates=Spy):
-            log = train_adapter(unet, scheduler, lambda step: snow_clips(2, 4, seed=step), steps=4, lr=1e-2, ema_decay=0.0, dtype=dtype)
+            log = train_adapter(
+                unet, scheduler, lambda step: snow_clips(2, 4, seed=step), steps=4, lr=1e-2, ema_decay=0.0, dtype=dtype
+            )
         after = [p for layer in temporal_modules(unet).values() for p in layer.parameters()]
         assert math.isfinite(log[0]["loss"]) and unet.conv_in.weight.dtype == base, base
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after), base

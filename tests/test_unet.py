@@ -65,7 +65,9 @@ class TemporalBasicTransformerBlock(BasicTransformerBlock):
         hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), attention_mask=attention_mask)
         if num_frames is not None:
             hidden_states = hidden_states + self.temporal_attn(hidden_states, num_frames)
-        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask)
+        hidden_states = hidden_states + self.attn2(
+            self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
+        )
         return hidden_states + self.ff(self.norm3(hidden_states))
 
 # %% ../nbs/02_unet.ipynb #3782409a
@@ -162,7 +164,10 @@ def adapter_voice(unet):
 # %% ../nbs/02_unet.ipynb #39ac38ef
 def spoken(num_frames):
     "A UNet with all of the adapter at work, a call of it, and what it answers"
-    patched, call = loud(add_temporal(tiny_unet(), positions="learned")), call_inputs(num_frames, 1) | dict(num_frames=num_frames)
+    patched, call = (
+        loud(add_temporal(tiny_unet(), positions="learned")),
+        call_inputs(num_frames, 1) | dict(num_frames=num_frames),
+    )
     for module in temporal_modules(patched).values():
         nn.init.normal_(module.gate)
         nn.init.normal_(module.to_qkv.bias, std=0.3)
@@ -172,7 +177,10 @@ def spoken(num_frames):
 
 def offloads(folder):
     "`{name: function that offloads a UNet}`"
-    group = lambda level, **more: lambda unet: unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), level, **more)
+
+    def group(level, **more):
+        return lambda unet: unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), level, **more)
+
     return dict(
         model=lambda unet: accelerate.cpu_offload_with_hook(unet, "cpu"),
         sequential=lambda unet: accelerate.cpu_offload(unet, "cpu"),
@@ -257,6 +265,7 @@ def test_diffusers_still_calls_the_seam_between_self_attention_and_cross_attenti
 # %% ../nbs/02_unet.ipynb #88af99de
 def test_a_diffusers_without_the_seam_is_named_with_the_versions_that_work_and_the_unet_stays_as_it_was():
     from tav_nb import unet as chapter
+
     unet, forward = tiny_unet(), chapter.BasicTransformerBlock.forward
     chapter.BasicTransformerBlock.forward = lambda self, hidden_states: hidden_states
     try:
@@ -283,7 +292,9 @@ def test_sdxl_gets_70_layers_of_about_412_million_numbers_under_keys_with_tempor
 # %% ../nbs/02_unet.ipynb #f9ccac11
 def test_all_70_are_called_exactly_once_in_a_forward_and_none_without_num_frames():
     narrow = dict(block_out_channels=(32, 64, 64), attention_head_dim=2, cross_attention_dim=64)
-    narrow |= {name: TINY[name] for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim", "norm_num_groups")}
+    narrow |= {
+        name: TINY[name] for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim", "norm_num_groups")
+    }
     patched, calls = add_temporal(UNet2DConditionModel(**{**SDXL, **narrow})), Counter()
     for name, module in temporal_modules(patched).items():
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -342,12 +353,19 @@ def test_copies_and_pickles_have_layers_of_their_own():
             assert twin.temporal_config is twin.temporal.config is not patched.temporal_config
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
                 twin.save_pretrained(folder)
-                assert load_file(Path(folder) / "diffusion_pytorch_model.safetensors").keys() == tiny_unet().state_dict().keys()
+                assert (
+                    load_file(Path(folder) / "diffusion_pytorch_model.safetensors").keys()
+                    == tiny_unet().state_dict().keys()
+                )
             twin.add_adapter(LoraConfig(target_modules="all-linear"))
             assert not any("lora" in key for key in temporal_state_dict(twin))
             twin = remove_temporal(twin)
-            assert not twin._forward_pre_hooks and not any("temporal" in key for key in (*twin.state_dict(), *twin.__dict__))
-            assert not any(block._state_dict_hooks or block._load_state_dict_post_hooks for block in temporal_blocks(twin).values())
+            assert not twin._forward_pre_hooks and not any(
+                "temporal" in key for key in (*twin.state_dict(), *twin.__dict__)
+            )
+            assert not any(
+                block._state_dict_hooks or block._load_state_dict_post_hooks for block in temporal_blocks(twin).values()
+            )
 
 # %% ../nbs/02_unet.ipynb #5a7af94f
 def test_a_unet_that_nobody_holds_any_more_is_gone_at_once():
@@ -449,7 +467,9 @@ def test_the_state_of_the_whole_unet_holds_the_adapter_and_that_of_a_part_does_n
     patched, other = loud(add_temporal(tiny_unet())), add_temporal(tiny_unet())
     everything = patched.state_dict()
     assert sum("temporal_attn" in key for key in everything) == len(temporal_state_dict(patched))
-    assert sum("temporal_attn" in key for key in nn.ModuleDict({"inside": patched}).state_dict()) == len(temporal_state_dict(patched))
+    assert sum("temporal_attn" in key for key in nn.ModuleDict({"inside": patched}).state_dict()) == len(
+        temporal_state_dict(patched)
+    )
     assert not any("temporal_attn" in key for key in patched.up_blocks.state_dict())
     other.up_blocks.load_state_dict(patched.up_blocks.state_dict())
     other.load_state_dict(everything)
@@ -474,7 +494,10 @@ def test_a_lora_loaded_later_leaves_the_adapter_unwrapped_trainable_and_as_it_wa
 
 # %% ../nbs/02_unet.ipynb #10af8dd2
 def test_a_lora_loaded_past_our_function_leaves_the_adapter_trainable_as_well():
-    for load in (lambda pipe: pipe.load_lora_weights(tiny_lora()), lambda pipe: pipe.unet.add_adapter(LoraConfig(target_modules="all-linear", init_lora_weights=False))):
+    for load in (
+        lambda pipe: pipe.load_lora_weights(tiny_lora()),
+        lambda pipe: pipe.unet.add_adapter(LoraConfig(target_modules="all-linear", init_lora_weights=False)),
+    ):
         pipe = tiny_pipeline()
         train_only_temporal(pipe.unet)
         voice, state = adapter_voice(pipe.unet), list(temporal_state_dict(pipe.unet))
@@ -511,8 +534,13 @@ def test_a_long_film_goes_through_windows_and_a_short_one_does_not_notice():
         plain, windowed = patched(**short, num_frames=4).sample, patched(**long, num_frames=10).sample
         for context in (Context(), Context(overlap=3, weights="flat"), Context("none"), Context("predictions")):
             assert torch.equal(patched(**short, num_frames=4, context=context).sample, plain)
-        assert torch.equal(patched(**long, cross_attention_kwargs={"num_frames": 10, "context": Context()}).sample, windowed)
-        others = [patched(**long, num_frames=10, context=context).sample for context in (Context(overlap=2), Context(loop=True), Context("none"))]
+        assert torch.equal(
+            patched(**long, cross_attention_kwargs={"num_frames": 10, "context": Context()}).sample, windowed
+        )
+        others = [
+            patched(**long, num_frames=10, context=context).sample
+            for context in (Context(overlap=2), Context(loop=True), Context("none"))
+        ]
         assert all((one - other).abs().max() > 1e-4 for one, other in zip([windowed, *others], [*others, windowed]))
 
 # %% ../nbs/02_unet.ipynb #bd4585f8
@@ -529,7 +557,11 @@ def test_what_set_context_says_holds_for_every_call_and_every_copy_until_a_call_
 # %% ../nbs/02_unet.ipynb #58824eba
 def test_windows_that_this_adapter_cannot_have_are_one_line():
     learned, short = add_temporal(tiny_unet(), max_frames=4, positions="learned"), add_temporal(tiny_unet(), max_frames=4)
-    for unet_, context, words in ((short, Context(length=5), "4 at most"), (short, Context("predictions"), "kind='attention'"), (learned, Context("none"), "learned")):
+    for unet_, context, words in (
+        (short, Context(length=5), "4 at most"),
+        (short, Context("predictions"), "kind='attention'"),
+        (learned, Context("none"), "learned"),
+    ):
         try:
             unet_(**call_inputs(num_frames=10, num_clips=1), num_frames=10, context=context)
             raise AssertionError(f"{context} went through")
@@ -550,7 +582,9 @@ def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_
         train_only_temporal(patched)
         patched.train()
     expected, found = gradients(plain, context=Context(loop=True)), gradients(saving, context=Context(loop=True))
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[name], gradient) for name, gradient in expected.items()
+    )
 
 # %% ../nbs/02_unet.ipynb #5f69e25b
 @pytest.mark.slow
@@ -568,7 +602,14 @@ def test_windows_compiled_by_torch_say_the_same():
 def test_a_stock_pipeline_makes_72_frames():
     pipe = tiny_pipeline()
     film, looped = (
-        make_video(pipe, 72, video=False, num_inference_steps=1, guidance_scale=1.0, cross_attention_kwargs={"num_frames": 72, **said})
+        make_video(
+            pipe,
+            72,
+            video=False,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            cross_attention_kwargs={"num_frames": 72, **said},
+        )
         for said in ({}, {"context": Context(loop=True)})
     )
     assert film.shape == (72, 4, 8, 8) and film.isfinite().all() and (looped - film).abs().max() > 1e-3
@@ -618,12 +659,15 @@ def test_sharded_over_processes_a_unet_gives_the_same_bits_and_learns():
 def test_quantised_by_torchao_base_and_adapter_stay_close_to_what_they_were():
     if find_spec("torchao"):
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
         for num_frames in (8, 30):
             patched, call, expected = spoken(num_frames)
             for config in (Int8WeightOnlyConfig(), Int8DynamicActivationInt8WeightConfig()):
                 twin = copy.deepcopy(patched)
                 quantize_(twin, config)
-                assert all(hasattr(module.to_qkv.weight, "__tensor_flatten__") for module in temporal_modules(twin).values())
+                assert all(
+                    hasattr(module.to_qkv.weight, "__tensor_flatten__") for module in temporal_modules(twin).values()
+                )
                 with torch.no_grad():
                     assert (twin(**call).sample - expected).norm() < 0.03 * expected.norm()
 
@@ -631,6 +675,7 @@ def test_quantised_by_torchao_base_and_adapter_stay_close_to_what_they_were():
 def test_quantised_by_quanto_base_and_adapter_stay_close_to_what_they_were():
     if find_spec("optimum") and find_spec("optimum.quanto"):
         from optimum.quanto import freeze, qint8, quantize
+
         for num_frames in (8, 30):
             patched, call, expected = spoken(num_frames)
             quantize(patched, weights=qint8)
@@ -645,7 +690,9 @@ def test_lora_around_every_linear_layer_of_the_adapter_learns_and_starts_as_noth
     torch.testing.assert_close(wrapped(**call).sample, expected, atol=1e-5, rtol=1e-4)
     wrapped(**call).sample.square().mean().backward()
     learning = [name for name, p in wrapped.named_parameters() if p.grad is not None]
-    assert any("temporal_attn.to_qkv.lora_B" in name for name in learning) and any("temporal_attn.proj.lora_B" in name for name in learning)
+    assert any("temporal_attn.to_qkv.lora_B" in name for name in learning) and any(
+        "temporal_attn.proj.lora_B" in name for name in learning
+    )
 
 # %% ../nbs/02_unet.ipynb #ba27815e
 def test_exported_by_torch_it_says_the_same():

@@ -13,30 +13,52 @@ def small_vae(**config):
     "A VAE with random weights in the shape of SDXL's, of 4 latent channels and a scale of 4"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoencoderKL(block_out_channels=[8, 8, 8], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, norm_num_groups=4, **config).eval()
+        return AutoencoderKL(
+            block_out_channels=[8, 8, 8],
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+            norm_num_groups=4,
+            **config,
+        ).eval()
 
-def small_frames(count, height=32, width=32): return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+
+def small_frames(count, height=32, width=32):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+
 
 STATISTICS = dict(latents_mean=[0.5, -1.0, 0.25, 2.0], latents_std=[1.5, 0.5, 2.0, 0.75], scaling_factor=0.5)
 
 # %% ../nbs/42_vae.ipynb #1fdd14d7
 def test_a_conversion_that_ends_in_the_middle_is_undone():
     vae, stopped, convert = small_vae(force_upcast=True).half(), [], nn.Module._apply
+
+
     def stop_once(module, *args, **kwargs):
         if module is vae.decoder and not stopped:
             stopped.append({tensor.dtype for tensor in vae.state_dict().values()})
             raise torch.OutOfMemoryError("no room for the decoder in 32 bits")
         return convert(module, *args, **kwargs)
+
+
     with patch.object(nn.Module, "_apply", stop_once):
         try:
-            with upcast_vae(vae): raise AssertionError("it was converted")
-        except torch.OutOfMemoryError: pass
-    assert stopped == [{torch.float16, torch.float32}] and {tensor.dtype for tensor in vae.state_dict().values()} == {torch.float16}
+            with upcast_vae(vae):
+                raise AssertionError("it was converted")
+        except torch.OutOfMemoryError:
+            pass
+    assert stopped == [{torch.float16, torch.float32}] and {tensor.dtype for tensor in vae.state_dict().values()} == {
+        torch.float16
+    }
 
 # %% ../nbs/42_vae.ipynb #55f59cec
 def test_latents_are_scaled_and_scaled_back_by_every_kind_of_config():
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    for config in dict(scaling_factor=0.13025), dict(scaling_factor=2.0, shift_factor=0.5), STATISTICS, dict(latents_mean=[1.0] * 4):
+    for config in (
+        dict(scaling_factor=0.13025),
+        dict(scaling_factor=2.0, shift_factor=0.5),
+        STATISTICS,
+        dict(latents_mean=[1.0] * 4),
+    ):
         vae = small_vae(**config)
         torch.testing.assert_close(unscale_latents(vae, scale_latents(vae, latents)), latents)
     assert torch.equal(scale_latents(small_vae(scaling_factor=0.13025), latents), latents * 0.13025)
@@ -50,7 +72,10 @@ def test_frames_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says_
     for config in {}, STATISTICS:
         pipe.vae.register_to_config(**config)
         call = dict(num_inference_steps=2, height=64, width=64, num_images_per_prompt=2)
-        latents, theirs = (pipe("a girl", generator=torch.Generator().manual_seed(0), output_type=kind, **call).images for kind in ("latent", "np"))
+        latents, theirs = (
+            pipe("a girl", generator=torch.Generator().manual_seed(0), output_type=kind, **call).images
+            for kind in ("latent", "np")
+        )
         pictures.append(decode_latents(pipe.vae, latents))
         assert np.array_equal(pictures[-1], (theirs * 255).round().astype(np.uint8)), config
     assert abs(pictures[0].astype(int) - pictures[1]).mean() > 10, "the statistics change the frames"
@@ -61,22 +86,42 @@ def test_latents_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
     for config in {}, STATISTICS:
         pipe.vae.register_to_config(**config)
-        with quiet(): stock = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
-        with torch.no_grad(): spread = pipe.vae.encode(pixels).latent_dist.std
+        with quiet():
+            stock = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+        with torch.no_grad():
+            spread = pipe.vae.encode(pixels).latent_dist.std
         drawn = torch.randn(spread.shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(): theirs = stock.prepare_latents(pixels, None, 2, 1, torch.float32, "cpu", torch.Generator().manual_seed(0), add_noise=False)
-        torch.testing.assert_close(theirs - scale_latents(pipe.vae, drawn * spread) + scale_latents(pipe.vae, torch.zeros_like(spread)), encode_images(pipe.vae, frames), rtol=0, atol=1e-4)
+        with torch.no_grad():
+            theirs = stock.prepare_latents(
+                pixels, None, 2, 1, torch.float32, "cpu", torch.Generator().manual_seed(0), add_noise=False
+            )
+        torch.testing.assert_close(
+            theirs - scale_latents(pipe.vae, drawn * spread) + scale_latents(pipe.vae, torch.zeros_like(spread)),
+            encode_images(pipe.vae, frames),
+            rtol=0,
+            atol=1e-4,
+        )
 
 # %% ../nbs/42_vae.ipynb #aaec9c17
 def test_the_vae_has_its_dtype_again_whatever_happened():
     vae, frames = small_vae(force_upcast=True).half(), small_frames(2)
     for error in torch.OutOfMemoryError, KeyboardInterrupt:
-        for part, work in ((vae.decoder, lambda: decode_latents(vae, torch.zeros(2, 4, 8, 8))), (vae.encoder, lambda: encode_images(vae, frames))):
-            def stop(module, args): raise error(f"in {args[0].dtype}")
+        for part, work in (
+            (vae.decoder, lambda: decode_latents(vae, torch.zeros(2, 4, 8, 8))),
+            (vae.encoder, lambda: encode_images(vae, frames)),
+        ):
+
+            def stop(module, args):
+                raise error(f"in {args[0].dtype}")
+
             hook = part.register_forward_pre_hook(stop)
-            try: work()
-            except error as stopped: assert str(stopped) == "in torch.float32", "it computes in 32 bits"
-            else: raise AssertionError("nothing was computed")
-            finally: hook.remove()
+            try:
+                work()
+            except error as stopped:
+                assert str(stopped) == "in torch.float32", "it computes in 32 bits"
+            else:
+                raise AssertionError("nothing was computed")
+            finally:
+                hook.remove()
             assert {tensor.dtype for tensor in vae.state_dict().values()} == {torch.float16}, (error, work)
     assert np.isfinite(decode_latents(vae, encode_images(vae, frames))).all() and vae.dtype == torch.float16

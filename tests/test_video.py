@@ -17,23 +17,25 @@ def drawn(num_frames=12, height=96, width=128, hold=2):
     "Frames [F, H, W, 3] of a red ball over a meadow; every drawing is held for `hold` frames"
     frames = []
     for i in range(num_frames):
-        image = Image.new("RGB", (4*width, 4*height), (110, 170, 235))
-        draw, x = ImageDraw.Draw(image), 4*width*(0.15 + 0.7*(i//hold*hold)/num_frames)
-        draw.rectangle((0, 3*height, 4*width, 4*height), (70, 160, 80))
-        draw.ellipse((x - height, height, x + height, 3*height), (230, 60, 50), (20, 20, 40), height//12)
+        image = Image.new("RGB", (4 * width, 4 * height), (110, 170, 235))
+        draw, x = ImageDraw.Draw(image), 4 * width * (0.15 + 0.7 * (i // hold * hold) / num_frames)
+        draw.rectangle((0, 3 * height, 4 * width, 4 * height), (70, 160, 80))
+        draw.ellipse((x - height, height, x + height, 3 * height), (230, 60, 50), (20, 20, 40), height // 12)
         frames.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
     return np.stack(frames)  # f h w c
 
 # %% ../nbs/06_video.ipynb #a9f686b2
-def psnr(a, b): return 10*np.log10(255**2/np.mean((np.asarray(a, float) - b)**2))
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((np.asarray(a, float) - b) ** 2))
 
 # %% ../nbs/06_video.ipynb #61fdf1b5
 NAMES = "clip.mp4", "clip.webm", "clip.gif", "clip.webp", "clip"
 
+
 def through(frames, name, fps=8, metadata=None):
     "Frames and times after a visit to a file called `name`"
     with tempfile.TemporaryDirectory() as folder:
-        return read_video(write_video(frames, Path(folder)/name, fps, metadata))
+        return read_video(write_video(frames, Path(folder) / name, fps, metadata))
 
 # %% ../nbs/06_video.ipynb #43f68f9e
 def encode(frames, path, pts=None, aspect=None, range_=None, space=None, codec="libx264", **options):
@@ -42,12 +44,18 @@ def encode(frames, path, pts=None, aspect=None, range_=None, space=None, codec="
         stream = container.add_stream(codec, rate=25, options={"crf": "5"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 100)
-        if aspect: stream.codec_context.sample_aspect_ratio = aspect
-        if range_: stream.codec_context.color_range = range_
-        if space: stream.codec_context.colorspace = space
-        for frame, at in zip(frames, pts or range(0, 4*len(frames), 4)):
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if range_:
+            stream.codec_context.color_range = range_
+        if space:
+            stream.codec_context.colorspace = space
+        for frame, at in zip(frames, pts or range(0, 4 * len(frames), 4)):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-                format="yuv420p", dst_colorspace="ITU709" if space == 1 or frame.shape[1] >= 1280 else "ITU601", dst_color_range="JPEG" if range_ == 2 else "MPEG")
+                format="yuv420p",
+                dst_colorspace="ITU709" if space == 1 or frame.shape[1] >= 1280 else "ITU601",
+                dst_color_range="JPEG" if range_ == 2 else "MPEG",
+            )
             picture.pts, picture.time_base = at, Fraction(1, 100)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
@@ -58,77 +66,112 @@ def test_a_video_that_cannot_fit_on_the_disk_is_refused_before_it_is_made():
     with tempfile.TemporaryDirectory() as folder:
         free = shutil.disk_usage(folder).free
         for name in "a.mp4", "a.webm", "a.gif", "a.webp", "frames":
-            path = Path(folder)/name
+            path = Path(folder) / name
             check_space(path, 24, 64, 64)
-            too_many = math.ceil(1.5*free/LEAST[path.suffix]/(1024*1024*3))
-            try: check_space(path, too_many, 1024, 1024)
-            except VideoError as error: assert str(error).startswith(f"{path}: {too_many} frames of 1024 x 1024 pixels take at least ") and f"{folder} has " in str(error) and "\n" not in str(error)
-            else: raise AssertionError(f"{too_many} frames fit into {free} bytes")
+            too_many = math.ceil(1.5 * free / LEAST[path.suffix] / (1024 * 1024 * 3))
+            try:
+                check_space(path, too_many, 1024, 1024)
+            except VideoError as error:
+                assert (
+                    str(error).startswith(f"{path}: {too_many} frames of 1024 x 1024 pixels take at least ")
+                    and f"{folder} has " in str(error)
+                    and "\n" not in str(error)
+                )
+            else:
+                raise AssertionError(f"{too_many} frames fit into {free} bytes")
         assert not list(Path(folder).iterdir())
 
 # %% ../nbs/06_video.ipynb #67158c0b
 def test_a_place_that_cannot_take_a_video_is_refused_before_anything_is_written():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root/"file").write_text("x")
-        (root/"full").mkdir()
-        (root/"full/letter.txt").write_text("dear")
-        (root/"dir.mp4").mkdir()
+        (root / "file").write_text("x")
+        (root / "full").mkdir()
+        (root / "full/letter.txt").write_text("dear")
+        (root / "dir.mp4").mkdir()
         for bad in ("clip.avi", "none/clip.mp4", "file/clip.mp4", "file", "full", "dir.mp4", "full/"):
-            try: check_output(f"{root}/{bad}")
-            except VideoError as error: assert str(root) in str(error) and "\n" not in str(error) and (bad[:4] != "none" or "no folder" in str(error))
-            else: raise AssertionError(f"{bad} was let through")
-        for good in ("clip.mp4", "CLIP.GIF", "new", "new.frames/"): check_output(f"{root}/{good}")
+            try:
+                check_output(f"{root}/{bad}")
+            except VideoError as error:
+                assert (
+                    str(root) in str(error) and "\n" not in str(error) and (bad[:4] != "none" or "no folder" in str(error))
+                )
+            else:
+                raise AssertionError(f"{bad} was let through")
+        for good in ("clip.mp4", "CLIP.GIF", "new", "new.frames/"):
+            check_output(f"{root}/{good}")
         assert sorted(p.name for p in root.iterdir()) == ["dir.mp4", "file", "full"]
 
 # %% ../nbs/06_video.ipynb #69dd001d
 def test_an_interrupted_writer_leaves_the_old_file_and_no_other():
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/"clip.mp4"
+        path = Path(folder) / "clip.mp4"
         path.write_text("the old one")
         for interruption in (KeyboardInterrupt, OSError):
             try:
                 with _finished(path, True) as unfinished:
                     unfinished.write_text("half of the new o")
                     raise interruption
-            except (KeyboardInterrupt, VideoError): pass
+            except (KeyboardInterrupt, VideoError):
+                pass
             assert path.read_text() == "the old one" and len(list(Path(folder).iterdir())) == 1
 
 # %% ../nbs/06_video.ipynb #7a2f3fd0
 def test_what_is_no_video_is_refused_and_the_old_file_stays():
     with tempfile.TemporaryDirectory() as folder:
-        path, good = Path(folder)/"clip.gif", drawn(2)
+        path, good = Path(folder) / "clip.gif", drawn(2)
         path.write_text("the old one")
-        bad = [(good/255, 8, {}), (good[0], 8, {}), (good[:0], 8, {}), ([good[0], good[0][:50]], 8, {}), (good[..., :1], 8, {}), (good[:, :0], 8, {}), ([], 8, {}),
-               (good, 0, {}), (good, -8, {}), (good, float("nan"), {}), (good, 60, {}), (good, 8, {"a": object()}), (good, 8, {"a": float("nan")})]
+        bad = [
+            (good / 255, 8, {}),
+            (good[0], 8, {}),
+            (good[:0], 8, {}),
+            ([good[0], good[0][:50]], 8, {}),
+            (good[..., :1], 8, {}),
+            (good[:, :0], 8, {}),
+            ([], 8, {}),
+            (good, 0, {}),
+            (good, -8, {}),
+            (good, float("nan"), {}),
+            (good, 60, {}),
+            (good, 8, {"a": object()}),
+            (good, 8, {"a": float("nan")}),
+        ]
         for frames_, fps, metadata in bad:
-            try: write_video(frames_, path, fps, metadata)
-            except VideoError as error: assert any(word in str(error) for word in ("frame", "fps", "metadata")) and "written" not in str(error), error
-            else: raise AssertionError(f"{fps}, {metadata} was let through")
+            try:
+                write_video(frames_, path, fps, metadata)
+            except VideoError as error:
+                assert any(word in str(error) for word in ("frame", "fps", "metadata")) and "written" not in str(error), (
+                    error
+                )
+            else:
+                raise AssertionError(f"{fps}, {metadata} was let through")
         assert path.read_text() == "the old one" and len(list(Path(folder).iterdir())) == 1
 
 # %% ../nbs/06_video.ipynb #f74fa0b3
 def test_an_encoder_that_fails_leaves_the_old_file_and_no_other():
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/"clip.webp"
+        path = Path(folder) / "clip.webp"
         path.write_text("the old one")
-        try: write_video(np.zeros((1, 2, 20_000, 3), np.uint8), path)
-        except VideoError as error: assert "cannot be written" in str(error)
-        else: raise AssertionError("no WebP is that wide")
+        try:
+            write_video(np.zeros((1, 2, 20_000, 3), np.uint8), path)
+        except VideoError as error:
+            assert "cannot be written" in str(error)
+        else:
+            raise AssertionError("no WebP is that wide")
         assert path.read_text() == "the old one" and len(list(Path(folder).iterdir())) == 1
 
 # %% ../nbs/06_video.ipynb #7f9423d7
 def test_every_format_keeps_every_frame_at_its_time():
     for name, exact in zip(NAMES, (1e-9, 0.0005, 0.005, 0.0005, 0)):
-        for fps in (8, 12, 24000/1001):
+        for fps in (8, 12, 24000 / 1001):
             times = through(drawn(13, hold=3), name, fps)[1]
             assert times.dtype == np.float64 and len(times) == 13, f"{name}: {len(times)} of 13 frames"
-            assert np.abs(times - np.arange(13)/fps).max() <= exact + 1e-9, f"{name} at {fps} fps: {times}"
+            assert np.abs(times - np.arange(13) / fps).max() <= exact + 1e-9, f"{name} at {fps} fps: {times}"
 
 # %% ../nbs/06_video.ipynb #02bf98f0
 def test_a_minute_of_gif_is_a_minute_long():
     frames_ = drawn(4, 8, 8, hold=1)[np.arange(720) % 4]
-    assert abs(through(frames_, "clip.gif", 12)[1][-1] - 719/12) <= 0.005
+    assert abs(through(frames_, "clip.gif", 12)[1][-1] - 719 / 12) <= 0.005
 
 # %% ../nbs/06_video.ipynb #a29846b6
 def test_webp_and_png_keep_every_bit():
@@ -155,7 +198,9 @@ def test_codecs_lose_no_more_than_half_the_colour():
 
 # %% ../nbs/06_video.ipynb #89bb9481
 def test_grey_stays_grey_and_pure_colours_stay_pure():
-    colours = np.array([(128, 128, 128), (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 30, 120)], np.uint8)
+    colours = np.array(
+        [(128, 128, 128), (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 30, 120)], np.uint8
+    )
     clip = colours.repeat(32, 0)[None, None].repeat(32, 1).repeat(3, 0)  # f h (n w) c
     for name in NAMES:
         got = through(clip, name)[0][1, 16, 16::32]
@@ -166,11 +211,14 @@ def test_an_mp4_is_what_browsers_play():
     def atoms(data):
         at, names = 0, []
         while at < len(data):
-            names.append(data[at + 4:at + 8].decode())
-            at += int.from_bytes(data[at:at + 4], "big")
+            names.append(data[at + 4 : at + 8].decode())
+            at += int.from_bytes(data[at : at + 4], "big")
         return names
 
-    clip = np.array([(128, 128, 128), (255, 0, 0), (0, 0, 255)], np.uint8).repeat(32, 0)[None, None].repeat(32, 1)  # f h (n w) c
+
+    clip = (
+        np.array([(128, 128, 128), (255, 0, 0), (0, 0, 255)], np.uint8).repeat(32, 0)[None, None].repeat(32, 1)
+    )  # f h (n w) c
     with tempfile.TemporaryDirectory() as folder:
         path = write_video(clip, f"{folder}/clip.mp4")
         found = atoms(path.read_bytes())
@@ -184,7 +232,8 @@ def test_an_mp4_is_what_browsers_play():
 # %% ../nbs/06_video.ipynb #d3f3c066
 def test_a_webm_says_which_colours_it_uses():
     with tempfile.TemporaryDirectory() as folder:
-        with av.open(str(write_video(drawn(2), f"{folder}/clip.webm"))) as container: frame = next(container.decode(video=0))
+        with av.open(str(write_video(drawn(2), f"{folder}/clip.webm"))) as container:
+            frame = next(container.decode(video=0))
     assert (frame.format.name, frame.colorspace, frame.color_range) == ("yuv420p", 1, 1)
 
 # %% ../nbs/06_video.ipynb #6f20c390
@@ -193,25 +242,33 @@ def test_a_hold_costs_next_to_nothing():
         noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
         for name in ("clip.webp", "clip.gif"):
             one, many = (write_video(noise.repeat(n, axis=0), f"{folder}/{name}").stat().st_size for n in (1, 101))
-            assert many - one < 100*90, f"{name}: {(many - one)/100} bytes a held frame"
+            assert many - one < 100 * 90, f"{name}: {(many - one) / 100} bytes a held frame"
 
 # %% ../nbs/06_video.ipynb #3f30a6e0
 def test_odd_sizes_are_made_even_for_h264_only():
     clip = drawn(2, 95, 127)
     got = through(clip, "clip.mp4")[0]
     assert got.shape[1:3] == (96, 128) and psnr(got[:, :95, :127], clip) > 35
-    for name in NAMES[1:]: assert through(clip, name)[0].shape == clip.shape, name
+    for name in NAMES[1:]:
+        assert through(clip, name)[0].shape == clip.shape, name
 
 # %% ../nbs/06_video.ipynb #e79eb5c2
 def test_every_format_gives_the_settings_back():
-    settings_ = {"prompt": "ein M\u00e4dchen, \u8d64\u3044\u30dc\u30fc\u30eb, \U0001f534 \"quoted\" \\ {x} & <y>\nsecond line", "seed": 2**40, "scale": 0.1,
-                 "steps": [1, 2], "nested": {"none": None, "yes": True}, "long": "word "*200}
+    settings_ = {
+        "prompt": 'ein M\u00e4dchen, \u8d64\u3044\u30dc\u30fc\u30eb, \U0001f534 "quoted" \\ {x} & <y>\nsecond line',
+        "seed": 2**40,
+        "scale": 0.1,
+        "steps": [1, 2],
+        "nested": {"none": None, "yes": True},
+        "long": "word " * 200,
+    }
     with tempfile.TemporaryDirectory() as folder:
         for name in NAMES:
             path = write_video(drawn(2), f"{folder}/{name}", 8, settings_)
             assert read_metadata(path) == settings_, name
-        assert read_metadata(Path(folder)/"clip/frame_0001.png") == settings_, "each png says it as well"
-        for name in NAMES: assert read_metadata(write_video(drawn(2), f"{folder}/{name}")) == {}, name
+        assert read_metadata(Path(folder) / "clip/frame_0001.png") == settings_, "each png says it as well"
+        for name in NAMES:
+            assert read_metadata(write_video(drawn(2), f"{folder}/{name}")) == {}, name
 
 # %% ../nbs/06_video.ipynb #5ebdf29c
 def test_a_file_that_others_made_has_no_settings():
@@ -219,31 +276,58 @@ def test_a_file_that_others_made_has_no_settings():
         path = f"{folder}/clip.gif"
         Image.fromarray(drawn(1)[0]).save(path, comment=b"made by hand")
         assert read_metadata(path) == {}
-        try: read_metadata(f"{folder}/none.mp4")
-        except VideoError as error: assert "No such file" in str(error)
-        else: raise AssertionError("there is no such file")
+        try:
+            read_metadata(f"{folder}/none.mp4")
+        except VideoError as error:
+            assert "No such file" in str(error)
+        else:
+            raise AssertionError("there is no such file")
 
 # %% ../nbs/06_video.ipynb #36597cd0
 def test_what_somebody_else_wrote_into_a_file_is_read_within_bounds_or_refused_in_one_line():
     deep, name = "[" * 100_000, "name\udcff"
     with tempfile.TemporaryDirectory() as folder:
-        path, pngs = f"{folder}/clip.gif", Path(folder)/"clip"
-        for comment, expected in ((b"{" + b'"a":{' * 50 + b"}" * 51, "nested"), (deep.encode(), "nested"), (b'{"a": "\xff', {}), (b"[1, 2]", {}), (b"{not json}", {}), (b'{"prompt": [1]}', {"prompt": [1]})):
+        path, pngs = f"{folder}/clip.gif", Path(folder) / "clip"
+        for comment, expected in (
+            (b"{" + b'"a":{' * 50 + b"}" * 51, "nested"),
+            (deep.encode(), "nested"),
+            (b'{"a": "\xff', {}),
+            (b"[1, 2]", {}),
+            (b"{not json}", {}),
+            (b'{"prompt": [1]}', {"prompt": [1]}),
+        ):
             Image.fromarray(drawn(1)[0]).save(path, comment=comment)
-            try: assert read_metadata(path) == expected, comment[:20]
-            except VideoError as error: assert expected in str(error) and str(error).startswith(path) and "\n" not in str(error), error
+            try:
+                assert read_metadata(path) == expected, comment[:20]
+            except VideoError as error:
+                assert expected in str(error) and str(error).startswith(path) and "\n" not in str(error), error
         exif = Image.Exif()
         exif[0x010E] = 7
         Image.fromarray(drawn(1)[0]).save(f"{folder}/clip.webp", exif=exif)
         assert read_metadata(f"{folder}/clip.webp") == {}
         write_video(drawn(2), pngs, 8, {"seed": 1})
-        for text, reason in (('{"fps": 0, "metadata": {}}', "fps"), ('{"fps": "8", "metadata": {}}', "fps"), ('{"fps": 8, "metadata": [1]}', "metadata"), ('{"fps": 1e400, "metadata": {}}', "fps"), (deep, "nested")):
-            (pngs/"metadata.json").write_text(text)
+        for text, reason in (
+            ('{"fps": 0, "metadata": {}}', "fps"),
+            ('{"fps": "8", "metadata": {}}', "fps"),
+            ('{"fps": 8, "metadata": [1]}', "metadata"),
+            ('{"fps": 1e400, "metadata": {}}', "fps"),
+            (deep, "nested"),
+        ):
+            (pngs / "metadata.json").write_text(text)
             for read in (read_video, read_metadata):
-                try: read(pngs)
-                except VideoError as error: assert "metadata.json: " in str(error) and reason in str(error) and "\n" not in str(error), (text[:30], error)
-                else: raise AssertionError(f"{text[:30]} was taken")
-        for kind in NAMES: assert read_metadata(write_video(drawn(2), f"{folder}/{kind}", 8, {"video": name})) == {"video": name}, "a name that is no text is kept all the same"
+                try:
+                    read(pngs)
+                except VideoError as error:
+                    assert "metadata.json: " in str(error) and reason in str(error) and "\n" not in str(error), (
+                        text[:30],
+                        error,
+                    )
+                else:
+                    raise AssertionError(f"{text[:30]} was taken")
+        for kind in NAMES:
+            assert read_metadata(write_video(drawn(2), f"{folder}/{kind}", 8, {"video": name})) == {"video": name}, (
+                "a name that is no text is kept all the same"
+            )
 
 # %% ../nbs/06_video.ipynb #a26ced8c
 def test_times_come_from_the_file_and_begin_at_zero():
@@ -256,7 +340,8 @@ def test_times_come_from_the_file_and_begin_at_zero():
 def test_a_file_without_a_duration_is_read_to_its_end():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(drawn(9), f"{folder}/clip.webm", codec="libvpx-vp9", live="1")
-        with av.open(path) as container: assert container.duration is None
+        with av.open(path) as container:
+            assert container.duration is None
         assert len(read_video(path)[0]) == 9
 
 # %% ../nbs/06_video.ipynb #5c8c8f18
@@ -264,9 +349,16 @@ def test_every_recipe_for_colours_is_understood():
     colours = np.array([(128, 128, 128), (255, 0, 0), (0, 255, 0), (40, 60, 200)], np.uint8)
     clip = colours.repeat(32, 0)[None, None].repeat(32, 1)  # f h (n w) c
     with tempfile.TemporaryDirectory() as folder:
-        for range_, space, wider, codec in ((1, 1, 1, "libx264"), (2, 1, 1, "libx264"), (1, 5, 1, "libx264"), (2, 5, 1, "libvpx-vp9"), (1, 2, 1, "libx264"), (1, 2, 10, "libx264")):
+        for range_, space, wider, codec in (
+            (1, 1, 1, "libx264"),
+            (2, 1, 1, "libx264"),
+            (1, 5, 1, "libx264"),
+            (2, 5, 1, "libvpx-vp9"),
+            (1, 2, 1, "libx264"),
+            (1, 2, 10, "libx264"),
+        ):
             path = encode(clip.repeat(wider, axis=2), f"{folder}/clip.mkv", range_=range_, space=space, codec=codec)
-            got = read_video(path)[0][0, 16, 16*wider::32*wider]
+            got = read_video(path)[0][0, 16, 16 * wider :: 32 * wider]
             assert np.abs(got.astype(int) - colours).max() <= 4, f"range {range_}, matrix {space}, {codec}: {got.tolist()}"
 
 # %% ../nbs/06_video.ipynb #30a1eecf
@@ -279,8 +371,12 @@ def test_pixels_that_are_not_square_are_made_square():
 def test_a_file_that_lies_on_its_side_is_stood_up():
     def turned(data, a, b, c, d):
         at = data.index(b"tkhd") + 44  # the matrix, after version, dates, numbers and volume
-        sixteen = lambda n: struct.pack(">i", n*65536)
-        return data[:at] + sixteen(a) + sixteen(b) + bytes(4) + sixteen(c) + sixteen(d) + data[at + 20:]
+
+        def sixteen(n):
+            return struct.pack(">i", n * 65536)
+
+        return data[:at] + sixteen(a) + sixteen(b) + bytes(4) + sixteen(c) + sixteen(d) + data[at + 20 :]
+
 
     clip = drawn(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -306,7 +402,8 @@ def test_a_gif_that_says_no_delay_and_a_gif_that_can_be_seen_through():
 # %% ../nbs/06_video.ipynb #efab6813
 def test_any_folder_of_pngs_is_a_video_in_the_order_of_its_numbers():
     with tempfile.TemporaryDirectory() as folder:
-        for i in (10, 9, 100, 8): Image.new("RGB", (4, 4), (i, 0, 0)).save(f"{folder}/{i}.png")
+        for i in (10, 9, 100, 8):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(f"{folder}/{i}.png")
         frames_, times = read_video(folder)
     assert frames_[:, 0, 0, 0].tolist() == [8, 9, 10, 100]
     assert times.tolist() == [0, 0.125, 0.25, 0.375]
@@ -317,32 +414,41 @@ def test_a_folder_of_frames_is_replaced_as_a_whole():
         path = write_video(drawn(5), f"{folder}/clip")
         write_video(drawn(3), path)
         assert len(read_video(path)[0]) == 3 and [p.name for p in Path(folder).iterdir()] == ["clip"]
-        (path/"letter.txt").write_text("dear")
-        try: write_video(drawn(1), path)
-        except VideoError: pass
-        else: raise AssertionError("a letter was about to be lost")
-        assert len(read_video(path)[0]) == 3 and (path/"letter.txt").exists()
+        (path / "letter.txt").write_text("dear")
+        try:
+            write_video(drawn(1), path)
+        except VideoError:
+            pass
+        else:
+            raise AssertionError("a letter was about to be lost")
+        assert len(read_video(path)[0]) == 3 and (path / "letter.txt").exists()
 
 # %% ../nbs/06_video.ipynb #fd728122
 def test_what_is_no_video_says_so_in_one_line():
     import wave
+
     with tempfile.TemporaryDirectory() as folder:
         root, clip = Path(folder), np.random.default_rng(0).integers(0, 256, (25, 32, 32, 3), dtype=np.uint8)
-        entire = write_video(clip, root/"whole.mp4").read_bytes()
-        (root/"cut.mp4").write_bytes(entire[:len(entire)*6//10])
-        (root/"no_index.mp4").write_bytes(entire[:200] + entire[3000:])
-        (root/"text.webm").write_text("no video")
-        (root/"empty.gif").write_bytes(b"")
-        (root/"no_frames").mkdir()
+        entire = write_video(clip, root / "whole.mp4").read_bytes()
+        (root / "cut.mp4").write_bytes(entire[: len(entire) * 6 // 10])
+        (root / "no_index.mp4").write_bytes(entire[:200] + entire[3000:])
+        (root / "text.webm").write_text("no video")
+        (root / "empty.gif").write_bytes(b"")
+        (root / "no_frames").mkdir()
         with wave.open(f"{root}/sound.wav", "wb") as sound:
             sound.setparams((1, 2, 8000, 0, "NONE", ""))
             sound.writeframes(bytes(8000))
         for name in ("cut.mp4", "no_index.mp4", "text.webm", "empty.gif", "no_frames", "sound.wav", "none.mp4"):
-            try: read_video(root/name)
-            except VideoError as error: assert name in str(error) and "\n" not in str(error), error
-            else: raise AssertionError(f"{name} was read")
-        try: read_video(root/"sound.wav")
-        except VideoError as error: assert "no pictures" in str(error)
+            try:
+                read_video(root / name)
+            except VideoError as error:
+                assert name in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError(f"{name} was read")
+        try:
+            read_video(root / "sound.wav")
+        except VideoError as error:
+            assert "no pictures" in str(error)
 
 # %% ../nbs/06_video.ipynb #9d36c4c0
 def test_time_that_runs_backwards_and_sizes_that_change_are_refused():
@@ -350,11 +456,15 @@ def test_time_that_runs_backwards_and_sizes_that_change_are_refused():
         piece = Path(encode(drawn(9), f"{folder}/piece.ts")).read_bytes()
         Path(f"{folder}/glued.ts").write_bytes(piece + piece)
         os.mkdir(f"{folder}/mixed")
-        for i in (3, 4): Image.new("RGB", (i, i)).save(f"{folder}/mixed/{i}.png")
+        for i in (3, 4):
+            Image.new("RGB", (i, i)).save(f"{folder}/mixed/{i}.png")
         for name, reason in (("glued.ts", "backwards"), ("mixed", "size changes")):
-            try: read_video(f"{folder}/{name}")
-            except VideoError as error: assert reason in str(error)
-            else: raise AssertionError(f"{name} was read")
+            try:
+                read_video(f"{folder}/{name}")
+            except VideoError as error:
+                assert reason in str(error)
+            else:
+                raise AssertionError(f"{name} was read")
 
 # %% ../nbs/06_video.ipynb #88209572
 def test_damage_never_shows_as_anything_but_a_video_error():
@@ -364,9 +474,12 @@ def test_damage_never_shows_as_anything_but_a_video_error():
             path = write_video(drawn(3, 32, 32, hold=1), f"{folder}/{name}", 8, {"seed": 1})
             entire = np.frombuffer(path.read_bytes(), np.uint8)
             for trial in range(25):
-                damaged = entire[:random.integers(1, len(entire))] if trial % 2 else entire.copy()
-                if not trial % 2: damaged[random.integers(0, len(entire), 6)] = random.integers(0, 256, 6)
+                damaged = entire[: random.integers(1, len(entire))] if trial % 2 else entire.copy()
+                if not trial % 2:
+                    damaged[random.integers(0, len(entire), 6)] = random.integers(0, 256, 6)
                 path.write_bytes(damaged.tobytes())
                 for read in (read_video, read_metadata):
-                    try: read(path)
-                    except VideoError as error: assert "\n" not in str(error)
+                    try:
+                        read(path)
+                    except VideoError as error:
+                        assert "\n" not in str(error)

@@ -15,7 +15,9 @@ import torch
 # %% ../nbs/28_views.ipynb #a85e338a
 def test_a_coarse_flow_is_the_mean_of_its_cells():
     flow = np.random.default_rng(0).normal(size=(32, 64, 2)).astype(np.float32)
-    assert np.allclose(coarse_flow(flow, 8), flow.reshape(4, 8, 8, 8, 2).mean((1, 3)), atol=1e-5) and coarse_flow(flow[:5], 8).shape == (1, 8, 2)
+    assert np.allclose(coarse_flow(flow, 8), flow.reshape(4, 8, 8, 8, 2).mean((1, 3)), atol=1e-5) and coarse_flow(
+        flow[:5], 8
+    ).shape == (1, 8, 2)
 
 # %% ../nbs/28_views.ipynb #86bf3f29
 def test_the_worst_pair_is_what_is_drawn_and_what_is_marked():
@@ -23,68 +25,111 @@ def test_the_worst_pair_is_what_is_drawn_and_what_is_marked():
     jump = np.concatenate([frames[:3], frames[::-1][:3]])
     found = measure(jump)
     axes = plot_consistency(jump, found, row=7)
-    assert (axes[0].images[0].get_array() == jump[found.worst]).all() and (axes[1].images[0].get_array() == jump[found.worst + 1]).all()
+    assert (axes[0].images[0].get_array() == jump[found.worst]).all() and (
+        axes[1].images[0].get_array() == jump[found.worst + 1]
+    ).all()
     assert (axes[4].images[0].get_array() == jump[:, 7]).all() and axes[5].lines[1].get_xdata()[0] == found.worst + 0.5
-    assert axes[2].images[0].get_array().max() > 0 and axes[3].collections and plot_consistency(jump, found, pair=0)[0].get_title() == "frame 0"
+    assert (
+        axes[2].images[0].get_array().max() > 0
+        and axes[3].collections
+        and plot_consistency(jump, found, pair=0)[0].get_title() == "frame 0"
+    )
     plt.close("all")
 
 # %% ../nbs/28_views.ipynb #c05f5a39
 def test_a_wipe_has_the_left_of_one_and_the_right_of_the_other():
     a, b = np.zeros((4, 8, 10, 3), np.uint8), np.full((6, 8, 10, 3), 200, np.uint8)
-    assert (wiped(a[0], b[0], 0.3)[:, :3] == 0).all() and (wiped(a[0], b[0], 0.3)[:, 3:] == 200).all() and (wiped(a[0], b[0], 1) == 0).all()
+    assert (
+        (wiped(a[0], b[0], 0.3)[:, :3] == 0).all()
+        and (wiped(a[0], b[0], 0.3)[:, 3:] == 200).all()
+        and (wiped(a[0], b[0], 1) == 0).all()
+    )
     axes = plot_compare(a, b, share=0.2, count=9)
-    assert axes.shape == (3, 4) and (axes[1, 0].images[0].get_array() == wiped(a[0], b[0], 0.2)).all() and axes[2, 0].get_title(loc="left") == "B"
+    assert (
+        axes.shape == (3, 4)
+        and (axes[1, 0].images[0].get_array() == wiped(a[0], b[0], 0.2)).all()
+        and axes[2, 0].get_title(loc="left") == "B"
+    )
     plt.close("all")
 
 # %% ../nbs/28_views.ipynb #1e385bd4
 def test_the_weights_times_the_values_are_what_the_layer_gives():
     torch.manual_seed(0)
-    layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2*5, 3, 24)
+    layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2 * 5, 3, 24)
     torch.nn.init.normal_(layer.proj.weight)
     weights = attention_weights(layer, x, 5)
     assert weights.shape == (2, 3, 4, 5, 5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 5))
     tokens = layer.norm(x).reshape(2, 5, 3, 24) + layer.pos_emb[:5, None]
     values = layer.to_qkv(tokens, parts=3)[2].unflatten(-1, (4, 6)).permute(0, 2, 3, 1, 4)  # b s h f d
-    out = (weights@values).permute(0, 3, 1, 2, 4).reshape(10, 3, 24)
+    out = (weights @ values).permute(0, 3, 1, 2, 4).reshape(10, 3, 24)
     torch.testing.assert_close(layer.proj(out, gate=layer.gate), layer(x, 5), atol=1e-5, rtol=1e-4)
 
 # %% ../nbs/28_views.ipynb #8ba42c31
 def test_a_long_film_looks_no_further_than_its_windows():
     torch.manual_seed(0)
-    layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2*10, 3, 24)
+    layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2 * 10, 3, 24)
     windows = plan_windows(10, Context(length=4, overlap=2), 24).on("cpu")
     weights = attention_weights(layer, x, 10, windows)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 10))
     apart = (torch.arange(10)[:, None] - torch.arange(10)).abs() > 3
     assert (weights[..., apart] == 0).all() and (weights[..., 5, 3:8] > 0).all()
-    torch.testing.assert_close(weights[..., :2, :4], attention_weights(layer, x.unflatten(0, (2, 10))[:, :4].flatten(0, 1), 4)[..., :2, :])
+    torch.testing.assert_close(
+        weights[..., :2, :4], attention_weights(layer, x.unflatten(0, (2, 10))[:, :4].flatten(0, 1), 4)[..., :2, :]
+    )
 
 # %% ../nbs/28_views.ipynb #31e95b58
 def test_attention_is_read_out_of_every_layer_of_a_real_generation_and_changes_nothing():
     pipe = embedded_pipeline()
     options = dict(num_frames=3, steps=2, height=64, width=64, seed=1)
     frames, seen = temporal_attention("a girl walks in the snow", pipe, **options)
-    assert len(seen) == len(temporal_modules(pipe.unet)) and (frames == generate("a girl walks in the snow", pipe, **options)).all()
-    for (name, layer), (short, weights) in zip(temporal_modules(pipe.unet).items(), sorted(seen.items(), key=lambda item: [short_name(x) for x in temporal_modules(pipe.unet)].index(item[0]))):
-        assert short == short_name(name) and weights.shape == (layer.num_heads, 3, 3) and np.allclose(weights.sum(-1), 1, atol=1e-5)
-    assert all(not layer._forward_pre_hooks for layer in temporal_modules(pipe.unet).values()) and list(seen)[0].startswith("down") and list(seen)[-1].startswith("up")
-    assert max(np.abs(weights - 1/3).max() for weights in seen.values()) > 0.01, "heads that look everywhere alike see nothing"
+    assert (
+        len(seen) == len(temporal_modules(pipe.unet))
+        and (frames == generate("a girl walks in the snow", pipe, **options)).all()
+    )
+    for (name, layer), (short, weights) in zip(
+        temporal_modules(pipe.unet).items(),
+        sorted(seen.items(), key=lambda item: [short_name(x) for x in temporal_modules(pipe.unet)].index(item[0])),
+    ):
+        assert (
+            short == short_name(name)
+            and weights.shape == (layer.num_heads, 3, 3)
+            and np.allclose(weights.sum(-1), 1, atol=1e-5)
+        )
+    assert (
+        all(not layer._forward_pre_hooks for layer in temporal_modules(pipe.unet).values())
+        and list(seen)[0].startswith("down")
+        and list(seen)[-1].startswith("up")
+    )
+    assert max(np.abs(weights - 1 / 3).max() for weights in seen.values()) > 0.01, (
+        "heads that look everywhere alike see nothing"
+    )
 
 # %% ../nbs/28_views.ipynb #95ae5336
 def test_the_frames_are_as_bright_as_they_are_looked_at():
-    film, weights = np.full((3, 8, 8, 3), 200, np.uint8), np.array([[[0.5, 0.5, 0], [0.2, 0.2, 0.6], [1, 0, 0]], [[1, 0, 0]]*3])
+    film, weights = (
+        np.full((3, 8, 8, 3), 200, np.uint8),
+        np.array([[[0.5, 0.5, 0], [0.2, 0.2, 0.6], [1, 0, 0]], [[1, 0, 0]] * 3]),
+    )
     axes = plot_attention(film, weights, query=1, head=0)
-    assert [int(ax.images[0].get_array()[0, 0, 0]) for ax in axes[1:]] == [int(200*(0.25 + 0.75*share)) for share in (1/3, 1/3, 1)]
-    assert (plot_attention(film, weights)[0].images[0].get_array() == weights.mean(0)).all() and axes[2].get_title() == "0.20 <"
+    assert [int(ax.images[0].get_array()[0, 0, 0]) for ax in axes[1:]] == [
+        int(200 * (0.25 + 0.75 * share)) for share in (1 / 3, 1 / 3, 1)
+    ]
+    assert (plot_attention(film, weights)[0].images[0].get_array() == weights.mean(0)).all() and axes[
+        2
+    ].get_title() == "0.20 <"
     plt.close("all")
 
 # %% ../nbs/28_views.ipynb #60630ba8
 def test_a_row_of_the_noise_figure_has_its_correlations_its_start_and_its_film():
-    noise = correlated_noise((1, 4, 4, 8, 8), "mixed", 1.)[0]
+    noise = correlated_noise((1, 4, 4, 8, 8), "mixed", 1.0)[0]
     film = np.zeros((4, 16, 16, 3), np.uint8)
-    axes = plot_noise({1.: (noise, film), 3.: (noise, film + np.uint8(9))}, count=2)
-    assert axes.shape == (2, 5) and np.allclose(axes[0, 0].images[0].get_array(), noise_correlation(4, "mixed", 1.)) and axes[1, 4].images[0].get_array().max() == 9
+    axes = plot_noise({1.0: (noise, film), 3.0: (noise, film + np.uint8(9))}, count=2)
+    assert (
+        axes.shape == (2, 5)
+        and np.allclose(axes[0, 0].images[0].get_array(), noise_correlation(4, "mixed", 1.0))
+        and axes[1, 4].images[0].get_array().max() == 9
+    )
     assert (axes[0, 1].images[0].get_array() == noise_image(noise)[0]).all() and noise_image(noise).shape == (4, 8, 8, 3)
-    assert noise_image(torch.tensor([-9., 0., 1.25]).view(1, 3, 1, 1)).ravel().tolist() == [0, 128, 191]
+    assert noise_image(torch.tensor([-9.0, 0.0, 1.25]).view(1, 3, 1, 1)).ravel().tolist() == [0, 128, 191]
     plt.close("all")

@@ -23,8 +23,8 @@ def test_a_sheet_has_every_frame_in_its_place_and_fits():
     film = toon.render(toon.replace(toon.random_scene(3), hold=1), 7, 64, 96).frames
     made = sheet(film)
     pixels = np.asarray(Image.open(io.BytesIO(made["sheet"])))
-    assert pixels.shape == (3*64, 3*96, 3) and (made["columns"], made["count"]) == (3, 7)
-    cells = [pixels[i//3*64:i//3*64 + 64, i % 3*96:i % 3*96 + 96].astype(int) for i in range(7)]
+    assert pixels.shape == (3 * 64, 3 * 96, 3) and (made["columns"], made["count"]) == (3, 7)
+    cells = [pixels[i // 3 * 64 : i // 3 * 64 + 64, i % 3 * 96 : i % 3 * 96 + 96].astype(int) for i in range(7)]
     apart = np.array([[np.abs(cell - frame).mean() for frame in film] for cell in cells])
     assert (apart.argmin(1) == np.arange(7)).all() and apart.diagonal().max() < 10, apart
     noisy = np.random.default_rng(0).integers(0, 256, (72, 128, 128, 3), dtype=np.uint8)
@@ -41,9 +41,15 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
     widget.set_state({"index": 2})
     assert heard == [2] and widget.index == 2
     bundle = widget._repr_mimebundle_()[0]
-    assert "application/vnd.jupyter.widget-view+json" in bundle and Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"]))).width > 100 and not plt.get_fignums()
-    try: complaint = FrameScrubber(film[:1])
-    except ValueError as error: complaint = str(error)
+    assert (
+        "application/vnd.jupyter.widget-view+json" in bundle
+        and Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"]))).width > 100
+        and not plt.get_fignums()
+    )
+    try:
+        complaint = FrameScrubber(film[:1])
+    except ValueError as error:
+        complaint = str(error)
     assert "at least 2 frames" in complaint
 
 # %% ../nbs/11_widgets.ipynb #4c72a6cf
@@ -53,15 +59,30 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_w
     found = measure(jump)
     widget = ConsistencyExplorer(jump, found, names=("residual", "smoothness"))
     state = widget.get_state()
-    assert state["worst"] == found.worst and state["curves"]["residual"]["shift"] == 0.5 and state["curves"]["smoothness"]["shift"] == 0
-    assert np.allclose(state["curves"]["residual"]["values"], found.per_pair["residual"], rtol=1e-4) and state["curves"]["smoothness"]["values"][0] is None
-    flow = np.frombuffer(state["flow"], np.int8).reshape(5, *state["cells"], 2)/4
-    assert np.abs(flow[1] - views.coarse_flow(dis_flow(jump[1], jump[2]), 12)).max() <= 0.126 and flow.shape == (5, 9, 12, 2)
+    assert (
+        state["worst"] == found.worst
+        and state["curves"]["residual"]["shift"] == 0.5
+        and state["curves"]["smoothness"]["shift"] == 0
+    )
+    assert (
+        np.allclose(state["curves"]["residual"]["values"], found.per_pair["residual"], rtol=1e-4)
+        and state["curves"]["smoothness"]["values"][0] is None
+    )
+    flow = np.frombuffer(state["flow"], np.int8).reshape(5, *state["cells"], 2) / 4
+    assert np.abs(flow[1] - views.coarse_flow(dis_flow(jump[1], jump[2]), 12)).max() <= 0.126 and flow.shape == (
+        5,
+        9,
+        12,
+        2,
+    )
     widget.set_state({"overlay": "flow", "row": 5})
     assert (widget.overlay, widget.row) == ("flow", 5) and json.dumps(state["curves"])
-    assert said(measure(film[[0]*4])).startswith("still") and "disordered" in said(measure(film[[0, 3, 1, 4, 2, 5]]))
+    assert said(measure(film[[0] * 4])).startswith("still") and "disordered" in said(measure(film[[0, 3, 1, 4, 2, 5]]))
     bundle = widget._repr_mimebundle_()[0]
-    assert len(bundle["image/jpeg"]) > 3000 and sum(len(value) for value in state.values() if isinstance(value, bytes)) < 300_000
+    assert (
+        len(bundle["image/jpeg"]) > 3000
+        and sum(len(value) for value in state.values() if isinstance(value, bytes)) < 300_000
+    )
 
 # %% ../nbs/11_widgets.ipynb #f2eaf2de
 def test_both_films_have_the_same_size_length_and_moment_and_the_wipe_stays_within_the_picture():
@@ -74,14 +95,23 @@ def test_both_films_have_the_same_size_length_and_moment_and_the_wipe_stays_with
     noisy = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)
     widget = Compare(np.zeros_like(noisy), noisy)
     pictures = [Image.open(io.BytesIO(data)).size for data in (widget.sheet, widget.other)]
-    assert pictures[0] == pictures[1] and len(widget.sheet) + len(widget.other) < 200_000, "both sheets are cut alike, whatever is in them"
+    assert pictures[0] == pictures[1] and len(widget.sheet) + len(widget.other) < 200_000, (
+        "both sheets are cut alike, whatever is in them"
+    )
 
 # %% ../nbs/11_widgets.ipynb #91ac4350
 def test_the_attention_explorer_has_every_head_of_every_block_in_order():
-    attention = {"down 0": np.array([[[0.25, 0.75], [1, 0]], [[0.5, 0.5], [0.1, 0.9]]]), "up 0": np.array([[[0, 1], [0.3, 0.7]]])}
+    attention = {
+        "down 0": np.array([[[0.25, 0.75], [1, 0]], [[0.5, 0.5], [0.1, 0.9]]]),
+        "up 0": np.array([[[0, 1], [0.3, 0.7]]]),
+    }
     widget = AttentionExplorer(toon.render(toon.random_scene(3), 2, 32, 32).frames, attention)
-    weights = np.frombuffer(widget.weights, np.uint8).reshape(3, 2, 2)/255
-    assert np.abs(weights[1] - attention["down 0"][1]).max() < 0.002 and np.abs(weights[2] - attention["up 0"][0]).max() < 0.002 and widget.heads == [2, 1]
+    weights = np.frombuffer(widget.weights, np.uint8).reshape(3, 2, 2) / 255
+    assert (
+        np.abs(weights[1] - attention["down 0"][1]).max() < 0.002
+        and np.abs(weights[2] - attention["up 0"][0]).max() < 0.002
+        and widget.heads == [2, 1]
+    )
     widget.set_state({"head": 1})
     assert widget.head == 1
     widget.block, widget.head = 1, 5
@@ -92,39 +122,61 @@ def test_the_attention_explorer_has_every_head_of_every_block_in_order():
 def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_noise_that_is_shown():
     pipe, asked = embedded_pipeline(), []
     film = toon.render(toon.random_scene(3), 4, 64, 64).frames
+
+
     def drawn_at_once(**options):
         asked.append((options["noise_strength"], widgets_made[0].message if widgets_made else ""))
-        if options["noise_strength"] == 4: raise ValueError("too strong")
+        if options["noise_strength"] == 4:
+            raise ValueError("too strong")
         return film
+
+
     widgets_made = []
     with mock.patch.object(sys.modules[NoiseExplorer.__module__], "generate", drawn_at_once):
-        widget = NoiseExplorer("a girl walks", strengths=(0., 1., 2., 4.), num_frames=4)
+        widget = NoiseExplorer("a girl walks", strengths=(0.0, 1.0, 2.0, 4.0), num_frames=4)
         widgets_made.append(widget)
-        for stop in (0, 2, 0, 3): widget.set_state({"stop": stop})
+        for stop in (0, 2, 0, 3):
+            widget.set_state({"stop": stop})
         widget.stop = 99
     own = noise_for(pipe)[1]
     assert [strength for strength, _ in asked] == [own, *(strength for strength in (0, 2, 4) if strength != own)], asked
-    assert asked[1][1].startswith("drawing with strength 0") and widget.message == "too strong" and widget.stop == 3 and not widget.busy
+    assert (
+        asked[1][1].startswith("drawing with strength 0")
+        and widget.message == "too strong"
+        and widget.stop == 3
+        and not widget.busy
+    )
     start = np.asarray(Image.open(io.BytesIO(widget.results["0"]["start"])).convert("RGB"))
-    expected = views.noise_image(correlated_noise((1, 4, 4, 8, 8), widget.kind, 0., torch.Generator().manual_seed(1))[0])
+    expected = views.noise_image(correlated_noise((1, 4, 4, 8, 8), widget.kind, 0.0, torch.Generator().manual_seed(1))[0])
     assert (start[:8, :8] == expected[0]).all() and (start[8:16, 8:16] == expected[3]).all()
 
 # %% ../nbs/11_widgets.ipynb #96a3dc3a
 def test_the_noise_explorer_draws_with_the_real_model():
-    widget = NoiseExplorer("a girl walks in the snow", strengths=(0., 2.), num_frames=2, steps=1, height=64, width=64)
+    widget = NoiseExplorer("a girl walks in the snow", strengths=(0.0, 2.0), num_frames=2, steps=1, height=64, width=64)
     before = dict(widget.results)
     widget.set_state({"stop": 1 - widget.stop})
     assert len(widget.results) == 2 and widget.message == "" and widget.figure().shape == (2, 9)
     plt.close("all")
     frames = widget.drawn[0][1]
-    assert (frames == generate("a girl walks in the snow", num_frames=2, steps=1, height=64, width=64, seed=1, noise_strength=0.)).all()
+    assert (
+        frames
+        == generate("a girl walks in the snow", num_frames=2, steps=1, height=64, width=64, seed=1, noise_strength=0.0)
+    ).all()
 
 # %% ../nbs/11_widgets.ipynb #29c8385d
 def test_a_page_holds_all_that_its_widgets_show_and_fetches_nothing():
     film = toon.render(toon.random_scene(3), 4, 32, 48).frames
     one, two = FrameScrubber(film, label="</script>"), ConsistencyExplorer(film)
-    with tempfile.TemporaryDirectory() as folder: page = save_page(Path(folder)/"page.html", one, two, title="<b>").read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        page = save_page(Path(folder) / "page.html", one, two, title="<b>").read_text()
     data = json.loads(re.search('id="widgets">(.*?)</script>', page)[1])
-    assert [state["state"]["count"] for state in data] == [4, 4] and data[0]["state"]["label"] == "</script>" and "export default" in data[1]["esm"]
-    assert base64.b64decode(data[1]["state"]["flow"]["base64"]) == two.flow and base64.b64decode(data[0]["state"]["sheet"]["base64"]) == one.sheet
+    assert (
+        [state["state"]["count"] for state in data] == [4, 4]
+        and data[0]["state"]["label"] == "</script>"
+        and "export default" in data[1]["esm"]
+    )
+    assert (
+        base64.b64decode(data[1]["state"]["flow"]["base64"]) == two.flow
+        and base64.b64decode(data[0]["state"]["sheet"]["base64"]) == one.sheet
+    )
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "") and "<b>" not in page

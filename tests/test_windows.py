@@ -15,18 +15,21 @@ def loud(dim=16, max_frames=24, **options):
     "A temporal layer with something to say"
     torch.manual_seed(1)
     layer = TemporalSelfAttention(dim, num_heads=4, max_frames=max_frames, **options)
-    for parameter in layer.parameters(): nn.init.normal_(parameter, std=.3)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
     return layer
 
+
 def tokens(num_frames, places=3, dim=16, clips=1):
-    return torch.randn(clips*num_frames, places, dim, generator=torch.Generator().manual_seed(2))  # (b f) s c
+    return torch.randn(clips * num_frames, places, dim, generator=torch.Generator().manual_seed(2))  # (b f) s c
 
 # %% ../nbs/29_windows.ipynb #958007db
 def operations(num_frames, context):
     "Floating point operations of a temporal layer over one clip"
     counter = FlopCounterMode(display=False)
     windows = plan_windows(num_frames, context, 24)
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH): loud()(tokens(num_frames), num_frames, windows and windows.on("cpu"))
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        loud()(tokens(num_frames), num_frames, windows and windows.on("cpu"))
     return counter.get_total_flops()
 
 # %% ../nbs/29_windows.ipynb #c8cc2634
@@ -51,39 +54,64 @@ def test_shares_sum_to_one_at_every_frame():
 
 # %% ../nbs/29_windows.ipynb #69e0facc
 def test_what_makes_no_sense_is_one_line():
-    for wrong, words in ((dict(kind="latents"), "attention, predictions or none"), (dict(weights="round"), "pyramid or flat"), (dict(length=1), "at least 2"), (dict(overlap=-1), "0 frames or more"),
-                         (dict(length=8, overlap=8), "7 at most"), (dict(kind="none", loop=True), "not none"), (dict(overlap=0, loop=True), "at least 1"), (dict(kind="none", length=8), "no windows")):
-        try: Context(**wrong)
-        except ValueError as error: assert words in str(error) and "\n" not in str(error), error
-        else: raise AssertionError(f"{wrong} went through")
+    for wrong, words in (
+        (dict(kind="latents"), "attention, predictions or none"),
+        (dict(weights="round"), "pyramid or flat"),
+        (dict(length=1), "at least 2"),
+        (dict(overlap=-1), "0 frames or more"),
+        (dict(length=8, overlap=8), "7 at most"),
+        (dict(kind="none", loop=True), "not none"),
+        (dict(overlap=0, loop=True), "at least 1"),
+        (dict(kind="none", length=8), "no windows"),
+    ):
+        try:
+            Context(**wrong)
+        except ValueError as error:
+            assert words in str(error) and "\n" not in str(error), error
+        else:
+            raise AssertionError(f"{wrong} went through")
     for late, words in ((dict(length=25), "24 at most"), (dict(overlap=24), "23 at most")):
-        try: Context(**late).numbers(24)
-        except ValueError as error: assert words in str(error)
-        else: raise AssertionError(f"{late} went through")
+        try:
+            Context(**late).numbers(24)
+        except ValueError as error:
+            assert words in str(error)
+        else:
+            raise AssertionError(f"{late} went through")
 
 # %% ../nbs/29_windows.ipynb #6384d930
 def test_a_film_that_fits_needs_no_windows_and_a_loop_always_does():
     assert all(plan_windows(n, Context(kind), 24) is None for n in (1, 2, 16, 24) for kind in KINDS)
     assert plan_windows(25, Context("none"), 24).starts == (0,) and plan_windows(25, Context(), 24).starts == (0, 1)
-    assert plan_windows(16, Context(loop=True), 24)[:3] == (16, 16, (0, 8)), "windows of the whole film, begun at two places"
+    assert plan_windows(16, Context(loop=True), 24)[:3] == (
+        16,
+        16,
+        (0, 8),
+    ), "windows of the whole film, begun at two places"
     assert plan_windows(1, Context(loop=True), 24) is None
 
 # %% ../nbs/29_windows.ipynb #1f065d47
 def test_the_fusion_is_the_weighted_mean_in_closed_form():
     windows = plan_windows(6, Context(length=4, overlap=2), 24).on("cpu")
-    fused = fuse(lambda start: torch.full((4,), 10. if start == 0 else 40.), windows)
-    torch.testing.assert_close(fused, torch.tensor([10, 10, (2*10 + 40)/3, (10 + 2*40)/3, 40, 40]))
+    fused = fuse(lambda start: torch.full((4,), 10.0 if start == 0 else 40.0), windows)
+    torch.testing.assert_close(fused, torch.tensor([10, 10, (2 * 10 + 40) / 3, (10 + 2 * 40) / 3, 40, 40]))
     wrapped = plan_windows(6, Context(length=4, overlap=2, loop=True), 24).on("cpu")
     assert wrapped.starts == (0, 2, 4)
-    said = {0: 10., 2: 40., 4: 70.}
+    said = {0: 10.0, 2: 40.0, 4: 70.0}
     fused = fuse(lambda start: torch.full((1, 4, 2), said[start]), wrapped, dim=1)  # b l c -> b f c
-    expected = torch.tensor([(10 + 2*70)/3, (2*10 + 70)/3, (2*10 + 40)/3, (10 + 2*40)/3, (2*40 + 70)/3, (40 + 2*70)/3])
+    expected = torch.tensor(
+        [(10 + 2 * 70) / 3, (2 * 10 + 70) / 3, (2 * 10 + 40) / 3, (10 + 2 * 40) / 3, (2 * 40 + 70) / 3, (40 + 2 * 70) / 3]
+    )
     torch.testing.assert_close(fused, expected.view(1, 6, 1).expand(1, 6, 2))
 
 # %% ../nbs/29_windows.ipynb #7ba75d9a
 def test_what_is_cut_out_and_put_together_again_is_the_film():
     film = torch.randn(2, 31, 3, generator=torch.Generator().manual_seed(0))
-    for context in (Context(length=8), Context(length=8, overlap=3, loop=True), Context(length=8, overlap=0), Context(length=8, overlap=7, weights="flat")):
+    for context in (
+        Context(length=8),
+        Context(length=8, overlap=3, loop=True),
+        Context(length=8, overlap=0),
+        Context(length=8, overlap=7, weights="flat"),
+    ):
         windows = plan_windows(31, context, 24).on("cpu")
         torch.testing.assert_close(fuse(lambda start: take(film, start, 8, dim=1), windows, dim=1), film)
 
@@ -99,7 +127,7 @@ def test_positions_start_at_0_in_each_window():
     out = layer(still, 72, plan_windows(72, Context(overlap=12), 24).on("cpu"))
     torch.testing.assert_close(out[12:24], out[36:48], atol=1e-6, rtol=1e-5)
     alone = layer(still[:24], 24)
-    assert (alone[:12] - alone[12:]).abs().max() > .01, "positions matter"
+    assert (alone[:12] - alone[12:]).abs().max() > 0.01, "positions matter"
     torch.testing.assert_close(out[:1], alone[:1], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(out[-1:], alone[-1:], atol=1e-6, rtol=1e-5)
 
@@ -109,8 +137,8 @@ def test_attention_in_windows_is_that_of_the_windows_one_by_one():
     windows = plan_windows(20, Context(length=8, overlap=5), 24)
     clips, fused = x.unflatten(0, (2, 20)), torch.zeros(2, 20, 3, 16)  # b f s c
     for start, share in zip(windows.starts, windows.shares):
-        part = layer(clips[:, start:start + 8].flatten(0, 1), 8).unflatten(0, (2, 8))
-        fused[:, start:start + 8] += torch.tensor(share).view(8, 1, 1) * part
+        part = layer(clips[:, start : start + 8].flatten(0, 1), 8).unflatten(0, (2, 8))
+        fused[:, start : start + 8] += torch.tensor(share).view(8, 1, 1) * part
     torch.testing.assert_close(layer(x, 20, windows.on("cpu")), fused.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 # %% ../nbs/29_windows.ipynb #7c63d10e
@@ -119,24 +147,36 @@ def test_72_frames_do_not_depend_on_how_the_work_is_cut():
     whole = layer(x, 72, windows)
     places = torch.cat([layer(part, 72, windows) for part in x.split((1, 3, 2), dim=1)], dim=1)
     clips = torch.cat([layer(part, 72, windows) for part in x.chunk(2)])
-    with patch("tav_nb.kernel.MAX_ROWS", 5): rows = layer(x, 72, windows)
-    for pieces in (places, clips, rows): torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-5)
+    with patch("tav_nb.kernel.MAX_ROWS", 5):
+        rows = layer(x, 72, windows)
+    for pieces in (places, clips, rows):
+        torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-5)
 
 # %% ../nbs/29_windows.ipynb #0fbe90b7
 def test_a_loop_does_not_care_where_it_begins():
     layer, x = loud(), tokens(72)
     windows = plan_windows(72, Context(loop=True), 24).on("cpu")
-    for step in (18, 36, 54): torch.testing.assert_close(layer(x.roll(step, 0), 72, windows).roll(-step, 0), layer(x, 72, windows), atol=1e-6, rtol=1e-5)
+    for step in (18, 36, 54):
+        torch.testing.assert_close(
+            layer(x.roll(step, 0), 72, windows).roll(-step, 0), layer(x, 72, windows), atol=1e-6, rtol=1e-5
+        )
     open_ended = plan_windows(72, Context(), 24).on("cpu")
-    assert (layer(x.roll(12, 0), 72, open_ended).roll(-12, 0) - layer(x, 72, open_ended)).abs().max() > .01
+    assert (layer(x.roll(12, 0), 72, open_ended).roll(-12, 0) - layer(x, 72, open_ended)).abs().max() > 0.01
 
 # %% ../nbs/29_windows.ipynb #3b5e0ef4
 def test_no_launch_has_more_rows_than_a_kernel_takes():
     sizes, real = [], nn.functional.scaled_dot_product_attention
-    def spy(q, k, v): sizes.append(tuple(q.shape[:3])); return real(q, k, v)
-    layer, x = TemporalSelfAttention(2, num_heads=1, max_frames=4), torch.zeros(2*10, MAX_ROWS + 9, 2)
-    with patch.object(nn.functional, "scaled_dot_product_attention", spy): layer(x, 10, plan_windows(10, Context(overlap=2), 4).on("cpu"))
-    assert set(sizes) == {(2, MAX_ROWS, 4), (2, 9, 4)} and len(sizes) == 2*4, sizes
+
+
+    def spy(q, k, v):
+        sizes.append(tuple(q.shape[:3]))
+        return real(q, k, v)
+
+
+    layer, x = TemporalSelfAttention(2, num_heads=1, max_frames=4), torch.zeros(2 * 10, MAX_ROWS + 9, 2)
+    with patch.object(nn.functional, "scaled_dot_product_attention", spy):
+        layer(x, 10, plan_windows(10, Context(overlap=2), 4).on("cpu"))
+    assert set(sizes) == {(2, MAX_ROWS, 4), (2, 9, 4)} and len(sizes) == 2 * 4, sizes
 
 # %% ../nbs/29_windows.ipynb #ee21f75c
 def test_the_cost_grows_as_the_number_of_frames():
@@ -144,8 +184,13 @@ def test_the_cost_grows_as_the_number_of_frames():
     assert len(set(line)) == 1, "every further window costs the same"
     square = np.diff([operations(n, Context("none")) for n in range(48, 145, 24)])
     assert (np.diff(square) > 0).all(), "and without windows each costs more than the one before"
-    once, hearing = 2 * 4 * 16 * 16, 2 * 2 * 24 * 16  # operations for a token: projections in and out, and what it hears; 4 windows, whose 24 positions are projected too
-    assert operations(72, Context()) == 72 * 3 * once + 4 * 24 * 3 * hearing + 2 * 24 * 16 * 3 * 16, "projected once, heard in each window"
+    once, hearing = (
+        2 * 4 * 16 * 16,
+        2 * 2 * 24 * 16,
+    )  # operations for a token: projections in and out, and what it hears; 4 windows, whose 24 positions are projected too
+    assert operations(72, Context()) == 72 * 3 * once + 4 * 24 * 3 * hearing + 2 * 24 * 16 * 3 * 16, (
+        "projected once, heard in each window"
+    )
 
 # %% ../nbs/29_windows.ipynb #e0e0e8bc
 def test_gradients_go_through_windows():
@@ -156,8 +201,10 @@ def test_gradients_go_through_windows():
 # %% ../nbs/29_windows.ipynb #adaf2d5f
 def test_in_half_precision_windows_give_nearly_the_same():
     layer, x, windows = loud(), tokens(40), plan_windows(40, Context(), 24).on("cpu")
-    with torch.no_grad(): exact = layer(x, 40, windows)
+    with torch.no_grad():
+        exact = layer(x, 40, windows)
     for half in (torch.float16, torch.bfloat16):
-        with torch.no_grad(): out = layer(x.to(half), 40, windows)
+        with torch.no_grad():
+            out = layer(x.to(half), 40, windows)
         assert out.dtype == half
-        torch.testing.assert_close(out.float(), exact, atol=.08, rtol=.05)
+        torch.testing.assert_close(out.float(), exact, atol=0.08, rtol=0.05)

@@ -1,9 +1,12 @@
-"""Damages adapter files in seeded ways and loads them: each is refused in one line, or what is loaded is what was saved.
+"""Damages adapter files in seeded ways and loads them: each is refused in one line, or what is loaded is what was
+saved.
 
     python benchmarks/faults/adapter_files.py [--count 150] [--seed 0]
 
-In one process, with a small UNet of random weights. An outcome "silent" means that something else than what was saved was taken.
+In one process, with a small UNet of random weights. An outcome "silent" means that something else than what was saved
+was taken.
 """
+
 import json
 import pickle
 import random
@@ -36,7 +39,15 @@ UNET = dict(
     addition_time_embed_dim=8,
     projection_class_embeddings_input_dim=6 * 8 + 32,
 )
-ABOUT = dict(noise="mixed", noise_strength=1.0, prediction_type="epsilon", resolution=[64, 64], fps=8, num_frames=8, author="nobody")
+ABOUT = dict(
+    noise="mixed",
+    noise_strength=1.0,
+    prediction_type="epsilon",
+    resolution=[64, 64],
+    fps=8,
+    num_frames=8,
+    author="nobody",
+)
 
 
 def make(rng):
@@ -91,7 +102,9 @@ def edited_structure(content, rng, path):
     elif what == "shape":
         entry["shape"] = rng.choice(([1], [2**40, 2**40], [-1], list(reversed(entry["shape"])), "wide", []))
     elif what == "offsets":
-        entry["data_offsets"] = rng.choice(([0, 2**60], [5, 1], [0, 0], [-8, 8], [entry["data_offsets"][0] + 4, entry["data_offsets"][1] + 4]))
+        entry["data_offsets"] = rng.choice(
+            ([0, 2**60], [5, 1], [0, 0], [-8, 8], [entry["data_offsets"][0] + 4, entry["data_offsets"][1] + 4])
+        )
     elif what == "gone":
         del header[key]
     elif what == "twice":
@@ -105,14 +118,38 @@ def edited_metadata(content, rng, path):
     header, rest = split(content)
     name = rng.choice(sorted(KNOWN))
     header["__metadata__"][name] = rng.choice(
-        ("1", "0", "-1", "1e12", str(10**12), "1" * 5000, "null", "true", '"x"', "[]", "{}", "NaN", "-Infinity", "[1, 2]", '"\\ud800"', "", "{", '"gate"', '"learned"', "2", "12")
+        (
+            "1",
+            "0",
+            "-1",
+            "1e12",
+            str(10**12),
+            "1" * 5000,
+            "null",
+            "true",
+            '"x"',
+            "[]",
+            "{}",
+            "NaN",
+            "-Infinity",
+            "[1, 2]",
+            '"\\ud800"',
+            "",
+            "{",
+            '"gate"',
+            '"learned"',
+            "2",
+            "12",
+        )
     )
     return join(header, rest)
 
 
 def other_metadata(content, rng, path):
     header, rest = split(content)
-    header["__metadata__"] = rng.choice((None, [], {}, "text", {"format": 7}, {"format": "pt"}, {"format": json.dumps("tav_nb temporal adapter")}))
+    header["__metadata__"] = rng.choice(
+        (None, [], {}, "text", {"format": 7}, {"format": "pt"}, {"format": json.dumps("tav_nb temporal adapter")})
+    )
     return join(header, rest)
 
 
@@ -138,7 +175,15 @@ def reshaped(content, rng, path):
     path.write_bytes(content)
     tensors, about = load_file(path), split(content)[0]["__metadata__"]
     key = rng.choice(sorted(tensors))
-    tensors[key] = rng.choice((tensors[key][:1].clone(), tensors[key][None].clone(), tensors[key].double(), tensors[key].int(), torch.zeros(0)))
+    tensors[key] = rng.choice(
+        (
+            tensors[key][:1].clone(),
+            tensors[key][None].clone(),
+            tensors[key].double(),
+            tensors[key].int(),
+            torch.zeros(0),
+        )
+    )
     save_file(tensors, path, metadata=about)
     return path.read_bytes()
 
@@ -154,13 +199,29 @@ def pickled(content, rng, path):
 def foreign(content, rng, path):
     "Another program's strings, and no damage: this has to load"
     header, rest = split(content)
-    header["__metadata__"] |= {f"modelspec.{rng.randrange(99)}": rng.choice(("A title", "{", "1", "[" * 10**4, "\x1b[2J", "NaN", "")) for _ in range(rng.randrange(1, 5))}
+    header["__metadata__"] |= {
+        f"modelspec.{rng.randrange(99)}": rng.choice(("A title", "{", "1", "[" * 10**4, "\x1b[2J", "NaN", ""))
+        for _ in range(rng.randrange(1, 5))
+    }
     return join(header, rest)
 
 
 DAMAGES = dict(
     (function.__name__.replace("_", " "), function)
-    for function in (flipped, flipped_header, truncated, lengthened, edited_structure, edited_metadata, other_metadata, nested, poisoned, reshaped, pickled, foreign)
+    for function in (
+        flipped,
+        flipped_header,
+        truncated,
+        lengthened,
+        edited_structure,
+        edited_metadata,
+        other_metadata,
+        nested,
+        poisoned,
+        reshaped,
+        pickled,
+        foreign,
+    )
 )
 
 
@@ -171,11 +232,21 @@ def judge(unet, path, tensors, about, kind):
         found = load_adapter(unet, path)
         same = {name: value for name, value in found.items() if name in about} == about
         state = temporal_state_dict(unet)
-        same = same and state.keys() == tensors.keys() and all(torch.equal(state[key].double(), value.double()) for key, value in tensors.items())
+        same = (
+            same
+            and state.keys() == tensors.keys()
+            and all(torch.equal(state[key].double(), value.double()) for key, value in tensors.items())
+        )
         outcome, said = ("done" if same else "silent"), ""
     except AdapterError as error:
         said = str(error)
-        outcome = "wordy" if "\n" in said or "\x1b" in said or len(said) > 1000 else "silent" if temporal_modules(unet) else "refused"
+        outcome = (
+            "wordy"
+            if "\n" in said or "\x1b" in said or len(said) > 1000
+            else "silent"
+            if temporal_modules(unet)
+            else "refused"
+        )
         outcome = "over-careful" if kind == "foreign" else outcome
     except Exception as error:  # what the table is about
         outcome, said = "traceback", f"{type(error).__name__}: {error}"

@@ -1,8 +1,11 @@
-"""Runs a command within bounds of time and memory and says how it ended; records a table of what was tried. The scripts beside this file use it.
+"""Runs a command within bounds of time and memory and says how it ended; records a table of what was tried. The scripts
+beside this file use it.
 
-An injection survives if the command did what it should ("done", exit code 0) or refused in one line ("refused", exit code 2, no traceback).
-Everything else is a fault: "traceback", "hang" (killed after `seconds`), "memory" (killed above `gib`), "crash" (ended by a signal), "wordy" (refused in
-more than one line), "code" (another exit code), and what a script finds out by itself, such as "silent" (accepted what is damaged) or "lost" (something that was made before is gone).
+An injection survives if the command did what it should ("done", exit code 0) or refused in one line ("refused", exit
+code 2, no traceback). Everything else is a fault: "traceback", "hang" (killed after `seconds`), "memory" (killed above
+`gib`), "crash" (ended by a signal), "wordy" (refused in more than one line), "code" (another exit code), and what a
+script finds out by itself, such as "silent" (accepted what is damaged) or "lost" (something that was made before is
+gone).
 """
 
 import argparse
@@ -51,7 +54,13 @@ def run_bounded(command, seconds=60, gib=3.0, cwd=None, env=None):
     start, peak, outcome = time.monotonic(), 0, None
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
-            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
         )
         process = psutil.Process(child.pid)
         while child.poll() is None:
@@ -66,7 +75,13 @@ def run_bounded(command, seconds=60, gib=3.0, cwd=None, env=None):
         code = child.wait()
         err.seek(0)
         stderr = err.read().decode("utf-8", "replace")
-    return dict(outcome=outcome or judge(code, stderr), code=code, seconds=round(time.monotonic() - start, 1), gib=round(peak / 2**30, 2), stderr=stderr[-2000:])
+    return dict(
+        outcome=outcome or judge(code, stderr),
+        code=code,
+        seconds=round(time.monotonic() - start, 1),
+        gib=round(peak / 2**30, 2),
+        stderr=stderr[-2000:],
+    )
 
 
 def judge(code, stderr):
@@ -90,7 +105,11 @@ def table(rows):
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row["outcome"])
     return {
-        kind: dict(tried=len(ends), survived=sum(end in ("done", "refused") for end in ends), outcomes=dict(sorted(Counter(ends).items())))
+        kind: dict(
+            tried=len(ends),
+            survived=sum(end in ("done", "refused") for end in ends),
+            outcomes=dict(sorted(Counter(ends).items())),
+        )
         for kind, ends in sorted(kinds.items())
     }
 
@@ -104,7 +123,9 @@ def weights_hash():
 
 
 def record(path, rows, packages=("torch", "diffusers", "transformers", "av", "numpy"), **about):
-    "Write a table, every fault and the slowest and largest survivors to a JSON file; print the table; returns True if nothing failed"
+    """Write a table, every fault and the slowest and largest survivors to a JSON file; print the table; returns True if
+    nothing failed
+    """
     faults = [row for row in rows if row["outcome"] not in ("done", "refused")]
     result = {
         "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]).split(" --out")[0],
@@ -140,7 +161,15 @@ def options(about, name, **defaults):
 
 def kill_after(command, seconds, cwd=None, env=None, how=signal.SIGKILL):
     "Start a command, end it after so many seconds with all its children, and wait; True if it was still at work"
-    child = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True)
+    child = subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+    )
     try:
         child.wait(seconds)
         return False

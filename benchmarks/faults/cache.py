@@ -1,7 +1,8 @@
 """Damages a prepared cache, file by file, trains from it and prepares it again.
 
-Reading may refuse in one line that names the file, or give the very batches that the undamaged cache gives; whatever else comes out is "silent".
-Preparing again has to bring back every byte; if it does not, that is "lost". Runs in this process, but for the last few, which go through the command.
+Reading may refuse in one line that names the file, or give the very batches that the undamaged cache gives; whatever
+else comes out is "silent". Preparing again has to bring back every byte; if it does not, that is "lost". Runs in this
+process, but for the last few, which go through the command.
 """
 
 import io
@@ -84,7 +85,10 @@ def without_array(data, rng):
 def make_bomb(size):
     "A few MB that unfold to gigabytes, under the name of an array"
     out, zeros = io.BytesIO(), bytes(2**24)
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file, file.open("text_embeds.npy", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("text_embeds.npy", "w", force_zip64=True) as member,
+    ):
         header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({size // 2 // 256}, 256), }}".ljust(117) + "\n"
         member.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
         for _ in range(size // len(zeros)):
@@ -101,7 +105,10 @@ def huge_shape(data, rng):
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         members = {name: file.read(name) for name in file.namelist()}
     name = rng.choice(list(members))
-    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10 ** int(rng.integers(3, 14))}, 1000), }}".ljust(117) + "\n"
+    header = (
+        f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10 ** int(rng.integers(3, 14))}, 1000), }}".ljust(117)
+        + "\n"
+    )
     members[name] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + members[name][128:]
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
@@ -154,7 +161,13 @@ def table_changed(data, rng):
     number = int(rng.integers(table.num_columns))
     name = table.column_names[number]
     if rng.integers(2):
-        values = [[-5] * len(table), ["text"] * len(table), [None] * len(table), [1e300] * len(table), [[1]] * len(table)][rng.integers(5)]
+        values = [
+            [-5] * len(table),
+            ["text"] * len(table),
+            [None] * len(table),
+            [1e300] * len(table),
+            [[1]] * len(table),
+        ][rng.integers(5)]
         table = table.set_column(number, name, pyarrow.array(values))
     else:
         table = table.drop_columns([name])
@@ -166,15 +179,38 @@ def table_changed(data, rng):
 GENERAL = dict(
     flipped=flipped,
     truncated=lambda data, rng: data[: rng.integers(len(data))],
-    another=lambda data, rng: [b"", b"text", rng.bytes(2000), b"PK\x03\x04" + rng.bytes(200), b"{}", b"[]", b"null", b"PAR1" + rng.bytes(99) + b"PAR1"][rng.integers(8)],
+    another=lambda data, rng: [
+        b"",
+        b"text",
+        rng.bytes(2000),
+        b"PK\x03\x04" + rng.bytes(200),
+        b"{}",
+        b"[]",
+        b"null",
+        b"PAR1" + rng.bytes(99) + b"PAR1",
+    ][rng.integers(8)],
 )
-ARRAYS = {"not finite": not_finite, "other type": other_type, "array missing": without_array, "bomb": bomb, "huge shape": huge_shape}
+ARRAYS = {
+    "not finite": not_finite,
+    "other type": other_type,
+    "array missing": without_array,
+    "bomb": bomb,
+    "huge shape": huge_shape,
+}
 JSON = {"other type": json_other_type, "key missing": json_without, "nested": json_nested}
-DAMAGES = {"clip": GENERAL | ARRAYS, "_empty.npz": GENERAL | ARRAYS, "record": GENERAL | JSON, "cache.json": GENERAL | JSON, "manifest.parquet": GENERAL | {"other column": table_changed}}
+DAMAGES = {
+    "clip": GENERAL | ARRAYS,
+    "_empty.npz": GENERAL | ARRAYS,
+    "record": GENERAL | JSON,
+    "cache.json": GENERAL | JSON,
+    "manifest.parquet": GENERAL | {"other column": table_changed},
+}
 
 
 def folder_bytes(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def batches(folder, pipe):
@@ -193,7 +229,9 @@ def reads(folder, pipe, expected):
         return ("refused", "") if "\n" not in str(error) and str(folder) in str(error) else ("wordy", str(error))
     except Exception as error:
         return "traceback", f"{type(error).__name__}: {error}"
-    same = len(found) == len(expected) and all(torch.equal(a[name], b[name]) for a, b in zip(found, expected) for name in b)
+    same = len(found) == len(expected) and all(
+        torch.equal(a[name], b[name]) for a, b in zip(found, expected) for name in b
+    )
     return ("done", "") if same else ("silent", "other batches")
 
 
@@ -215,14 +253,21 @@ def main():
         place = Path(place)
         make_films(place / "films")
         pipe, items = load_pipeline(), open_source(place / "films")
-        work = lambda folder: prepare(items, folder, pipe, options=EncodeOptions(64))
+
+        def work(folder):
+            return prepare(items, folder, pipe, options=EncodeOptions(64))
+
         work(place / "good")
         good, expected = folder_bytes(place / "good"), batches(place / "good", pipe)
         kinds = [(file, damage) for file in FILES for damage in DAMAGES[file]]
 
         def damaged(number):
             file, damage = kinds[number % len(kinds)]
-            names = [name for name in good if name == file or name.startswith(dict(clip="clips/", record="records/").get(file, "-"))]
+            names = [
+                name
+                for name in good
+                if name == file or name.startswith(dict(clip="clips/", record="records/").get(file, "-"))
+            ]
             name = names[rng.integers(len(names))]
             folder = Path(shutil.copytree(place / "good", place / f"cache{number}"))
             (folder / name).write_bytes(DAMAGES[file][damage](good[name], rng))
@@ -230,20 +275,46 @@ def main():
 
         for number in range(args.count):
             folder, kind = damaged(number)
-            for how, work_of in (("read", lambda folder: reads(folder, pipe, expected)), ("prepare", lambda folder: repairs(folder, work, good))):
+            for how, work_of in (
+                ("read", lambda folder: reads(folder, pipe, expected)),
+                ("prepare", lambda folder: repairs(folder, work, good)),
+            ):
                 start = time.monotonic()
                 outcome, said = work_of(folder)
-                rows.append(dict(kind=f"{how}: {kind}", outcome=outcome, number=number, said=said, seconds=round(time.monotonic() - start, 2), gib=round(process.memory_info().rss / 2**30, 2)))
+                rows.append(
+                    dict(
+                        kind=f"{how}: {kind}",
+                        outcome=outcome,
+                        number=number,
+                        said=said,
+                        seconds=round(time.monotonic() - start, 2),
+                        gib=round(process.memory_info().rss / 2**30, 2),
+                    )
+                )
             shutil.rmtree(folder)
         for number in range(args.commands):
             folder, kind = damaged(int(rng.integers(len(kinds))))
-            train = [*TAV, "train", folder, place / f"run{number}", "--steps", "1", "--lengths", "8", "--preview-every", "0"]
+            train = [
+                *TAV,
+                "train",
+                folder,
+                place / f"run{number}",
+                "--steps",
+                "1",
+                "--lengths",
+                "8",
+                "--preview-every",
+                "0",
+            ]
             first = run_bounded(train)
             again = run_bounded([*TAV, "prepare", place / "films", folder, "--resolution", "64"])
             if again["outcome"] == "done":
                 found = folder_bytes(folder)
                 again["outcome"] = "done" if all(found.get(name) == data for name, data in good.items()) else "lost"
-            rows += [dict(kind=f"tav train: {kind}", number=number, **first), dict(kind=f"tav prepare: {kind}", number=number, **again)]
+            rows += [
+                dict(kind=f"tav train: {kind}", number=number, **first),
+                dict(kind=f"tav prepare: {kind}", number=number, **again),
+            ]
             shutil.rmtree(folder)
     return record(args.out, rows, seed=args.seed, bound_gib=3, peak_gib=round(max(row["gib"] for row in rows), 2))
 

@@ -1,8 +1,10 @@
-"""Kills `tav prepare` at random moments, and whatever replaces a folder at each of its steps; what is there afterwards has to be whole.
+"""Kills `tav prepare` at random moments, and whatever replaces a folder at each of its steps; what is there afterwards
+has to be whole.
 
-`tav prepare` is killed until it has come through, then begins anew in an empty folder, until so many kills are done. After each kill every visible clip has to
-be whole, and in the end every byte, `report.html` included, that of the undisturbed run. A folder of frames is replaced by `write_video`, a checkpoint by
-`save_checkpoint`; they kill themselves at a call of the operating system, once with an exchange of names and once with two renamings.
+`tav prepare` is killed until it has come through, then begins anew in an empty folder, until so many kills are done.
+After each kill every visible clip has to be whole, and in the end every byte, `report.html` included, that of the
+undisturbed run. A folder of frames is replaced by `write_video`, a checkpoint by `save_checkpoint`; they kill
+themselves at a call of the operating system, once with an exchange of names and once with two renamings.
 """
 
 import json
@@ -63,7 +65,10 @@ def dies_at(step, work):
 def kill_prepare(place, kills, seed):
     rows, moments = [], random.Random(seed)
     make_films(place / "films", 4)
-    work = lambda: cli.main(["prepare", str(place / "films"), str(place / "cache"), "--resolution", "64", "--workers", "1"])
+
+    def work():
+        return cli.main(["prepare", str(place / "films"), str(place / "cache"), "--resolution", "64", "--workers", "1"])
+
     start = time.monotonic()
     in_a_child(work)
     whole, good = time.monotonic() - start, folder_bytes(place / "cache")
@@ -76,13 +81,22 @@ def kill_prepare(place, kills, seed):
         clips = list((place / "cache").glob("clips/[!.]*"))
         torn = [path.name for path in clips if not read_clip(path)]
         if killed:
-            rows.append(dict(kind="tav prepare, after a kill", outcome="torn" if torn else "done", clips=len(clips), seconds=round(time.monotonic() - start, 2)))
+            rows.append(
+                dict(
+                    kind="tav prepare, after a kill",
+                    outcome="torn" if torn else "done",
+                    clips=len(clips),
+                    seconds=round(time.monotonic() - start, 2),
+                )
+            )
         if not killed or len(rows) == kills:
             if killed:
                 in_a_child(work)
             found = folder_bytes(place / "cache")
             wrong = [name for name in sorted(good.keys() | found.keys()) if good.get(name) != found.get(name)]
-            ends.append(dict(kind="tav prepare, in the end", outcome="lost" if wrong else "done", said=f"differ: {wrong}"))
+            ends.append(
+                dict(kind="tav prepare, in the end", outcome="lost" if wrong else "done", said=f"differ: {wrong}")
+            )
             shutil.rmtree(place / "cache")
     return rows + ends
 
@@ -100,7 +114,9 @@ def frames_work(place):
 
 
 def checkpoint_work(place):
-    write = lambda text: lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
+    def write(text):
+        return lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
+
     path = save_checkpoint(place, 7, write("old"), {"is": "old"})
 
     def state():
@@ -134,7 +150,17 @@ def kill_folder(make, kind, kills):
             files.sweep(path.parent)
             left = [name for name in os.listdir(path.parent) if name != path.name]
             good = found in ("old", "new") and not left and state() == found
-            rows.append(dict(kind=kind, outcome="done" if good else "lost", step=int(step), of=int(low), is_now=found, visible=there, left=left))
+            rows.append(
+                dict(
+                    kind=kind,
+                    outcome="done" if good else "lost",
+                    step=int(step),
+                    of=int(low),
+                    is_now=found,
+                    visible=there,
+                    left=left,
+                )
+            )
     return rows
 
 
@@ -144,12 +170,21 @@ def main():
     load_pipeline()  # so that the copies of this process need not import anything
     with tempfile.TemporaryDirectory() as place:
         rows = kill_prepare(Path(place), args.count, args.seed)
-    renames = lambda one, other: False
+
+    def renames(one, other):
+        return False
+
     for make, name in ((frames_work, "folder of frames"), (checkpoint_work, "checkpoint")):
         for way, how in ((files.exchange, "exchange"), (renames, "two renamings")):
             with patch("tav_nb.files.exchange", way), patch("os.fsync"):
                 rows += kill_folder(make, f"{name}, {how}", args.folders // 4 + 1)
-    ends = {kind: {end: sum(row["kind"] == kind and row["is_now"] == end for row in rows if "is_now" in row) for end in ("old", "new")} for kind in {row["kind"] for row in rows if "is_now" in row}}
+    ends = {
+        kind: {
+            end: sum(row["kind"] == kind and row["is_now"] == end for row in rows if "is_now" in row)
+            for end in ("old", "new")
+        }
+        for kind in {row["kind"] for row in rows if "is_now" in row}
+    }
     print(json.dumps(ends))
     return record(args.out, rows, seed=args.seed, folders=ends)
 

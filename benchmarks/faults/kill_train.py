@@ -1,10 +1,13 @@
-"""Kills of `tav train` at any moment, with one process and with two, each followed by `--resume`: the end has to be that of a run that nobody killed.
+"""Kills of `tav train` at any moment, with one process and with two, each followed by `--resume`: the end has to be
+that of a run that nobody killed.
 
-    python benchmarks/faults/kill_train.py                                # 30 kills of one process, 8 of one or both of two; about 5 minutes on two quiet cores
-    python benchmarks/faults/kill_train.py --kills 3 --kills-of-two 2
+    python benchmarks/faults/kill_train.py                                # 30 kills of one process, 8 of one or both of
+    two; about 5 minutes on two quiet cores python benchmarks/faults/kill_train.py --kills 3 --kills-of-two 2
 
-A run of 30 updates with a checkpoint every 4, held-out losses and previews is killed with SIGKILL after a random time, goes on, is killed again, until it ends. Then its tensors, state, log and
-previews are compared with those of a run that was left alone. Of two processes, one or both are killed; one that is left has to end by itself, with exit code 2, within a minute.
+A run of 30 updates with a checkpoint every 4, held-out losses and previews is killed with SIGKILL after a random time,
+goes on, is killed again, until it ends. Then its tensors, state, log and previews are compared with those of a run that
+was left alone. Of two processes, one or both are killed; one that is left has to end by itself, with exit code 2,
+within a minute.
 """
 
 import os
@@ -19,7 +22,22 @@ from pathlib import Path
 from bounds import options, record
 from small_run import begin, content, start, wait, words
 
-STEPS = "--steps", 30, "--checkpoint-every", 4, "--eval-every", 5, "--preview-every", 10, "--preview-frames", 4, "--preview-steps", 2, "--workers", 1
+STEPS = (
+    "--steps",
+    30,
+    "--checkpoint-every",
+    4,
+    "--eval-every",
+    5,
+    "--preview-every",
+    10,
+    "--preview-frames",
+    4,
+    "--preview-steps",
+    2,
+    "--workers",
+    1,
+)
 PATIENCE = 60  # seconds in which a process that is left alone has to end
 
 
@@ -37,7 +55,9 @@ def end(pid):
 
 
 def attempt(command, world, rng, limit):
-    "`(killed, outcome)` of one start, killed after a random time of at most `limit` seconds; the outcome is empty if nothing was wrong"
+    """`(killed, outcome)` of one start, killed after a random time of at most `limit` seconds; the outcome is empty if
+    nothing was wrong
+    """
     port = free_port()
     pids = [start(command, rank if world > 1 else None, port, world) for rank in range(world)]
     first = wait(pids[0], rng.uniform(0, limit))
@@ -71,7 +91,13 @@ def chain(place, base, cache, expected, world, rng, limit, kills):
         began = time.monotonic()
         killed, said = attempt(command, world, rng, limit if len(rows) < kills else 10 * PATIENCE)
         if killed:
-            rows.append(dict(kind=f"kill of {kind}, {'begun' if begun else 'at the beginning'}", outcome=said or "done", seconds=round(time.monotonic() - began, 2)))
+            rows.append(
+                dict(
+                    kind=f"kill of {kind}, {'begun' if begun else 'at the beginning'}",
+                    outcome=said or "done",
+                    seconds=round(time.monotonic() - began, 2),
+                )
+            )
         elif said:
             rows.append(dict(kind=f"end of {kind}", outcome=said))
             break
@@ -79,7 +105,15 @@ def chain(place, base, cache, expected, world, rng, limit, kills):
             found = content(out)
             wrong = [name for name in expected if found[name] != expected[name]]
             left = [path.name for path in Path(out).rglob(".*") if path.name != ".lock"]
-            rows.append(dict(kind=f"end of {kind}, after kills", outcome="lost" if wrong else "done", differs=wrong, left=left, kills=len(rows)))
+            rows.append(
+                dict(
+                    kind=f"end of {kind}, after kills",
+                    outcome="lost" if wrong else "done",
+                    differs=wrong,
+                    left=left,
+                    kills=len(rows),
+                )
+            )
             break
         if said:
             break
@@ -94,7 +128,10 @@ def main():
         base, cache = begin(place)
         for world, kills in ((1, args.kills), (2, args.kills_of_two)):
             began, port = time.monotonic(), free_port()
-            pids = [start(words(base, cache, f"{place}/entire{world}", *STEPS), rank if world > 1 else None, port, world) for rank in range(world)]
+            pids = [
+                start(words(base, cache, f"{place}/entire{world}", *STEPS), rank if world > 1 else None, port, world)
+                for rank in range(world)
+            ]
             codes = [wait(pid, 10 * PATIENCE) for pid in pids]
             assert codes == [0] * world, f"a run that nobody kills ends with {codes}"
             limit, expected, done = time.monotonic() - began, content(f"{place}/entire{world}"), 0
@@ -104,7 +141,13 @@ def main():
                 done += sum(row["kind"].startswith("kill") for row in found)
                 if any(row["outcome"] != "done" for row in found) and done == 0:
                     break
-    return record(args.out, rows, kills={f"{world} processes": sum(row["kind"].startswith(f"kill of {world}") for row in rows) for world in (1, 2)})
+    return record(
+        args.out,
+        rows,
+        kills={
+            f"{world} processes": sum(row["kind"].startswith(f"kill of {world}") for row in rows) for world in (1, 2)
+        },
+    )
 
 
 if __name__ == "__main__":

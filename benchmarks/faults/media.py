@@ -1,7 +1,9 @@
-"""Crafted and mutated media: nothing in a file brings a command to a traceback, a hang, or more memory than a stated bound
+"""Crafted and mutated media: nothing in a file brings a command to a traceback, a hang, or more memory than a stated
+bound
 
-Some 40 files that are hostile in one way each go through `prepare --dry-run`, `score`, `info` and `generate` (`--extend` and `--video` in turn), and `--count` videos with flipped bytes
-through one of these each. Everything is drawn here, from `--seed`. A crafted file that no command may take for a video counts as "silent" where one did.
+Some 40 files that are hostile in one way each go through `prepare --dry-run`, `score`, `info` and `generate`
+(`--extend` and `--video` in turn), and `--count` videos with flipped bytes through one of these each. Everything is
+drawn here, from `--seed`. A crafted file that no command may take for a video counts as "silent" where one did.
 """
 
 import os
@@ -68,7 +70,9 @@ def patched(path, old, new, at=0):
 
 def shown_by(path, a, b, c, d):
     "With a display matrix"
-    return patched(path, b"tkhd", struct.pack(">9i", *(round(x * 65536) for x in (a, b, 0, c, d, 0, 0, 0)), 1 << 30), 44)
+    return patched(
+        path, b"tkhd", struct.pack(">9i", *(round(x * 65536) for x in (a, b, 0, c, d, 0, 0, 0)), 1 << 30), 44
+    )
 
 
 def stretched(path, wide, high):
@@ -89,7 +93,13 @@ def gif(path, width, height, count):
     "A GIF whose frames change one pixel of a large screen"
     image = b"\x2c" + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     control = b"\x21\xf9\x04" + struct.pack("<BHB", 0, 5, 0) + b"\x00"
-    path.write_bytes(b"GIF89a" + struct.pack("<2H3B", width, height, 0x80, 0, 0) + bytes((90, 90, 90, 220, 60, 40)) + (control + image) * count + b";")
+    path.write_bytes(
+        b"GIF89a"
+        + struct.pack("<2H3B", width, height, 0x80, 0, 0)
+        + bytes((90, 90, 90, 220, 60, 40))
+        + (control + image) * count
+        + b";"
+    )
     return path
 
 
@@ -102,7 +112,13 @@ def png(path, width, height, more=b"", lines=None):
     line = b"\0" + bytes(-(-width // 8))
     body = zlib.compressobj(9)
     data = b"".join(body.compress(line * 64) for _ in range(-(-(lines or height) // 64))) + body.flush()
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)) + more + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0))
+        + more
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -170,23 +186,45 @@ def crafted(root):
         made[kind] = path, fine
 
     name = (root / f"{i:02}" for i in range(1000))
-    file = lambda suffix: next(name).with_suffix(suffix)
+
+    def file(suffix):
+        return next(name).with_suffix(suffix)
+
     add("GIF of 13000 x 13000", gif(file(".gif"), 13_000, 13_000, 1))
     add("GIF of 13000 x 13000, 1000 frames", gif(file(".gif"), 13_000, 13_000, 1000))
     add("GIF of 5000 x 5000, 2000 frames", gif(file(".gif"), 5000, 5000, 2000))
     add("GIF of 1 x 1, 100000 frames", gif(file(".gif"), 1, 1, 100_000))
-    add("GIF cut off", text(file(".gif"), gif(file(".gif"), 96, 64, 9).read_bytes()[:90]), True)  # what comes out of it is whole
+    add(
+        "GIF cut off", text(file(".gif"), gif(file(".gif"), 96, 64, 9).read_bytes()[:90]), True
+    )  # what comes out of it is whole
     add("PNG of 13000 x 13000", png(file(".png"), 13_000, 13_000))
     add("PNG of 60000 x 60000", png(file(".png"), 60_000, 60_000, lines=64))
     add("PNG of 1 x 1000000", png(file(".png"), 1, 1_000_000))
-    add("PNG with a text of 200 MB", png(file(".png"), 96, 64, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 * 10**8), 1))))
-    add("APNG of 10^9 frames", png(file(".apng"), 96, 64, chunk(b"acTL", struct.pack(">2I", 10**9, 0)) + chunk(b"fcTL", struct.pack(">5I2H2B", 0, 96, 64, 0, 0, 1, 10, 0, 0))))
+    add(
+        "PNG with a text of 200 MB",
+        png(file(".png"), 96, 64, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 * 10**8), 1))),
+    )
+    add(
+        "APNG of 10^9 frames",
+        png(
+            file(".apng"),
+            96,
+            64,
+            chunk(b"acTL", struct.pack(">2I", 10**9, 0))
+            + chunk(b"fcTL", struct.pack(">5I2H2B", 0, 96, 64, 0, 0, 1, 10, 0, 0)),
+        ),
+    )
     add("WebP of 12000 x 12000", large_webp(file(".webp"), 12_000))
     add("WebP cut off", text(file(".webp"), animated_webp(file(".webp"), 64).read_bytes()[:60]))
     add("empty file", text(file(".mp4"), b""))
     add("random bytes", text(file(".mp4"), np.random.default_rng(1).bytes(100_000)))
     add("text", text(file(".webm"), "no video " * 1000))
-    add("HLS playlist", text(file(".mp4"), f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{video(file('.ts'), small)}\n#EXT-X-ENDLIST\n"))
+    add(
+        "HLS playlist",
+        text(
+            file(".mp4"), f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{video(file('.ts'), small)}\n#EXT-X-ENDLIST\n"
+        ),
+    )
     add("concat list", text(file(".mp4"), f"ffconcat version 1.0\nfile {video(root / 'listed.mp4', small).name}\n"))
     add("folder called .mp4", folder(file(".mp4")))
     add("folder of numbers to 10^9", folder(file(".frames"), 1, 2, 10**9), True)
@@ -206,8 +244,13 @@ def crafted(root):
     add("40 streams", video(file(".mkv"), small, "mjpeg", "yuvj420p", copies=40), True)
     add("size changes on the way", joined(file(".ts"), video(file(".ts"), small), video(file(".ts"), large)))
     add("frames of 0 x 0", patched(video(file(".mp4"), small, "mjpeg", "yuvj420p"), b"\xff\xc0", b"\0\0\0\0", 5))
-    add("frames of 65500 x 65500", patched(video(file(".mov"), small, "mjpeg", "yuvj420p"), b"\xff\xc0", struct.pack(">2H", 65_500, 65_500), 5))
-    add("Y4M of 100000 x 100000", text(file(".y4m"), b"YUV4MPEG2 W100000 H100000 F10:1 C420jpeg\nFRAME\n" + bytes(1000)))
+    add(
+        "frames of 65500 x 65500",
+        patched(video(file(".mov"), small, "mjpeg", "yuvj420p"), b"\xff\xc0", struct.pack(">2H", 65_500, 65_500), 5),
+    )
+    add(
+        "Y4M of 100000 x 100000", text(file(".y4m"), b"YUV4MPEG2 W100000 H100000 F10:1 C420jpeg\nFRAME\n" + bytes(1000))
+    )
     add("frames of 1 x 64", gif(file(".gif"), 1, 64, 8), True)
     add("frames of 64 x 1", gif(file(".gif"), 64, 1, 8), True)
     add("10^6 frames a second", patched(video(file(".mp4"), small), b"mdhd", struct.pack(">I", 2**31 - 1), 16), True)
@@ -228,13 +271,28 @@ def command(kind, path, root, number):
     if kind == "generate":
         way = "--extend" if number % 2 else "--video"
         size = () if number % 2 else ("--height", "64", "--width", "96")
-        return *bounds.TAV, "generate", "a square", way, path, "--num-frames", "2", "--steps", "1", *size, "-o", root / f"{number}.mp4"
+        return (
+            *bounds.TAV,
+            "generate",
+            "a square",
+            way,
+            path,
+            "--num-frames",
+            "2",
+            "--steps",
+            "1",
+            *size,
+            "-o",
+            root / f"{number}.mp4",
+        )
     return *bounds.TAV, kind, path, *(["--convert"] if kind == "score" else [])
 
 
 def run(job):
     kind, command_kind, path, fine, root, number, seconds = job
-    row = bounds.run_bounded(command(command_kind, path, root, number), seconds, GIB, cwd=root, env={"OMP_NUM_THREADS": "1"})
+    row = bounds.run_bounded(
+        command(command_kind, path, root, number), seconds, GIB, cwd=root, env={"OMP_NUM_THREADS": "1"}
+    )
     if row["outcome"] == "done" and not fine and command_kind != "info":
         row["outcome"] = "silent"
     return dict(kind=kind, command=command_kind, **row)
@@ -243,7 +301,13 @@ def run(job):
 def mutated(root, count, seed):
     "`count` videos of five formats with some bytes changed"
     random = np.random.default_rng(seed)
-    plain = [video(root / "m.mp4", drawn()), video(root / "m.webm", drawn(), "libvpx-vp9"), video(root / "m.mkv", drawn(), "mjpeg", "yuvj420p"), gif(root / "m.gif", 96, 64, 8), animated_webp(root / "m.webp", 64)]
+    plain = [
+        video(root / "m.mp4", drawn()),
+        video(root / "m.webm", drawn(), "libvpx-vp9"),
+        video(root / "m.mkv", drawn(), "mjpeg", "yuvj420p"),
+        gif(root / "m.gif", 96, 64, 8),
+        animated_webp(root / "m.webp", 64),
+    ]
     for i in range(count):
         source = plain[i % len(plain)]
         data = bytearray(source.read_bytes())
@@ -259,12 +323,32 @@ def main():
     with tempfile.TemporaryDirectory() as folder_:
         root = Path(folder_)
         files = crafted(root)
-        jobs = [(kind, command_kind, path, fine, root, i, about.seconds) for i, (kind, (path, fine)) in enumerate(files.items()) for command_kind in chosen]
-        jobs += [(f"mutated {path.suffix}", chosen[i // 5 % len(chosen)], path, True, root, 1000 + i, about.seconds) for i, path in enumerate(mutated(root, about.count, about.seed))]
+        jobs = [
+            (kind, command_kind, path, fine, root, i, about.seconds)
+            for i, (kind, (path, fine)) in enumerate(files.items())
+            for command_kind in chosen
+        ]
+        jobs += [
+            (f"mutated {path.suffix}", chosen[i // 5 % len(chosen)], path, True, root, 1000 + i, about.seconds)
+            for i, path in enumerate(mutated(root, about.count, about.seed))
+        ]
         with ThreadPoolExecutor(about.workers) as pool:
             rows = list(pool.map(run, jobs))
-    commands = {command_kind: bounds.table([row | {"kind": command_kind} for row in rows if row["command"] == command_kind])[command_kind] for command_kind in chosen}
-    return bounds.record(about.out, rows, ("av", "pillow", "numpy", "torch"), seed=about.seed, seconds_allowed=about.seconds, gib_allowed=GIB, commands=commands)
+    commands = {
+        command_kind: bounds.table([row | {"kind": command_kind} for row in rows if row["command"] == command_kind])[
+            command_kind
+        ]
+        for command_kind in chosen
+    }
+    return bounds.record(
+        about.out,
+        rows,
+        ("av", "pillow", "numpy", "torch"),
+        seed=about.seed,
+        seconds_allowed=about.seconds,
+        gib_allowed=GIB,
+        commands=commands,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Settings inside a video that somebody made up: `tav info`, `--extend` and `tav score` end in one line, take no name from them, and print nothing that a terminal obeys.
+"""Settings inside a video that somebody made up: `tav info`, `--extend` and `tav score` end in one line, take no name
+from them, and print nothing that a terminal obeys.
 
-    python benchmarks/faults/metadata.py               # 300 trials over four formats and three commands, or as many as 5 minutes allow
+python benchmarks/faults/metadata.py               # 300 trials over four formats and three commands, or as many as 5
+minutes allow
 """
 
 import json
@@ -17,13 +19,106 @@ from bounds import options, record
 from options import Worker
 
 SMALL = ["--num-frames", "1", "--steps", "1", "--guidance-scale", "1", "--temporal-guidance", "0", "-o", "out.webp"]
-GOOD = dict(prompt="a girl walks", negative_prompt=None, seed=3, num_frames=2, fps=8.0, steps=2, height=16, width=16, guidance_scale=1.0, guidance_min_sigma=0.0, temporal_guidance=0.0, noise="mixed", noise_strength=1.0, motion=1.0, images=False,
-            context=None, model="the tiny SDXL of tav_nb", config=None, adapter="beside the model", lora=[], textual_inversion=[])
-NAMES = dict(model="somebody/else", config="somebody/else", adapter="somebody/else", lora=[["/no/such.safetensors", 1.0]], textual_inversion=["/no/such.safetensors"], video="/no/such.mp4", mask="/no/such.png", controlnet="somebody/else", control="/no/such.mp4",
-             ip_adapter="/no/such", ip_image="/no/such.png", ip_encoder="/no/such", first_frame="/no/such.png", last_frame="/no/such.png", extend="/no/such.mp4", output="/no/such/out.mp4", device="cuda", dtype="float16", memory_limit=0.01, command="train", before=[1])
-VALUES = (None, True, False, -1, 0, 10**12, 10**30, 1e308, -0.0, 1.5, "", "many", "a" * 10**6, [], [1], {}, {"a": 1}, [[[[]]]], "\ud800", "\x1b[2J\x07", "‮gnp.exe", "\x9b31m", "nan", [["x", "y"]], [["x", 1, 2]], {"kind": "none", "loop": True}, {"length": -5}, {"kind": "attention"})
-TEXTS = ("[" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000, "{" * 100, '{"prompt": NaN}', '{"steps": Infinity}', '{"steps": ' + "9" * 5_000 + "}", '{"a": 1, "a": 2}', "null", "7", '"text"', "", "\x00", "{}", '{"prompt": "\\ud800"}', '{"fps": 0, "metadata": {}}',
-         '{"fps": -1, "metadata": {}}', '{"fps": "8", "metadata": {}}', '{"fps": 1e-320, "metadata": {}}', '{"fps": 1e308, "metadata": {"prompt": "a girl"}}', "{" + ",".join(f'"k{i}": {i}' for i in range(200_000)) + "}", "\x1b[2J", '{"\\u001b[2J": "\\u009b2J\\u202e"}')
+GOOD = dict(
+    prompt="a girl walks",
+    negative_prompt=None,
+    seed=3,
+    num_frames=2,
+    fps=8.0,
+    steps=2,
+    height=16,
+    width=16,
+    guidance_scale=1.0,
+    guidance_min_sigma=0.0,
+    temporal_guidance=0.0,
+    noise="mixed",
+    noise_strength=1.0,
+    motion=1.0,
+    images=False,
+    context=None,
+    model="the tiny SDXL of tav_nb",
+    config=None,
+    adapter="beside the model",
+    lora=[],
+    textual_inversion=[],
+)
+NAMES = dict(
+    model="somebody/else",
+    config="somebody/else",
+    adapter="somebody/else",
+    lora=[["/no/such.safetensors", 1.0]],
+    textual_inversion=["/no/such.safetensors"],
+    video="/no/such.mp4",
+    mask="/no/such.png",
+    controlnet="somebody/else",
+    control="/no/such.mp4",
+    ip_adapter="/no/such",
+    ip_image="/no/such.png",
+    ip_encoder="/no/such",
+    first_frame="/no/such.png",
+    last_frame="/no/such.png",
+    extend="/no/such.mp4",
+    output="/no/such/out.mp4",
+    device="cuda",
+    dtype="float16",
+    memory_limit=0.01,
+    command="train",
+    before=[1],
+)
+VALUES = (
+    None,
+    True,
+    False,
+    -1,
+    0,
+    10**12,
+    10**30,
+    1e308,
+    -0.0,
+    1.5,
+    "",
+    "many",
+    "a" * 10**6,
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[[[]]]],
+    "\ud800",
+    "\x1b[2J\x07",
+    "‮gnp.exe",
+    "\x9b31m",
+    "nan",
+    [["x", "y"]],
+    [["x", 1, 2]],
+    {"kind": "none", "loop": True},
+    {"length": -5},
+    {"kind": "attention"},
+)
+TEXTS = (
+    "[" * 100_000,
+    '{"a":' * 5_000 + "1" + "}" * 5_000,
+    "{" * 100,
+    '{"prompt": NaN}',
+    '{"steps": Infinity}',
+    '{"steps": ' + "9" * 5_000 + "}",
+    '{"a": 1, "a": 2}',
+    "null",
+    "7",
+    '"text"',
+    "",
+    "\x00",
+    "{}",
+    '{"prompt": "\\ud800"}',
+    '{"fps": 0, "metadata": {}}',
+    '{"fps": -1, "metadata": {}}',
+    '{"fps": "8", "metadata": {}}',
+    '{"fps": 1e-320, "metadata": {}}',
+    '{"fps": 1e308, "metadata": {"prompt": "a girl"}}',
+    "{" + ",".join(f'"k{i}": {i}' for i in range(200_000)) + "}",
+    "\x1b[2J",
+    '{"\\u001b[2J": "\\u009b2J\\u202e"}',
+)
 
 
 def draw(dice):
@@ -64,14 +159,31 @@ def write(folder, form, text):
     elif form == ".webp":
         exif = Image.Exif()
         exif[0x010E] = text.encode("ascii", "backslashreplace").decode()
-        images[0].save(path, save_all=True, append_images=images[1:], duration=125, lossless=True, exif=exif.tobytes()[: 2**16 - 100] if len(text) > 60_000 else exif)
+        images[0].save(
+            path,
+            save_all=True,
+            append_images=images[1:],
+            duration=125,
+            lossless=True,
+            exif=exif.tobytes()[: 2**16 - 100] if len(text) > 60_000 else exif,
+        )
     elif form == ".gif":
-        images[0].save(path, save_all=True, append_images=images[1:], duration=120, comment=text.encode("utf-8", "backslashreplace"))
+        images[0].save(
+            path,
+            save_all=True,
+            append_images=images[1:],
+            duration=120,
+            comment=text.encode("utf-8", "backslashreplace"),
+        )
     else:
         path.mkdir()
         for i, image in enumerate(images):
             image.save(path / f"frame_{i:04d}.png")
-        (path / "metadata.json").write_text(text if text.startswith('{"fps"') else f'{{"fps": 8.0, "metadata": {text}}}', encoding="utf-8", errors="backslashreplace")
+        (path / "metadata.json").write_text(
+            text if text.startswith('{"fps"') else f'{{"fps": 8.0, "metadata": {text}}}',
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
     return path
 
 
@@ -79,7 +191,10 @@ def judged(kind, command, ended):
     "The outcome, with two faults more: what a terminal obeys was printed, or a name was taken from the file"
     if ended["outcome"] not in ("done", "refused"):
         return ended["outcome"]
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != "\n" for c in ended["stderr"] + ended["stdout"]):
+    if any(
+        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != "\n"
+        for c in ended["stderr"] + ended["stdout"]
+    ):
         return "terminal"
     if kind == "names" and command == "extend" and (ended["outcome"] != "done" or "note: " not in ended["stderr"]):
         return "chosen"
@@ -95,12 +210,28 @@ def main():
             for _ in range(args.count):
                 if time.monotonic() > end:
                     break
-                form, command, (kind, text) = dice.choice((".mp4", ".webp", ".gif", "")), dice.choice(("info", "extend", "extend", "score")), draw(dice)
+                form, command, (kind, text) = (
+                    dice.choice((".mp4", ".webp", ".gif", "")),
+                    dice.choice(("info", "extend", "extend", "score")),
+                    draw(dice),
+                )
                 path = write(Path(folder), form, text)
-                words = {"info": ["info", path.name], "score": ["score", path.name], "extend": ["generate", "--extend", path.name, *SMALL]}[command]
+                words = {
+                    "info": ["info", path.name],
+                    "score": ["score", path.name],
+                    "extend": ["generate", "--extend", path.name, *SMALL],
+                }[command]
                 ended = worker(words)
                 ended["outcome"] = judged(kind, command, ended)
-                rows.append(dict(kind=f"{command}: {kind}", format=form or "PNGs", text=text[:200], said=ended.pop("stderr")[-400:], **{name: value for name, value in ended.items() if name != "stdout"}))
+                rows.append(
+                    dict(
+                        kind=f"{command}: {kind}",
+                        format=form or "PNGs",
+                        text=text[:200],
+                        said=ended.pop("stderr")[-400:],
+                        **{name: value for name, value in ended.items() if name != "stdout"},
+                    )
+                )
                 (Path(folder) / "out.webp").unlink(missing_ok=True)
         finally:
             worker.stop()

@@ -1,7 +1,8 @@
 """Wrong values of every option of every command: each ends in one line, or is harmless.
 
-The values are drawn for each option by what it takes: numbers beyond all ends, texts that are no number, near misses of choices, files of the wrong kind. Most trials share
-one process, which is killed and replaced if a trial takes longer than `--seconds` or more than `--gib`. Nothing long is begun: videos have two frames of 16 pixels and one step,
+The values are drawn for each option by what it takes: numbers beyond all ends, texts that are no number, near misses of
+choices, files of the wrong kind. Most trials share one process, which is killed and replaced if a trial takes longer
+than `--seconds` or more than `--gib`. Nothing long is begun: videos have two frames of 16 pixels and one step,
 `prepare` and `train` run with `--dry-run`.
 
     python benchmarks/faults/options.py                # 924 trials of all commands, or as many as 10 minutes allow
@@ -26,11 +27,104 @@ import psutil
 from bounds import judge, kill_tree, options, record, tree_memory
 
 HUGE = ("1000000000000", "1" + "0" * 30, "9" * 5000, "-1000000000000", "1e308", "1e999")
-NUMBERS = (*HUGE, "", " ", "-1", "-0", "nan", "-nan", "inf", "-inf", "many", "1.5", "0x10", "1_0", "٣", "½", "1,5", "1e-300", "1e-5", "\x1b[2J", "--", "8 8", "1;2", "None", "[]", "8" * 400)
-LISTS = (*NUMBERS, ",", "1,", ",1", "0,0,1", "0,0,1,nan", "0,0,0,0", "-1,0,1,1", "0,0,1e30,1", "1,2,3,4,5", ",".join("1" * 1000))
-TEXTS = ("", " ", "\udcff\udcfe", "\x1b]0;title\x07", "‮gnp.exe", "a" * 100_000, "0: ", "8: a girl 0: a boy", "99999999999999999999: a girl", "0: 1 0: 2", "-3: 5", "\n\n", "%s%n{}", "'\"`$(true)`\"'", "0: " * 500)
-CHOICES = ("", " ", "AUTO", "mixd", "none,none", "0", "\x1b[2J", "x" * 5000, "cpu0", "cuda:99", "--", "true false", "фuто")
-ODD_PATHS = ("", " ", ".", "/", "~", "no/such/thing", "no.such", "a" * 300, "a/" * 3000, "\x1b[2J.mp4", "\udcff.mp4", "owner/..", "../../..", "//", "-", "http://127.0.0.1:1/a.mp4", "file:///etc/passwd", "concat:a|b", "CON", "/dev/null", "/dev/zero", "/proc/self/mem", "x:y:z", "x.safetensors:nan")
+NUMBERS = (
+    *HUGE,
+    "",
+    " ",
+    "-1",
+    "-0",
+    "nan",
+    "-nan",
+    "inf",
+    "-inf",
+    "many",
+    "1.5",
+    "0x10",
+    "1_0",
+    "٣",
+    "½",
+    "1,5",
+    "1e-300",
+    "1e-5",
+    "\x1b[2J",
+    "--",
+    "8 8",
+    "1;2",
+    "None",
+    "[]",
+    "8" * 400,
+)
+LISTS = (
+    *NUMBERS,
+    ",",
+    "1,",
+    ",1",
+    "0,0,1",
+    "0,0,1,nan",
+    "0,0,0,0",
+    "-1,0,1,1",
+    "0,0,1e30,1",
+    "1,2,3,4,5",
+    ",".join("1" * 1000),
+)
+TEXTS = (
+    "",
+    " ",
+    "\udcff\udcfe",
+    "\x1b]0;title\x07",
+    "‮gnp.exe",
+    "a" * 100_000,
+    "0: ",
+    "8: a girl 0: a boy",
+    "99999999999999999999: a girl",
+    "0: 1 0: 2",
+    "-3: 5",
+    "\n\n",
+    "%s%n{}",
+    "'\"`$(true)`\"'",
+    "0: " * 500,
+)
+CHOICES = (
+    "",
+    " ",
+    "AUTO",
+    "mixd",
+    "none,none",
+    "0",
+    "\x1b[2J",
+    "x" * 5000,
+    "cpu0",
+    "cuda:99",
+    "--",
+    "true false",
+    "фuто",
+)
+ODD_PATHS = (
+    "",
+    " ",
+    ".",
+    "/",
+    "~",
+    "no/such/thing",
+    "no.such",
+    "a" * 300,
+    "a/" * 3000,
+    "\x1b[2J.mp4",
+    "\udcff.mp4",
+    "owner/..",
+    "../../..",
+    "//",
+    "-",
+    "http://127.0.0.1:1/a.mp4",
+    "file:///etc/passwd",
+    "concat:a|b",
+    "CON",
+    "/dev/null",
+    "/dev/zero",
+    "/proc/self/mem",
+    "x:y:z",
+    "x.safetensors:nan",
+)
 OUTPUTS = {"output", "json", "csv", "html", "page", "out"}
 PLAIN = {"prompt", "negative_prompt", "seeds", "caption", "licence", "preview_prompt"}
 
@@ -83,19 +177,75 @@ def make_cache(folder):
     from tav_nb.cli import main
 
     with contextlib.redirect_stdout(io.StringIO()):
-        if main(["prepare", str(folder / "films"), str(folder / "cache"), "--min-frames", "4", "--max-frames", "8", "--resolution", "64", "--min-motion", "0", "--max-still", "1"]):
+        if main(
+            [
+                "prepare",
+                str(folder / "films"),
+                str(folder / "cache"),
+                "--min-frames",
+                "4",
+                "--max-frames",
+                "8",
+                "--resolution",
+                "64",
+                "--min-motion",
+                "0",
+                "--max-still",
+                "1",
+            ]
+        ):
             sys.exit("the cache of the trials could not be made")
 
 
 BASE = {
-    "generate": ["a girl walks", "--num-frames", "2", "--steps", "1", "--height", "16", "--width", "16", "--guidance-scale", "1", "--temporal-guidance", "0", "-o", "out.webp"],
+    "generate": [
+        "a girl walks",
+        "--num-frames",
+        "2",
+        "--steps",
+        "1",
+        "--height",
+        "16",
+        "--width",
+        "16",
+        "--guidance-scale",
+        "1",
+        "--temporal-guidance",
+        "0",
+        "-o",
+        "out.webp",
+    ],
     "prepare": ["films", "dry", "--dry-run", "--min-frames", "4", "--max-frames", "8"],
     "score": ["film.webp"],
-    "train": ["cache", "run", "--dry-run", "--lengths", "4", "--batch-size", "1", "--held-out", "0", "--device", "cpu", "--workers", "0"],
+    "train": [
+        "cache",
+        "run",
+        "--dry-run",
+        "--lengths",
+        "4",
+        "--batch-size",
+        "1",
+        "--held-out",
+        "0",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ],
     "info": ["film.webp"],
 }
-BESIDE = {"mask": ["--video", "film.webp"], "strength": ["--video", "film.webp"], "control": ["--controlnet", "folder"], "controlnet": ["--control", "film.webp"], "control_scale": ["--control", "film.webp", "--controlnet", "folder"],
-          "ip_image": ["--ip-adapter", "other.safetensors"], "ip_adapter": ["--ip-image", "picture.png"], "ip_encoder": ["--ip-adapter", "other.safetensors", "--ip-image", "picture.png"], "ip_scale": ["--ip-adapter", "other.safetensors", "--ip-image", "picture.png"], "config": ["--model", "other.safetensors"]}
+BESIDE = {
+    "mask": ["--video", "film.webp"],
+    "strength": ["--video", "film.webp"],
+    "control": ["--controlnet", "folder"],
+    "controlnet": ["--control", "film.webp"],
+    "control_scale": ["--control", "film.webp", "--controlnet", "folder"],
+    "ip_image": ["--ip-adapter", "other.safetensors"],
+    "ip_adapter": ["--ip-image", "picture.png"],
+    "ip_encoder": ["--ip-adapter", "other.safetensors", "--ip-image", "picture.png"],
+    "ip_scale": ["--ip-adapter", "other.safetensors", "--ip-image", "picture.png"],
+    "config": ["--model", "other.safetensors"],
+}
 
 
 def trials(count, seed, files, only=""):
@@ -107,13 +257,22 @@ def trials(count, seed, files, only=""):
         for action in parser._actions:
             if action.dest == "help" or only and command != only:
                 continue
-            inside = [path for path in ODD_PATHS if not path.startswith(("/", ".."))]  # nothing outside the folder is written
+            inside = [
+                path for path in ODD_PATHS if not path.startswith(("/", ".."))
+            ]  # nothing outside the folder is written
             paths = (*(inside if action.dest in OUTPUTS else ODD_PATHS), *files)
             if action.choices:
                 pool = CHOICES
             elif action.dest in PLAIN:
                 pool = TEXTS
-            elif action.metavar and any(word in action.metavar for word in ("FILE", "FOLDER", "VIDEO", "BASE", "NAME", "TABLE", "CACHE", "OUT", "SOURCE")) or action.dest in ("model", "adapter"):
+            elif (
+                action.metavar
+                and any(
+                    word in action.metavar
+                    for word in ("FILE", "FOLDER", "VIDEO", "BASE", "NAME", "TABLE", "CACHE", "OUT", "SOURCE")
+                )
+                or action.dest in ("model", "adapter")
+            ):
                 pool = paths
             elif action.nargs == 0:
                 pool = ("",)
@@ -124,7 +283,11 @@ def trials(count, seed, files, only=""):
                 if action.nargs == 0:
                     words = [*BASE[command], f"{option}=1"]
                 elif option:
-                    words = [*BASE[command], *(BESIDE.get(action.dest, []) if command == "generate" else []), f"{option}={value}"]
+                    words = [
+                        *BASE[command],
+                        *(BESIDE.get(action.dest, []) if command == "generate" else []),
+                        f"{option}={value}",
+                    ]
                 else:
                     words = [*BASE[command]]
                     place = [one.dest for one in parser._actions if not one.option_strings].index(action.dest)
@@ -147,7 +310,18 @@ def work():
                 code = main(words)
         except BaseException:
             code, _ = 1, stderr.write(traceback.format_exc())
-        print(json.dumps(dict(code=code, stdout=stdout.getvalue()[-3000:], stderr=stderr.getvalue()[-3000:], seconds=round(time.monotonic() - start, 2))), file=out, flush=True)
+        print(
+            json.dumps(
+                dict(
+                    code=code,
+                    stdout=stdout.getvalue()[-3000:],
+                    stderr=stderr.getvalue()[-3000:],
+                    seconds=round(time.monotonic() - start, 2),
+                )
+            ),
+            file=out,
+            flush=True,
+        )
 
 
 class Worker:
@@ -157,8 +331,29 @@ class Worker:
         self.folder, self.seconds, self.gib, self.child = folder, seconds, gib, None
 
     def start(self):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(self.folder / "hub")}
-        self.child = subprocess.Popen([sys.executable, __file__, "--work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=self.folder, env=environment, start_new_session=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [
+                    str(Path(__file__).parents[2]),
+                    str(Path(__file__).parent),
+                    *filter(None, [os.environ.get("PYTHONPATH")]),
+                ]
+            ),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "HF_HOME": str(self.folder / "hub"),
+        }
+        self.child = subprocess.Popen(
+            [sys.executable, __file__, "--work"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=self.folder,
+            env=environment,
+            start_new_session=True,
+        )
 
     def __call__(self, words):
         "How a command ended: `dict(outcome, code, seconds, gib, stderr)`"
@@ -172,11 +367,25 @@ class Worker:
                 peak = max(peak, tree_memory(process))
             if peak > self.gib * 2**30 or time.monotonic() - start > self.seconds:
                 self.stop()
-                return dict(outcome="memory" if peak > self.gib * 2**30 else "hang", code=None, seconds=round(time.monotonic() - start, 1), gib=round(peak / 2**30, 2), stdout="", stderr="")
+                return dict(
+                    outcome="memory" if peak > self.gib * 2**30 else "hang",
+                    code=None,
+                    seconds=round(time.monotonic() - start, 1),
+                    gib=round(peak / 2**30, 2),
+                    stdout="",
+                    stderr="",
+                )
         line = self.child.stdout.readline()
         if not line:
             self.stop()
-            return dict(outcome="crash", code=self.child.returncode, seconds=round(time.monotonic() - start, 1), gib=round(peak / 2**30, 2), stdout="", stderr="")
+            return dict(
+                outcome="crash",
+                code=self.child.returncode,
+                seconds=round(time.monotonic() - start, 1),
+                gib=round(peak / 2**30, 2),
+                stdout="",
+                stderr="",
+            )
         ended = json.loads(line)
         return dict(outcome=judge(ended["code"], ended["stderr"]), gib=round(peak / 2**30, 2), **ended)
 
@@ -195,7 +404,12 @@ def main():
         folder = Path(folder)
         files = make_files(folder)
         make_cache(folder)
-        worker, rows, names, end = Worker(folder, args.seconds, args.gib), [], None, time.monotonic() + 60 * args.minutes
+        worker, rows, names, end = (
+            Worker(folder, args.seconds, args.gib),
+            [],
+            None,
+            time.monotonic() + 60 * args.minutes,
+        )
         try:
             for kind, words in trials(args.count, args.seed, files, args.command):
                 if time.monotonic() > end:
@@ -203,10 +417,21 @@ def main():
                 names = names or {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
                 ended = worker(words)
                 outputs = words[-1].partition("=")[2], "out.webp"  # what a command was to write may be replaced
-                if lost := [path.name for path, size in names.items() if path.name not in outputs and (not path.is_file() or path.stat().st_size != size)]:
+                if lost := [
+                    path.name
+                    for path, size in names.items()
+                    if path.name not in outputs and (not path.is_file() or path.stat().st_size != size)
+                ]:
                     ended["outcome"], ended["stderr"] = "lost", f"{lost}"
                 names = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-                rows.append(dict(kind=kind, words=[word[:80] for word in words], **{name: value for name, value in ended.items() if name not in ("stderr", "stdout")}, said=ended["stderr"][-400:]))
+                rows.append(
+                    dict(
+                        kind=kind,
+                        words=[word[:80] for word in words],
+                        **{name: value for name, value in ended.items() if name not in ("stderr", "stdout")},
+                        said=ended["stderr"][-400:],
+                    )
+                )
         finally:
             worker.stop()
     return 0 if record(args.out, rows, seed=args.seed) else 1

@@ -1,8 +1,9 @@
-"""Runs every script beside this file with its defaults, one after another, and prints one table of what all their records say.
+"""Runs every script beside this file with its defaults, one after another, and prints one table of what all their
+records say.
 
-    python benchmarks/faults/run_all.py                   # an hour on two cores
-    python benchmarks/faults/run_all.py media tables      # these only
-    python benchmarks/faults/run_all.py --table           # what was recorded last
+python benchmarks/faults/run_all.py                   # an hour on two cores
+python benchmarks/faults/run_all.py media tables      # these only
+python benchmarks/faults/run_all.py --table           # what was recorded last
 """
 
 import argparse

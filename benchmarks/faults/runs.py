@@ -1,10 +1,12 @@
-"""Damage to what `tav train` has written: run.json, config.toml, log.jsonl, state.json and the tensors of checkpoints. `--resume` refuses in one line, or ends as if there had been no damage.
+"""Damage to what `tav train` has written: run.json, config.toml, log.jsonl, state.json and the tensors of checkpoints.
+`--resume` refuses in one line, or ends as if there had been no damage.
 
     python benchmarks/faults/runs.py              # 120 damages, about 2 minutes on two quiet cores
     python benchmarks/faults/runs.py --count 12
 
-A damage is bytes that flip, go or come; JSON with a key that is gone, is of another type, is wild or nested deeply; tensors that are gone, have another shape or are not finite, under a checksum that
-is right. A run that goes on from the checkpoint before, and says so, is done like any other.
+A damage is bytes that flip, go or come; JSON with a key that is gone, is of another type, is wild or nested deeply;
+tensors that are gone, have another shape or are not finite, under a checksum that is right. A run that goes on from the
+checkpoint before, and says so, is done like any other.
 """
 
 import json
@@ -22,7 +24,23 @@ from small_run import begin, content, tav, words
 
 from tav_nb.checkpoint import checkpoints, checksum, seal
 
-WILD = None, True, -1, 0, 1e308, 10**30, "", "x" * 1000, [], {}, [1], {"a": 1}, "../../etc/passwd", "\ud800", "somebody/model"
+WILD = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**30,
+    "",
+    "x" * 1000,
+    [],
+    {},
+    [1],
+    {"a": 1},
+    "../../etc/passwd",
+    "\ud800",
+    "somebody/model",
+)
 
 
 def damage_bytes(path, rng):
@@ -47,7 +65,7 @@ def damage_bytes(path, rng):
 def places_of(value, path=()):
     "Every place in a JSON value, as keys"
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, one in inner for place in ([(*path, key)] + places_of(one, (*path, key)))]
+    return [place for key, one in inner for place in [(*path, key)] + places_of(one, (*path, key))]
 
 
 def damage_value(value, rng):
@@ -119,27 +137,39 @@ def damage_tensor(folder, rng):
 
 
 def damage(run, rng):
-    "Damages one thing in a run; returns its kind, and whether the end may differ, for a line of the log that is damaged is gone"
+    """Damages one thing in a run; returns its kind, and whether the end may differ, for a line of the log that is
+    damaged is gone
+    """
     newest = checkpoints(run)[0]
     kinds = {
-        "run.json, bytes": lambda: damage_bytes(run / "run.json", rng), "run.json, values": lambda: damage_json(run / "run.json", rng), "config.toml": lambda: damage_bytes(run / "config.toml", rng),
-        "log.jsonl, bytes": lambda: damage_bytes(run / "log.jsonl", rng), "log.jsonl, values": lambda: damage_line(run / "log.jsonl", rng), "state.json, bytes": lambda: damage_bytes(newest / "state.json", rng),
-        "state.json, values": lambda: damage_json(newest / "state.json", rng), "state.json, sealed": lambda: damage_state(newest, rng),
-        "tensors, bytes": lambda: damage_bytes(rng.choice(sorted(newest.glob("*.safetensors"))), rng), "tensors, sealed": lambda: damage_tensor(newest, rng),
+        "run.json, bytes": lambda: damage_bytes(run / "run.json", rng),
+        "run.json, values": lambda: damage_json(run / "run.json", rng),
+        "config.toml": lambda: damage_bytes(run / "config.toml", rng),
+        "log.jsonl, bytes": lambda: damage_bytes(run / "log.jsonl", rng),
+        "log.jsonl, values": lambda: damage_line(run / "log.jsonl", rng),
+        "state.json, bytes": lambda: damage_bytes(newest / "state.json", rng),
+        "state.json, values": lambda: damage_json(newest / "state.json", rng),
+        "state.json, sealed": lambda: damage_state(newest, rng),
+        "tensors, bytes": lambda: damage_bytes(rng.choice(sorted(newest.glob("*.safetensors"))), rng),
+        "tensors, sealed": lambda: damage_tensor(newest, rng),
     }
     kind = rng.choice(sorted(kinds))
     return kind, kinds[kind]()
 
 
 def judge(run, expected, code, err, kind):
-    "What became of a run that goes on after damage. A line of the log has no checksum: what is a line is believed, and nothing depends on it"
+    """What became of a run that goes on after damage. A line of the log has no checksum: what is a line is believed,
+    and nothing depends on it
+    """
     if code not in (0, 2):
         return "code"
     if code == 2:
         return "refused" if err.count("\n") == 1 and err.startswith("tav: error: ") and len(err) < 2000 else "wordy"
     found = content(run)
     lines = [line for line in found["log"] if line in expected["log"]]
-    same = all(found[name] == expected[name] for name in ("tensors", "adapter", "metadata", "state")) and (kind.startswith("log.jsonl") or len(lines) == len(found["log"]))
+    same = all(found[name] == expected[name] for name in ("tensors", "adapter", "metadata", "state")) and (
+        kind.startswith("log.jsonl") or len(lines) == len(found["log"])
+    )
     return "done" if same else "silent"
 
 

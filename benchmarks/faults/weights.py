@@ -1,10 +1,12 @@
-"""Damaged folders of models, LoRAs, words and ControlNets: each is refused in one line, or makes the frames that the undamaged one makes.
+"""Damaged folders of models, LoRAs, words and ControlNets: each is refused in one line, or makes the frames that the
+undamaged one makes.
 
     python benchmarks/faults/weights.py [--count 80] [--seed 0] [--workers 2]
 
-Each case copies the tiny SDXL, damages one file of it or beside it, and runs `tav generate` with two frames of 64 x 64 pixels and two steps, within 60 s and 3 GiB.
-"silent" means that a video was made whose frames are others, although the damage can be noticed: a tensor with NaN, a tensor that is missing, a file that is cut off, a pickle.
-A value in a JSON file that is another valid value makes another valid model; there only the end of the command counts.
+Each case copies the tiny SDXL, damages one file of it or beside it, and runs `tav generate` with two frames of 64 x 64
+pixels and two steps, within 60 s and 3 GiB. "silent" means that a video was made whose frames are others, although the
+damage can be noticed: a tensor with NaN, a tensor that is missing, a file that is cut off, a pickle. A value in a JSON
+file that is another valid value makes another valid model; there only the end of the command counts.
 """
 
 import json
@@ -46,8 +48,14 @@ def make_lora(path: Path):
 def make_inputs(folder: Path):
     "A LoRA, a new word and a ControlNet with its video, none of them damaged"
     unet = make_lora(folder / "lora.safetensors")
-    widths = [json.loads((MODEL / part / "config.json").read_text())["hidden_size"] for part in ("text_encoder", "text_encoder_2")]
-    save_file({name: torch.full((1, width), 0.1) for name, width in zip(("clip_l", "clip_g"), widths, strict=True)}, folder / "word.safetensors")
+    widths = [
+        json.loads((MODEL / part / "config.json").read_text())["hidden_size"]
+        for part in ("text_encoder", "text_encoder_2")
+    ]
+    save_file(
+        {name: torch.full((1, width), 0.1) for name, width in zip(("clip_l", "clip_g"), widths, strict=True)},
+        folder / "word.safetensors",
+    )
     diffusers.ControlNetModel.from_unet(unet).save_pretrained(folder / "control")
 
 
@@ -116,8 +124,16 @@ def command(what, place, inputs, out):
         "1",
     ]
     words += ["--height", "64", "--width", "64", "--guidance-scale", "1", "-o", out]
-    words += {"model": [], "lora": ["--lora", place / "lora.safetensors"], "word": ["--textual-inversion", place / "word.safetensors"]}.get(what, [])
-    return words + (["--controlnet", place / "control", "--control", inputs / "clip"] if what == "control" else ["--temporal-guidance", "0"])
+    words += {
+        "model": [],
+        "lora": ["--lora", place / "lora.safetensors"],
+        "word": ["--textual-inversion", place / "word.safetensors"],
+    }.get(what, [])
+    return words + (
+        ["--controlnet", place / "control", "--control", inputs / "clip"]
+        if what == "control"
+        else ["--temporal-guidance", "0"]
+    )
 
 
 def link_or_copy(source, target):
@@ -141,7 +157,9 @@ def copy(what, inputs, place):
 def trial(job):
     number, what, place, inputs, kind, noticeable, expected = job
     out = place.with_name(f"out{number}")
-    row = run_bounded(command(what, place, inputs, out), SECONDS, GIB, cwd=inputs, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    row = run_bounded(
+        command(what, place, inputs, out), SECONDS, GIB, cwd=inputs, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    )
     if row["outcome"] == "done" and noticeable and not (read_video(out)[0] == expected[what]).all():
         row["outcome"] = "silent"
     if row["outcome"] == "refused" and out.exists():
@@ -168,7 +186,9 @@ def main():
             place = Path(home) / f"case{number}"
             copy(what, inputs, place)
             file = rng.choice(sorted(path for path in place.rglob("*") if path.suffix in (".json", ".safetensors")))
-            way, data, noticeable = damage_json(rng, file.read_bytes()) if file.suffix == ".json" else damage_tensors(rng, file)
+            way, data, noticeable = (
+                damage_json(rng, file.read_bytes()) if file.suffix == ".json" else damage_tensors(rng, file)
+            )
             file.unlink()  # it may be a link to what ships
             file.write_bytes(data)
             jobs.append((number, what, place, inputs, f"{what}, {file.suffix[1:]}: {way}", noticeable, expected))
