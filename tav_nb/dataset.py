@@ -40,7 +40,6 @@ from tav_nb.encode import (
     mark_copies,
     plan_file,
     refused,
-    safe_vae,
     signature,
 )
 from .files import sweep
@@ -49,6 +48,7 @@ from .loader import NEEDED, CacheError, FileName, check_arrays, check_finite, re
 from .schema import check_type, parse_json, printable, read_arrays
 from .shots import ShotOptions, SourceError
 from .sources import Item, by_file, check_captions
+from .vae import safe_vae
 
 # %% ../nbs/18_dataset.ipynb #be7dd8f5
 class DatasetError(ValueError):

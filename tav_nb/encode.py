@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'MAX_SIDE', 'PARTS', 'ROW', 'EMPTY_ROW', 'EncodeError', 'EncodeOptions', 'buckets', 'nearest_bucket',
-           'Sizes', 'sizes_for', 'to_bucket', 'safe_vae', 'encode_frames', 'encode_text', 'too_long', 'key_of',
-           'check_model', 'fingerprint', 'signature', 'content', 'mark_copies', 'Planned', 'thumb_strip', 'refused',
-           'plan_file', 'draw', 'Encoder', 'arrays_of', 'encode_file']
+           'Sizes', 'sizes_for', 'to_bucket', 'encode_text', 'too_long', 'key_of', 'check_model', 'fingerprint',
+           'signature', 'content', 'mark_copies', 'Planned', 'thumb_strip', 'refused', 'plan_file', 'draw', 'Encoder',
+           'arrays_of', 'encode_file']
 
 # %% ../nbs/22_encode.ipynb #e23b00fe
 import hashlib
@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from PIL import Image
 from .models import EMBEDDED, quiet
 from .shots import ShotOptions, SourceError, frames_of, plan, scan
 from .sources import Item
-from .vae import encode_images, latent_statistics, upcast_vae
+from .vae import encode_frames, latent_statistics, safe_vae
 
 # %% ../nbs/22_encode.ipynb #6c477f48
 class EncodeError(ValueError):
@@ -121,34 +121,6 @@ def to_bucket(
     return np.asarray(
         Image.fromarray(np.ascontiguousarray(frame)).resize((wide, high), Image.Resampling.LANCZOS, box=box)
     )
-
-# %% ../nbs/22_encode.ipynb #8735e2c1
-@contextmanager
-def safe_vae(vae):
-    "Inside the `with` the VAE is in the precision in which it does not overflow, and repeats itself bit for bit."
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        with upcast_vae(vae):
-            yield vae
-    finally:
-        torch.backends.cudnn.deterministic = before
-
-# %% ../nbs/22_encode.ipynb #2408ac1a
-def encode_frames(
-    vae,
-    frames,  # uint8 [F, H, W, 3]
-    hold_mask,  # bool [F]; True: the same drawing as the frame before
-    at_once=4,
-):  # float16 [F, C, H/8, W/8]
-    "The scaled latents of a clip."
-    drawings, latents = np.flatnonzero(~hold_mask), []
-    for start in range(0, len(drawings), at_once):
-        chosen = drawings[start : start + at_once]
-        full = np.pad(chosen, (0, at_once - len(chosen)), "edge")
-        latents.append(encode_images(vae, frames[full])[: len(chosen)])
-    latents = torch.cat(latents).half().cpu().numpy()
-    return latents[np.cumsum(~hold_mask) - 1]
 
 # %% ../nbs/22_encode.ipynb #67e96e5a
 @torch.no_grad()

@@ -17,12 +17,12 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from .memory_trace import GPU, Live, Replaced
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .adapter import load_adapter
 from .attention import TemporalSelfAttention
-from .memory import GPU, Live, Replaced, flash
 from .models import cannot_load, check_loadable, find_config, quiet
 from .vae import decode_slice, slice_size, unscale_latents, upcast_vae
 

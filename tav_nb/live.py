@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from .dataset import Cache, npz_bytes, write_about, write_manifest, write_whole
-from .encode import EMPTY_ROW, EncodeOptions, Encoder, encode_frames, encode_text, key_of
+from .encode import EMPTY_ROW, EncodeOptions, Encoder, encode_text, key_of
 from .models import check_device, load_pipeline, quiet
 from .shots import ShotOptions
 from .tiny import pool
 from .toon import caption, random_scene, render
+from .vae import encode_frames
 
 # %% ../nbs/26_live.ipynb #cdaeafaa
 def film(num_frames, size, seed):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'EMBEDDED', 'PART_CLASSES', 'Layers', 'Width', 'Widths', 'Factor', 'CHOOSES_CODE', 'OWN_ATTENTION',
-           'NEEDED', 'SMALL_VOCABULARY', 'Note', 'note', 'short_report', 'Collector', 'quiet', 'ModelError',
-           'check_one_file', 'check_index', 'Sizes', 'json_kinds', 'json_kind', 'check_signature', 'check_part_config',
-           'check_folder', 'variants_in', 'only_variant', 'hub_reason', 'hub_file', 'cached_folder', 'cannot_load',
-           'check_loadable', 'is_hub_id', 'find_model', 'find_config', 'check_device', 'read_part', 'read_prediction',
-           'check_finite', 'check_tokens', 'check_complete', 'load_pipeline', 'known_words', 'check_prompt',
-           'note_unread']
+           'NEEDED', 'VOCABULARY', 'SMALL_VOCABULARY', 'Note', 'note', 'short_report', 'Collector', 'quiet',
+           'ModelError', 'check_one_file', 'check_index', 'Sizes', 'json_kinds', 'json_kind', 'check_signature',
+           'check_part_config', 'check_folder', 'variants_in', 'only_variant', 'hub_reason', 'hub_file',
+           'cached_folder', 'cannot_load', 'check_loadable', 'is_hub_id', 'find_model', 'find_config', 'check_device',
+           'read_part', 'read_prediction', 'check_finite', 'check_tokens', 'check_complete', 'load_pipeline',
+           'known_words', 'check_prompt', 'note_unread']
 
 # %% ../nbs/14_models.ipynb #d62054fd
 import inspect
@@ -31,7 +31,6 @@ from safetensors import SafetensorError, safe_open
 import tav_nb
 from .scheduler import SDXLAnime_BestHQScheduler
 from .schema import SchemaError, check_type, first_not_finite, parse_json, printable
-from .toon import vocabulary
 
 # %% ../nbs/14_models.ipynb #2385155f
 class Note(UserWarning):
@@ -613,6 +612,7 @@ def load_pipeline(
     return pipe
 
 # %% ../nbs/14_models.ipynb #df440530
+VOCABULARY = EMBEDDED.parent / "vocabulary.json"  # the words of the captions that the tiny model was trained on
 SMALL_VOCABULARY = 10_000  # tokens; SDXL has 49,408
 _little_words = set(
     "an and as at by for from has having her his is it its of on in that the their there this to with who whose".split()
@@ -628,7 +628,7 @@ def known_words(pipe):
     whole = pipe.tokenizer.get_vocab()
     return [
         word
-        for word in vocabulary()
+        for word in parse_json(VOCABULARY.read_bytes(), list[str], VOCABULARY)
         if len(word) > 1 and word.isalpha() and word not in _little_words and f"{word}</w>" in whole
     ]
 

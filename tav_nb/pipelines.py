@@ -25,7 +25,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
-from .encode import encode_frames, safe_vae
 from .guidance import guidance_for
 from .inference import check_latents, check_request, decode_frames, noise_for
 from tav_nb.models import (
@@ -45,7 +44,7 @@ from tav_nb.models import (
 from .noise import correlated_noise
 from .schema import printable
 from .unet import load_lora, without_temporal
-from .vae import scale_latents, upcast_vae
+from .vae import encode_frames, safe_vae, scale_latents, upcast_vae
 
 # %% ../nbs/31_pipelines.ipynb #2fad5148
 class PipelineError(ValueError):

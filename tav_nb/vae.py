@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['upcast_vae', 'latent_statistics', 'scale_latents', 'unscale_latents', 'encode_images', 'in_tiles', 'decode_slice',
-           'slice_size', 'decode_latents']
+           'slice_size', 'decode_latents', 'safe_vae', 'encode_frames']
 
 # %% ../nbs/42_vae.ipynb #d16c5695
 from collections.abc import Iterator
@@ -113,3 +113,31 @@ def decode_latents(
         latents = unscale_latents(vae, latents.to(vae.dtype))
         decoded = [decode_slice(vae, some, tile).to("cpu") for some in latents.split(slice_size(latents))]
     return torch.cat(decoded).permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
+
+# %% ../nbs/42_vae.ipynb #8735e2c1
+@contextmanager
+def safe_vae(vae):
+    "Inside the `with` the VAE is in the precision in which it does not overflow, and repeats itself bit for bit."
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with upcast_vae(vae):
+            yield vae
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+# %% ../nbs/42_vae.ipynb #2408ac1a
+def encode_frames(
+    vae,
+    frames,  # uint8 [F, H, W, 3]
+    hold_mask,  # bool [F]; True: the same drawing as the frame before
+    at_once=4,
+):  # float16 [F, C, H/8, W/8]
+    "The scaled latents of a clip."
+    drawings, latents = np.flatnonzero(~hold_mask), []
+    for start in range(0, len(drawings), at_once):
+        chosen = drawings[start : start + at_once]
+        full = np.pad(chosen, (0, at_once - len(chosen)), "edge")
+        latents.append(encode_images(vae, frames[full])[: len(chosen)])
+    latents = torch.cat(latents).half().cpu().numpy()
+    return latents[np.cumsum(~hold_mask) - 1]

@@ -3,13 +3,14 @@
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.encode import EncodeError, EncodeOptions, Encoder, PARTS, buckets, content, encode_file, encode_frames, encode_text, fingerprint, mark_copies, nearest_bucket, plan_file, safe_vae, sizes_for, to_bucket, too_long
+from tav_nb.encode import EncodeError, EncodeOptions, Encoder, PARTS, buckets, content, encode_file, encode_text, fingerprint, mark_copies, nearest_bucket, plan_file, sizes_for, to_bucket, too_long
 from tav_nb.inference import decode_frames
 from tav_nb.models import load_pipeline, quiet
 from tav_nb.reading import Reader
 from tav_nb.shots import ShotOptions, scan
 from tav_nb.sources import Item
 from tav_nb.toon import Scene, render
+from tav_nb.vae import encode_frames, safe_vae
 from tav_nb.video import write_video
 from types import SimpleNamespace
 import json

@@ -5,7 +5,7 @@ from pathlib import Path
 from tav_nb.fitting import CLIPTextConfig, LADDER, Memory, TooLarge, UNet2DConditionModel, ask, choose, configs_of, in_chunks, ladder, least_peaks, measure, outline, told_on_meta
 from tav_nb.inference import adapter_of, conditions, generate, load_video_pipeline, start_latents
 from tav_nb.kernel import MAX_ROWS
-from tav_nb.memory import Live, flash
+from tav_nb.memory_trace import Live, flash
 from tav_nb.models import EMBEDDED, ModelError, load_pipeline
 from tav_nb.toon import random_scene, render
 from tav_nb.unet import add_temporal, temporal_blocks
