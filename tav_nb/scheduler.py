@@ -10,7 +10,8 @@ from functools import wraps
 from inspect import signature
 
 from diffusers import (
-    DPMSolverMultistepScheduler,  # diffusers looks for this name here when it opens a pipeline saved with our scheduler
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,  # noqa: F401  diffusers looks for it here when it opens a pipeline saved with our scheduler
 )
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adapter import EMBEDDED_ADAPTER, load_adapter
 from .files import write_whole
 from .guidance import Guidance, guided, noise_level
 from .inference import noise_for
@@ -1236,8 +1237,6 @@ def run_stage(stage, folder, adapter_folder, results, device="cuda", seed=0, **o
 def main(argv=None):
     "`python -m tav_nb.tiny STAGE`"
     import argparse
-
-    from tav_nb.adapter import EMBEDDED_ADAPTER
 
     weights = EMBEDDED_ADAPTER.parents[1]
     p = argparse.ArgumentParser(
