@@ -21,6 +21,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from fastcore.nbio import nb2str, read_nb, write_nb
 from nbdev.config import get_config
+from nbdev.doclinks import nbglob
 from nbdev.process import NBProcessor, Processor
 from PIL import Image, ImageChops, ImageStat
 
@@ -88,7 +89,7 @@ def imported_names(source):
 
 # %% ../nbs/90_nbtests.ipynb #5e979508
 class TestCells(Processor):
-    """Writes the `#| test` and `#| setup` cells of a notebook to `tests/test_<default_exp>.py`.
+    """Writes the `#| test` and `#| setup` cells of a notebook to `tests/test_<default_exp>.py`, with `_` for each dot.
 
     `nbdev-export` runs it, for it stands in `export_procs` in pyproject.toml. Raises `ValueError` with notebook and
     cell where a cell cannot become a test.
@@ -113,7 +114,7 @@ class TestCells(Processor):
 
     def end(self):
         folder = self.config.config_path / "tests"
-        target = folder / f"test_{self.module}.py" if self.tests else None
+        target = folder / f"test_{self.module.replace('.', '_')}.py" if self.tests else None
         if target:
             folder.mkdir(exist_ok=True)
             target.write_text(self.test_file(folder), encoding="utf-8", newline="\n")
@@ -251,7 +252,7 @@ def drop_widgets(folder="."):
     """Take widgets and their state out of the chapters of the project that `folder` is in; the pictures beside them
     stay.
     """
-    for path in get_config(folder).nbs_path.glob("*.ipynb"):
+    for path in map(Path, nbglob(get_config(folder).nbs_path)):
         notebook = read_nb(path)
         outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
         found = [data.pop("application/vnd.jupyter.widget-view+json", None) for data in outputs]
@@ -290,7 +291,7 @@ def shrink_pictures(folder="."):
     """Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a
     page in a frame out that has a picture beside it; says how much that saves.
     """
-    for path in sorted(get_config(folder).nbs_path.glob("*.ipynb")):
+    for path in sorted(map(Path, nbglob(get_config(folder).nbs_path))):
         notebook, saved = read_nb(path), 0
         for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
             if {"image/png", "image/jpeg"} & set(data) and "<iframe" in (page := "".join(data.get("text/html", ""))):
