@@ -47,10 +47,10 @@ export: $(VENV)/dev
 	$(BIN)/nbdev-export
 
 readme: $(VENV)/dev
-	$(BIN)/python -c 'from tav_nb.nbtests import render_readme; render_readme()'
+	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import render_readme; render_readme()'
 
 clean-notebooks: $(VENV)/dev
-	$(BIN)/python -c 'from tav_nb.nbtests import drop_widgets, shrink_pictures; drop_widgets(); shrink_pictures()'
+	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import drop_widgets, shrink_pictures; drop_widgets(); shrink_pictures()'
 	$(BIN)/nbdev-clean
 
 $(BIN)/pip:

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from tav_nb.kernel import attend
+from tav_nb.models.attention_kernel import attend
 
 LAYERS = {
     "24 x 24 places, 20 heads": (24 * 24 * 20, 60),

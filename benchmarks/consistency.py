@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tav_nb import tiny
-from tav_nb.consistency import measure
-from tav_nb.inference import load_video_pipeline, noise_for
-from tav_nb.toon import caption, random_scene
+from tav_nb.evaluation.metrics import measure
+from tav_nb.sampling.generate import load_video_pipeline, noise_for
+from tav_nb.toy import tiny_sdxl as tiny
+from tav_nb.toy.world import caption, random_scene
 
 METRICS = (
     "warping_error",

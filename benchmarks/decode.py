@@ -26,8 +26,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from tav_nb import toon
-from tav_nb.shots import ShotOptions, frames_of, plan, scan
+from tav_nb.data.shots import ShotOptions, frames_of, plan, scan
+from tav_nb.toy import world as toon
 
 FPS, SIZE = 24, (1280, 720)
 

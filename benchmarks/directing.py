@@ -26,11 +26,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from tav_nb import inference, toon
-from tav_nb.consistency import dis_flow, motion
-from tav_nb.directing import Direction, KnownFrames, encode_picture, joined, know_frames
-from tav_nb.guidance import guidance_for
-from tav_nb.inference import decode_frames, generate, load_video_pipeline
+from tav_nb.evaluation.metrics import dis_flow, motion
+from tav_nb.sampling import generate as inference
+from tav_nb.sampling.conditioning import Direction, KnownFrames, encode_picture, joined, know_frames
+from tav_nb.sampling.generate import decode_frames, generate, load_video_pipeline
+from tav_nb.sampling.guidance import guidance_for
+from tav_nb.toy import world as toon
 
 
 def drawn(pipe, pictures, behind, latents, *rest):

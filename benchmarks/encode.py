@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from tav_nb import dataset, encode
-from tav_nb.models import load_pipeline, quiet
-from tav_nb.shots import ShotOptions
-from tav_nb.sources import open_source
-from tav_nb.video import write_video
+from tav_nb.data import cache as dataset
+from tav_nb.data import latents as encode
+from tav_nb.data.shots import ShotOptions
+from tav_nb.data.sources import open_source
+from tav_nb.models.base import load_pipeline, quiet
+from tav_nb.utils.video_io import write_video
 
 # stabilityai/stable-diffusion-xl-base-1.0, vae/config.json
 SDXL_VAE = dict(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from tav_nb.inference import generate, load_video_pipeline
-from tav_nb.toon import CHECKS, Scene, read, wilson
+from tav_nb.sampling.generate import generate, load_video_pipeline
+from tav_nb.toy.world import CHECKS, Scene, read, wilson
 
 SAID = json.loads(Path(__file__).with_suffix(".json").read_text())
 

@@ -13,7 +13,7 @@ import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 
-from tav_nb.unet import add_temporal, remove_temporal, temporal_modules
+from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
 
 # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
 SDXL = dict(

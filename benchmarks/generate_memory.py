@@ -22,12 +22,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tav_nb.adapter import save_adapter
-from tav_nb.files import write_whole
-from tav_nb.fitting import ask, configs_of, decode_slice, told_on_meta
-from tav_nb.memory import GPU, Replaced
-from tav_nb.models import EMBEDDED
-from tav_nb.unet import add_temporal
+from tav_nb.models.adapter_file import save_adapter
+from tav_nb.models.base import EMBEDDED
+from tav_nb.models.temporal_unet import add_temporal
+from tav_nb.sampling.memory import ask, configs_of, decode_slice, told_on_meta
+from tav_nb.training.memory import GPU, Replaced
+from tav_nb.utils.atomic_io import write_whole
 
 # stabilityai/stable-diffusion-xl-base-1.0: unet/config.json, vae/config.json, text_encoder/config.json,
 # text_encoder_2/config.json
@@ -108,7 +108,7 @@ TOY_ROWS = "24 x 1024", "72 x 768", "24 x 1024, low"
 WATCHED = """
 import json, sys, time, torch
 from dataclasses import asdict
-import tav_nb.cli, tav_nb.fitting as fitting, tav_nb.inference as inference
+import tav_nb.cli, tav_nb.sampling.memory as fitting, tav_nb.sampling.generate as inference
 cuda, found = torch.cuda.is_available(), dict(denoising=[], decoding=[], reserved=0.)
 def watched(function, kind):
     def run(*args, **kwargs):

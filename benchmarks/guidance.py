@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from tav_nb import tiny
-from tav_nb.adapter import EMBEDDED_ADAPTER, load_adapter
-from tav_nb.guidance import Guidance
-from tav_nb.models import EMBEDDED
+from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
+from tav_nb.models.base import EMBEDDED
+from tav_nb.sampling.guidance import Guidance
+from tav_nb.toy import tiny_sdxl as tiny
 
 # (least noise that is guided, temporal guidance): none, each of both on its own, the one that ships, then more and less
 # of both

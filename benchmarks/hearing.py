@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tav_nb.files import write_whole
-from tav_nb.models import EMBEDDED
-from tav_nb.tiny import ATTRIBUTES, SIZE, Asked, alphas, attributes, embed, encode, load
-from tav_nb.toon import caption, random_scene, render
+from tav_nb.models.base import EMBEDDED
+from tav_nb.toy.tiny_sdxl import ATTRIBUTES, SIZE, Asked, alphas, attributes, embed, encode, load
+from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.utils.atomic_io import write_whole
 
 
 def told(x, y, learn=0.7):

@@ -2,7 +2,7 @@
 world says of sampled videos.
 
 python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500 | --cache CACHE] [--out
-benchmarks/results/learning.json] python -m tav_nb.live CACHE --clips 4000 --num-frames 24 --size 128 --device cuda
+benchmarks/results/learning.json] python -m tav_nb.toy.live CACHE --clips 4000 --num-frames 24 --size 128 --device cuda
 --workers 48 for seed in 0 1 2; do CUDA_VISIBLE_DEVICES=$seed python benchmarks/learning.py --cache CACHE --seeds $seed
 & done; wait        side by side, into the same file python benchmarks/learning.py --toy       three updates from one
 seed, on the CPU
@@ -23,12 +23,12 @@ from unittest.mock import patch
 
 import torch
 
-import tav_nb.trainer
-from tav_nb.config import read_config
-from tav_nb.live import toon_cache
-from tav_nb.models import load_pipeline
-from tav_nb.tiny import score_table
-from tav_nb.trainer import build, train
+import tav_nb.training.trainer
+from tav_nb.models.base import load_pipeline
+from tav_nb.toy.live import toon_cache
+from tav_nb.toy.tiny_sdxl import score_table
+from tav_nb.training.config import read_config
+from tav_nb.training.trainer import build, train
 
 
 def plain(value):
@@ -149,7 +149,7 @@ def main():
         print(f"{clips} clips in {time.perf_counter() - start:.0f} s", flush=True)
         for seed in args.seeds:
             scores = Scores(pipe, config, args.seconds, args.videos, workers, 2 if args.toy else 20)
-            with patch.object(tav_nb.trainer, "build", scores.build):
+            with patch.object(tav_nb.training.trainer, "build", scores.build):
                 core = train(
                     replace(config, seed=seed), cache, f"{home}/run{seed}", device=device, on_event=scores, bar=False
                 )

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from tav_nb.adapter import EMBEDDED_ADAPTER, load_adapter
-from tav_nb.models import EMBEDDED
-from tav_nb.noise import correlated_noise
-from tav_nb.tiny import FRAMES, SIZE, alphas, embed, encode, load, sealed
-from tav_nb.toon import LABELS, caption, render
+from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
+from tav_nb.models.base import EMBEDDED
+from tav_nb.sampling.noise import correlated_noise
+from tav_nb.toy.tiny_sdxl import FRAMES, SIZE, alphas, embed, encode, load, sealed
+from tav_nb.toy.world import LABELS, caption, render
 
 SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
 

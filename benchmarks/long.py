@@ -39,11 +39,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from tav_nb import inference, tiny
-from tav_nb.consistency import measure
-from tav_nb.guidance import guidance_for
-from tav_nb.toon import caption, read, render, wilson
-from tav_nb.windows import Context, plan_windows
+from tav_nb.evaluation.metrics import measure
+from tav_nb.models.windows import Context, plan_windows
+from tav_nb.sampling import generate as inference
+from tav_nb.sampling.guidance import guidance_for
+from tav_nb.toy import tiny_sdxl as tiny
+from tav_nb.toy.world import caption, read, render, wilson
 
 ROWS = {  # name: (Context, is the noise shuffled?)
     "attention, overlap 12": (Context(overlap=12), False),

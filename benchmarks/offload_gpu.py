@@ -20,8 +20,8 @@ import diffusers
 import numpy as np
 import torch
 
-from tav_nb.files import write_whole
-from tav_nb.inference import generate, load_video_pipeline
+from tav_nb.sampling.generate import generate, load_video_pipeline
+from tav_nb.utils.atomic_io import write_whole
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PROMPT = "a girl with pink hair walks to the left"

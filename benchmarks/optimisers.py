@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from tav_nb.models import EMBEDDED
-from tav_nb.noise import correlated_noise
-from tav_nb.tiny import (
+from tav_nb.models.base import EMBEDDED
+from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
+from tav_nb.sampling.noise import correlated_noise
+from tav_nb.toy.tiny_sdxl import (
     alphas,
     bank,
     default_generator,
@@ -31,9 +32,8 @@ from tav_nb.tiny import (
     read_captions,
     split,
 )
-from tav_nb.toon import random_scene, render
-from tav_nb.training import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict
-from tav_nb.unet import add_temporal, train_only_temporal
+from tav_nb.toy.world import random_scene, render
+from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict
 
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])
 ROWS = {  # name: (what learns, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)

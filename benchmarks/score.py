@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tav_nb import consistency, score, toon
-from tav_nb.video import write_video
+from tav_nb.evaluation import metrics as consistency
+from tav_nb.evaluation import score
+from tav_nb.toy import world as toon
+from tav_nb.utils.video_io import write_video
 
 RUN = """import sys
 from tav_nb.cli import main

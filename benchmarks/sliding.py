@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from attention import copy_rate, milliseconds
 
-import tav_nb.attention
-from tav_nb.attention import TemporalSelfAttention
-from tav_nb.files import write_whole
-from tav_nb.windows import Context, plan_windows
+import tav_nb.models.temporal_attention
+from tav_nb.models.temporal_attention import TemporalSelfAttention
+from tav_nb.models.windows import Context, plan_windows
+from tav_nb.utils.atomic_io import write_whole
 
 LAYERS = {
     "32 x 32 places, 20 heads": (32 * 32, 1280, 60),
@@ -47,11 +47,11 @@ def main():
                 Given.said = said
                 return layer.hear_in(windows, said[0])
 
-            with patch.object(tav_nb.attention, "slides", lambda *_: False):
+            with patch.object(tav_nb.models.temporal_attention, "slides", lambda *_: False):
                 exact = hear(tuple(x[:, :, :64].double() for x in said), layer.double())
             layer.half()
             for kind, can in (("kernel", True), ("one by one", False)):
-                with patch.object(tav_nb.attention, "slides", lambda *_: can):
+                with patch.object(tav_nb.models.temporal_attention, "slides", lambda *_: can):
                     found = hear(said, layer)
                     row[f"{kind}_ms"] = milliseconds(lambda: hear(said, layer))
                 row[f"{kind}_error"] = ((found[:, :, :64].double() - exact).norm() / exact.norm()).item()
@@ -74,7 +74,7 @@ def main():
     )
 
 
-class Given(tav_nb.attention.Linear):
+class Given(tav_nb.models.temporal_attention.Linear):
     "A projection whose answer is there already, but for the positions"
 
     def forward(self, x, parts=1, gate=None, positions=None):

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tav_nb.adapter import EMBEDDED_ADAPTER, load_adapter
-from tav_nb.inference import denoise_step
-from tav_nb.models import EMBEDDED
-from tav_nb.noise import correlated_noise
-from tav_nb.scheduler import SDXLAnime_BestHQScheduler
-from tav_nb.tiny import FRAMES, GUIDANCE, SIZE, decode, embed, encode, load, sealed, start_noise
-from tav_nb.toon import caption, read, render
+from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
+from tav_nb.models.base import EMBEDDED
+from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
+from tav_nb.sampling.generate import denoise_step
+from tav_nb.sampling.noise import correlated_noise
+from tav_nb.toy.tiny_sdxl import FRAMES, GUIDANCE, SIZE, decode, embed, encode, load, sealed, start_noise
+from tav_nb.toy.world import caption, read, render
 
 STEPS = 20
 

@@ -31,12 +31,12 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 
-from tav_nb.attention import Linear, TemporalSelfAttention
-from tav_nb.config import TrainConfig, merge
-from tav_nb.encode import fingerprint
-from tav_nb.kernel import attend
-from tav_nb.memory import inputs, measure, unet_on_meta
-from tav_nb.models import EMBEDDED, load_pipeline
+from tav_nb.data.latents import fingerprint
+from tav_nb.models.attention_kernel import attend
+from tav_nb.models.base import EMBEDDED, load_pipeline
+from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention
+from tav_nb.training.config import TrainConfig, merge
+from tav_nb.training.memory import inputs, measure, unet_on_meta
 
 # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
 SDXL = dict(
@@ -102,10 +102,10 @@ ESTIMATED = {
 
 def vary(variant, gpu):
     "In the process of a row: wait for the GPU before anything is put on it, and change what is no setting"
-    import tav_nb.kernel
-    import tav_nb.memory
-    import tav_nb.trainer as trainer
-    import tav_nb.unet
+    import tav_nb.models.attention_kernel
+    import tav_nb.models.temporal_unet
+    import tav_nb.training.memory
+    import tav_nb.training.trainer as trainer
 
     build, step, update = trainer.build, trainer.micro_step, trainer.update
 
@@ -126,7 +126,7 @@ def vary(variant, gpu):
 
         trainer.micro_step = micro_step
     if variant == "resnets":  # only transformers are computed twice
-        switch = tav_nb.memory.set_checkpointing
+        switch = tav_nb.training.memory.set_checkpointing
 
         def some(unet, kind):
             switch(unet, kind)
@@ -134,19 +134,19 @@ def vary(variant, gpu):
                 if hasattr(module, "gradient_checkpointing") and type(module).__name__ != "Transformer2DModel":
                     module.gradient_checkpointing = False
 
-        tav_nb.memory.set_checkpointing = trainer.set_checkpointing = some
+        tav_nb.training.memory.set_checkpointing = trainer.set_checkpointing = some
     if variant == "library":
-        tav_nb.kernel.triton = None  # as before chapter 34
+        tav_nb.models.attention_kernel.triton = None  # as before chapter 34
     if variant == "gates":
         trainer.fuse_gates = lambda unet: unet  # as before chapter 37
     if variant == "benchmark":
         torch.backends.cudnn.benchmark = True
     if variant == "channels":
-        trainer.set_checkpointing = lambda unet, kind: tav_nb.memory.set_checkpointing(
+        trainer.set_checkpointing = lambda unet, kind: tav_nb.training.memory.set_checkpointing(
             unet.to(memory_format=torch.channels_last), kind
         )
     if variant == "narrow":
-        tav_nb.unet.TemporalSelfAttention = Narrow
+        tav_nb.models.temporal_unet.TemporalSelfAttention = Narrow
     trainer.update = lambda core, *args: watched(
         (
             profiled
@@ -406,8 +406,8 @@ def run_row(config, cache, out, args, variant="", gpus=(0,)):
 
 def flops(config, frames, side):
     "Floating point operations of one micro-step: forward, the forward again, backward"
-    from tav_nb.memory import GPU, Replaced
-    from tav_nb.unet import train_only_temporal
+    from tav_nb.models.temporal_unet import train_only_temporal
+    from tav_nb.training.memory import GPU, Replaced
 
     unet = unet_on_meta(config.model, config, torch.float16, dict(max_frames=24, positions="sinusoidal", zero="proj"))
     train_only_temporal(unet)

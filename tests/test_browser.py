@@ -77,7 +77,7 @@ class Lab:
             file = self.home / "settings" / f"{name}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(values))
-        shutil.copy(ROOT / "nbs/11_widgets.ipynb", self.folder / "chapter.ipynb")
+        shutil.copy(ROOT / "nbs/3_does_it_move/11_widgets.ipynb", self.folder / "chapter.ipynb")
         self.port = free_port()
         homes = {
             name: str(self.home)
@@ -369,8 +369,8 @@ def test_saved_and_opened_again_it_scrubs_before_any_cell_has_run(page, lab):
 
 
 def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
-    from tav_nb import toon
-    from tav_nb.widgets import Compare, ConsistencyExplorer, FrameScrubber, save_page
+    from tav_nb.evaluation.widgets import Compare, ConsistencyExplorer, FrameScrubber, save_page
+    from tav_nb.toy import world as toon
 
     film = toon.render(toon.replace(toon.random_scene(3), hold=1), 8, 64, 64).frames
     broken = film[[0, 1, 2, 3, 7, 6, 5, 4]]
@@ -401,7 +401,7 @@ def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
 
 def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_path):
     pytest.importorskip("voila", reason="Voila is not installed: pip install voila")
-    shutil.copy(ROOT / "nbs/11_widgets.ipynb", tmp_path / "chapter.ipynb")
+    shutil.copy(ROOT / "nbs/3_does_it_move/11_widgets.ipynb", tmp_path / "chapter.ipynb")
     port = free_port()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     homes = {name: str(tmp_path / "home") for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}

@@ -22,8 +22,8 @@ from bounds import options, record
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from tav_nb.adapter import KNOWN, AdapterError, load_adapter, save_adapter
-from tav_nb.unet import add_temporal, remove_temporal, temporal_modules, temporal_state_dict
+from tav_nb.models.adapter_file import KNOWN, AdapterError, load_adapter, save_adapter
+from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules, temporal_state_dict
 
 UNET = dict(
     sample_size=8,

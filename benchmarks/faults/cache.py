@@ -21,13 +21,13 @@ import psutil
 import torch
 from bounds import TAV, options, record, run_bounded
 
-from tav_nb.dataset import prepare
-from tav_nb.encode import EncodeOptions
-from tav_nb.loader import ClipLoader, check_cache_model, read_manifest
-from tav_nb.models import load_pipeline, quiet
-from tav_nb.sources import open_source
-from tav_nb.toon import caption, random_scene, render
-from tav_nb.video import write_video
+from tav_nb.data.cache import prepare
+from tav_nb.data.latents import EncodeOptions
+from tav_nb.data.loader import ClipLoader, check_cache_model, read_manifest
+from tav_nb.data.sources import open_source
+from tav_nb.models.base import load_pipeline, quiet
+from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.utils.video_io import write_video
 
 FILES = "clip", "_empty.npz", "record", "cache.json", "manifest.parquet"
 

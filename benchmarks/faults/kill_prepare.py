@@ -22,11 +22,12 @@ import numpy as np
 from bounds import options, record
 from cache import folder_bytes, make_films
 
-from tav_nb import cli, files
-from tav_nb.checkpoint import find_checkpoint, save_checkpoint
-from tav_nb.dataset import read_clip
-from tav_nb.models import load_pipeline
-from tav_nb.video import read_video, write_video
+from tav_nb import cli
+from tav_nb.data.cache import read_clip
+from tav_nb.models.base import load_pipeline
+from tav_nb.training.checkpoint import find_checkpoint, save_checkpoint
+from tav_nb.utils import atomic_io as files
+from tav_nb.utils.video_io import read_video, write_video
 
 
 def in_a_child(work, kill_after=None):
@@ -176,7 +177,7 @@ def main():
 
     for make, name in ((frames_work, "folder of frames"), (checkpoint_work, "checkpoint")):
         for way, how in ((files.exchange, "exchange"), (renames, "two renamings")):
-            with patch("tav_nb.files.exchange", way), patch("os.fsync"):
+            with patch("tav_nb.utils.atomic_io.exchange", way), patch("os.fsync"):
                 rows += kill_folder(make, f"{name}, {how}", args.folders // 4 + 1)
     ends = {
         kind: {

@@ -136,9 +136,9 @@ def make_files(folder):
     from PIL import Image
     from safetensors.torch import save_file
 
-    from tav_nb.adapter import EMBEDDED_ADAPTER
-    from tav_nb.toon import random_scene, render
-    from tav_nb.video import write_video
+    from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
+    from tav_nb.toy.world import random_scene, render
+    from tav_nb.utils.video_io import write_video
 
     frames = render(random_scene(3), 8, 32, 32).frames
     write_video(frames, folder / "film.webp", 8, {"prompt": "a girl walks"})

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import begin, content, tav, words
 
-from tav_nb.checkpoint import checkpoints, checksum, seal
+from tav_nb.training.checkpoint import checkpoints, checksum, seal
 
 WILD = (
     None,

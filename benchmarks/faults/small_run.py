@@ -18,12 +18,12 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-import tav_nb.trainer as trainer
-from tav_nb.adapter import read_metadata
-from tav_nb.checkpoint import find_checkpoint
+import tav_nb.training.trainer as trainer
 from tav_nb.cli import main
-from tav_nb.encode import fingerprint
-from tav_nb.models import EMBEDDED, load_pipeline
+from tav_nb.data.latents import fingerprint
+from tav_nb.models.adapter_file import read_metadata
+from tav_nb.models.base import EMBEDDED, load_pipeline
+from tav_nb.training.checkpoint import find_checkpoint
 
 UNET = dict(
     sample_size=8,

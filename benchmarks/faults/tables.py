@@ -26,7 +26,7 @@ from pathlib import Path
 
 from bounds import options, record
 
-from tav_nb.sources import CollectionError, open_source
+from tav_nb.data.sources import CollectionError, open_source
 
 CAPTIONS = (
     "a girl with pink hair, blue dress",
