@@ -15,7 +15,7 @@ __all__ = ['NOISES', 'USUAL_FPS', 'Frames', 'Pixels', 'Steps', 'Rate', 'Seed', '
            'add_prepare', 'add_choice', 'chosen_items', 'shot_options', 'encode_items', 'plan_items', 'UNetSize',
            'VAELevels', 'made_for', 'prepare_command', 'tell', 'setting', 'add_train', 'train_settings',
            'train_command', 'add_score', 'check_score', 'score_command', 'networks_on', 'add_info', 'info_command',
-           'make_parser', 'say', 'OutputError', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused',
+           'make_parser', 'say', 'OutputFailed', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused',
            'without_output', 'finish_output', 'quiet_imports', 'main']
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #2d9574b3
@@ -46,6 +46,7 @@ from typing import Annotated, Literal, TypedDict, get_args
 import numpy as np
 from msgspec import Meta
 from PIL import Image
+from .utils.errors import TavError
 
 import tav_nb
 from .data.shots import ShotOptions
@@ -73,7 +74,7 @@ from tav_nb.utils.video_io import (
 )
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #036ec4f2
-class UsageError(ValueError):
+class UsageError(TavError):
     "The command cannot be carried out as it was given; the message is one line."
 
 
@@ -1677,7 +1678,7 @@ def say(text):
         to_nowhere(sys.stderr)
 
 
-class OutputError(Exception):
+class OutputFailed(Exception):
     "What a command prints cannot be written; its argument is the system's error."
 
 
@@ -1687,7 +1688,7 @@ def show(text):
         print(printable(text, keep="\n"), flush=True)
     except OSError as error:
         to_nowhere(sys.stdout)
-        raise OutputError(error) from None
+        raise OutputFailed(error) from None
 
 
 def json_escaped(text):
@@ -1788,7 +1789,7 @@ def main(
         except KeyboardInterrupt as stop:
             signals.ending = True
             return interrupted(stop)
-        except OutputError as failed:
+        except OutputFailed as failed:
             return without_output(failed.args[0])
         except Exception as error:
             if signals.asked:

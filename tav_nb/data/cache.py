@@ -24,6 +24,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from msgspec import Meta
+from ..utils.errors import TavError
 
 import tav_nb
 from tav_nb.data.latents import (
@@ -51,7 +52,7 @@ from ..utils.atomic_io import write_whole as write_file
 from ..utils.schema import check_type, parse_json, printable, read_arrays
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #be7dd8f5
-class DatasetError(ValueError):
+class DatasetError(TavError):
     "A cache cannot be made; the message is one line."
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #68add163

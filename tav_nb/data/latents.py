@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from ..utils.errors import TavError
 
 from .shots import ShotOptions, SourceError, frames_of, plan, scan
 from .sources import Item
@@ -30,7 +31,7 @@ from ..models.base import EMBEDDED, quiet
 from ..models.vae import encode_frames, latent_statistics, safe_vae
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #6c477f48
-class EncodeError(ValueError):
+class EncodeError(TavError):
     "Clips cannot be encoded in this way; the message is one line."
 
 

@@ -20,11 +20,12 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 import torch
 from msgspec import Meta
+from ..utils.errors import TavError
 
 from ..utils.schema import SchemaError, check_type, parse_json, printable, read_arrays
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #4c614117
-class CacheError(ValueError):
+class CacheError(TavError):
     "This cache cannot be used, or not for this; the message is one line and says what would help"
 
 
@@ -295,13 +296,13 @@ class Plan:
 def check_arguments(batch_size, lengths, rank, world, zeros, empty):
     "Raises `ValueError` for arguments of `ClipLoader` that make no sense"
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: at least 1 clip")
+        raise TavError(f"batch_size={batch_size}: at least 1 clip")
     if not lengths or lengths[0] < 2:
-        raise ValueError(f"lengths={lengths}: clips need at least 2 frames, or there is nothing to learn about time")
+        raise TavError(f"lengths={lengths}: clips need at least 2 frames, or there is nothing to learn about time")
     if not 0 <= rank < world:
-        raise ValueError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
+        raise TavError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
     if min(zeros, empty) < 0 or zeros + empty > 1:
-        raise ValueError(f"zeros={zeros}, empty={empty}: shares of all clips, together at most 1")
+        raise TavError(f"zeros={zeros}, empty={empty}: shares of all clips, together at most 1")
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #d55a053e
 class ClipLoader:

@@ -27,12 +27,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ..utils.errors import TavError
+
 from ..utils import decoder
 from ..utils.atomic_io import recover
 from ..utils.schema import SchemaError, parse_json, printable
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #a229e31d
-class CollectionError(ValueError):
+class CollectionError(TavError):
     "A folder or table of clips cannot be used; the message is one line that says what would be right."
 
     def __init__(self, text: str):
@@ -419,7 +421,7 @@ def seconds(
     for part in parts:
         total = 60 * total + part if part >= 0 else math.nan
     if not 0 <= total <= MAX_SECONDS:
-        raise ValueError(f"{str(value)[:40]!r} is no time; write seconds, 62.5, or 0:01:02.5")
+        raise TavError(f"{str(value)[:40]!r} is no time; write seconds, 62.5, or 0:01:02.5")
     return total
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #9a4b3f1e

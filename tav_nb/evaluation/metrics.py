@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+from ..utils.errors import TavError
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #bf6d25b8
-class ConsistencyError(ValueError):
+class ConsistencyError(TavError):
     "Frames, weights or options that cannot be measured; the message is one line."
 
 

@@ -22,6 +22,7 @@ import torch
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from ..utils.errors import TavError
 
 import tav_nb
 from .base import ModelError, hub_file, is_hub_id
@@ -59,7 +60,7 @@ def describe_base(unet):
     return ", ".join(f"{count} blocks of width {width}" for width, count in sorted(widths.items()))
 
 # %% ../../nbs/6_making_videos/03_adapter.ipynb #067ae2ac
-class AdapterError(ValueError):
+class AdapterError(TavError):
     "An adapter file that cannot be used; the message is one line: which file, and what would be right"
 
 

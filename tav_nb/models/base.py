@@ -27,6 +27,7 @@ import torch
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
+from ..utils.errors import TavError
 
 import tav_nb
 from .scheduler import SDXLAnime_BestHQScheduler
@@ -138,7 +139,7 @@ with quiet():
 EMBEDDED = Path(tav_nb.__file__).parent / "weights" / "tiny-sdxl"
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #b9ff6d45
-class ModelError(ValueError):
+class ModelError(TavError):
     "This model cannot be used, or not for this; the message is one line and says what would be right"
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #9d29e06d

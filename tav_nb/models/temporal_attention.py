@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from ..utils.errors import TavError
 from torch import nn
 
 from .attention_kernel import attend
@@ -69,19 +70,19 @@ class Linear(nn.Linear):
 def check_choices(dim, num_heads, positions, zero):
     "Raise a `ValueError` that says what would be right"
     if dim % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        raise TavError(f"num_heads={num_heads} does not divide dim={dim}")
     if positions not in ("sinusoidal", "learned"):
-        raise ValueError(f"positions={positions!r}: use 'sinusoidal' or 'learned'")
+        raise TavError(f"positions={positions!r}: use 'sinusoidal' or 'learned'")
     if zero not in ("proj", "gate"):
-        raise ValueError(f"zero={zero!r}: use 'proj' or 'gate'")
+        raise TavError(f"zero={zero!r}: use 'proj' or 'gate'")
 
 
 def check_frames(batch, num_frames, max_frames):
     "Raise a `ValueError` unless `batch` is made of whole clips that are not too long"
     if not 1 <= num_frames <= max_frames:
-        raise ValueError(f"num_frames={num_frames}: this adapter has positions for 1 to {max_frames} frames")
+        raise TavError(f"num_frames={num_frames}: this adapter has positions for 1 to {max_frames} frames")
     if batch % num_frames:
-        raise ValueError(f"a batch of {batch} images is not made of whole clips of num_frames={num_frames}")
+        raise TavError(f"a batch of {batch} images is not made of whole clips of num_frames={num_frames}")
 
 # %% ../../nbs/2_method/01_attention.ipynb #238d5391
 class TemporalSelfAttention(nn.Module):

@@ -19,6 +19,7 @@ from inspect import unwrap
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from ..utils.errors import TavError
 
 from .temporal_attention import TemporalSelfAttention
 from .windows import Context, plan_windows
@@ -117,12 +118,12 @@ def windows_for(unet, num_frames, context=None):
     context, config = context or unet.temporal.context, unet.temporal.config
     windows = plan_windows(num_frames, context, config["max_frames"])
     if windows is not None and context.kind == "predictions":
-        raise ValueError(
+        raise TavError(
             "windows over predictions are the sampling loop's: tav_nb.sampling.generate.generate has them, here take"
             " kind='attention'"
         )
     if windows is not None and context.kind == "none" and config["positions"] == "learned":
-        raise ValueError(
+        raise TavError(
             f"a learned table of positions ends: {config['max_frames']} frames without windows, not {num_frames}"
         )
     return windows
@@ -203,7 +204,7 @@ def add_temporal(unet, max_frames=24, positions="sinusoidal", num_heads=None, ze
     """
     check_seam()
     if temporal_modules(unet):
-        raise ValueError("this UNet has temporal layers already: remove_temporal(unet) takes them out")
+        raise TavError("this UNet has temporal layers already: remove_temporal(unet) takes them out")
     check_not_offloaded(unet)
     for name, block in temporal_blocks(unet).items():
         with block.norm1.weight.device:
@@ -226,7 +227,7 @@ def check_not_offloaded(unet):
         if (registry := getattr(module, "_diffusers_hook", None)) and registry.get_hook("group_offloading")
     ]
     if groups or any(getattr(hook, "offload", False) for hook in hooks):
-        raise ValueError("the UNet is offloaded layer by layer: put the adapter in first, and offload then")
+        raise TavError("the UNet is offloaded layer by layer: put the adapter in first, and offload then")
 
 
 def temporal_modules(unet):

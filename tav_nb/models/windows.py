@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..utils.errors import TavError
+
 # %% ../../nbs/6_making_videos/29_windows.ipynb #3b1b9afb
 def window_starts(
     num_frames,  # of the film, at least `length`
@@ -69,17 +71,17 @@ class Context:
     def __post_init__(self):
         for name, value, choices in ("kind", self.kind, KINDS), ("weights", self.weights, WEIGHTS):
             if value not in choices:
-                raise ValueError(f"{name} of windows: {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+                raise TavError(f"{name} of windows: {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
         if self.length is not None and self.length < 2:
-            raise ValueError(f"a window has at least 2 frames, not {self.length}")
+            raise TavError(f"a window has at least 2 frames, not {self.length}")
         if self.overlap is not None and self.overlap < 0:
-            raise ValueError(f"windows overlap by 0 frames or more, not {self.overlap}")
+            raise TavError(f"windows overlap by 0 frames or more, not {self.overlap}")
         if self.kind == "none" and (self.length, self.overlap) != (None, None):
-            raise ValueError("none has no windows, so neither length nor overlap: choose attention or predictions")
+            raise TavError("none has no windows, so neither length nor overlap: choose attention or predictions")
         if self.kind == "none" and self.loop:
-            raise ValueError("a loop is closed by windows: attention or predictions, not none")
+            raise TavError("a loop is closed by windows: attention or predictions, not none")
         if self.overlap == 0 and self.loop:
-            raise ValueError(
+            raise TavError(
                 "the windows of a loop overlap by at least 1 frame, not 0, or nothing joins its end to its beginning"
             )
         if self.length is not None:
@@ -90,9 +92,9 @@ class Context:
         length = self.length or longest
         overlap = length // 4 if self.overlap is None else self.overlap
         if length > longest:
-            raise ValueError(f"windows of {length} frames are longer than this adapter's clips: {longest} at most")
+            raise TavError(f"windows of {length} frames are longer than this adapter's clips: {longest} at most")
         if overlap >= length:
-            raise ValueError(f"windows of {length} frames can overlap by {length - 1} at most, not by {overlap}")
+            raise TavError(f"windows of {length} frames can overlap by {length - 1} at most, not by {overlap}")
         return length, overlap
 
 # %% ../../nbs/6_making_videos/29_windows.ipynb #45495837

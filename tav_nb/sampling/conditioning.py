@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from ..utils.errors import TavError
 
 from ..utils.decoder import DecodeError, image_pixels, open_image
 from ..utils.images import to_image
 from ..utils.video_io import UNREADABLE
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e783cc7f
-class DirectionError(ValueError):
+class DirectionError(TavError):
     "A film cannot be directed so; the message is one line."
 
 

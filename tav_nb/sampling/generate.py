@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from ..utils.errors import TavError
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread
@@ -154,7 +155,7 @@ def decode_frames(pipe, latents, memory=Memory()):
 def check_latents(latents, pipe):
     "Raises a `ValueError` if the latents are not finite: every frame would be black or noise"
     if not torch.isfinite(latents).all():
-        raise ValueError(
+        raise TavError(
             "the latents are not finite: weights of the base, the adapter or what was loaded into it hold NaN or"
             f" infinite values, or the model needs more than {str(pipe.unet.dtype).removeprefix('torch.')}"
         )
@@ -163,16 +164,16 @@ def check_latents(latents, pipe):
 def check_request(pipe, num_frames, height, width, steps, images=False, context=None):
     "Raises `ValueError`, one line that says what would be right"
     if num_frames < 1:
-        raise ValueError(f"a film has at least 1 frame, not {num_frames}")
+        raise TavError(f"a film has at least 1 frame, not {num_frames}")
     if steps < 1:
-        raise ValueError(f"at least 1 step is needed, not {steps}")
+        raise TavError(f"at least 1 step is needed, not {steps}")
     for name, pixels in dict(height=height, width=width).items():
         if pixels < 8 or pixels % 8:
-            raise ValueError(f"the {name} must be a multiple of 8, not {pixels}")
+            raise TavError(f"the {name} must be a multiple of 8, not {pixels}")
     if images:
         return
     if not temporal_modules(pipe.unet):
-        raise ValueError(
+        raise TavError(
             "this base has no temporal adapter, so its frames would not cohere: load_adapter(pipe.unet, FILE) puts one"
             " in, images=True makes unrelated images"
         )
@@ -250,11 +251,11 @@ def generate(
     height, width = height or made_for, width or made_for
     direction, prompts = direction or Direction(), by_frame(prompt)
     if context and context.loop and direction.behind:
-        raise ValueError("a film that goes on from another has a beginning: it cannot be a loop")
+        raise TavError("a film that goes on from another has a beginning: it cannot be a loop")
     try:
         check_request(pipe, direction.behind + num_frames, height, width, steps, images, context)
     except ValueError as error:
-        raise ValueError(
+        raise TavError(
             f"{error}{f', and {direction.behind} of them are the end of the film before' * bool(direction.behind)}"
         ) from None
     check_direction(direction, prompts, num_frames, height, width)

@@ -8,6 +8,8 @@ __all__ = ['Guidance', 'guided', 'noise_level', 'guidance_for']
 # %% ../../nbs/2_method/38_guidance.ipynb #2f28abb0
 from dataclasses import dataclass
 
+from ..utils.errors import TavError
+
 # %% ../../nbs/2_method/38_guidance.ipynb #afb5308f
 @dataclass(frozen=True)
 class Guidance:
@@ -25,7 +27,7 @@ class Guidance:
     def __post_init__(self):
         for name in ("min_sigma", "temporal"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} of the guidance is at least 0, not {getattr(self, name)}")
+                raise TavError(f"{name} of the guidance is at least 0, not {getattr(self, name)}")
 
 # %% ../../nbs/2_method/38_guidance.ipynb #2d737b1a
 def guided(

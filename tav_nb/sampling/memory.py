@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from ..utils.errors import TavError
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -46,9 +47,9 @@ class Memory:
 
     def __post_init__(self):
         if self.frames_at_once is not None and self.frames_at_once < 1:
-            raise ValueError(f"frames_at_once is at least 1, or None for all, not {self.frames_at_once}")
+            raise TavError(f"frames_at_once is at least 1, or None for all, not {self.frames_at_once}")
         if self.tile is not None and (self.tile < 64 or self.tile % 64):
-            raise ValueError(f"tiles have a side of 64 pixels or a multiple of it, not {self.tile}")
+            raise TavError(f"tiles have a side of 64 pixels or a multiple of it, not {self.tile}")
 
     def __str__(self):
         parts = [
@@ -338,7 +339,7 @@ LADDER = (
 SPARE = 1.07
 
 
-class TooLarge(ValueError):
+class TooLarge(TavError):
     "A film does not fit into memory; the message is one line and says what would"
 
 

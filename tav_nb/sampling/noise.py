@@ -9,6 +9,7 @@ __all__ = ['NOISES', 'seed_noise', 'neighbour_correlation', 'noise_correlation',
 import math
 
 import torch
+from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/04_noise.ipynb #a1f7e872
 def seed_noise(
@@ -34,10 +35,10 @@ def neighbour_correlation(
     strength)
     """
     if kind not in NOISES:
-        raise ValueError(f"no noise is called {kind!r}: choose {', '.join(NOISES[:-1])} or {NOISES[-1]}")
+        raise TavError(f"no noise is called {kind!r}: choose {', '.join(NOISES[:-1])} or {NOISES[-1]}")
     alpha = _usual_strength[kind] if strength is None else strength
     if not 0 <= alpha < math.inf:
-        raise ValueError(f"the noise strength must be 0 or more, not {strength}")
+        raise TavError(f"the noise strength must be 0 or more, not {strength}")
     share = 1 - 1 / (1 + alpha * alpha)  # alpha^2 / (1 + alpha^2), also for the largest alpha
     return {"mixed": share, "progressive": share**0.5, "independent": 0.0}[kind]
 

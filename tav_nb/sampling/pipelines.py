@@ -23,6 +23,7 @@ from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl import ret
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from ..utils.errors import TavError
 from transformers import CLIPVisionModelWithProjection
 
 from tav_nb.models.base import (
@@ -47,7 +48,7 @@ from .noise import correlated_noise
 from ..utils.schema import printable
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #2fad5148
-class PipelineError(ValueError):
+class PipelineError(TavError):
     "This cannot be used for a film; the message is one line and says what would be right"
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #df9ae76f

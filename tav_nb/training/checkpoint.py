@@ -31,9 +31,10 @@ try:
     import fcntl
 except ImportError:
     fcntl = None  # Windows has no such locks
+from ..utils.errors import TavError
 
 # %% ../../nbs/5_training/25_checkpoint.ipynb #384da26d
-class CheckpointError(ValueError):
+class CheckpointError(TavError):
     "A checkpoint cannot be written, or not used; the message is one line"
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from msgspec import Meta
+from ..utils.errors import TavError
 
 import tav_nb
 from ..utils.schema import SchemaError, parse_json
 
 # %% ../../nbs/5_training/23_config.ipynb #0da10fef
-class ConfigError(ValueError):
+class ConfigError(TavError):
     "These settings cannot be used; the message is one line: which one, and what would be right"
 
 

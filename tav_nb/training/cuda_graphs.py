@@ -7,6 +7,7 @@ __all__ = ['MOST', 'EACH', 'Unrecordable', 'Graphs']
 
 # %% ../../nbs/internals/39_graphs.ipynb #54bbc05e
 import torch
+from ..utils.errors import TavError
 
 # %% ../../nbs/internals/39_graphs.ipynb #97579268
 MOST, EACH = (
@@ -15,7 +16,7 @@ MOST, EACH = (
 )  # recordings at a time, and bytes of the card, which no allocator counts, for the 15,000 orders of one
 
 
-class Unrecordable(RuntimeError):
+class Unrecordable(TavError):
     "Something in this function cannot be recorded, or there is no room for it; the message is PyTorch's, in one line"
 
 

@@ -12,6 +12,7 @@ import time
 
 import torch
 from diffusers.training_utils import EMAModel
+from ..utils.errors import TavError
 
 from ..models.temporal_unet import temporal_modules, train_only_temporal
 from ..sampling.noise import correlated_noise
@@ -40,7 +41,7 @@ def min_snr_weight(alphas_cumprod, timesteps, prediction_type="epsilon", gamma=5
         return (gamma / snr).clamp(max=1)  # the same, and 1 rather than 0/0 where the SNR is 0
     if prediction_type == "v_prediction":
         return snr.clamp(max=gamma) / (snr + 1)
-    raise ValueError(f"prediction_type={prediction_type!r}: use 'epsilon' or 'v_prediction'")
+    raise TavError(f"prediction_type={prediction_type!r}: use 'epsilon' or 'v_prediction'")
 
 # %% ../../nbs/2_method/08_training.ipynb #9a193470
 def drop_captions(clips, share, generator):

@@ -40,6 +40,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from ..utils.errors import TavError
 from tqdm import tqdm
 
 import tav_nb
@@ -80,7 +81,7 @@ from ..utils.schema import SchemaError, check_type, parse_json
 from ..utils.video_io import VideoError, write_video
 
 # %% ../../nbs/5_training/24_trainer.ipynb #4aa6fc57
-class TrainError(ValueError):
+class TrainError(TavError):
     "This training cannot begin, or not go on; the message is one line and says what would help"
 
 # %% ../../nbs/5_training/24_trainer.ipynb #6c4caabd

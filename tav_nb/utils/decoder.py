@@ -28,9 +28,10 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image, ImageCms, ImageOps, ImageSequence
+from .errors import TavError
 
 # %% ../../nbs/internals/42_decoder.ipynb #79d8ccd0
-class DecodeError(ValueError):
+class DecodeError(TavError):
     "A file cannot be shown as it means to be, or is beyond a limit; the message is one line without the file's name"
 
 

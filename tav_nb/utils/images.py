@@ -12,6 +12,7 @@ import io
 
 import numpy as np
 from PIL import Image
+from .errors import TavError
 
 from .decoder import image_pixels
 
@@ -143,7 +144,7 @@ class play:
         max_bytes=100_000,  # of the loop as stored in the notebook
     ):
         if not len(frames):
-            raise ValueError("there is no frame to play")
+            raise TavError("there is no frame to play")
         self.width = width or min(256, to_image(frames[0]).shape[1])
         stored, self.sheet = self.width, encode_sheet(frames)
         while True:

@@ -20,6 +20,8 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 
+from .errors import TavError
+
 # %% ../../nbs/internals/46_process.ipynb #5b1f0c07
 class Interruption:
     "What is known about Ctrl-C and SIGTERM inside `interruptible`"
@@ -114,7 +116,7 @@ LAST = 60  # seconds in which a process saves once its launcher has no more use 
 launched = False  # was this process started by `run_copies`?
 
 
-class CopyError(ValueError):
+class CopyError(TavError):
     "One of several processes has ended without a word; the message is one line"
 
 

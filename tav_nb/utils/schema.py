@@ -21,9 +21,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from .errors import TavError
 
 # %% ../../nbs/internals/41_schema.ipynb #3a40ad10
-class SchemaError(ValueError):
+class SchemaError(TavError):
     """A file says something that it cannot mean; the message is one line: which file, where in it, and what would be
     right
     """
@@ -51,7 +52,7 @@ def check_depth(value, where, max_depth=MAX_DEPTH):
 
 
 def refuse_constant(name):
-    raise ValueError(f"{name} is not JSON")
+    raise TavError(f"{name} is not JSON")
 
 # %% ../../nbs/internals/41_schema.ipynb #2964c0b0
 def parse_json(

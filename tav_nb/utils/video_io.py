@@ -26,6 +26,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from msgspec import Meta
 from PIL import Image, PngImagePlugin
+from .errors import TavError
 
 from .atomic_io import recover, whole
 from tav_nb.utils.decoder import (
@@ -49,7 +50,7 @@ from tav_nb.utils.decoder import (
 from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
 
 # %% ../../nbs/internals/06_video.ipynb #70b966c6
-class VideoError(ValueError):
+class VideoError(TavError):
     "A video cannot be written or read; the message is one line."
 
 

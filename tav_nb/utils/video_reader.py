@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+from .errors import TavError
 
 from .atomic_io import recover
 from tav_nb.utils.decoder import (
@@ -35,7 +36,7 @@ from tav_nb.utils.decoder import (
 from .video_io import UNREADABLE, folder_fps, reason_of
 
 # %% ../../nbs/internals/07_reading.ipynb #37dc75be
-class SourceError(ValueError):
+class SourceError(TavError):
     "A source cannot be read at all; the message is one line that names the file."
 
 # %% ../../nbs/internals/07_reading.ipynb #43dbdf67
