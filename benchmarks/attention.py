@@ -12,7 +12,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from tav_nb.models.attention_kernel import attend
+from tav_nb.models.attention_kernel import short_attention
 
 LAYERS = {
     "24 x 24 places, 20 heads": (24 * 24 * 20, 60),
@@ -63,7 +63,7 @@ def main():
                 floor_forward_ms=round(4 * q.nbytes / rate * 1e3, 4),
                 floor_backward_ms=round(7 * q.nbytes / rate * 1e3, 4),
             )
-            for kind, function in (("kernel", attend), ("library", library)):
+            for kind, function in (("kernel", short_attention), ("library", library)):
                 out = function(q, k, v)
                 row |= {
                     f"{kind}_forward_ms": milliseconds(lambda: function(q.detach(), k.detach(), v.detach())),
@@ -81,7 +81,7 @@ def main():
                         / exact.norm()
                     ).item()
                 )
-                for kind, function in (("kernel", attend), ("library", library))
+                for kind, function in (("kernel", short_attention), ("library", library))
             }
             rows.append(row)
             print(row, flush=True)

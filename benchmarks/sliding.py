@@ -42,18 +42,18 @@ def main():
                 floor_ms=round(4 * said[0].nbytes / rate * 1e3, 4),
             )
 
-            def hear(said, layer):
+            def attend(said, layer):
                 layer.to_qkv.__class__ = Given  # the projections are the same in both, so they are no part of it
                 Given.said = said
-                return layer.hear_in(windows, said[0])
+                return layer.attend_windows(windows, said[0])
 
-            with patch.object(tav_nb.models.temporal_attention, "slides", lambda *_: False):
-                exact = hear(tuple(x[:, :, :64].double() for x in said), layer.double())
+            with patch.object(tav_nb.models.temporal_attention, "can_fuse_windows", lambda *_: False):
+                exact = attend(tuple(x[:, :, :64].double() for x in said), layer.double())
             layer.half()
             for kind, can in (("kernel", True), ("one by one", False)):
-                with patch.object(tav_nb.models.temporal_attention, "slides", lambda *_: can):
-                    found = hear(said, layer)
-                    row[f"{kind}_ms"] = milliseconds(lambda: hear(said, layer))
+                with patch.object(tav_nb.models.temporal_attention, "can_fuse_windows", lambda *_: can):
+                    found = attend(said, layer)
+                    row[f"{kind}_ms"] = milliseconds(lambda: attend(said, layer))
                 row[f"{kind}_error"] = ((found[:, :, :64].double() - exact).norm() / exact.norm()).item()
             rows.append(row)
             print(row, flush=True)

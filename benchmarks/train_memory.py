@@ -32,7 +32,7 @@ from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 
 from tav_nb.data.latents import fingerprint
-from tav_nb.models.attention_kernel import attend
+from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention
 from tav_nb.training.config import TrainConfig, merge
@@ -138,7 +138,7 @@ def vary(variant, gpu):
     if variant == "library":
         tav_nb.models.attention_kernel.triton = None  # as before chapter 34
     if variant == "gates":
-        trainer.fuse_gates = lambda unet: unet  # as before chapter 37
+        trainer.fuse_geglu = lambda unet: unet  # as before chapter 37
     if variant == "benchmark":
         torch.backends.cudnn.benchmark = True
     if variant == "channels":
@@ -173,7 +173,7 @@ class Narrow(TemporalSelfAttention):
         q, k, v = (
             t.view(-1, f, s * h, c // 2 // h) for t in self.to_qkv(tokens, parts=3)
         )  # b f s (h d) -> b f (s h) d
-        return self.proj(attend(q, k, v).reshape(x.shape[0], s, c // 2), gate=self.gate)
+        return self.proj(short_attention(q, k, v).reshape(x.shape[0], s, c // 2), gate=self.gate)
 
 
 def watched(how, update, core, *args):

@@ -51,7 +51,7 @@ from .utils.errors import TavError
 import tav_nb
 from .data.shots import ShotOptions
 from .data.sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
-from .models.windows import KINDS, WEIGHTS, Context, plan_windows
+from .models.windows import CONTEXT_KINDS, BLEND_WEIGHTS, Context, plan_windows
 from .sampling import conditioning as directing
 from .training.config import ConfigError, TrainConfig, check_whole, merge, presets, read_config, resumed
 from .training.config import check as check_setting
@@ -325,7 +325,7 @@ def add_context(parser):
     add = parser.add_argument
     add(
         "--context",
-        choices=KINDS,
+        choices=CONTEXT_KINDS,
         help=(
             "where a video longer than the adapter's clips is put together: in windows inside its attention, over the"
             f" UNet's predictions (slower, memory of one window), or none, all frames at once ({Context.kind})"
@@ -537,10 +537,10 @@ def read_direction(args):
 class ContextSettings(TypedDict, total=False):
     "How a long video was put together (chapter 29)"
 
-    kind: Literal[KINDS]
+    kind: Literal[CONTEXT_KINDS]
     length: Annotated[int, Meta(ge=2, le=100_000)] | None
     overlap: Annotated[int, Meta(ge=0, le=100_000)] | None
-    weights: Literal[WEIGHTS]
+    weights: Literal[BLEND_WEIGHTS]
     loop: bool
 
 

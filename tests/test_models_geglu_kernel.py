@@ -3,7 +3,7 @@
 from diffusers.models.activations import GEGLU
 from importlib.util import find_spec
 from tav_nb.models.attention_kernel import triton
-from tav_nb.models.geglu_kernel import ANSWERS, FusedGEGLU, GatedGELU, fuse_gates, open_kernel, slope_kernel
+from tav_nb.models.geglu_kernel import BLOCK_SIZE, FusedGEGLU, GEGLUFunction, fuse_geglu, geglu_backward, geglu_forward
 import os
 import pytest
 import subprocess
@@ -16,16 +16,16 @@ def test_the_kernels_are_the_library_s_gate_forwards_and_backwards():
     PROOF = """
 import torch
 from diffusers.models.activations import GEGLU
-from tav_nb.models.geglu_kernel import GatedGELU
+from tav_nb.models.geglu_kernel import GEGLUFunction
 for rows, inner in (((3,), 8), ((7, 2), 40), ((9,), 2560), ((2, 3, 1), 5120)):
     torch.manual_seed(inner)
     layer = GEGLU(4, inner)
     given = (3 * torch.randn(*rows, 2 * inner)).requires_grad_()
     layer.proj = torch.nn.Identity()
-    wanted, found, above = layer(given), GatedGELU.apply(given), torch.randn(*rows, inner)
+    wanted, found, above = layer(given), GEGLUFunction.apply(given), torch.randn(*rows, inner)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*(torch.autograd.grad(out, given, above)[0] for out in (found, wanted)), atol=1e-5, rtol=1e-5)
-(slope,) = torch.autograd.grad(GatedGELU.apply(given).square().sum(), given, create_graph=True)
+(slope,) = torch.autograd.grad(GEGLUFunction.apply(given).square().sum(), given, create_graph=True)
 try: slope.sum().backward(), print("a gradient of the gradient was made up")
 except RuntimeError as error: assert "once_differentiable" in str(error), error
 print("equal")
@@ -42,8 +42,8 @@ def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        for kernel, tensors, moves in ((open_kernel, 2, 6), (slope_kernel, 3, 10)):
-            sizes = {kernel.arg_names.index(name): value for name, value in dict(inner=2560, block=ANSWERS).items()}
+        for kernel, tensors, moves in ((geglu_forward, 2, 6), (geglu_backward, 3, 10)):
+            sizes = {kernel.arg_names.index(name): value for name, value in dict(inner=2560, block=BLOCK_SIZE).items()}
             kinds = dict(zip(kernel.arg_names, [*["*fp16"] * tensors, "i32", "constexpr", "constexpr"]))
             source = ASTSource(
                 kernel,
@@ -65,7 +65,7 @@ def test_gates_change_their_class_not_their_weights_and_on_the_cpu_nothing_of_wh
     keys, given = list(unet.state_dict()), torch.randn(2, 5, 64)
     gates = [module for module in unet.modules() if isinstance(module, GEGLU)]
     before = gates[0](given)
-    fuse_gates(fuse_gates(unet))
+    fuse_geglu(fuse_geglu(unet))
     assert len(gates) == 21 and list(unet.state_dict()) == keys
     assert {type(gate) for gate in gates} == {FusedGEGLU if find_spec("triton") else GEGLU}
     assert torch.equal(gates[0](given), before)
@@ -88,7 +88,7 @@ def test_on_a_gpu_the_gate_is_at_least_as_exact_as_the_library_s():
             torch.randn(3001, 2560, device="cuda", dtype=kind),
         )
         errors = []
-        for function, cast in ((GatedGELU.apply, kind), (layer, kind), (layer, torch.float64)):
+        for function, cast in ((GEGLUFunction.apply, kind), (layer, kind), (layer, torch.float64)):
             x = given.to(cast).requires_grad_()
             out = function(x)
             errors.append([out.detach(), *torch.autograd.grad(out, x, above.to(cast))])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/2_method/01_attention.ipynb #092e8526
-def loud(layer):
+def randomize_weights(layer):
     "The same layer with something to say: none of its parameters zero"
     torch.manual_seed(1)
     for parameter in layer.parameters():
@@ -79,13 +79,13 @@ def test_called_with_x_alone_it_is_the_layer_that_it_is_a_subclass_of():
 
 # %% ../nbs/2_method/01_attention.ipynb #8968679d
 def test_the_layer_computes_what_the_loops_compute():
-    layer = loud(TemporalSelfAttention(16, num_heads=4, positions="learned"))
+    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4, positions="learned"))
     x = torch.randn(3 * 5, 7, 16)  # three clips of five frames, seven places
     torch.testing.assert_close(layer(x, 5), one_by_one(layer, x, 5))
 
 # %% ../nbs/2_method/01_attention.ipynb #9d908521
 def test_a_place_hears_only_the_same_place_of_its_own_clip():
-    layer = loud(TemporalSelfAttention(16, num_heads=4))
+    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(2 * 4, 3, 16)
     changed = x.clone()
     changed[0, 1] += 1  # clip 0, frame 0, place 1
@@ -95,7 +95,7 @@ def test_a_place_hears_only_the_same_place_of_its_own_clip():
 
 # %% ../nbs/2_method/01_attention.ipynb #802e34c5
 def test_without_positions_shuffled_frames_give_shuffled_answers_and_with_them_they_do_not():
-    layer = loud(TemporalSelfAttention(16, num_heads=4))
+    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x, order = torch.randn(4, 3, 16), torch.tensor([2, 0, 3, 1])
     assert not torch.allclose(layer(x[order], 4), layer(x, 4)[order], atol=0.01)
     layer.pos_emb.zero_()
@@ -127,7 +127,7 @@ def test_weights_are_only_read_inside_the_forward_of_their_own_module():
     with torch.no_grad():
         x = torch.randn(10, 3, 16)
         for positions in ("sinusoidal", "learned"):
-            layer = loud(TemporalSelfAttention(16, num_heads=4, positions=positions))
+            layer = randomize_weights(TemporalSelfAttention(16, num_heads=4, positions=positions))
             plans = [None, *(plan_windows(10, context, 4).on("cpu") for context in (Context(), Context(loop=True)))]
             expected = [layer(x, 10 if plan else 5, plan) for plan in plans]
             for module in layer.modules():
@@ -148,7 +148,7 @@ def test_layers_of_somebody_else_in_place_of_the_projections_are_asked_as_any_la
             return F.linear(x, self.inner.weight, self.inner.bias)
 
 
-    layer, x = loud(TemporalSelfAttention(16, num_heads=4)), torch.randn(10, 3, 16)
+    layer, x = randomize_weights(TemporalSelfAttention(16, num_heads=4)), torch.randn(10, 3, 16)
     windows = plan_windows(10, Context(length=4, loop=True), 24).on("cpu")
     expected = layer(x, 5), layer(x, 10, windows)
     layer.to_qkv, layer.proj = Wrapped(layer.to_qkv), Wrapped(layer.proj)
@@ -175,7 +175,7 @@ def test_wrong_settings_are_named():
 
 # %% ../nbs/2_method/01_attention.ipynb #9e68393d
 def test_a_single_frame_is_a_clip_too():
-    layer = loud(TemporalSelfAttention(16, num_heads=4))
+    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(5, 3, 16)
     torch.testing.assert_close(layer(x, 1), one_by_one(layer, x, 1))
 
@@ -188,7 +188,7 @@ def test_adapters_of_both_kinds_of_positions_have_the_same_keys_and_shapes():
 
 # %% ../nbs/2_method/01_attention.ipynb #3fa93924
 def test_in_half_precision_the_layer_gives_nearly_the_same_and_its_own_gradients_stay_whole():
-    layer = loud(TemporalSelfAttention(16, num_heads=4))
+    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(8, 3, 16)
     exact = layer(x, 4)
     for half in (torch.float16, torch.bfloat16):

@@ -80,7 +80,7 @@ def by_hand(unet):
     return unet
 
 
-def loud(unet):
+def randomize_weights(unet):
     "Give every temporal layer something to say"
     torch.manual_seed(3)
     for module in unet.modules():
@@ -121,7 +121,7 @@ def tiny_pipeline(cls=StableDiffusionXLPipeline, unet=None):
     vae = AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
                         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, sample_size=16)  # fmt: skip
     pipe = cls(
-        vae=vae, unet=unet or loud(add_temporal(tiny_unet())), scheduler=DPMSolverMultistepScheduler(),
+        vae=vae, unet=unet or randomize_weights(add_temporal(tiny_unet())), scheduler=DPMSolverMultistepScheduler(),
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, add_watermarker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
@@ -165,7 +165,7 @@ def adapter_voice(unet):
 def spoken(num_frames):
     "A UNet with all of the adapter at work, a call of it, and what it answers"
     patched, call = (
-        loud(add_temporal(tiny_unet(), positions="learned")),
+        randomize_weights(add_temporal(tiny_unet(), positions="learned")),
         call_inputs(num_frames, 1) | dict(num_frames=num_frames),
     )
     for module in temporal_modules(patched).values():
@@ -212,14 +212,14 @@ def test_a_closed_adapter_leaves_sdxl_untouched_bit_for_bit():
 # %% ../nbs/2_method/02_unet.ipynb #996551a8
 def test_without_num_frames_even_a_loud_adapter_is_not_asked():
     with torch.no_grad():
-        stock, patched = tiny_unet()(**call_inputs()).sample, loud(add_temporal(tiny_unet()))
+        stock, patched = tiny_unet()(**call_inputs()).sample, randomize_weights(add_temporal(tiny_unet()))
         assert torch.equal(patched(**call_inputs()).sample, stock)
         assert not torch.allclose(patched(**call_inputs(), num_frames=4).sample, stock, atol=0.01)
 
 # %% ../nbs/2_method/02_unet.ipynb #1de4581f
 def test_taken_out_again_the_unet_is_the_stock_one_with_its_original_keys():
     with torch.no_grad():
-        stock, patched = tiny_unet(), remove_temporal(loud(add_temporal(tiny_unet())))
+        stock, patched = tiny_unet(), remove_temporal(randomize_weights(add_temporal(tiny_unet())))
         assert list(patched.state_dict()) == list(stock.state_dict())
         assert all(set(one.__dict__) == set(other.__dict__) for one, other in zip(patched.modules(), stock.modules()))
         assert not patched._forward_pre_hooks
@@ -238,7 +238,7 @@ def test_adding_twice_is_refused():
 # %% ../nbs/2_method/02_unet.ipynb #116f3994
 def test_the_block_subclass_made_by_hand_gives_the_output_of_the_installed_adapter():
     with torch.no_grad():
-        hand, seam = loud(by_hand(tiny_unet())), loud(add_temporal(tiny_unet()))
+        hand, seam = randomize_weights(by_hand(tiny_unet())), randomize_weights(add_temporal(tiny_unet()))
         seam.load_state_dict(hand.state_dict())
         expected = hand(**call_inputs(), cross_attention_kwargs={"num_frames": 4}).sample
         assert torch.equal(seam(**call_inputs(), num_frames=4).sample, expected)
@@ -246,7 +246,7 @@ def test_the_block_subclass_made_by_hand_gives_the_output_of_the_installed_adapt
 # %% ../nbs/2_method/02_unet.ipynb #7a01dc4b
 def test_both_ways_of_saying_num_frames_are_the_same():
     with torch.no_grad():
-        patched = loud(add_temporal(tiny_unet()))
+        patched = randomize_weights(add_temporal(tiny_unet()))
         outputs = [
             patched(**call_inputs(), **kwargs).sample
             for kwargs in (dict(num_frames=4), dict(cross_attention_kwargs={"num_frames": 4}))
@@ -306,7 +306,7 @@ def test_all_70_are_called_exactly_once_in_a_forward_and_none_without_num_frames
 
 # %% ../nbs/2_method/02_unet.ipynb #696a9c46
 def test_gradients_with_checkpointing_are_those_without_bit_for_bit_and_only_the_adapter_has_any():
-    plain, saving = (loud(add_temporal(tiny_unet())) for _ in range(2))
+    plain, saving = (randomize_weights(add_temporal(tiny_unet())) for _ in range(2))
     saving.load_state_dict(plain.state_dict())
     saving.enable_gradient_checkpointing()
     for patched in (plain, saving):
@@ -319,7 +319,7 @@ def test_gradients_with_checkpointing_are_those_without_bit_for_bit_and_only_the
 
 # %% ../nbs/2_method/02_unet.ipynb #a7ad55cf
 def test_the_lines_of_the_user_run_as_they_were_written():
-    patched, frames = loud(add_temporal(tiny_unet())), 4
+    patched, frames = randomize_weights(add_temporal(tiny_unet())), 4
     for n, p in patched.named_parameters():
         p.requires_grad = "temporal_attn" in n
     state = {k: v for k, v in patched.state_dict().items() if "temporal_attn" in k}
@@ -333,7 +333,7 @@ def test_the_lines_of_the_user_run_as_they_were_written():
 # %% ../nbs/2_method/02_unet.ipynb #f2a641aa
 def test_a_half_precision_base_takes_a_full_precision_adapter_and_still_trains_it():
     for half in (torch.float16, torch.bfloat16):
-        patched = loud(add_temporal(nn.Module.to(tiny_unet(), half)))
+        patched = randomize_weights(add_temporal(nn.Module.to(tiny_unet(), half)))
         parameters = train_only_temporal(patched)
         out = patched(**call_inputs(dtype=half), num_frames=4).sample
         out.float().square().mean().backward()
@@ -343,7 +343,7 @@ def test_a_half_precision_base_takes_a_full_precision_adapter_and_still_trains_i
 # %% ../nbs/2_method/02_unet.ipynb #f05aec35
 def test_copies_and_pickles_have_layers_of_their_own():
     with torch.no_grad():
-        patched = loud(add_temporal(tiny_unet()))
+        patched = randomize_weights(add_temporal(tiny_unet()))
         expected = patched(**call_inputs(), num_frames=4).sample
         twins = copy.deepcopy(patched), pickle.loads(pickle.dumps(patched))
         for module in temporal_modules(patched).values():
@@ -384,7 +384,7 @@ def test_a_unet_that_nobody_holds_any_more_is_gone_at_once():
 # %% ../nbs/2_method/02_unet.ipynb #5320be29
 def test_a_layer_that_takes_the_place_of_another_is_the_one_that_is_asked():
     with torch.no_grad():
-        patched = loud(add_temporal(tiny_unet()))
+        patched = randomize_weights(add_temporal(tiny_unet()))
         stock = tiny_unet()(**call_inputs()).sample
         for block in temporal_blocks(patched).values():
             block.temporal_attn = TemporalSelfAttention(block.dim, block.attn1.heads)  # silent
@@ -394,7 +394,7 @@ def test_a_layer_that_takes_the_place_of_another_is_the_one_that_is_asked():
 @pytest.mark.slow
 def test_compiled_by_torch_it_says_the_same():
     with torch.no_grad():
-        patched = loud(add_temporal(tiny_unet()))
+        patched = randomize_weights(add_temporal(tiny_unet()))
         expected = patched(**call_inputs(), num_frames=4).sample
         whole = torch.compile(patched, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(whole(**call_inputs(), num_frames=4).sample, expected)
@@ -456,7 +456,7 @@ def test_a_saved_pipeline_holds_plain_sdxl():
 
 # %% ../nbs/2_method/02_unet.ipynb #30e452a1
 def test_a_controlnet_can_be_made_from_the_unet():
-    patched = loud(add_temporal(tiny_unet()))
+    patched = randomize_weights(add_temporal(tiny_unet()))
     control = ControlNetModel.from_unet(patched)
     assert torch.equal(control.conv_in.weight, patched.conv_in.weight) and not temporal_modules(control)
     theirs = control.down_blocks.state_dict()
@@ -464,7 +464,7 @@ def test_a_controlnet_can_be_made_from_the_unet():
 
 # %% ../nbs/2_method/02_unet.ipynb #7f54bc92
 def test_the_state_of_the_whole_unet_holds_the_adapter_and_that_of_a_part_does_not():
-    patched, other = loud(add_temporal(tiny_unet())), add_temporal(tiny_unet())
+    patched, other = randomize_weights(add_temporal(tiny_unet())), add_temporal(tiny_unet())
     everything = patched.state_dict()
     assert sum("temporal_attn" in key for key in everything) == len(temporal_state_dict(patched))
     assert sum("temporal_attn" in key for key in nn.ModuleDict({"inside": patched}).state_dict()) == len(
@@ -510,7 +510,7 @@ def test_a_lora_loaded_past_our_function_leaves_the_adapter_trainable_as_well():
 def test_an_adapter_added_after_a_lora_is_the_same_adapter():
     pipe = tiny_pipeline(unet=tiny_unet())
     pipe.load_lora_weights(tiny_lora())
-    patched = loud(add_temporal(pipe.unet))
+    patched = randomize_weights(add_temporal(pipe.unet))
     other = tiny_pipeline()
     other.unet.load_state_dict(temporal_state_dict(patched), strict=False)
     load_lora(other, tiny_lora())
@@ -519,7 +519,7 @@ def test_an_adapter_added_after_a_lora_is_the_same_adapter():
 
 # %% ../nbs/2_method/02_unet.ipynb #ed49a239
 def test_lora_targets_that_sound_like_ours_do_not_reach_the_adapter():
-    patched = loud(add_temporal(tiny_unet()))
+    patched = randomize_weights(add_temporal(tiny_unet()))
     voice = adapter_voice(patched)
     with without_temporal(patched):
         patched.add_adapter(LoraConfig(target_modules="all-linear", init_lora_weights=False))
@@ -529,7 +529,7 @@ def test_lora_targets_that_sound_like_ours_do_not_reach_the_adapter():
 # %% ../nbs/2_method/02_unet.ipynb #37fb1860
 def test_a_long_film_goes_through_windows_and_a_short_one_does_not_notice():
     with torch.no_grad():
-        patched = loud(add_temporal(tiny_unet(), max_frames=4))
+        patched = randomize_weights(add_temporal(tiny_unet(), max_frames=4))
         short, long = call_inputs(), call_inputs(num_frames=10, num_clips=1)
         plain, windowed = patched(**short, num_frames=4).sample, patched(**long, num_frames=10).sample
         for context in (Context(), Context(overlap=3, weights="flat"), Context("none"), Context("predictions")):
@@ -546,7 +546,7 @@ def test_a_long_film_goes_through_windows_and_a_short_one_does_not_notice():
 # %% ../nbs/2_method/02_unet.ipynb #bd4585f8
 def test_what_set_context_says_holds_for_every_call_and_every_copy_until_a_call_says_otherwise():
     with torch.no_grad():
-        patched, long = loud(add_temporal(tiny_unet(), max_frames=4)), call_inputs(num_frames=10, num_clips=1)
+        patched, long = randomize_weights(add_temporal(tiny_unet(), max_frames=4)), call_inputs(num_frames=10, num_clips=1)
         default, looped = (patched(**long, num_frames=10, context=context).sample for context in (None, Context(loop=True)))
         set_context(patched, Context(loop=True))
         for unet_ in (patched, copy.deepcopy(patched), pickle.loads(pickle.dumps(patched))):
@@ -575,7 +575,7 @@ def test_windows_that_this_adapter_cannot_have_are_one_line():
 
 # %% ../nbs/2_method/02_unet.ipynb #cec44fbc
 def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_bit():
-    plain, saving = (loud(add_temporal(tiny_unet(), max_frames=3)) for _ in range(2))
+    plain, saving = (randomize_weights(add_temporal(tiny_unet(), max_frames=3)) for _ in range(2))
     saving.load_state_dict(plain.state_dict())
     saving.enable_gradient_checkpointing()
     for patched in (plain, saving):
@@ -590,7 +590,7 @@ def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_
 @pytest.mark.slow
 def test_windows_compiled_by_torch_say_the_same():
     with torch.no_grad():
-        patched, long = loud(add_temporal(tiny_unet(), max_frames=4)), call_inputs(num_frames=6, num_clips=1)
+        patched, long = randomize_weights(add_temporal(tiny_unet(), max_frames=4)), call_inputs(num_frames=6, num_clips=1)
         once, looped = (dict(**long, num_frames=6, context=context) for context in (Context(), Context(loop=True)))
         expected, wanted = patched(**once).sample, patched(**looped).sample
         whole = torch.compile(patched, backend="aot_eager", fullgraph=True)

@@ -2,7 +2,7 @@
 
 from tav_nb.models.attention_kernel import MAX_ROWS
 from tav_nb.models.temporal_attention import TemporalSelfAttention
-from tav_nb.models.windows import Context, KINDS, WEIGHTS, distance_weights, fuse, plan_windows, shares_of, take, window_starts
+from tav_nb.models.windows import BLEND_WEIGHTS, CONTEXT_KINDS, Context, blend_windows, distance_weights, normalize_weights, plan_windows, slice_window, window_starts
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #f5aaaf75
-def loud(dim=16, max_frames=24, **options):
+def randomize_weights(dim=16, max_frames=24, **options):
     "A temporal layer with something to say"
     torch.manual_seed(1)
     layer = TemporalSelfAttention(dim, num_heads=4, max_frames=max_frames, **options)
@@ -29,7 +29,7 @@ def operations(num_frames, context):
     counter = FlopCounterMode(display=False)
     windows = plan_windows(num_frames, context, 24)
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        loud()(tokens(num_frames), num_frames, windows and windows.on("cpu"))
+        randomize_weights()(tokens(num_frames), num_frames, windows and windows.on("cpu"))
     return counter.get_total_flops()
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #c8cc2634
@@ -44,10 +44,10 @@ def test_windows_leave_no_frame_out_and_the_last_ends_with_the_film():
 # %% ../nbs/6_making_videos/29_windows.ipynb #f4536e01
 def test_shares_sum_to_one_at_every_frame():
     for num_frames, length, overlap in ((72, 24, 12), (70, 24, 12), (25, 24, 23), (48, 24, 0), (31, 8, 3)):
-        for kind in WEIGHTS:
+        for kind in BLEND_WEIGHTS:
             for loop in (False, True):
                 starts, total = window_starts(num_frames, length, overlap, loop), np.zeros(num_frames)
-                for start, share in zip(starts, shares_of(num_frames, starts, distance_weights(length, kind))):
+                for start, share in zip(starts, normalize_weights(num_frames, starts, distance_weights(length, kind))):
                     np.add.at(total, (start + np.arange(length)) % num_frames, share)
                 np.testing.assert_allclose(total, 1, atol=1e-12)
     assert distance_weights(24) == [*range(1, 13), *range(12, 0, -1)] and distance_weights(3) == [1, 2, 1]
@@ -80,7 +80,7 @@ def test_what_makes_no_sense_is_one_line():
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #6384d930
 def test_a_film_that_fits_needs_no_windows_and_a_loop_always_does():
-    assert all(plan_windows(n, Context(kind), 24) is None for n in (1, 2, 16, 24) for kind in KINDS)
+    assert all(plan_windows(n, Context(kind), 24) is None for n in (1, 2, 16, 24) for kind in CONTEXT_KINDS)
     assert plan_windows(25, Context("none"), 24).starts == (0,) and plan_windows(25, Context(), 24).starts == (0, 1)
     assert plan_windows(16, Context(loop=True), 24)[:3] == (
         16,
@@ -92,12 +92,12 @@ def test_a_film_that_fits_needs_no_windows_and_a_loop_always_does():
 # %% ../nbs/6_making_videos/29_windows.ipynb #1f065d47
 def test_the_fusion_is_the_weighted_mean_in_closed_form():
     windows = plan_windows(6, Context(length=4, overlap=2), 24).on("cpu")
-    fused = fuse(lambda start: torch.full((4,), 10.0 if start == 0 else 40.0), windows)
+    fused = blend_windows(lambda start: torch.full((4,), 10.0 if start == 0 else 40.0), windows)
     torch.testing.assert_close(fused, torch.tensor([10, 10, (2 * 10 + 40) / 3, (10 + 2 * 40) / 3, 40, 40]))
     wrapped = plan_windows(6, Context(length=4, overlap=2, loop=True), 24).on("cpu")
     assert wrapped.starts == (0, 2, 4)
     said = {0: 10.0, 2: 40.0, 4: 70.0}
-    fused = fuse(lambda start: torch.full((1, 4, 2), said[start]), wrapped, dim=1)  # b l c -> b f c
+    fused = blend_windows(lambda start: torch.full((1, 4, 2), said[start]), wrapped, dim=1)  # b l c -> b f c
     expected = torch.tensor(
         [(10 + 2 * 70) / 3, (2 * 10 + 70) / 3, (2 * 10 + 40) / 3, (10 + 2 * 40) / 3, (2 * 40 + 70) / 3, (40 + 2 * 70) / 3]
     )
@@ -113,17 +113,17 @@ def test_what_is_cut_out_and_put_together_again_is_the_film():
         Context(length=8, overlap=7, weights="flat"),
     ):
         windows = plan_windows(31, context, 24).on("cpu")
-        torch.testing.assert_close(fuse(lambda start: take(film, start, 8, dim=1), windows, dim=1), film)
+        torch.testing.assert_close(blend_windows(lambda start: slice_window(film, start, 8, dim=1), windows, dim=1), film)
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7aa09c9e
 def test_a_clip_through_a_window_of_its_own_length_is_the_clip_without_windows_bit_for_bit():
-    layer, x = loud(), tokens(24, clips=2)
+    layer, x = randomize_weights(), tokens(24, clips=2)
     one = plan_windows(24, Context("none"), 23).on("cpu")  # one window, through all of the machinery
     assert one[:3] == (24, 24, (0,)) and torch.equal(layer(x, 24, one), layer(x, 24))
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #518ec7b3
 def test_positions_start_at_0_in_each_window():
-    layer, still = loud(), tokens(1).expand(72, 3, 16)  # one frame, 72 times: only positions differ
+    layer, still = randomize_weights(), tokens(1).expand(72, 3, 16)  # one frame, 72 times: only positions differ
     out = layer(still, 72, plan_windows(72, Context(overlap=12), 24).on("cpu"))
     torch.testing.assert_close(out[12:24], out[36:48], atol=1e-6, rtol=1e-5)
     alone = layer(still[:24], 24)
@@ -133,17 +133,17 @@ def test_positions_start_at_0_in_each_window():
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #ff6e1d45
 def test_attention_in_windows_is_that_of_the_windows_one_by_one():
-    layer, x = loud(), tokens(20, clips=2)
+    layer, x = randomize_weights(), tokens(20, clips=2)
     windows = plan_windows(20, Context(length=8, overlap=5), 24)
     clips, fused = x.unflatten(0, (2, 20)), torch.zeros(2, 20, 3, 16)  # b f s c
-    for start, share in zip(windows.starts, windows.shares):
+    for start, share in zip(windows.starts, windows.blend_weights):
         part = layer(clips[:, start : start + 8].flatten(0, 1), 8).unflatten(0, (2, 8))
         fused[:, start : start + 8] += torch.tensor(share).view(8, 1, 1) * part
     torch.testing.assert_close(layer(x, 20, windows.on("cpu")), fused.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7c63d10e
 def test_72_frames_do_not_depend_on_how_the_work_is_cut():
-    layer, x, windows = loud(), tokens(72, places=6, clips=2), plan_windows(72, Context(), 24).on("cpu")
+    layer, x, windows = randomize_weights(), tokens(72, places=6, clips=2), plan_windows(72, Context(), 24).on("cpu")
     whole = layer(x, 72, windows)
     places = torch.cat([layer(part, 72, windows) for part in x.split((1, 3, 2), dim=1)], dim=1)
     clips = torch.cat([layer(part, 72, windows) for part in x.chunk(2)])
@@ -154,7 +154,7 @@ def test_72_frames_do_not_depend_on_how_the_work_is_cut():
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #0fbe90b7
 def test_a_loop_does_not_care_where_it_begins():
-    layer, x = loud(), tokens(72)
+    layer, x = randomize_weights(), tokens(72)
     windows = plan_windows(72, Context(loop=True), 24).on("cpu")
     for step in (18, 36, 54):
         torch.testing.assert_close(
@@ -194,13 +194,13 @@ def test_the_cost_grows_as_the_number_of_frames():
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #e0e0e8bc
 def test_gradients_go_through_windows():
-    layer, x = loud(), tokens(20).requires_grad_()
+    layer, x = randomize_weights(), tokens(20).requires_grad_()
     layer(x, 20, plan_windows(20, Context(length=8), 24).on("cpu")).square().sum().backward()
     assert x.grad.abs().amax((1, 2)).min() > 0 and all(p.grad.abs().max() > 0 for p in layer.parameters())
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #adaf2d5f
 def test_in_half_precision_windows_give_nearly_the_same():
-    layer, x, windows = loud(), tokens(40), plan_windows(40, Context(), 24).on("cpu")
+    layer, x, windows = randomize_weights(), tokens(40), plan_windows(40, Context(), 24).on("cpu")
     with torch.no_grad():
         exact = layer(x, 40, windows)
     for half in (torch.float16, torch.bfloat16):

@@ -14,7 +14,7 @@ import torch
 
 from .metrics import dis_flow
 from ..models.temporal_unet import temporal_modules
-from ..models.windows import take
+from ..models.windows import slice_window
 from ..sampling.generate import embedded_pipeline, generate
 from ..sampling.noise import noise_correlation
 from ..utils.images import to_image, xt_slice
@@ -138,9 +138,9 @@ def attention_weights(
     if windows is None:
         return weights(tokens)
     seen = x.new_zeros(len(tokens), s, h, f, f, dtype=torch.float32)
-    for start, share in zip(windows.starts, windows.shares):
+    for start, share in zip(windows.starts, windows.blend_weights):
         at = (torch.arange(windows.length, device=x.device) + start) % f
-        seen[..., at[:, None], at] += share[:, None] * weights(take(tokens, start, windows.length, dim=1))
+        seen[..., at[:, None], at] += share[:, None] * weights(slice_window(tokens, start, windows.length, dim=1))
     return seen
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #0435d913

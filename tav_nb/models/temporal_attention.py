@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from ..utils.errors import TavError
 from torch import nn
 
-from .attention_kernel import attend
-from .windowed_attention_kernel import slide, slides
-from .windows import fuse, take
+from .attention_kernel import short_attention
+from .windowed_attention_kernel import windowed_attention, can_fuse_windows
+from .windows import blend_windows, slice_window
 
 # %% ../../nbs/2_method/01_attention.ipynb #44b67940
 def sinusoidal_positions(
@@ -129,33 +129,33 @@ class TemporalSelfAttention(nn.Module):
             return self.proj(heard, gate=self.gate)
         return self.gate.to(heard.dtype) * self.proj(heard)
 
-    def hear(self, *qkv):
+    def attend(self, *qkv):
         "What each frame hears from all of them: queries, keys and values `[b, f, s, c]` in, the same shape out"
         (b, f, s, c), h = qkv[0].shape, self.num_heads
         q, k, v = (t.reshape(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
-        return attend(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
+        return short_attention(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
 
-    def hear_all(self, tokens):
+    def attend_clip(self, tokens):
         "The same for normed `tokens` `[b, f, s, c]` of one clip"
         placed = tokens + self.positions(tokens.shape[1])[:, None].to(tokens.dtype)  # f 1 c
-        return self.hear(*self.project_qkv(placed))
+        return self.attend(*self.project_qkv(placed))
 
-    def hear_in(self, windows, tokens):
+    def attend_windows(self, windows, tokens):
         """The same in overlapping windows: tokens are projected once, though a frame is in several windows, and
         positions, which each window counts anew, by themselves
         """
         if len(windows.starts) == 1:
-            return fuse(lambda start: self.hear_all(take(tokens, start, windows.length, dim=1)), windows, dim=1)
+            return blend_windows(lambda start: self.attend_clip(slice_window(tokens, start, windows.length, dim=1)), windows, dim=1)
         said, where = self.project_qkv(
             tokens, self.positions(windows.length).to(tokens.dtype)
         )  # b f s c and l c, three times each
-        if slides(said[0], windows):
-            return slide(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
+        if can_fuse_windows(said[0], windows):
+            return windowed_attention(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
 
         def placed(start):
-            return [take(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
+            return [slice_window(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
 
-        return fuse(lambda start: self.hear(*placed(start)), windows, dim=1)
+        return blend_windows(lambda start: self.attend(*placed(start)), windows, dim=1)
 
     def forward(self, x, num_frames, windows=None):
         """What time has to add to the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape
@@ -165,5 +165,5 @@ class TemporalSelfAttention(nn.Module):
         (batch, s, c), longest = x.shape, num_frames if windows else self.max_frames
         check_frames(batch, num_frames, longest)
         tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
-        heard = self.hear_all(tokens) if windows is None else self.hear_in(windows, tokens)
+        heard = self.attend_clip(tokens) if windows is None else self.attend_windows(windows, tokens)
         return self.project_out(heard.view(x.shape))  # b f s c -> (b f) s c

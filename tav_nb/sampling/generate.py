@@ -16,9 +16,9 @@ from ..utils.errors import TavError
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread
-from ..models.temporal_unet import temporal_modules, windows_for
+from ..models.temporal_unet import temporal_modules, attention_windows
 from ..models.vae import decode_latents
-from ..models.windows import Context, fuse, plan_windows, take
+from ..models.windows import Context, blend_windows, plan_windows, slice_window
 from tav_nb.sampling.conditioning import (
     Direction,
     by_frame,
@@ -96,7 +96,7 @@ def part_of(said, windows, start):
         }
     if not torch.is_tensor(said):
         return said
-    return take(said.unflatten(0, (-1, windows.num_frames)), start, windows.length, dim=1).flatten(
+    return slice_window(said.unflatten(0, (-1, windows.num_frames)), start, windows.length, dim=1).flatten(
         0, 1
     )  # (g f) ... -> (g l) ...
 
@@ -106,7 +106,7 @@ def over_predictions(pipe, num_frames, context):
     a film cannot be made
     """
     if context.kind != "predictions":
-        return windows_for(pipe.unet, num_frames, context) and None
+        return attention_windows(pipe.unet, num_frames, context) and None
     windows = plan_windows(num_frames, context, pipe.unet.temporal_config["max_frames"])
     return windows and windows.on(pipe._execution_device)
 
@@ -120,8 +120,8 @@ def denoise_step(pipe, latents, t, guidance, unet_kwargs, windows=None, memory=M
     def answers(told):  # g f c h w
         if windows is None:
             return ask(pipe.unet, x, t, told, memory)
-        return fuse(
-            lambda start: ask(pipe.unet, take(x, start, windows.length), t, part_of(told, windows, start), memory),
+        return blend_windows(
+            lambda start: ask(pipe.unet, slice_window(x, start, windows.length), t, part_of(told, windows, start), memory),
             windows,
             dim=1,
         )

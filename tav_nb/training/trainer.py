@@ -54,7 +54,7 @@ from tav_nb.models.adapter_file import (
     write_safetensors,
 )
 from ..models.base import check_device, load_pipeline, quiet
-from ..models.geglu_kernel import fuse_gates
+from ..models.geglu_kernel import fuse_geglu
 from ..models.temporal_attention import sinusoidal_positions
 from ..models.temporal_unet import add_temporal, temporal_modules, temporal_state_dict, train_only_temporal
 from ..sampling.generate import conditions, decode_frames, denoise_step, start_latents
@@ -674,7 +674,7 @@ def build(config, loader, cache, device, dtype, rank=0, world=1):
     if config.compile:
         pipe.unet.compile_repeated_blocks()
     else:
-        fuse_gates(pipe.unet)
+        fuse_geglu(pipe.unet)
     return Core(pipe.unet, pipe.scheduler, config, rank, world), pipe
 
 
