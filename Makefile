@@ -18,13 +18,14 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 endif
 endif
 
-.PHONY: help demo test test-browser lab export readme clean-notebooks
+.PHONY: help demo test test-browser lab export readme clean-notebooks lint
 
 help:
 	@echo "make demo               generate a video from a sentence: make demo SENTENCE='...'"
 	@echo "make test               run every chapter, then every test"
 	@echo "make test-browser       the widgets in a real browser: needs Chromium or Chrome"
 	@echo "make lab                open the course in JupyterLab"
+	@echo "make lint               check the form of notebooks, modules, tests and benchmarks"
 	@echo "make export             write tav_nb/ and tests/ from the notebooks"
 	@echo "make readme             write README.md from nbs/index.ipynb"
 	@echo "make clean-notebooks    take out of the notebooks what does not belong into git"
@@ -42,6 +43,10 @@ test-browser: $(VENV)/browser
 
 lab: $(VENV)/dev
 	$(BIN)/jupyter lab nbs/index.ipynb
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check nbs benchmarks tests/conftest.py tests/test_package.py tests/test_browser.py setup.py
+	$(BIN)/ruff check nbs tav_nb tests benchmarks setup.py
 
 export: $(VENV)/dev
 	$(BIN)/nbdev-export

@@ -58,6 +58,16 @@ def modules():
     return {".".join(name.with_suffix("").parts): path for name, path in paths.items()}
 
 
+def test_every_public_name_is_there_and_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [name for name in tav_nb.__all__ if name != "__version__"]
+    assert not [name for name in names if f"`{name}`" not in text]
+    run(sys.executable, "-c", "import tav_nb\n" + "\n".join(f"assert callable(tav_nb.{name})" for name in names))
+    assert set(names) < set(dir(tav_nb))
+    with pytest.raises(AttributeError, match="no attribute 'generat'"):
+        tav_nb.generat  # noqa: B018
+
+
 def test_only_the_course_needs_jupyter():
     missing = ["IPython", "ipywidgets", "jupyterlab", "matplotlib", "nbconvert", "nbdev", "fastcore"]
     names = modules().keys() - {"tav_nb.utils.notebook_tests", "tav_nb.evaluation.widgets"}
