@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tav_nb.evaluation.metrics import measure
+from tav_nb.evaluation.metrics import measure_video
 from tav_nb.sampling.generate import load_video_pipeline, noise_for
 from tav_nb.toy import tiny_sdxl as tiny
 from tav_nb.toy.world import caption, random_scene
@@ -56,7 +56,7 @@ def figures(frames):
     import cv2
 
     cv2.setNumThreads(1)
-    found = measure(frames, fps=8)
+    found = measure_video(frames, fps=8)
     return {name: found.video[name] for name in METRICS} | {
         "still": float(found.flags["still"]),
         "disordered": float(found.flags["disordered"]),
@@ -65,7 +65,7 @@ def figures(frames):
 
 def measured(films, workers):
     "Films [N, F, H, W, 3] -> {metric: [N]}"
-    with tiny.pool(workers) as pool:
+    with tiny.worker_pool(workers) as pool:
         rows = pool.map(figures, list(films), chunksize=4)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -127,10 +127,10 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/consistency.json"))
     args = parser.parse_args()
-    start, scenes = time.time(), tiny.sealed(args.scenes)
+    start, scenes = time.time(), tiny.test_split(args.scenes)
     pipe = load_video_pipeline(device=args.device, dtype=torch.float32)
     captions = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
-    with tiny.pool(args.workers) as p:
+    with tiny.worker_pool(args.workers) as p:
         real = np.stack(p.map(partial(tiny._clip_of, args.frames), scenes, chunksize=8))
         others = np.stack(
             p.map(
@@ -146,20 +146,23 @@ def main():
         print(brief(name, table[name]), flush=True)
 
     def decode(latents):
-        return tiny.decode(pipe.vae, latents.flatten(0, 1)).cpu().numpy().reshape(real.shape)
+        return tiny.latents_to_images(pipe.vae, latents.flatten(0, 1)).cpu().numpy().reshape(real.shape)
 
     add("real clips", real)
     add(
         "VAE round trip",
-        decode(tiny.encode(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])),
+        decode(tiny.images_to_latents(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])),
     )
     trained = noise_for(pipe)
     for name, (noise, on) in ROWS.items():
         starts = tiny.start_noise(args.scenes, *((noise,) if noise else trained), num_frames=args.frames)
         add(
-            name, decode(tiny.sample(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk))
+            name,
+            decode(
+                tiny.sample_latents(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk)
+            ),
         )
-    tiny.record(
+    tiny.write_result(
         args.out,
         command=f"python {' '.join(sys.argv)}",
         scenes=args.scenes,
@@ -169,7 +172,7 @@ def main():
         frames=args.frames,
         noise=trained,
         seconds=round(time.time() - start, 1),
-        **tiny.about(args.device),
+        **tiny.environment(args.device),
         intervals="95 %, bootstrap over scenes",
         table=table,
     )

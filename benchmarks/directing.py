@@ -83,7 +83,7 @@ def psnr(a, b):
 
 def looks(film, scene):
     "What the reader says of the film, next to what was asked for"
-    seen = toon.read(film)
+    seen = toon.read_scene(film)
     right = toon.CHECKS["direction"](scene, seen)
     return dict(
         identity=[getattr(scene, name) == getattr(seen, name) for name in ("hair", "outfit", "background")].count(True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tav_nb.sampling.generate import generate, load_video_pipeline
-from tav_nb.toy.world import CHECKS, Scene, read, wilson
+from tav_nb.toy.world import CHECKS, Scene, read_scene, wilson_interval
 
 SAID = json.loads(Path(__file__).with_suffix(".json").read_text())
 
@@ -33,7 +33,7 @@ def scene(meant):
 
 def film(number):
     torch.set_num_threads(1)
-    reading = read(generate(SAID[number]["prompt"], load_video_pipeline(), seed=number))
+    reading = read_scene(generate(SAID[number]["prompt"], load_video_pipeline(), seed=number))
     asked = scene(SAID[number])
     return {
         name: right
@@ -50,7 +50,7 @@ def main():
     with get_context("spawn").Pool(args.workers) as pool:
         films = pool.map(film, range(len(SAID)), chunksize=1)
     table = {
-        name: (*wilson(sum(right := [bool(f[name]) for f in films if name in f]), len(right)), len(right))
+        name: (*wilson_interval(sum(right := [bool(f[name]) for f in films if name in f]), len(right)), len(right))
         for name in CHECKS
     }
     for name, (share, low, high, count) in table.items():

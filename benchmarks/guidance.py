@@ -49,7 +49,7 @@ def main():
     if args.toy:
         args.scenes, args.device, args.workers = 2, "cpu", 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    start, pipe, rows = time.time(), tiny.load(EMBEDDED, args.device), []
+    start, pipe, rows = time.time(), tiny.load_tiny(EMBEDDED, args.device), []
     load_adapter(pipe.unet, EMBEDDED_ADAPTER)
     for guidance in PLAN[:2] if args.toy else PLAN:
         score = tiny.score_table(
@@ -67,14 +67,14 @@ def main():
                 score={name: value for name, value in score.items() if not isinstance(value, dict)},
             )
         )
-        print(guidance, tiny.brief(score), flush=True)
+        print(guidance, tiny.format_score(score), flush=True)
         if not args.toy:
-            tiny.record(
+            tiny.write_result(
                 args.out,
                 command="python " + " ".join(sys.argv).split(" --out")[0],
                 scenes=args.scenes,
                 seconds=round(time.time() - start, 1),
-                **tiny.about(args.device),
+                **tiny.environment(args.device),
                 rows=rows,
             )
 

@@ -18,7 +18,16 @@ import torch
 import torch.nn.functional as F
 
 from tav_nb.models.base import EMBEDDED
-from tav_nb.toy.tiny_sdxl import ATTRIBUTES, SIZE, Asked, alphas, attributes, embed, encode, load
+from tav_nb.toy.tiny_sdxl import (
+    ATTRIBUTES,
+    SIZE,
+    ProbedUNet,
+    alphas_cumprod,
+    attribute_targets,
+    embed_captions,
+    images_to_latents,
+    load_tiny,
+)
 from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.utils.atomic_io import write_whole
 
@@ -49,12 +58,14 @@ def told(x, y, learn=0.7):
 @torch.no_grad()
 def heard(pipe, scenes, sigma=8, batch=50):
     "What each temporal layer would be given, `{block: [scenes, channels]}`"
-    asked, a = Asked(pipe.unet), alphas("cpu")
+    asked, a = ProbedUNet(pipe.unet), alphas_cumprod("cpu")
     t = int((((1 - a) / a).sqrt() - sigma).abs().argmin())
     parts = []
     for some in torch.arange(len(scenes)).split(batch):
-        embeds, pooled = embed(pipe, [caption(scenes[i], int(i), complete=True) for i in some])
-        z = encode(pipe.vae, torch.from_numpy(np.concatenate([render(scenes[i], 1, SIZE, SIZE).frames for i in some])))
+        embeds, pooled = embed_captions(pipe, [caption(scenes[i], int(i), complete=True) for i in some])
+        z = images_to_latents(
+            pipe.vae, torch.from_numpy(np.concatenate([render(scenes[i], 1, SIZE, SIZE).frames for i in some]))
+        )
         noisy = a[t].sqrt() * z + (1 - a[t]).sqrt() * torch.randn(
             z.shape, generator=torch.Generator().manual_seed(int(some[0]))
         )
@@ -78,10 +89,10 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_hearing.json"))
     args = parser.parse_args()
     scenes = [random_scene(10**7 + i, "train") for i in range(args.scenes)]
-    answers, names = attributes(scenes), list(ATTRIBUTES)
+    answers, names = attribute_targets(scenes), list(ATTRIBUTES)
     stays = torch.tensor([s.action in ("jump", "wave", "stand", "dance") for s in scenes])
     row = {}
-    for block, x in heard(load(args.model), scenes).items():
+    for block, x in heard(load_tiny(args.model), scenes).items():
         camera, hold = (
             told(x[stays], answers[stays][:, names.index("camera")]),
             told(x, answers[:, names.index("hold")]),

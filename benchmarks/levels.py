@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.noise import correlated_noise
-from tav_nb.toy.tiny_sdxl import FRAMES, SIZE, alphas, embed, encode, load, sealed
+from tav_nb.toy.tiny_sdxl import FRAMES, SIZE, alphas_cumprod, embed_captions, images_to_latents, load_tiny, test_split
 from tav_nb.toy.world import LABELS, caption, render
 
 SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
@@ -24,7 +24,7 @@ SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
 def clip_of(pipe, number, scene):
     "Latents, what the UNet is told, and the latents [1, 1, h, w] that show nothing but ground in all frames"
     clip = render(scene, FRAMES, SIZE, SIZE, truth=True)
-    tokens, pooled = embed(pipe, [caption(scene, 10**8 + number, complete=True)])
+    tokens, pooled = embed_captions(pipe, [caption(scene, 10**8 + number, complete=True)])
     ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).expand(FRAMES, 6)
     told = dict(
         encoder_hidden_states=tokens.expand(FRAMES, -1, -1),
@@ -34,12 +34,12 @@ def clip_of(pipe, number, scene):
         F.avg_pool2d(torch.from_numpy(clip.labels == LABELS.index("ground")).float()[:, None], 8).amin(0, keepdim=True)
         > 0.99
     )
-    return encode(pipe.vae, torch.from_numpy(clip.frames)), told, ground
+    return images_to_latents(pipe.vae, torch.from_numpy(clip.frames)), told, ground
 
 
 def errors(pipe, z, told, ground, sigma, noise, on):
     "Mean square of what the UNet says lies under the noise, less what does: everywhere, and in the ground"
-    a = alphas("cpu")
+    a = alphas_cumprod("cpu")
     t = int(((1 - a) / a).sqrt().sub(sigma).abs().argmin())
     x = a[t].sqrt() * z + (1 - a[t]).sqrt() * noise
     v = pipe.unet(x, t, **told, **(dict(num_frames=FRAMES) if on else {})).sample
@@ -52,8 +52,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_levels.json"))
-    args, pipe = parser.parse_args(), load(EMBEDDED)
-    meta, scenes, rows = load_adapter(pipe.unet, EMBEDDED_ADAPTER), list(enumerate(sealed(512))), []
+    args, pipe = parser.parse_args(), load_tiny(EMBEDDED)
+    meta, scenes, rows = load_adapter(pipe.unet, EMBEDDED_ADAPTER), list(enumerate(test_split(512))), []
     for camera in ("still", "pan"):
         chosen = [(i, s) for i, s in scenes if bool(s.pan) == (camera == "pan")][: args.clips]
         clips = [clip_of(pipe, i, s) for i, s in chosen]

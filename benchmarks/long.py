@@ -39,12 +39,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from tav_nb.evaluation.metrics import measure
+from tav_nb.evaluation.metrics import measure_video
 from tav_nb.models.windows import Context, plan_windows
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.guidance import guidance_for
 from tav_nb.toy import tiny_sdxl as tiny
-from tav_nb.toy.world import caption, read, render, wilson
+from tav_nb.toy.world import caption, read_scene, render, wilson_interval
 
 ROWS = {  # name: (Context, is the noise shuffled?)
     "attention, overlap 12": (Context(overlap=12), False),
@@ -128,14 +128,14 @@ def figures(job):
     scene, context, longest, frames = job
     cv2.setNumThreads(1)
     at = borders(len(frames), context, longest)
-    scores = measure(frames, fps=8, windows=at)
+    scores = measure_video(frames, fps=8, windows=at)
     found, residual, usual = scores.video, scores.per_pair["residual"], ~scores.per_pair["held"].astype(bool)
     usual[np.array(at, int) - 1] = False  # pair t is frames t and t + 1
     middle = (
         residual[np.array(halfway(at, len(frames))) - 1].mean() / np.median(residual[usual]) if usual.any() else np.nan
     )
-    thirds = [read(part) for part in np.array_split(frames, 3)]
-    first, last, whole = thirds[0], thirds[-1], read(frames)
+    thirds = [read_scene(part) for part in np.array_split(frames, 3)]
+    first, last, whole = thirds[0], thirds[-1], read_scene(frames)
 
     def looks(r):
         return (r.hair, r.style, r.outfit, r.background)
@@ -174,7 +174,7 @@ def row(found):
         values = [one[name] for one in found]
         if isinstance(value, list):
             hits = [hit for some in values for hit in some]
-            table[name] = [*wilson(sum(hits), len(hits)), len(hits)] if hits else None
+            table[name] = [*wilson_interval(sum(hits), len(hits)), len(hits)] if hits else None
         else:
             table[name] = mean(values)
     return table
@@ -190,7 +190,7 @@ def keep(path, about, name, found):
             old.get(name) == about[name] for name in ("scenes", "frames", "steps", "guidance", "longest", "noise")
         )
         rows = old["table"] if alike else {}
-        tiny.record(
+        tiny.write_result(
             path,
             **about,
             **(dict(note=old["note"]) if alike and "note" in old else {}),
@@ -243,7 +243,7 @@ def main():
     args = parser.parse_args()
     if args.toy:
         args.scenes, args.frames, args.steps, args.rows, args.workers = 1, 36, 2, list(TOY), 1
-    _start, scenes = time.time(), tiny.sealed(args.scenes)
+    _start, scenes = time.time(), tiny.test_split(args.scenes)
     pipe = inference.load_video_pipeline(device=args.device, dtype=torch.float32)
     longest, table = pipe.unet.temporal_config["max_frames"], {}
     texts = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
@@ -263,13 +263,13 @@ def main():
             guidance=asdict(guidance_for(pipe.unet)),
             longest=longest,
             noise=list(inference.noise_for(pipe)),
-            **tiny.about(args.device),
+            **tiny.environment(args.device),
             intervals="95 %",
         )
         if out:
             keep(out, about, name, table[name])  # after each row: what is interrupted is not lost
 
-    with tiny.pool(args.workers) as pool:
+    with tiny.worker_pool(args.workers) as pool:
         add(
             "real clips",
             [render(scene, args.frames, tiny.SIZE, tiny.SIZE).frames for scene in scenes],

@@ -19,18 +19,18 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.tiny_sdxl import (
-    alphas,
-    bank,
+    alphas_cumprod,
+    embed_tokens,
     default_generator,
-    density,
-    encode,
-    fit,
-    importance,
-    load,
+    timestep_probabilities,
+    images_to_latents,
+    fit_parameters,
+    loss_weights,
+    load_tiny,
     make_scheduler,
     make_unet,
     read_captions,
-    split,
+    split_for_muon,
 )
 from tav_nb.toy.world import random_scene, render
 from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict
@@ -55,11 +55,13 @@ def clips_of(pipe):
     "Latents `[N, 8, 4, 8, 8]` and embeds of training scenes, all 64 pixels wide"
     latents = torch.cat(
         [
-            encode(pipe.vae, torch.from_numpy(render(random_scene(seed, "train"), FRAMES, 64, 64).frames))[None]
+            images_to_latents(pipe.vae, torch.from_numpy(render(random_scene(seed, "train"), FRAMES, 64, 64).frames))[
+                None
+            ]
             for seed in range(CLIPS + UNSEEN)
         ]
     )
-    tokens, pooled = bank(pipe, [read_captions(1, "train", seed) for seed in range(CLIPS + UNSEEN)])
+    tokens, pooled = embed_tokens(pipe, [read_captions(1, "train", seed) for seed in range(CLIPS + UNSEEN)])
     return dict(latents=latents, prompt_embeds=tokens[:, 0].float(), pooled=pooled[:, 0].float(), time_ids=IDS)
 
 
@@ -70,7 +72,7 @@ def some(clips, i):
 @torch.no_grad()
 def held_out(unet, clips):
     "`{t: [error, of neighbours]}` on the clips that were not seen, with fixed noise"
-    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas("cpu"), importance("cpu")
+    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas_cumprod("cpu"), loss_weights("cpu")
     for t in AT:
         noise = correlated_noise(unseen["latents"].shape, "progressive", 1.0, torch.Generator().manual_seed(t))
         times = torch.full((UNSEEN,), t)
@@ -84,10 +86,10 @@ def held_out(unet, clips):
 def run(row, clips, steps):
     kind, muon, adam, neighbours = ROWS[row]
     torch.manual_seed(0)
-    unet = load(EMBEDDED).unet if kind == "adapter" else make_unet()
+    unet = load_tiny(EMBEDDED).unet if kind == "adapter" else make_unet()
     if kind == "adapter":
         add_temporal(unet, max_frames=FRAMES), train_only_temporal(unet)
-    generator, scheduler, weights = default_generator("cpu"), make_scheduler(), importance("cpu")
+    generator, scheduler, weights = default_generator("cpu"), make_scheduler(), loss_weights("cpu")
     options = dict(
         noise="progressive", noise_strength=1.0, neighbours=neighbours, caption_dropout=0.0, timestep_weights=weights
     )
@@ -99,16 +101,16 @@ def run(row, clips, steps):
                 scheduler,
                 some(clips, torch.randint(CLIPS, (4,))),
                 generator,
-                timestep_density=density("cpu"),
+                timestep_density=timestep_probabilities("cpu"),
                 **options,
             )
         batch = some(clips, torch.randint(CLIPS, (32,)))
         batch["latents"] = batch["latents"][torch.arange(32), torch.randint(FRAMES, (32,))][:, None]
         return single(unet, batch, generator, weights)
 
-    matrices, rest = split((name, p) for name, p in unet.named_parameters() if p.requires_grad)
+    matrices, rest = split_for_muon((name, p) for name, p in unet.named_parameters() if p.requires_grad)
     start = time.time()
-    log = fit(
+    log = fit_parameters(
         row,
         (
             [dict(params=rest, weight_decay=0.0)]
@@ -136,7 +138,7 @@ def single(unet, batch, generator, weights):
     "The loss of single frames"
     times = draw_timesteps(len(batch["latents"]), torch.ones(1000), generator)
     noisy, target = noisy_and_target(
-        batch["latents"], torch.randn(batch["latents"].shape), alphas("cpu"), times, "v_prediction"
+        batch["latents"], torch.randn(batch["latents"].shape), alphas_cumprod("cpu"), times, "v_prediction"
     )
     cond = dict(text_embeds=batch["pooled"], time_ids=IDS.expand(len(times), -1))
     out = unet(noisy[:, 0], times, encoder_hidden_states=batch["prompt_embeds"], added_cond_kwargs=cond).sample
@@ -150,7 +152,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    clips = clips_of(load(EMBEDDED))
+    clips = clips_of(load_tiny(EMBEDDED))
     result = (
         json.loads(args.out.read_text())
         if args.out.exists()

@@ -108,12 +108,12 @@ class Clock:
 def shares(path):
     "Seconds and shares of reading and of each metric, then of the page"
     start = time.perf_counter()
-    read = score.read_film(path)
+    read = score.load_video(path)
     Clock.spent["reading"] = time.perf_counter() - start
     for part, names in PARTS.items():
         for name in names:
             Clock(part, name)
-    table = score.score_films([read])
+    table = score.score_videos([read])
     middle = time.perf_counter()
     score.as_page(table)
     Clock.spent["page"] = time.perf_counter() - middle

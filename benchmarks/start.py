@@ -18,8 +18,18 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
 from tav_nb.sampling.generate import denoise_step
 from tav_nb.sampling.noise import correlated_noise
-from tav_nb.toy.tiny_sdxl import FRAMES, GUIDANCE, SIZE, decode, embed, encode, load, sealed, start_noise
-from tav_nb.toy.world import caption, read, render
+from tav_nb.toy.tiny_sdxl import (
+    FRAMES,
+    GUIDANCE,
+    SIZE,
+    latents_to_images,
+    embed_captions,
+    images_to_latents,
+    load_tiny,
+    test_split,
+    start_noise,
+)
+from tav_nb.toy.world import caption, read_scene, render
 
 STEPS = 20
 
@@ -39,7 +49,7 @@ class Films:
     def film(self, number, scene, noise, latents=None, first=0):
         "Latents of the film; from noise alone if there are no latents to begin with"
         scheduler = self.scheduler()
-        tokens, pooled = embed(self.pipe, [caption(scene, 10**8 + number, complete=True)])
+        tokens, pooled = embed_captions(self.pipe, [caption(scene, 10**8 + number, complete=True)])
 
         def both(x):
             return torch.cat([torch.zeros_like(x), x]).repeat_interleave(FRAMES, 0)
@@ -64,7 +74,7 @@ class Films:
 
 def row(pipe, scenes, films, **what):
     "What the reader says of films of some scenes"
-    readings = [read(decode(pipe.vae, z).numpy()) for z in films]
+    readings = [read_scene(latents_to_images(pipe.vae, z).numpy()) for z in films]
     right = [r.speed * scene.speed > 0 and abs(r.speed) > 0.01 for r, (_, scene) in zip(readings, scenes)]
     found = what | dict(
         jitter=float(np.nanmean([r.jitter for r in readings])),
@@ -79,12 +89,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_start.json"))
-    args, pipe = parser.parse_args(), load(EMBEDDED)
+    args, pipe = parser.parse_args(), load_tiny(EMBEDDED)
     meta, films = load_adapter(pipe.unet, EMBEDDED_ADAPTER), Films(pipe)
-    scenes = [(i, scene) for i, scene in enumerate(sealed(512)) if scene.speed and scene.hold == 1][: args.clips]
+    scenes = [(i, scene) for i, scene in enumerate(test_split(512)) if scene.speed and scene.hold == 1][: args.clips]
     noise, sigmas = start_noise(scenes[-1][0] + 1, meta["noise"], meta["noise_strength"]), films.scheduler().sigmas
 
-    clips = [encode(pipe.vae, torch.from_numpy(render(scene, FRAMES, SIZE, SIZE).frames)) for _, scene in scenes]
+    clips = [
+        images_to_latents(pipe.vae, torch.from_numpy(render(scene, FRAMES, SIZE, SIZE).frames)) for _, scene in scenes
+    ]
     real = [
         row(
             pipe,

@@ -1383,11 +1383,11 @@ def prepare_command(args):
 
 def tell(args, rows):
     "Print a summary and write the page; raises `UsageError` if no clip was kept."
-    from tav_nb.data.report import summary, write_page
+    from tav_nb.data.report import summary, write_report
 
     page = Path(args.page or Path(args.out) / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_page(args.out, page, rows)
+    write_report(args.out, page, rows)
     show(f"{args.out}: {summary(rows)}\n{page} shows every clip{'; nothing was encoded' if args.dry_run else ''}")
     if not any(row["kept"] for row in rows):
         raise UsageError(f"no clip was kept; {page} shows why")
@@ -1583,13 +1583,13 @@ def score_command(args):
 
     limits = limits_of(args)
     with warnings.catch_warnings(action="ignore"):  # Pillow warns of what is refused here
-        films = [score.read_film(name, args.side, args.convert, limits) for name in args.videos]
-        reference = score.read_film(args.reference, args.side, args.convert, limits) if args.reference else None
+        films = [score.load_video(name, args.side, args.convert, limits) for name in args.videos]
+        reference = score.load_video(args.reference, args.side, args.convert, limits) if args.reference else None
 
         def watch(jobs):
             return tqdm(jobs, desc="measuring", unit="film", leave=False, disable=None)
 
-        scored = score.score_films(
+        scored = score.score_videos(
             films,
             reference,
             args.controls,

@@ -38,4 +38,4 @@ def pytest_pycollect_makeitem(collector, name, obj):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     "The longest test first: at the end, all workers but one would wait for it."
-    items.sort(key=lambda item: "eight_sealed_scenes" not in item.name)
+    items.sort(key=lambda item: "eight_scenes_of_the_test_split" not in item.name)

@@ -1624,7 +1624,7 @@ def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
             assert (
                 code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and said in err
             ), (words, code, printed, err)
-        with patch("tav_nb.evaluation.score.measure", side_effect=KeyboardInterrupt):
+        with patch("tav_nb.evaluation.score.measure_video", side_effect=KeyboardInterrupt):
             assert tav("score", film, "--html", f"{folder}/page.html")[::2] == (
                 130,
                 "tav: interrupted; nothing was written\n",

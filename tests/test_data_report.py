@@ -5,7 +5,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from pyarrow import parquet
-from tav_nb.data.report import Progress, SCRIPT, STYLE, as_data, by_group, by_licence, make_page, show_clips, summary, write_page
+from tav_nb.data.report import Progress, REPORT_STYLE, SCRIPT, clip_record, render_report, rows_by_group, rows_by_licence, show_clips, summary, write_report
 from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.utils.schema import SchemaError
 from unittest.mock import patch
@@ -100,7 +100,7 @@ def test_the_summary_counts_every_clip_once_and_names_every_reason():
         make_row(1, file="a.mp4"),
         *(make_row(number, "still: it is", file="b.mp4") for number in range(2, 6)),
     ]
-    assert list(by_group(few)) == ["kept", "still"] and summary(few).startswith(
+    assert list(rows_by_group(few)) == ["kept", "still"] and summary(few).startswith(
         "2 clips kept, 2.7 s from 1 of 2 files; 4 dropped"
     )
     assert summary([]) == "0 clips kept, 0.0 s from 0 of 0 files; 0 dropped"
@@ -128,7 +128,7 @@ def test_the_bar_counts_files_and_clips():
 
 # %% ../nbs/4_real_clips/20_report.ipynb #6896425d
 def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
-    found = as_data(make_row(3, REASONS[3], figures='{"motion": 0.00123456, "apart": NaN, "luma": 116.18}', licence=""))
+    found = clip_record(make_row(3, REASONS[3], figures='{"motion": 0.00123456, "apart": NaN, "luma": 116.18}', licence=""))
     assert found["figures"] == {
         "frames": 16,
         "fps": 12.0,
@@ -138,7 +138,7 @@ def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
     assert base64.b64decode(found["image"]) == make_row(3)["thumbs"] and (found["width"], found["height"]) == (384, 64)
     assert (found["group"], found["reason"], found["licence"]) == ("still", REASONS[3], "not stated")
     assert found["time"] == "0.08 to 1.42 s" and found["size"] == "128 \u00d7 128"
-    unread = as_data(
+    unread = clip_record(
         make_row(
             0,
             "unreadable: no video",
@@ -162,7 +162,7 @@ def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
 
 # %% ../nbs/4_real_clips/20_report.ipynb #f2a5e590
 def test_the_page_fetches_nothing_and_forbids_it():
-    page = make_page(make_rows(12), about=dict(model="https://example.org"))
+    page = render_report(make_rows(12), about=dict(model="https://example.org"))
     seen = Reading(page)
     assert not seen.open, f"{seen.open} stay open"
     for tag, attributes in seen.elements:
@@ -175,7 +175,7 @@ def test_the_page_fetches_nothing_and_forbids_it():
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy.startswith("default-src 'none'; img-src data:;") and "http" not in policy
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp|import\(", STYLE + SCRIPT), (
+    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp|import\(", REPORT_STYLE + SCRIPT), (
         "no address in style and program"
     )
 
@@ -186,7 +186,7 @@ def test_captions_and_names_from_strangers_stay_text():
         make_row(0, caption=bad, file="x", licence=bad, source=bad),
         make_row(1, f"{bad}: {bad}", clip=bad, figures=json.dumps({bad: 1.0})),
     ]
-    seen = Reading(make_page(rows_of_strangers, bad, dict(note=bad)))
+    seen = Reading(render_report(rows_of_strangers, bad, dict(note=bad)))
     assert Counter(tag for tag, _ in seen.elements)["script"] == 2 and not [tag for tag, _ in seen.elements if tag == "img"]
     assert not [name for _, attributes in seen.elements for name in attributes if name.startswith("on")]
     found = json.loads(seen.data)
@@ -199,18 +199,18 @@ def test_captions_and_names_from_strangers_stay_text():
 # %% ../nbs/4_real_clips/20_report.ipynb #4ce73699
 def test_every_clip_is_on_the_page_and_every_group_can_be_chosen():
     some = make_rows(45)
-    seen = Reading(make_page(some))
+    seen = Reading(render_report(some))
     assert [clip["name"] for clip in json.loads(seen.data)] == [row["clip"] for row in some]
     values = [attributes["value"] for tag, attributes in seen.elements if tag == "input" and attributes["type"] == "radio"]
     assert values == ["", "kept", "still", "short"]
     assert {"all 45", "kept 32", "still 9", "short 4"} <= set(seen.text)
     ways = [attributes["value"] for tag, attributes in seen.elements if tag == "option"]
     assert ways[0] == "" and {"motion up", "motion down", "hold up"} <= set(ways)
-    assert Reading(make_page([])).text, "a page without clips is a page as well"
+    assert Reading(render_report([])).text, "a page without clips is a page as well"
 
 # %% ../nbs/4_real_clips/20_report.ipynb #dbc599f0
 def test_a_page_can_be_read_aloud_and_used_with_the_keyboard():
-    seen = Reading(make_page(make_rows(12)))
+    seen = Reading(render_report(make_rows(12)))
     tags = Counter(tag for tag, _ in seen.elements)
     assert seen.elements[0] == ("html", {"lang": "en"}) and tags["h1"] == tags["main"] == 1
     assert all(seen.labelled) and len(seen.labelled) == 6, "every field stands in its label"
@@ -218,7 +218,9 @@ def test_a_page_can_be_read_aloud_and_used_with_the_keyboard():
         attributes.get("scope") == "col" for tag, attributes in seen.elements if tag == "th"
     )
     assert [attributes for tag, attributes in seen.elements if attributes.get("role") == "status"], "a choice is announced"
-    assert ("a", {"class": "skip", "href": "#list"}) in seen.elements and "alt:" in SCRIPT and "focus-visible" in STYLE
+    assert (
+        ("a", {"class": "skip", "href": "#list"}) in seen.elements and "alt:" in SCRIPT and "focus-visible" in REPORT_STYLE
+    )
 
 # %% ../nbs/4_real_clips/20_report.ipynb #98dbb353
 def test_kept_clips_are_counted_by_licence():
@@ -228,8 +230,8 @@ def test_kept_clips_are_counted_by_licence():
         make_row(2, licence="CC BY 4.0"),
         make_row(3, REASONS[3], licence="CC0"),
     ]
-    assert {name: len(members) for name, members in by_licence(some).items()} == {"CC BY 4.0": 2, "not stated": 1}
-    text = " ".join(Reading(make_page(some)).text)
+    assert {name: len(members) for name, members in rows_by_licence(some).items()} == {"CC BY 4.0": 2, "not stated": 1}
+    text = " ".join(Reading(render_report(some)).text)
     assert "CC BY 4.0" in text and "not stated" in text and "CC0" not in text
 
 # %% ../nbs/4_real_clips/20_report.ipynb #accc42cd
@@ -237,16 +239,16 @@ def test_the_page_of_a_cache_is_written_whole_and_beside_it():
     with tempfile.TemporaryDirectory() as place:
         parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), f"{place}/manifest.parquet")
         Path(place, "cache.json").write_text('{"model_name": "a model"}')
-        path = write_page(place)
+        path = write_report(place)
         assert path == Path(place, "report.html") and "a model" in path.read_text("utf-8")
         assert [clip["name"] for clip in json.loads(Reading(path.read_text("utf-8")).data)] == [
             row["clip"] for row in make_rows(3)
         ]
-        assert write_page(place, f"{place}/other.html").read_text("utf-8") == path.read_text("utf-8")
+        assert write_report(place, f"{place}/other.html").read_text("utf-8") == path.read_text("utf-8")
         before = path.read_text("utf-8")
         with patch("os.replace", side_effect=OSError(28, "No space left on device")):
             try:
-                write_page(place, rows=make_rows(1))
+                write_report(place, rows=make_rows(1))
             except OSError:
                 pass
             else:
@@ -268,7 +270,7 @@ def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
             folder.mkdir()
             parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), folder / "manifest.parquet")
             (folder / "cache.json").write_text('{"model_name": "a model"}')
-            pages.append(write_page(folder).read_bytes())
+            pages.append(write_report(folder).read_bytes())
         assert pages[0] == pages[1]
 
 # %% ../nbs/4_real_clips/20_report.ipynb #d3c78f11
@@ -283,7 +285,7 @@ document.title = JSON.stringify([said, document.querySelector('li.dropped img').
 </script>"""
     if browser:  # where there is none, nothing is tested
         with tempfile.TemporaryDirectory() as place:
-            Path(place, "page.html").write_text(make_page(make_rows(100)).replace("</body>", play + "</body>"), "utf-8")
+            Path(place, "page.html").write_text(render_report(make_rows(100)).replace("</body>", play + "</body>"), "utf-8")
             line = [
                 browser,
                 "--headless",
@@ -310,7 +312,7 @@ document.title = JSON.stringify([said, document.querySelector('li.dropped img').
 def test_the_notebook_shows_the_page_and_keeps_pictures_for_those_who_show_no_html():
     bundle = show_clips(make_rows(12), limit=5)._repr_mimebundle_()
     frame = Reading(bundle["text/html"]).elements[0]
-    assert frame[0] == "iframe" and frame[1]["title"] and frame[1]["srcdoc"] == make_page(make_rows(5))
+    assert frame[0] == "iframe" and frame[1]["title"] and frame[1]["srcdoc"] == render_report(make_rows(5))
     sheet = Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"])))
     assert (
         np.abs(np.asarray(sheet)[64:128].astype(float) - np.asarray(Image.open(io.BytesIO(make_row(1)["thumbs"])))).mean()
@@ -330,7 +332,7 @@ def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
         ('{"motion": "much"}', "expected `float | null`"),
         ("[" * 10_000, "nested more than 32 deep"),
     ):
-        for draw in (make_page, lambda rows: as_data(rows[0])):
+        for draw in (render_report, lambda rows: clip_record(rows[0])):
             try:
                 draw([make_row(0, figures=text)])
             except SchemaError as error:
@@ -341,20 +343,20 @@ def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
                 ), error
             else:
                 raise AssertionError(f"{text[:20]} was taken for figures")
-    assert as_data(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {
+    assert clip_record(make_row(0, figures='{"motion": NaN, "hold": 2, "pan": null}'))["figures"] == {
         "frames": 16,
         "fps": 12.0,
         "hold": 2.0,
     }
     for broken in (b"no picture", strip_[:100], b"", b"BM" + bytes(200)):
-        data = as_data(make_row(0, thumbs=broken))
+        data = clip_record(make_row(0, thumbs=broken))
         assert (data["image"], data["width"]) == ("", 0) and show_clips([make_row(0, thumbs=broken)])._repr_mimebundle_()[
             "text/html"
         ], broken
     with tempfile.TemporaryDirectory() as place:
         Path(place, "cache.json").write_text("[" * 10_000)
         try:
-            write_page(place, rows=[good])
+            write_report(place, rows=[good])
         except ValueError as error:
             assert "cache.json" in str(error)
         else:

@@ -4,7 +4,7 @@ from functools import lru_cache
 from itertools import pairwise
 from matplotlib import pyplot as plt
 from pathlib import Path
-from tav_nb.evaluation.metrics import ConsistencyError, METRICS, _flags, _grid, all_pairs, controls, dis_flow, drift, dynamic_degree, fastest, feature_consistency, features, flickering, follow, held, measure, motion, plot_scores, raft_flow, smoothness, tof, visible, warp, warping_error
+from tav_nb.evaluation.metrics import ConsistencyError, METRICS, _flags, _grid, all_pairs, colour_drift, control_videos, dis_flow, dynamic_degree, feature_consistency, flickering, held_pairs, image_features, measure_video, motion, plot_scores, raft_flow, smoothness, tof, top_speed, track_box, visible_mask, warp, warping_error
 from tav_nb.toy import world as toon
 from types import SimpleNamespace
 import cv2
@@ -54,7 +54,9 @@ def true_errors(clip):
 def estimated_errors(frames):
     "Warping error of each pair from DIS"
     ways = [(dis_flow(a, b), dis_flow(b, a)) for a, b in pairwise(frames)]
-    return np.array([warping_error(a, b, go, visible(go, back)) for (a, b), (go, back) in zip(pairwise(frames), ways)])
+    return np.array(
+        [warping_error(a, b, go, visible_mask(go, back)) for (a, b), (go, back) in zip(pairwise(frames), ways)]
+    )
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #d807ef97
 def unsteady(clip, amount, seed=0):
@@ -106,7 +108,7 @@ def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighte
     pattern = np.random.default_rng(0).integers(40, 180, (40, 60, 3), dtype=np.uint8)
     moved = np.roll(pattern, (2, -3), (0, 1))
     along = np.full((40, 60, 2), (-3, 2), np.float32)
-    inside = visible(along, -along)
+    inside = visible_mask(along, -along)
     assert inside.mean() == 57 * 38 / (60 * 40), "what leaves the picture is not visible"
     assert warping_error(pattern, moved, along, inside) == 0 < warping_error(pattern, moved, along * 0, inside)
     assert abs(warping_error(pattern, moved + np.uint8(51), along, inside) - 3 * 0.2**2) < 1e-7
@@ -132,15 +134,15 @@ def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample
 def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agrees():
     forward, backward = np.zeros((2, 20, 30, 2), np.float32)
     forward[5:15, 5:15], backward[5:15, 9:19] = (4, 0), (-4, 0)
-    hidden = ~visible(forward, backward)
+    hidden = ~visible_mask(forward, backward)
     assert hidden[5:15, 15:19].all() and hidden.sum() == 40, "the square hides 4 columns of what is to its right"
-    assert (~visible(forward, backward, boundaries=True)).sum() == 40 + 4 * 10 - 1, (
+    assert (~visible_mask(forward, backward, boundaries=True)).sum() == 40 + 4 * 10 - 1, (
         "the four edges of the flow have a corner in common"
     )
     rng = np.random.default_rng(2)
     forward, backward = rng.integers(-2, 3, (2, 20, 30, 2)).astype(np.float32)
     for boundaries in (False, True):
-        seen = visible(forward, backward, boundaries)
+        seen = visible_mask(forward, backward, boundaries)
         for y in range(4, 16):
             for x in range(4, 26):
                 w = forward[y, x]
@@ -167,7 +169,7 @@ def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_an
 def test_motion_and_dynamic_degree_are_what_their_definitions_say():
     flow = np.zeros((30, 40, 2), np.float32)
     flow[:3, :20] = (3, 4)  # 60 of 1200 pixels are 5 %
-    assert abs(motion(flow) - 5 * 0.05 / 50) < 1e-9 and fastest(flow) == 5
+    assert abs(motion(flow) - 5 * 0.05 / 50) < 1e-9 and top_speed(flow) == 5
     assert abs(motion(np.concatenate([flow, -flow], 1)) - 5 * 0.05 / math.hypot(30, 80)) < 1e-9, (
         "opposite motions do not cancel"
     )
@@ -209,9 +211,9 @@ def test_holds_are_found_exactly_where_the_cartoon_holds_its_drawings_with_grain
         clip = cartoon(seed, 12, hold=hold, action="dance", pan=0.0, camera="still")
         grain = np.random.default_rng(0).normal(0, 3, clip.frames.shape)
         for frames in (clip.frames, np.clip(clip.frames + grain, 0, 255).round().astype(np.uint8)):
-            assert (held(frames) == (np.diff(clip.drawing) == 0)).all(), (seed, hold)
+            assert (held_pairs(frames) == (np.diff(clip.drawing) == 0)).all(), (seed, hold)
     fade = np.full((13, 16, 16, 3), 90, np.uint8) + np.arange(13, dtype=np.uint8)[:, None, None, None]
-    assert held(fade).tolist() == ([True] * 5 + [False]) * 2, "six steps of 1 are a new drawing"
+    assert held_pairs(fade).tolist() == ([True] * 5 + [False]) * 2, "six steps of 1 are a new drawing"
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #1e96fa4f
 def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_another():
@@ -250,14 +252,14 @@ def test_a_region_is_followed_and_its_drift_has_the_closed_form():
         frame[20:44, 10 + 3 * t : 34 + 3 * t] = thing[:24, :24]
     boxes = [(22.0, 12.0, 20.0, 20.0)]
     for a, b in pairwise(frames):
-        boxes.append(follow(boxes[-1], dis_flow(a, b)))
+        boxes.append(track_box(boxes[-1], dis_flow(a, b)))
     assert abs(boxes[-1][1] - 27) < 3 and abs(boxes[-1][0] - 22) < 1, boxes[-1]
-    assert follow((22.0, 12.0, 20.0, 20.0), np.full((64, 96, 2), (3, -1.5), np.float32)) == (20.5, 15, 20, 20)
+    assert track_box((22.0, 12.0, 20.0, 20.0), np.full((64, 96, 2), (3, -1.5), np.float32)) == (20.5, 15, 20, 20)
     exact = [(22, 12 + 3 * t, 20, 20) for t in range(6)]
-    assert (drift(frames, exact) == 0).all()
+    assert (colour_drift(frames, exact) == 0).all()
     brighter = frames + np.arange(0, 30, 5, dtype=np.uint8)[:, None, None, None]
-    assert np.allclose(drift(brighter, exact), np.arange(0, 30, 5) / 255)
-    assert follow((40.0, 70.0, 20.0, 20.0), np.full((64, 96, 2), 50, np.float32)) == (
+    assert np.allclose(colour_drift(brighter, exact), np.arange(0, 30, 5) / 255)
+    assert track_box((40.0, 70.0, 20.0, 20.0), np.full((64, 96, 2), 50, np.float32)) == (
         44,
         76,
         20,
@@ -275,13 +277,18 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
     wrong = []
     for seed in (3, 11):
         clip, other = cartoon(seed, 12), cartoon(seed + 100, 12)
-        films = {"real": clip.frames, **controls(clip.frames), "cut": cut_to(clip.frames, other.frames), "noise": None}
+        films = {
+            "real": clip.frames,
+            **control_videos(clip.frames),
+            "cut": cut_to(clip.frames, other.frames),
+            "noise": None,
+        }
         films["noise"] = (
             np.clip(films["static"] + np.random.default_rng(seed).normal(0, 5, clip.frames.shape), 0, 255)
             .round()
             .astype(np.uint8)
         )
-        found = {name: measure(film) for name, film in films.items()}
+        found = {name: measure_video(film) for name, film in films.items()}
         said = {
             name: "still" * x.flags["still"] + "disordered" * x.flags["disordered"] + str(x.flags["cuts"] or "")
             for name, x in found.items()
@@ -312,16 +319,18 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #69d70065
 def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_and_at_a_smaller_size():
     frames, real = unsteady(cartoon(3, 6), 6).frames, cartoon(3, 6).frames
-    found = measure(frames, reference=real, windows=[3], region=(0.2, 0.3, 0.4, 0.3))
+    found = measure_video(frames, reference=real, windows=[3], region=(0.2, 0.3, 0.4, 0.3))
     for t, (now, after) in enumerate(pairwise(frames)):
         go, back = dis_flow(now, after), dis_flow(after, now)
-        assert math.isclose(found.per_pair["warping_error"][t], warping_error(now, after, go, visible(go, back)))
+        assert math.isclose(found.per_pair["warping_error"][t], warping_error(now, after, go, visible_mask(go, back)))
         assert math.isclose(found.per_pair["residual"][t], warping_error(now, after, go))
         assert math.isclose(found.per_pair["motion"][t], motion(go)) and math.isclose(
-            found.per_pair["visible"][t], visible(go, back).mean()
+            found.per_pair["visible"][t], visible_mask(go, back).mean()
         )
         go, back = dis_flow(real[t], real[t + 1]), dis_flow(real[t + 1], real[t])
-        assert math.isclose(found.per_pair["reference_warping_error"][t], warping_error(now, after, go, visible(go, back)))
+        assert math.isclose(
+            found.per_pair["reference_warping_error"][t], warping_error(now, after, go, visible_mask(go, back))
+        )
         assert math.isclose(found.per_pair["tof"][t], tof(now, after, real[t], real[t + 1]))
     assert math.isclose(found.video["flickering"], 1 - np.abs(np.diff(frames.astype(int), axis=0)).mean() / 255)
     assert math.isclose(
@@ -335,14 +344,14 @@ def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_
         found.video["loop_closure"],
         warping_error(frames[-1], frames[0], dis_flow(frames[-1], frames[0])) / np.median(residual),
     )
-    twos = measure(on_twos(cartoon(0, 6).frames))
+    twos = measure_video(on_twos(cartoon(0, 6).frames))
     assert twos.per_pair["held"].tolist() == [True, False] * 2 + [True]
     assert (
         math.isclose(twos.video["drawings_motion"], twos.per_pair["motion"][1::2].mean())
         and twos.per_pair["motion"][::2].max() == 0
     )
     assert math.isclose(twos.video["drawings_warping_error"], twos.per_pair["warping_error"][1::2].mean())
-    assert measure(frames, side=48).size == (36, 48) and measure(real, reference=real).video["tof"] == 0
+    assert measure_video(frames, side=48).size == (36, 48) and measure_video(real, reference=real).video["tof"] == 0
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #1f6cb589
 def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_is_not():
@@ -356,10 +365,10 @@ def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_
 
 
     loop = np.stack([turn(t) for t in range(8)])
-    assert 0.3 < measure(loop).video["loop_closure"] < 2 < measure(cartoon(3).frames).video["loop_closure"]
+    assert 0.3 < measure_video(loop).video["loop_closure"] < 2 < measure_video(cartoon(3).frames).video["loop_closure"]
     seamed = np.concatenate([loop, np.clip(loop.astype(int) + 20, 0, 255).astype(np.uint8)])
-    assert measure(seamed, windows=[8]).video["seam"] > 3 and measure(seamed, windows=[4, 12]).video["seam"] < 2
-    assert math.isnan(measure(loop).video["seam"])
+    assert measure_video(seamed, windows=[8]).video["seam"] > 3 and measure_video(seamed, windows=[4, 12]).video["seam"] < 2
+    assert math.isnan(measure_video(loop).video["seam"])
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #d3208975
 def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
@@ -372,7 +381,7 @@ def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
     )
     x, y = clip.position[0]
     region = (max(0, y - 0.15), max(0, x - 0.12), 0.4, 0.24)
-    same, changed = (measure(film, region=region).per_frame["drift"] for film in (clip.frames, mixed))
+    same, changed = (measure_video(film, region=region).per_frame["drift"] for film in (clip.frames, mixed))
     assert changed[-1] > 5 * same.max() and (np.diff(changed) > -0.01).all() and changed[0] == 0, (same, changed)
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #b1148012
@@ -380,11 +389,12 @@ def test_dynamic_degree_looks_eight_times_a_second_and_a_film_is_measured_at_any
     pan = np.stack(
         [np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(25)]
     )  # 1 pixel a frame; the limit is 6 x 80/256 = 1.9
-    assert measure(pan, fps=8).video["dynamic_degree"] == 0 and measure(pan, fps=24).video["dynamic_degree"] == 1, (
-        "3 pixels in an eighth of a second"
-    )
     assert (
-        measure(pan[::3], fps=8).video["dynamic_degree"] == 1 and measure(pan[::3], fps=4).video["dynamic_degree"] == 0
+        measure_video(pan, fps=8).video["dynamic_degree"] == 0 and measure_video(pan, fps=24).video["dynamic_degree"] == 1
+    ), "3 pixels in an eighth of a second"
+    assert (
+        measure_video(pan[::3], fps=8).video["dynamic_degree"] == 1
+        and measure_video(pan[::3], fps=4).video["dynamic_degree"] == 0
     ), "3 in a quarter"
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #0a2e9efc
@@ -394,9 +404,9 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
     frames = cartoon(3, 5).frames
     with tempfile.TemporaryDirectory() as folder:
         dino, clip = tiny_dino(Path(folder) / "dino"), tiny_clip(Path(folder) / "clip")
-        found = measure(frames, dino=dino, clip=clip)
-        still = measure(controls(frames)["static"], dino=dino, clip=clip)
-        looks, sights = features(frames, dino), features(frames, clip, batch=2)
+        found = measure_video(frames, dino=dino, clip=clip)
+        still = measure_video(control_videos(frames)["static"], dino=dino, clip=clip)
+        looks, sights = image_features(frames, dino), image_features(frames, clip, batch=2)
         square = (
             torch.from_numpy(np.stack([cv2.resize(f, (32, 32), interpolation=cv2.INTER_AREA) for f in frames])).permute(
                 0, 3, 1, 2
@@ -461,7 +471,7 @@ def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_mi
             complaints = []
             for name in ("other.pth", "missing.pth"):
                 try:
-                    measure([frame, frame], flow=Path(folder) / name)
+                    measure_video([frame, frame], flow=Path(folder) / name)
                 except ConsistencyError as error:
                     complaints.append(str(error))
             sys.modules["torchvision.models"] = None
@@ -495,7 +505,7 @@ def test_what_cannot_be_measured_is_refused_with_one_line():
 
     def complaint(*arguments, **options):
         try:
-            measure(*arguments, **options)
+            measure_video(*arguments, **options)
         except ConsistencyError as error:
             return str(error)
 
@@ -515,7 +525,7 @@ def test_what_cannot_be_measured_is_refused_with_one_line():
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #bc8e04d0
 def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
-    found = measure(cartoon(3).frames[:2])
+    found = measure_video(cartoon(3).frames[:2])
     said = json.loads(found.to_json())
     assert said["video"]["step_ratio"] is None is said["video"]["smoothness"] and said["per_frame"]["smoothness"] == [
         None,
@@ -532,13 +542,14 @@ def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
         and all(METRICS[name][0] == "pair" for name in found.per_pair)
         and all(METRICS[name][0] == "frame" for name in found.per_frame)
     )
-    frozen = json.loads(measure([cartoon(3).frames[0]] * 4).to_json())
+    frozen = json.loads(measure_video([cartoon(3).frames[0]] * 4).to_json())
     assert frozen["flags"] == {"still": True, "disordered": False, "cuts": []} and frozen["video"]["loop_closure"] is None
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #8c8e4a6e
 def test_the_plot_has_a_curve_a_film_and_an_axis_a_score():
     pair = {
-        name: measure(film) for name, film in (("good", cartoon(3, 6).frames), ("frozen", cartoon(3, 6).frames[[0] * 6]))
+        name: measure_video(film)
+        for name, film in (("good", cartoon(3, 6).frames), ("frozen", cartoon(3, 6).frames[[0] * 6]))
     }
     axes = plot_scores(pair, names=("warping_error", "smoothness", "held"))
     assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [2] * 4

@@ -3,7 +3,7 @@
 from PIL import Image
 from pathlib import Path
 from tav_nb.evaluation.metrics import ConsistencyError, METRICS, shrink
-from tav_nb.evaluation.score import as_csv, as_json, as_page, as_table, curves, fit, names_of, picture_kind, read_film, score_films
+from tav_nb.evaluation.score import as_csv, as_json, as_page, as_table, curve_svg, fit_reference, load_video, score_videos, short_names, unusual_format
 from tav_nb.toy import world as toon
 from tav_nb.utils.video_io import read_video, write_video
 import av
@@ -93,31 +93,31 @@ def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_
     with tempfile.TemporaryDirectory() as folder:
         for words, path in bad_films(folder).items():
             try:
-                said = repr(read_film(path))
+                said = repr(load_video(path))
             except ValueError as error:
                 said = str(error)
             assert words.strip() in said and "\n" not in said and said.startswith(str(path)), (words, said)
         for name in ("grey.mkv", "deep.mkv", "alpha.mkv", "holes", "grey"):
-            assert read_film(Path(folder) / name, convert=True).frames.dtype == np.uint8, name
+            assert load_video(Path(folder) / name, convert=True).frames.dtype == np.uint8, name
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #8b8d757d
 def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_not_transparent():
     with tempfile.TemporaryDirectory() as folder:
         path = clips(folder)[0]
-        small = read_film(path, side=48)
+        small = load_video(path, side=48)
         assert small.frames.shape == (8, 32, 48, 3) and small.size == (64, 96) and small.fps == 8
         assert (small.frames == shrink(read_video(path)[0], 48)).all()
-        assert (read_film(path).frames == read_video(path)[0]).all()
+        assert (load_video(path).frames == read_video(path)[0]).all()
         thin = [Image.new("RGB", (1, 5000), (i, 0, 0)) for i in (0, 99)]
         thin[0].save(Path(folder) / "thin.png", save_all=True, append_images=thin[1:], duration=100)
-        assert read_film(Path(folder) / "thin.png").frames.shape == (2, 512, 1, 3)
-        assert picture_kind(grey_film(Path(folder) / "marked.webm", "yuva420p", "libvpx-vp9")) == "", (
+        assert load_video(Path(folder) / "thin.png").frames.shape == (2, 512, 1, 3)
+        assert unusual_format(grey_film(Path(folder) / "marked.webm", "yuva420p", "libvpx-vp9")) == "", (
             "marked as transparent, as browsers do, but it is not"
         )
         assert (
-            picture_kind(write_video(read_video(path)[0], Path(folder) / "film.gif"))
+            unusual_format(write_video(read_video(path)[0], Path(folder) / "film.gif"))
             == ""
-            == picture_kind(write_video(read_video(path)[0], Path(folder) / "film.mp4"))
+            == unusual_format(write_video(read_video(path)[0], Path(folder) / "film.mp4"))
         )
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #4cb00da8
@@ -140,7 +140,7 @@ def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
             container.mux(stream.encode(None))
         seen = scan(path, options)
         (prepared,) = frames_of(path, plan(seen, options), seen.info)
-        scored, read = read_film(path, side=None), read_video(path, most=8)[0]
+        scored, read = load_video(path, side=None), read_video(path, most=8)[0]
     assert seen.info.fields == "interlaced" and prepared.shape == frames.shape
     assert np.array_equal(scored.frames, prepared), "`tav score`"
     assert np.array_equal(read, prepared[:8]), "`tav generate --video`, which reads no more than it needs"
@@ -150,21 +150,21 @@ def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #0cc6b67f
 def test_films_are_told_apart_by_name_and_controls_stand_beside_them():
-    assert names_of(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and names_of(["a/x.mp4", "a/y.mp4"]) == [
+    assert short_names(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and short_names(["a/x.mp4", "a/y.mp4"]) == [
         "x.mp4",
         "y.mp4",
     ]
-    assert names_of(["x.mp4", "x.mp4"]) == ["x.mp4 (1)", "x.mp4 (2)"]
+    assert short_names(["x.mp4", "x.mp4"]) == ["x.mp4 (1)", "x.mp4 (2)"]
     with tempfile.TemporaryDirectory() as folder:
-        whole, shuffled, _ = map(read_film, clips(folder))
-    table = score_films([whole], breaks=True)
+        whole, shuffled, _ = map(load_video, clips(folder))
+    table = score_videos([whole], breaks=True)
     assert list(table) == ["whole.webp", "whole.webp: static", "whole.webp: shuffled", "whole.webp: flickering"]
     assert (
         table["whole.webp: static"].scores.flags["still"]
         and table["whole.webp: flickering"].scores.video["warping_error"]
         > table["whole.webp"].scores.video["warping_error"]
     )
-    against = score_films([shuffled], reference=whole)
+    against = score_videos([shuffled], reference=whole)
     assert (
         list(against) == ["shuffled.webp", "whole.webp"]
         and against["shuffled.webp"].scores.video["tof"] > 0
@@ -174,14 +174,17 @@ def test_films_are_told_apart_by_name_and_controls_stand_beside_them():
 # %% ../nbs/3_does_it_move/27_score.ipynb #d9e4b27b
 def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_refused():
     with tempfile.TemporaryDirectory() as folder:
-        whole = read_film(clips(folder)[0])
-        small = read_film(whole.path, side=48)
-        longer = read_film(write_video(np.concatenate([whole.frames] * 2), Path(folder) / "longer.webp"))
-        narrow = read_film(write_video(whole.frames[:, :, :64], Path(folder) / "narrow.webp"))
-    assert fit(whole, small).shape == small.frames.shape and np.abs(fit(whole, small).astype(int) - small.frames).mean() < 2
+        whole = load_video(clips(folder)[0])
+        small = load_video(whole.path, side=48)
+        longer = load_video(write_video(np.concatenate([whole.frames] * 2), Path(folder) / "longer.webp"))
+        narrow = load_video(write_video(whole.frames[:, :, :64], Path(folder) / "narrow.webp"))
+    assert (
+        fit_reference(whole, small).shape == small.frames.shape
+        and np.abs(fit_reference(whole, small).astype(int) - small.frames).mean() < 2
+    )
     for other, words in ((longer, "16 frames, but"), (narrow, "64 x 64 is not the shape")):
         try:
-            said = fit(other, whole)
+            said = fit_reference(other, whole)
         except ConsistencyError as error:
             said = str(error)
         assert words in said, said
@@ -189,7 +192,7 @@ def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_re
 # %% ../nbs/3_does_it_move/27_score.ipynb #5e0880ec
 def test_the_table_has_a_number_for_each_film_and_metric_in_blocks_that_fit():
     with tempfile.TemporaryDirectory() as folder:
-        table = score_films([read_film(path) for path in clips(folder)])
+        table = score_videos([load_video(path) for path in clips(folder)])
     lines = as_table(table, 100).splitlines()
     assert lines[0].split() == ["whole.webp", "shuffled.webp", "frozen.webp", "better"] and max(map(len, lines)) <= 100
     row = next(line for line in lines if line.startswith("warping_error")).split()
@@ -205,7 +208,7 @@ def test_the_table_has_a_number_for_each_film_and_metric_in_blocks_that_fit():
 # %% ../nbs/3_does_it_move/27_score.ipynb #97f7cf4d
 def test_json_and_csv_hold_what_was_measured():
     with tempfile.TemporaryDirectory() as folder:
-        table = score_films([read_film(path) for path in clips(folder)], windows=[4])
+        table = score_videos([load_video(path) for path in clips(folder)], windows=[4])
     found, lines = json.loads(as_json(table, side=512)), list(csv.DictReader(io.StringIO(as_csv(table))))
     assert (
         found["side"] == 512
@@ -225,7 +228,7 @@ def test_json_and_csv_hold_what_was_measured():
 # %% ../nbs/3_does_it_move/27_score.ipynb #e0bdafe4
 def test_the_page_is_whole_needs_nothing_from_outside_and_shows_every_film():
     with tempfile.TemporaryDirectory() as folder:
-        table = score_films([read_film(path) for path in clips(folder)], breaks=True)
+        table = score_videos([load_video(path) for path in clips(folder)], breaks=True)
     page = as_page({**table, "<b>&": table["whole.webp"]}, title="<i>")
     assert (
         not any(word in re.sub('base64,[^"]*', "", page) for word in ("http:", "https:", "<script", "<b>&", "<i>", "nan"))
@@ -235,8 +238,8 @@ def test_the_page_is_whole_needs_nothing_from_outside_and_shows_every_film():
     assert page.count("<polyline") >= 13 * 5 and "stroke-dasharray" in page and "prefers-color-scheme: dark" in page
     pictures = [base64.b64decode(part.split('"')[0]) for part in page.split("base64,")[1:]]
     assert all(Image.open(io.BytesIO(data)).format == "JPEG" for data in pictures) and sum(map(len, pictures)) < 300_000
-    chart = xml.etree.ElementTree.fromstring(curves({"whole": table["whole.webp"]}, "motion"))
+    chart = xml.etree.ElementTree.fromstring(curve_svg({"whole": table["whole.webp"]}, "motion"))
     xs = [float(point.split(",")[0]) for point in chart.find(".//polyline").get("points").split()]
     assert len(xs) == 7 and xs == sorted(xs) and 44 < xs[0] < xs[-1] < 290
     heights = [float(point.split(",")[1]) for point in chart.find(".//polyline").get("points").split()]
-    assert np.argmin(heights) == np.argmax(table["whole.webp"].scores.per_pair["motion"]) and curves(table, "tof") == ""
+    assert np.argmin(heights) == np.argmax(table["whole.webp"].scores.per_pair["motion"]) and curve_svg(table, "tof") == ""

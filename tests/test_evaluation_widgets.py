@@ -4,8 +4,8 @@ from PIL import Image
 from matplotlib import pyplot as plt
 from pathlib import Path
 from tav_nb.evaluation import plots as views
-from tav_nb.evaluation.metrics import dis_flow, measure
-from tav_nb.evaluation.widgets import AttentionExplorer, Compare, ConsistencyExplorer, FrameScrubber, NoiseExplorer, said, save_page, sheet
+from tav_nb.evaluation.metrics import dis_flow, measure_video
+from tav_nb.evaluation.widgets import AttentionExplorer, Compare, ConsistencyExplorer, FrameScrubber, NoiseExplorer, said, save_page, sprite_sheet
 from tav_nb.sampling.generate import embedded_pipeline, generate, noise_for
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy import world as toon
@@ -22,14 +22,14 @@ import torch
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #1685dcc9
 def test_a_sheet_has_every_frame_in_its_place_and_fits():
     film = toon.render(toon.replace(toon.random_scene(3), hold=1), 7, 64, 96).frames
-    made = sheet(film)
+    made = sprite_sheet(film)
     pixels = np.asarray(Image.open(io.BytesIO(made["sheet"])))
     assert pixels.shape == (3 * 64, 3 * 96, 3) and (made["columns"], made["count"]) == (3, 7)
     cells = [pixels[i // 3 * 64 : i // 3 * 64 + 64, i % 3 * 96 : i % 3 * 96 + 96].astype(int) for i in range(7)]
     apart = np.array([[np.abs(cell - frame).mean() for frame in film] for cell in cells])
     assert (apart.argmin(1) == np.arange(7)).all() and apart.diagonal().max() < 10, apart
     noisy = np.random.default_rng(0).integers(0, 256, (72, 128, 128, 3), dtype=np.uint8)
-    assert len(sheet(noisy)["sheet"]) <= 100_000 and sheet(noisy)["width"] < 128
+    assert len(sprite_sheet(noisy)["sheet"]) <= 100_000 and sprite_sheet(noisy)["width"] < 128
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #6d92e645
 def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_exist():
@@ -57,7 +57,7 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
 def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_what_the_page_is_told():
     film = toon.render(toon.random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([film[:3], film[::-1][:3]])
-    found = measure(jump)
+    found = measure_video(jump)
     widget = ConsistencyExplorer(jump, found, names=("residual", "smoothness"))
     state = widget.get_state()
     assert (
@@ -78,7 +78,9 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_w
     )
     widget.set_state({"overlay": "flow", "row": 5})
     assert (widget.overlay, widget.row) == ("flow", 5) and json.dumps(state["curves"])
-    assert said(measure(film[[0] * 4])).startswith("still") and "disordered" in said(measure(film[[0, 3, 1, 4, 2, 5]]))
+    assert said(measure_video(film[[0] * 4])).startswith("still") and "disordered" in said(
+        measure_video(film[[0, 3, 1, 4, 2, 5]])
+    )
     bundle = widget._repr_mimebundle_()[0]
     assert (
         len(bundle["image/jpeg"]) > 3000

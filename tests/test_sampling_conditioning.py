@@ -3,13 +3,13 @@
 from PIL import Image
 from diffusers import EulerDiscreteScheduler
 from pathlib import Path
-from tav_nb.evaluation.metrics import controls, measure
+from tav_nb.evaluation.metrics import control_videos, measure_video
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import temporal_modules
 from tav_nb.sampling.conditioning import Direction, DirectionError, KnownFrames, by_frame, check_picture, directed_noise, encode_picture, invert, joined, motion_strength, noise_given, pictures_of, read_picture, travel
 from tav_nb.sampling.generate import conditions, decode_frames, embedded_pipeline, generate, start_latents
 from tav_nb.sampling.noise import NOISES, correlated_noise, noise_correlation
-from tav_nb.toy.world import Scene, read, render
+from tav_nb.toy.world import Scene, read_scene, render
 from unittest.mock import patch
 import numpy as np
 import pytest
@@ -340,10 +340,10 @@ def test_between_two_pictures_a_film_moves_and_does_not_tear():
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
     assert max(change[0], change[-1]) < 2 * np.median(change[1:-1]), change
     assert (
-        measure(film[1:-1]).video["motion"] > 10 * measure(controls(film)["static"]).video["motion"]
-        and measure(film[1:-1]).video["motion"] > 0.001
+        measure_video(film[1:-1]).video["motion"] > 10 * measure_video(control_videos(film)["static"]).video["motion"]
+        and measure_video(film[1:-1]).video["motion"] > 0.001
     )
-    seen = read(film[1:-1])
+    seen = read_scene(film[1:-1])
     assert (seen.hair, seen.outfit, seen.background) == ("pink", "blue", "snow"), seen
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #abd0420a
@@ -355,7 +355,9 @@ def test_the_reader_sees_the_prompts_change():
         num_frames=10,
         steps=10,
     )
-    assert read(film[:3]).outfit == "red" and read(film[-3:]).outfit == "green" and read(film).hair == "pink"
+    assert (
+        read_scene(film[:3]).outfit == "red" and read_scene(film[-3:]).outfit == "green" and read_scene(film).hair == "pink"
+    )
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #059030a9
 @pytest.mark.slow
@@ -366,4 +368,6 @@ def test_the_border_of_an_extension_is_like_any_other_neighbours():
     film = joined(told, generate(**wish, direction=told))
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
     assert len(film) == 16 and 0.4 * np.median(change) < change[7] < 2 * np.median(change), change
-    assert read(film[8:]).background == read(before).background == "snow" and read(film[8:]).hair == "pink"
+    assert (
+        read_scene(film[8:]).background == read_scene(before).background == "snow" and read_scene(film[8:]).hair == "pink"
+    )

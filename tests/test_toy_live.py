@@ -4,7 +4,7 @@ from pathlib import Path
 from tav_nb.data.latents import encode_text
 from tav_nb.data.loader import ClipLoader
 from tav_nb.models.base import load_pipeline
-from tav_nb.toy.live import Live, main, toon_cache
+from tav_nb.toy.live import TrainingPlot, cache_command, toon_cache
 from tav_nb.toy.world import caption, random_scene
 import numpy as np
 import tempfile
@@ -32,7 +32,7 @@ def test_the_window_keeps_what_it_is_told():
         dict(kind="held_out", step=1, loss=0.4),
         dict(kind="preview", step=1, frames=np.zeros((8, 16, 16, 3), np.uint8)),
     ]
-    live = Live(every=1e9)
+    live = TrainingPlot(every=1e9)
     live.last = time.monotonic()
     for event in events:
         live(event)
@@ -62,7 +62,7 @@ def test_a_cache_that_would_overwrite_another_or_cannot_be_is_refused_before_any
             error = io.StringIO()
             with contextlib.redirect_stderr(error):
                 try:
-                    main([f"{place}/{words[0]}", *words[1:]])
+                    cache_command([f"{place}/{words[0]}", *words[1:]])
                 except SystemExit as end:
                     assert end.code == 2
                 else:

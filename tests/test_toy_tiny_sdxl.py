@@ -7,7 +7,7 @@ from tav_nb.models.base import EMBEDDED, quiet
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.sampling.generate import generate, load_video_pipeline, noise_for
 from tav_nb.sampling.noise import noise_correlation
-from tav_nb.toy.tiny_sdxl import Asked, AutoencoderKL, EXPECTED, FRAMES, Films, InTurn, SIZE, StableDiffusionXLPipeline, WEIGHTS, WIDTH_TEXT, alphas, bank, begin_stage, decode, density, embed, encode, evened, importance, load, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample, score_table, sealed, split, start_noise, to_pixels, whiten
+from tav_nb.toy.tiny_sdxl import AutoencoderKL, EXPECTED_LOSS, FRAMES, PIXEL_WEIGHTS, ProbedUNet, RenderedClips, SIZE, SerialPool, StableDiffusionXLPipeline, WIDTH_TEXT, alphas_cumprod, balanced_weights, begin_stage, embed_captions, embed_tokens, images_to_latents, latents_to_images, load_tiny, loss_weights, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample_latents, score_table, split_for_muon, start_noise, test_split, timestep_probabilities, to_pixels, whiten_latents
 from tav_nb.toy.world import Scene, caption, random_scene, render, vocabulary
 from tempfile import TemporaryDirectory
 import json
@@ -24,7 +24,7 @@ def apart(vae):
     """
     walk = Scene(hair="pink", style="bob", outfit="blue", background="beach", action="walk right", x=0.5, speed=0.02)
     right, left = (
-        encode(vae, torch.from_numpy(render(s, FRAMES, SIZE, SIZE).frames)).flatten(1)
+        images_to_latents(vae, torch.from_numpy(render(s, FRAMES, SIZE, SIZE).frames)).flatten(1)
         for s in (walk, replace(walk, action="walk left", speed=-0.02))
     )  # f (c h w)
     stumble = torch.zeros_like(right)
@@ -63,7 +63,7 @@ def test_a_pipeline_comes_from_its_seed_and_the_random_numbers_of_the_caller_sta
 def test_muon_gets_the_matrices_and_adam_all_the_rest():
     unet = add_temporal(make_unet())
     named = dict(unet.named_parameters())
-    ours, rest = split(named.items())
+    ours, rest = split_for_muon(named.items())
     names = {id(p): name for name, p in named.items()}
     assert len(ours) + len(rest) == len(named) and {id(p) for p in ours}.isdisjoint(map(id, rest))
     assert sum(names[id(p)].endswith(("temporal_attn.to_qkv.weight", "temporal_attn.proj.weight")) for p in ours) == 42
@@ -72,26 +72,28 @@ def test_muon_gets_the_matrices_and_adam_all_the_rest():
 
 # %% ../nbs/internals/16_tiny.ipynb #dfba24a9
 def test_films_are_drawn_into_one_file_frame_by_frame_as_they_would_be_drawn_alone():
-    films = Films(InTurn(), [5, 9], (0, 5, 6, 11)).wait()
+    films = RenderedClips(SerialPool(), [5, 9], (0, 5, 6, 11)).wait()
     assert films.shape == (2, 4, SIZE, SIZE, 3)
     assert all(
         np.array_equal(films[1, i], render(random_scene(9, "train"), 1, SIZE, SIZE, start=t).frames[0])
         for i, t in enumerate((0, 5, 6, 11))
     )
-    weighted = Films(InTurn(), [5], (5,), weights=True).wait()
-    assert np.array_equal(weighted[0, ..., :3], films[0, 1:2]) and set(np.unique(weighted[..., 3])) <= set(WEIGHTS.tolist())
+    weighted = RenderedClips(SerialPool(), [5], (5,), weights=True).wait()
+    assert np.array_equal(weighted[0, ..., :3], films[0, 1:2]) and set(np.unique(weighted[..., 3])) <= set(
+        PIXEL_WEIGHTS.tolist()
+    )
 
 # %% ../nbs/internals/16_tiny.ipynb #b8efeddd
 def test_whitening_makes_latents_even_and_leaves_the_pictures_alone():
     torch.manual_seed(0)
     vae = make_vae().requires_grad_(False)
     frames = torch.from_numpy(render(random_scene(1), 4).frames)
-    seen, before = decode(vae, encode(vae, frames)), vae.encode(to_pixels(frames)).latent_dist
-    whiten(vae, frames)
-    latents = encode(vae, frames).transpose(0, 1).flatten(1)
+    seen, before = latents_to_images(vae, images_to_latents(vae, frames)), vae.encode(to_pixels(frames)).latent_dist
+    whiten_latents(vae, frames)
+    latents = images_to_latents(vae, frames).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.cov(latents), torch.eye(4), atol=1e-3, rtol=0)
     assert latents.mean(1).abs().max() < 1e-3
-    assert (decode(vae, encode(vae, frames)).int() - seen.int()).abs().max() <= 1
+    assert (latents_to_images(vae, images_to_latents(vae, frames)).int() - seen.int()).abs().max() <= 1
     after, flat = vae.encode(to_pixels(frames)).latent_dist, lambda x: x.transpose(0, 1).flatten(1).double()
     turn = torch.linalg.lstsq(
         flat(before.mean - before.mean.mean((0, 2, 3), keepdim=True)).T, flat(after.mean).T
@@ -104,7 +106,7 @@ def test_whitening_makes_latents_even_and_leaves_the_pictures_alone():
 def test_the_trained_vae_keeps_pictures_above_27_db():
     truth = np.stack([render(random_scene(seed), 1).frames[0] for seed in range(40, 48)])
     vae = AutoencoderKL.from_pretrained(EMBEDDED / "vae")
-    back = decode(vae, encode(vae, torch.from_numpy(truth))).numpy()
+    back = latents_to_images(vae, images_to_latents(vae, torch.from_numpy(truth))).numpy()
     assert 10 * np.log10(255**2 / np.mean((truth.astype(float) - back) ** 2)) > 27
 
 # %% ../nbs/internals/16_tiny.ipynb #1d2783e7
@@ -117,7 +119,7 @@ def test_heads_are_asked_about_what_temporal_layers_are_given():
                 {name.removesuffix(".temporal_attn"): F.layer_norm(args[0], args[0].shape[-1:]).mean(1)}
             )
         )
-    asked = Asked(unet)
+    asked = ProbedUNet(unet)
     asked.kwargs = dict(num_frames=2)
     answer, seen = asked(
         torch.randn(2, 4, 16, 16),
@@ -133,28 +135,33 @@ def test_heads_are_asked_about_what_temporal_layers_are_given():
 # %% ../nbs/internals/16_tiny.ipynb #8723023e
 def test_at_the_last_step_a_stumble_is_hidden_in_the_noise_and_sdxl_s_last_step_would_show_it():
     turn, stumble = apart(AutoencoderKL.from_pretrained(EMBEDDED / "vae"))
-    last = ((1 - alphas("cpu")[-1]) / alphas("cpu")[-1]).sqrt().item()
+    last = ((1 - alphas_cumprod("cpu")[-1]) / alphas_cumprod("cpu")[-1]).sqrt().item()
     assert 60 < last < 70 and stumble < last < turn
     assert stumble > 2 * 14.6 and turn > 6 * 14.6
 
 # %% ../nbs/internals/16_tiny.ipynb #31c93db5
 def test_importance_is_the_v_loss_under_the_roof_of_min_snr():
-    a = alphas("cpu").double()
-    snr, weights = a / (1 - a), importance("cpu").double()
+    a = alphas_cumprod("cpu").double()
+    snr, weights = a / (1 - a), loss_weights("cpu").double()
     picture = weights * (snr + 1)  # what it makes of an error in the picture
     torch.testing.assert_close(picture, (snr + 1).clamp(max=5), rtol=1e-4, atol=0)
     assert (weights[snr < 4] > 0.9999).all() and weights[0] < 0.01
 
 # %% ../nbs/internals/16_tiny.ipynb #02085928
 def test_evened_weights_make_levels_nearer_to_each_other_and_keep_the_mean():
-    a, often, before, after = alphas("cpu"), density("cpu"), importance("cpu"), evened("cpu")
+    a, often, before, after = (
+        alphas_cumprod("cpu"),
+        timestep_probabilities("cpu"),
+        loss_weights("cpu"),
+        balanced_weights("cpu"),
+    )
     torch.testing.assert_close((after * often).sum(), (before * often).sum())
     sigma = ((1 - a) / a).sqrt()
-    at = [int((sigma - s).abs().argmin()) for s in EXPECTED]
+    at = [int((sigma - s).abs().argmin()) for s in EXPECTED_LOSS]
 
 
     def share(w):
-        return torch.tensor([w[t] * loss for t, loss in zip(at, EXPECTED.values())])  # of the loss, as it comes in
+        return torch.tensor([w[t] * loss for t, loss in zip(at, EXPECTED_LOSS.values())])  # of the loss, as it comes in
 
 
     torch.testing.assert_close(
@@ -166,23 +173,23 @@ def test_evened_weights_make_levels_nearer_to_each_other_and_keep_the_mean():
 
 # %% ../nbs/internals/16_tiny.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
-    p = density("cpu")
+    p = timestep_probabilities("cpu")
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))
     assert p[900] > 2 * p[100] and p.min() >= 0.5 / 1000
 
 # %% ../nbs/internals/16_tiny.ipynb #74bc1b79
 def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
-    pipe = load(EMBEDDED)
-    tokens, pooled = bank(pipe, [read_captions(2, "train", seed) for seed in (3, 4)])
+    pipe = load_tiny(EMBEDDED)
+    tokens, pooled = embed_tokens(pipe, [read_captions(2, "train", seed) for seed in (3, 4)])
     said = [caption(random_scene(seed, "train"), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
-    for ours, theirs in zip((tokens, pooled), embed(pipe, said)):
+    for ours, theirs in zip((tokens, pooled), embed_captions(pipe, said)):
         torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=0.01, rtol=0.01)
 
 # %% ../nbs/internals/16_tiny.ipynb #d5a93e8b
-def test_sealed_scenes_are_never_trained_on_and_half_of_them_are_held_out():
+def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held_out():
     from tav_nb.toy.world import held_out
 
-    scenes = sealed(64)
+    scenes = test_split(64)
     assert all(held_out(s) for s in scenes[::2]) and not any(held_out(s) for s in scenes[1::2])
     assert not {s.layout for s in scenes} & {random_scene(i, "train").layout for i in range(2000)}
 
@@ -191,24 +198,27 @@ def test_many_films_at_once_are_the_films_that_generate_makes():
     pipe = load_video_pipeline()
     prompt = "a girl with green hair waves in the snow"
     noise = start_noise(1, *noise_for(pipe), 8)
-    many = decode(pipe.vae, sample(pipe, [prompt], noise, num_frames=8, steps=2).flatten(0, 1)).numpy()
+    many = latents_to_images(pipe.vae, sample_latents(pipe, [prompt], noise, num_frames=8, steps=2).flatten(0, 1)).numpy()
     one = generate(prompt, pipe, num_frames=8, steps=2, seed=0)
     assert np.abs(many.astype(int) - one).max() <= 2
 
 # %% ../nbs/internals/16_tiny.ipynb #05063c1e
 @pytest.mark.notest
 @pytest.mark.long
-def test_eight_sealed_scenes_who_and_where_and_in_what_frame_after_frame():
+def test_eight_scenes_of_the_test_split_who_and_where_and_in_what_frame_after_frame():
     pipe = load_video_pipeline()
     row = score_table(pipe, 8, rows=["adapter on"], steps=8, num_frames=8, workers=1, log=None)["adapter on"]
     assert row["found"] == 1 and row["drift"] < 0.15
     assert row["hair"][0] >= 0.87 and row["outfit"][0] >= 0.87 and row["background"][0] >= 0.75
     assert row["jitter"] < 0.1 and row["direction"][0] > 0.5, "without the adapter, in the same noise, they are .14 and .15"
-    assert row["still_camera"]["hair"][3] == sum(s.camera == "still" for s in sealed(8)) and row["held_out"]["hair"][3] == 4
+    assert (
+        row["still_camera"]["hair"][3] == sum(s.camera == "still" for s in test_split(8))
+        and row["held_out"]["hair"][3] == 4
+    )
 
 # %% ../nbs/internals/16_tiny.ipynb #69e00716
 @pytest.mark.slow
-def test_sixteen_sealed_scenes_in_twelve_steps_keep_who_and_where_they_are():
+def test_sixteen_scenes_of_the_test_split_in_twelve_steps_keep_who_and_where_they_are():
     pipe = load_video_pipeline()
     row = score_table(pipe, 16, rows=["adapter on"], steps=12, num_frames=8, workers=1, log=None)["adapter on"]
     assert row["found"] == 1 and row["drift"] < 0.05, "4 of the 128 frames, in two films, are of somebody else: .031"
@@ -219,7 +229,7 @@ def test_sixteen_sealed_scenes_in_twelve_steps_keep_who_and_where_they_are():
 
 # %% ../nbs/internals/16_tiny.ipynb #cfc8da7a
 def test_the_untrained_parts_have_the_shapes_that_ship():
-    fresh, shipped = make_pipeline().unet.state_dict(), load(EMBEDDED).unet.state_dict()
+    fresh, shipped = make_pipeline().unet.state_dict(), load_tiny(EMBEDDED).unet.state_dict()
     assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in shipped.items()}
 
 # %% ../nbs/internals/16_tiny.ipynb #bc649a73
@@ -239,13 +249,13 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for stage, options in small.items():
                 run_stage(stage, base, adapter, records, "cpu", steps=1, workers=1, **options)
-            trained = load(base).unet.state_dict()
+            trained = load_tiny(base).unet.state_dict()
             again, fresh = begin_stage("base", base).unet.state_dict(), make_pipeline().unet.state_dict()
         assert all(json.loads((records / f"tiny_{stage}.json").read_text())["seed"] == 0 for stage in small)
         assert all(torch.equal(v, fresh[k]) for k, v in again.items()) and not all(
             torch.equal(v, trained[k]) for k, v in again.items()
         ), "a stage run twice begins from nothing twice"
-        assert load(base)("a girl", num_inference_steps=1).images[0].size == (128, 128)
+        assert load_tiny(base)("a girl", num_inference_steps=1).images[0].size == (128, 128)
         assert not [f for f in base.rglob("*.json") if folder in f.read_text()], "a path of this machine was saved"
         assert read_metadata(adapter)["noise"] == "progressive"
 

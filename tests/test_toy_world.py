@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from tav_nb.toy.world import ACTIONS, BACKGROUNDS, HAIR, LABELS, OUTFIT, Reading, SKIN, STYLES, SYNONYMS, Scene, _where, caption, held_out, random_scene, read, render, score, vocabulary, wilson
+from tav_nb.toy.world import ACTIONS, BACKGROUNDS, HAIR, LABELS, OUTFIT, Reading, SKIN, STYLES, SYNONYMS, Scene, _where, caption, held_out, random_scene, read_scene, render, score_readings, vocabulary, wilson_interval
 import json
 import math
 import numpy as np
@@ -54,7 +54,7 @@ CHECKED = "hair", "outfit", "background", "camera", "action"
 def shares_right(seeds, num_frames):
     "For each name in CHECKED the share of clips that are read as they were drawn"
     scenes = [random_scene(seed) for seed in seeds]
-    readings = [read(render(scene, num_frames).frames) for scene in scenes]
+    readings = [read_scene(render(scene, num_frames).frames) for scene in scenes]
     return {name: np.mean([getattr(s, name) == getattr(r, name) for s, r in zip(scenes, readings)]) for name in CHECKED}
 
 # %% ../nbs/1_first_video/00_toon.ipynb #5c051d63
@@ -225,7 +225,7 @@ def test_the_reader_is_right_on_256_real_clips():
 def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousandth():
     for seed in range(5):
         clip_ = render(random_scene(seed), 8, 96, 128)
-        read_ = read(clip_.frames)
+        read_ = read_scene(clip_.frames)
         off = (read_.position - clip_.position) * (128, 96)
         assert off.std(0).max() < 0.5, f"{clip_.scene.action}: the place of the face shakes by {off.std(0)} pixels"
         assert np.abs(off[:, 0]).max() < 2 and 2 < off[:, 1].min() < off[:, 1].max() < 5, (
@@ -239,7 +239,7 @@ def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousan
 def test_the_reader_notices_shuffled_frames():
     for scene in WALKS:
         frames = render(scene, 12).frames
-        good, bad = read(frames), read(frames[np.random.default_rng(1).permutation(12)])
+        good, bad = read_scene(frames), read_scene(frames[np.random.default_rng(1).permutation(12)])
         assert good.jitter < 0.006 and bad.jitter > 10 * good.jitter, (
             f"jitter {good.jitter:.4f} in order, {bad.jitter:.4f} shuffled"
         )
@@ -249,11 +249,11 @@ def test_the_reader_notices_shuffled_frames():
 def test_the_reader_notices_a_frozen_clip():
     for scene in WALKS:
         frames = render(replace(scene, pan=0.01 * math.copysign(1, scene.speed)), 12).frames
-        frozen = read(frames[[5] * 12])
+        frozen = read_scene(frames[[5] * 12])
         assert frozen.motion == 0 and abs(frozen.speed) < 0.001 and frozen.action == "stand", (
             f"a frozen {scene.action} is read as {frozen.action}"
         )
-        assert frozen.camera == "still" and read(frames).camera != "still"
+        assert frozen.camera == "still" and read_scene(frames).camera != "still"
 
 # %% ../nbs/1_first_video/00_toon.ipynb #ac71f7bb
 def test_the_reader_notices_a_mirror():
@@ -261,7 +261,7 @@ def test_the_reader_notices_a_mirror():
     for scene in WALKS:
         scene = replace(scene, pan=0.01 * math.copysign(1, scene.speed))
         frames = render(scene, 12).frames
-        good, bad = read(frames), read(frames[:, :, ::-1])
+        good, bad = read_scene(frames), read_scene(frames[:, :, ::-1])
         verb, way = scene.action.split()
         assert good.action == scene.action and bad.action == f"{verb} {mirror[way]}", (
             f"{good.action}, in the mirror {bad.action}"
@@ -273,8 +273,8 @@ def test_the_reader_notices_hair_or_clothes_recoloured_half_way():
     for change in (dict(hair="purple"), dict(outfit="green")):
         for scene in WALKS[:2]:
             good, other = render(scene, 12).frames, render(replace(scene, **change), 12).frames
-            assert read(good).drift == 0, "drift without any"
-            assert read(np.concatenate([good[:6], other[6:]])).drift >= 0.4, f"{change} half-way is not noticed"
+            assert read_scene(good).drift == 0, "drift without any"
+            assert read_scene(np.concatenate([good[:6], other[6:]])).drift >= 0.4, f"{change} half-way is not noticed"
 
 # %% ../nbs/1_first_video/00_toon.ipynb #1f7f2e28
 def test_wilson_intervals_equal_the_published_ones_and_solve_their_equation():
@@ -284,15 +284,17 @@ def test_wilson_intervals_equal_the_published_ones_and_solve_their_equation():
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ):
-        assert np.allclose(wilson(hits, n), (hits / n, low, high), atol=6e-5), f"{hits}/{n}: {wilson(hits, n)}"
+        assert np.allclose(wilson_interval(hits, n), (hits / n, low, high), atol=6e-5), (
+            f"{hits}/{n}: {wilson_interval(hits, n)}"
+        )
     for hits, n in ((3, 7), (500, 512)):
-        for bound in wilson(hits, n, z=2.5)[1:]:
+        for bound in wilson_interval(hits, n, z=2.5)[1:]:
             assert np.isclose(abs(hits / n - bound), 2.5 * math.sqrt(bound * (1 - bound) / n))
     for n in range(1, 300):
-        assert all(0 <= wilson(hits, n)[1] <= hits / n <= wilson(hits, n)[2] <= 1 for hits in (0, n)), (
+        assert all(0 <= wilson_interval(hits, n)[1] <= hits / n <= wilson_interval(hits, n)[2] <= 1 for hits in (0, n)), (
             f"a share of {n} outside its interval"
         )
-    assert all(map(math.isnan, wilson(0, 0)))
+    assert all(map(math.isnan, wilson_interval(0, 0)))
 
 # %% ../nbs/1_first_video/00_toon.ipynb #f21bbc6e
 def test_the_score_of_known_readings():
@@ -321,7 +323,7 @@ def test_the_score_of_known_readings():
         Scene(action="jump", hold=2),
         Scene(action="stand", hair="red"),
     ]
-    table_ = score(
+    table_ = score_readings(
         asked_,
         [
             as_read(asked_[0]),
@@ -330,9 +332,9 @@ def test_the_score_of_known_readings():
             as_read(asked_[3], hair="pink", jitter=math.nan),
         ],
     )
-    assert table_["hair"] == (*wilson(3, 4), 4) and table_["outfit"] == (*wilson(4, 4), 4)
-    assert table_["direction"] == (*wilson(1, 2), 2), "only who moves has a direction, and one went the wrong way"
-    assert table_["gait"] == (*wilson(2, 2), 2), "a run to the wrong side is still a run"
+    assert table_["hair"] == (*wilson_interval(3, 4), 4) and table_["outfit"] == (*wilson_interval(4, 4), 4)
+    assert table_["direction"] == (*wilson_interval(1, 2), 2), "only who moves has a direction, and one went the wrong way"
+    assert table_["gait"] == (*wilson_interval(2, 2), 2), "a run to the wrong side is still a run"
     assert table_["jump"][0] == 0 and table_["stand"][0] == 1 and table_["wave"][3] == 0 and math.isnan(table_["wave"][0])
     assert np.isclose(table_["jitter"], 0.002), "held drawings are left out, and so is what could not be measured"
     assert np.isclose(table_["drift"], 0.125) and np.isclose(table_["speed"], 0.03)
