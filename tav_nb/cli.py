@@ -362,9 +362,9 @@ def check_context(args, adapter):
     """
     if args.images:
         return None
-    from tav_nb.models.adapter_file import read_metadata
+    from tav_nb.models.adapter_file import read_adapter_metadata
 
-    context, longest = context_of(args), read_metadata(adapter)["max_frames"]
+    context, longest = context_of(args), read_adapter_metadata(adapter)["max_frames"]
     try:
         windows = plan_windows(args.num_frames, context, longest)
     except ValueError as error:
@@ -1639,7 +1639,7 @@ def info_command(args):
     if path.suffix == ".safetensors" or (path / "temporal_adapter.safetensors").exists():
         from tav_nb.models import adapter_file as adapter
 
-        found = adapter.read_metadata(path)
+        found = adapter.read_adapter_metadata(path)
     else:
         found = read_metadata(path)
     show_json(found)

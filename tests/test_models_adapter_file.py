@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tav_nb.models.adapter_file import AdapterError, FILE_NAME, FORMAT, base_fingerprint, load_adapter, read_metadata, save_adapter
+from tav_nb.models.adapter_file import AdapterError, FILE_NAME, FORMAT, base_fingerprint, load_adapter, read_adapter_metadata, save_adapter
 from tav_nb.models.base import hub_file
 from tav_nb.models.temporal_unet import AFTER_SAVE, add_temporal, remove_temporal, temporal_blocks, temporal_modules, temporal_state_dict
 from torch import nn
@@ -147,7 +147,7 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
         assert metadata.items() >= {**told, "format_version": 1, "max_frames": 24, "positions": "sinusoidal"}.items()
         assert metadata["base"] == base_fingerprint(again)
         second = save_adapter(again, Path(place) / "b.safetensors", fps=8)
-        assert read_metadata(second) == {**metadata, "fps": 8}
+        assert read_adapter_metadata(second) == {**metadata, "fps": 8}
         assert all(isinstance(value, str) for value in safe_open(second, "pt").metadata().values())
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d80c7c27

@@ -5,7 +5,7 @@ from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants, errors
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from tav_nb.models.base import EMBEDDED, ModelError, Note, StableDiffusionXLPipeline, check_prompt, find_model, hub_file, known_words, load_pipeline, note, note_unread, only_variant, quiet
+from tav_nb.models.base import EMBEDDED, ModelError, Note, StableDiffusionXLPipeline, check_prompt, find_model, hub_file, known_words, load_pipeline, note, note_unread_words, only_variant, quiet
 from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -656,7 +656,7 @@ def test_what_a_prompt_says_in_vain_is_named():
     def noted(text, what="prompt"):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            note_unread(pipe, text, what)
+            note_unread_words(pipe, text, what)
         assert all(w.category is Note and "\n" not in str(w.message) for w in found)
         return [str(w.message) for w in found]
 

@@ -2,7 +2,7 @@
 
 from accelerate.hooks import CpuOffload
 from pathlib import Path
-from tav_nb.models.attention_kernel import MAX_ROWS
+from tav_nb.models.attention_kernel import MAX_SEQUENCES
 from tav_nb.models.base import EMBEDDED, ModelError, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_blocks
 from tav_nb.models.vae import decode_slice
@@ -332,4 +332,4 @@ def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_
             told_on_meta(unet, 144, 72),
             Memory(False, 8),
         )
-    assert len(sizes) > 30 and max(sizes) < MAX_ROWS, max(sizes)
+    assert len(sizes) > 30 and max(sizes) < MAX_SEQUENCES, max(sizes)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from tav_nb.models.adapter_file import read_metadata
+from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, quiet
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.sampling.generate import generate, load_video_pipeline, noise_for
@@ -257,7 +257,7 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
         ), "a stage run twice begins from nothing twice"
         assert load_tiny(base)("a girl", num_inference_steps=1).images[0].size == (128, 128)
         assert not [f for f in base.rglob("*.json") if folder in f.read_text()], "a path of this machine was saved"
-        assert read_metadata(adapter)["noise"] == "progressive"
+        assert read_adapter_metadata(adapter)["noise"] == "progressive"
 
 # %% ../nbs/internals/16_tiny.ipynb #d7628ba3
 def test_the_embedded_model_loads_with_no_extra_argument_and_weighs_under_18_mb():

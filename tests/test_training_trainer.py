@@ -7,7 +7,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from tav_nb.data.latents import fingerprint
 from tav_nb.data.loader import ClipLoader
-from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_metadata
+from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.training.checkpoint import CheckpointError, checksum, find_checkpoint, optimizer_tensors, save_checkpoint, seal
@@ -487,7 +487,7 @@ def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
         assert kinds == {".safetensors", ".json"}, "nothing is pickled"
-        assert read_metadata(folder)["trained_steps"] == 3 and not restore(small_core(), f"{folder}/none")
+        assert read_adapter_metadata(folder)["trained_steps"] == 3 and not restore(small_core(), f"{folder}/none")
 
 # %% ../nbs/5_training/24_trainer.ipynb #2b1869f6
 def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_and_can_be_gone_on_with():
@@ -823,7 +823,7 @@ def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_t
         )
         assert (
             find_checkpoint(f"{place}/bad-clip")[1]["step"] == 2
-            and read_metadata(f"{place}/bad-clip")["trained_steps"] == 2
+            and read_adapter_metadata(f"{place}/bad-clip")["trained_steps"] == 2
         )
         goes_on = ["train", str(bad), f"{place}/bad-clip", "--resume", "--bad-clips", "skip", "--device", "cpu"]
         cases = [
@@ -1223,7 +1223,7 @@ def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_t
         second, lines = run_small(f"{place}/second", replace(SMALL, adapter=f"{place}/first", steps=1, lr=1e-9))
         assert (
             small_core().unet.temporal_config["num_heads"] is None
-            and second.unet.temporal_config["num_heads"] == read_metadata(f"{place}/first")["num_heads"] == 4
+            and second.unet.temporal_config["num_heads"] == read_adapter_metadata(f"{place}/first")["num_heads"] == 4
         )
         assert f"from {place}/first" in lines[1] and not torch.equal(second.parameters[0], small_core().parameters[0])
         torch.testing.assert_close(second.parameters[0].cpu(), core.average.tensors[0], rtol=0, atol=1e-6)

@@ -22,7 +22,7 @@ from bounds import options, record
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from tav_nb.models.adapter_file import KNOWN, AdapterError, load_adapter, save_adapter
+from tav_nb.models.adapter_file import METADATA_TYPES, AdapterError, load_adapter, save_adapter
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules, temporal_state_dict
 
 UNET = dict(
@@ -116,7 +116,7 @@ def edited_structure(content, rng, path):
 
 def edited_metadata(content, rng, path):
     header, rest = split(content)
-    name = rng.choice(sorted(KNOWN))
+    name = rng.choice(sorted(METADATA_TYPES))
     header["__metadata__"][name] = rng.choice(
         (
             "1",
@@ -157,7 +157,7 @@ def nested(content, rng, path):
     header, rest = split(content)
     deep = rng.choice(("[" * 10**5, "[" * 500 + "]" * 500, '{"a":' * 3000 + "1" + "}" * 3000))
     if rng.random() < 0.5:
-        header["__metadata__"][rng.choice([*sorted(KNOWN), "foreign"])] = deep
+        header["__metadata__"][rng.choice([*sorted(METADATA_TYPES), "foreign"])] = deep
         return join(header, rest)
     return join(b'{"__metadata__":' + deep.encode() + b"}", rest)
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import tav_nb.training.trainer as trainer
 from tav_nb.cli import main
 from tav_nb.data.latents import fingerprint
-from tav_nb.models.adapter_file import read_metadata
+from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.training.checkpoint import find_checkpoint
 
@@ -204,5 +204,5 @@ def content(run):
         name: tensor.numpy().tobytes() for name, tensor in load_file(Path(run, "temporal_adapter.safetensors")).items()
     }
     return dict(
-        tensors=tensors, state=state, log=lines, previews=previews, adapter=adapter, metadata=read_metadata(run)
+        tensors=tensors, state=state, log=lines, previews=previews, adapter=adapter, metadata=read_adapter_metadata(run)
     )

@@ -15,7 +15,7 @@ import torch
 from ..utils.errors import TavError
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
-from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread
+from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread_words
 from ..models.temporal_unet import temporal_modules, attention_windows
 from ..models.vae import decode_latents
 from ..models.windows import Context, blend_windows, plan_windows, slice_window
@@ -262,13 +262,13 @@ def generate(
     for text in prompts.values():
         check_prompt(pipe, text)
     for text in dict.fromkeys(prompts.values()):
-        note_unread(pipe, text)
+        note_unread_words(pipe, text)
     pictures = pictures_of(direction, num_frames, height, width)
     num_frames += direction.behind  # the end of the film before is made again, to be seen by what follows
     noise, noise_strength = noise_for(pipe, noise, noise_strength)
     guidance = guidance_for(pipe.unet, guidance_scale, guidance_min_sigma, temporal_guidance)
     if negative_prompt and guidance.scale > 1:
-        note_unread(pipe, negative_prompt, "negative prompt")
+        note_unread_words(pipe, negative_prompt, "negative prompt")
     prompts = {frame + direction.behind: text for frame, text in prompts.items()}
     memory = memory or Memory()
     offload_parts(pipe, memory)

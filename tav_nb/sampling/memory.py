@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..models.adapter_file import load_adapter
-from ..models.base import cannot_load, check_loadable, find_config, quiet
+from ..models.base import loading_error, check_loadable, find_config, quiet
 from ..models.temporal_attention import TemporalSelfAttention
 from ..models.vae import decode_slice, slice_size, unscale_latents, upcast_vae
 from ..utils.memory_trace import GPU, Live, Replaced
@@ -186,7 +186,7 @@ def configs_of(model=None, config=None):
         try:
             return dict(where=where) | {name: read(where, subfolder=name) for name, read in kinds.items()}
         except Exception as error:  # as in `load_pipeline`
-            raise cannot_load(where, error) from None
+            raise loading_error(where, error) from None
 
 
 def size_of(module):
@@ -208,7 +208,7 @@ def outline(
                 text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]),
             )
         except Exception as error:  # values that do not go together: many classes, one answer
-            raise cannot_load(where, error) from None
+            raise loading_error(where, error) from None
     parts = dict(unet=unet, vae=vae, **encoders)
     for part in parts.values():
         nn.Module.to(part, dtype).requires_grad_(False).eval()
@@ -321,7 +321,7 @@ def measure(
             model, num_frames, height, width, memory, on_cpu
         )  # its weights in 32 bits, if it decodes so
     except Exception as error:  # parts that do not go together: many classes, one answer
-        raise cannot_load(model.where, error) from error
+        raise loading_error(model.where, error) from error
     if memory.offload and not on_cpu:
         return Peaks(model.sizes["unet"], model.sizes["unet"] + denoising, vae + decoding)
     weights = sum(model.sizes.values())

@@ -29,14 +29,14 @@ from transformers import CLIPVisionModelWithProjection
 from tav_nb.models.base import (
     ModelError,
     cached_folder,
-    cannot_load,
+    loading_error,
     check_complete,
     check_finite,
     check_part_config,
     check_prompt,
     hub_file,
     is_hub_id,
-    note_unread,
+    note_unread_words,
     only_variant,
     quiet,
 )
@@ -88,10 +88,10 @@ def film(
     height, width = height or made_for, width or made_for
     check_request(pipe, num_frames, height, width, steps, images)
     check_prompt(pipe, prompt)
-    note_unread(pipe, prompt)
+    note_unread_words(pipe, prompt)
     guidance_scale = guidance_for(pipe.unet, guidance_scale).scale  # these pipelines know of no other guidance
     if negative_prompt and guidance_scale > 1:
-        note_unread(pipe, negative_prompt, "negative prompt")
+        note_unread_words(pipe, negative_prompt, "negative prompt")
     call = frames_of(pipe, prompt, num_frames, guidance_scale, negative_prompt)
     start = film_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call["prompt_embeds"])
     takes = signature(pipe.__call__).parameters
@@ -289,7 +289,7 @@ def load_control(pipe, where):
     except (ModelError, PipelineError) as error:
         raise PipelineError(str(error)) from None
     except Exception as error:  # missing or broken files: many classes, one answer
-        raise PipelineError(str(cannot_load(where, error, " as a ControlNet"))) from None
+        raise PipelineError(str(loading_error(where, error, " as a ControlNet"))) from None
     for name in "cross_attention_dim", "block_out_channels", "addition_embed_type":
         if control.config[name] != pipe.unet.config[name]:
             raise PipelineError(

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from ..models.base import cannot_load, find_config, quiet
+from ..models.base import loading_error, find_config, quiet
 from ..models.temporal_unet import add_temporal, temporal_modules, train_only_temporal
 from .offloaded_adamw import PIECE
 from ..utils.memory_trace import GPU, Live, Replaced, in_pieces
@@ -149,7 +149,7 @@ def unet_on_meta(model, config, dtype, structure):
             with torch.device("meta"):
                 unet = UNet2DConditionModel.from_config(about)
         except Exception as error:  # missing or wrong values: many classes, one answer
-            raise cannot_load(where, error) from None
+            raise loading_error(where, error) from None
     with torch.device("meta"):
         add_temporal(torch.nn.Module.to(unet, dtype), **structure)  # past diffusers' own `to`, which would warn
     for layer in temporal_modules(unet).values():

@@ -49,7 +49,7 @@ from tav_nb.models.adapter_file import (
     FILE_NAME,
     STRUCTURE,
     load_adapter,
-    read_metadata,
+    read_adapter_metadata,
     save_adapter,
     write_safetensors,
 )
@@ -590,7 +590,7 @@ def check_memory(config, clips, device, dtype, say):
             )
     structure = None
     if config.adapter:
-        structure = {name: value for name, value in read_metadata(config.adapter).items() if name in STRUCTURE}
+        structure = {name: value for name, value in read_adapter_metadata(config.adapter).items() if name in STRUCTURE}
     cpu = torch.device(device).type == "cpu"
     need = measure(config, *size, dtype, structure, cpu)
     say(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
