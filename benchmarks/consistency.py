@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from tav_nb.evaluation.metrics import measure_video
-from tav_nb.sampling.generate import load_video_pipeline, noise_for
+from tav_nb.sampling.generate import load_video_pipeline, resolve_noise
 from tav_nb.toy import tiny_sdxl as tiny
 from tav_nb.toy.world import caption, random_scene
 
@@ -153,7 +153,7 @@ def main():
         "VAE round trip",
         decode(tiny.images_to_latents(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])),
     )
-    trained = noise_for(pipe)
+    trained = resolve_noise(pipe)
     for name, (noise, on) in ROWS.items():
         starts = tiny.start_noise(args.scenes, *((noise,) if noise else trained), num_frames=args.frames)
         add(

@@ -28,26 +28,26 @@ import torch
 
 from tav_nb.evaluation.metrics import dis_flow, motion
 from tav_nb.sampling import generate as inference
-from tav_nb.sampling.conditioning import Direction, KnownFrames, encode_picture, joined, know_frames
+from tav_nb.sampling.conditioning import Keyframes, KnownFrames, encode_known_image, join_videos, prepare_known_frames
 from tav_nb.sampling.generate import decode_frames, generate, load_video_pipeline
-from tav_nb.sampling.guidance import guidance_for
+from tav_nb.sampling.guidance import resolve_guidance
 from tav_nb.toy import world as toon
 
 
-def drawn(pipe, pictures, behind, latents, *rest):
-    "`know_frames` with all known frames in the noise that was drawn"
+def drawn(pipe, pictures, context_frames, latents, *rest):
+    "`prepare_known_frames` with all known frames in the noise that was drawn"
     if not pictures:
-        return know_frames(pipe, pictures, behind, latents, *rest)
-    clean = torch.stack([encode_picture(pipe, picture) for picture in pictures.values()])
+        return prepare_known_frames(pipe, pictures, context_frames, latents, *rest)
+    clean = torch.stack([encode_known_image(pipe, picture) for picture in pictures.values()])
     return (
         KnownFrames([*pictures], clean, latents[[*pictures]] / pipe.scheduler.init_noise_sigma, pipe.scheduler),
         latents,
     )
 
 
-def inverted(pipe, pictures, behind, *rest):
-    "`know_frames` with all known frames in inverted noise"
-    return know_frames(pipe, pictures, 0, *rest)
+def inverted(pipe, pictures, context_frames, *rest):
+    "`prepare_known_frames` with all known frames in inverted noise"
+    return prepare_known_frames(pipe, pictures, 0, *rest)
 
 
 def scenes(count):
@@ -99,8 +99,8 @@ def between_pictures(pipe, scene, real, both, how, wish):
     "The figures of a film with its first frame given, or both ends"
     known = {0: real[0], **({len(real) - 1: real[-1]} if both else {})}
     with patch.object(inference, "know_frames", how):
-        film = generate(direction=Direction(real[0], real[-1] if both else None), num_frames=len(real), **wish)
-    seen = {frame: decode_frames(pipe, encode_picture(pipe, picture)[None])[0] for frame, picture in known.items()}
+        film = generate(keyframes=Keyframes(real[0], real[-1] if both else None), num_frames=len(real), **wish)
+    seen = {frame: decode_frames(pipe, encode_known_image(pipe, picture)[None])[0] for frame, picture in known.items()}
     inner = film[1:-1] if both else film[1:]
     return film, dict(
         tear=max(tear(film, at) for at in ([0, -1] if both else [0])),
@@ -113,11 +113,11 @@ def between_pictures(pipe, scene, real, both, how, wish):
 
 def go_on(scene, real, before, seed, how, wish):
     "The figures of the second part of a film, half as long as the first"
-    told = Direction(before=before, overlap=min(8, len(before)))
+    told = Keyframes(before=before, overlap=min(8, len(before)))
     with patch.object(inference, "know_frames", how):
-        new = generate(direction=told, num_frames=len(real) // 2, **wish | dict(seed=seed))
+        new = generate(keyframes=told, num_frames=len(real) // 2, **wish | dict(seed=seed))
     return new, dict(
-        tear=tear(joined(told, new), len(before) - 1),
+        tear=tear(join_videos(told, new), len(before) - 1),
         goes_on=float(np.median(changes(new)) / np.median(changes(before))),
         **looks(new, scene),
     )
@@ -140,16 +140,16 @@ def measure(args, number, scene):
         rows.append(dict(what=name, scene=number, action=scene.action, **figures))
 
     for ends in ("first", "both"):
-        for name, how in dict(drawn=drawn, inverted=know_frames).items():
+        for name, how in dict(drawn=drawn, inverted=prepare_known_frames).items():
             row(f"{ends} {name}", *between_pictures(pipe, scene, real, ends == "both", how, wish))
     for strength in args.motions:
-        film = generate(direction=Direction(motion=strength), num_frames=args.frames, **wish)
+        film = generate(keyframes=Keyframes(motion=strength), num_frames=args.frames, **wish)
         row(f"motion {strength:g}", film, dict(moves=moves(film, real), **looks(film, scene)))
         if strength == 1:
             before = film
     for name, seed, how in (
-        ("own seed", number, know_frames),
-        ("another seed", number + 1000, know_frames),
+        ("own seed", number, prepare_known_frames),
+        ("another seed", number + 1000, prepare_known_frames),
         ("inverted", number, inverted),
     ):
         row(f"on {name}", *go_on(scene, real, before, seed, how, wish))
@@ -205,7 +205,7 @@ def main():
         device=torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU",
         seconds=round(time.perf_counter() - start, 1),
         versions={name: version(name) for name in ("torch", "diffusers", "transformers")},
-        guidance=vars(guidance_for(load(args.device).unet)),
+        guidance=vars(resolve_guidance(load(args.device).unet)),
         settings={
             name: value for name, value in vars(args).items() if name not in ("out", "toy", "processes", "threads")
         },

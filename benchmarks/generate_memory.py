@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tav_nb.models.adapter_file import save_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal
-from tav_nb.sampling.memory import ask, configs_of, decode_slice, told_on_meta
+from tav_nb.sampling.memory import predict, load_configs, decode_slice, unet_kwargs_on_meta
 from tav_nb.training.memory import GPU, Replaced
 from tav_nb.utils.atomic_io import write_whole
 
@@ -120,12 +120,12 @@ def watched(function, kind):
         if cuda: torch.cuda.reset_peak_memory_stats()
         return result
     return run
-choose = fitting.choose
+choose_memory = fitting.choose_memory
 def chosen(*args, **kwargs):
-    memory, peaks = choose(*args, **kwargs)
+    memory, peaks = choose_memory(*args, **kwargs)
     found.update(fitted=asdict(memory), estimate={name: getattr(peaks, name) / 2**30 for name in ("weights", "denoising", "decoding")})
     return memory, peaks
-fitting.choose = chosen
+fitting.choose_memory = chosen
 inference.denoise_step = watched(inference.denoise_step, "denoising")
 inference.decode_frames = watched(inference.decode_frames, "decoding")
 code = tav_nb.cli.main(sys.argv[2:])
@@ -231,17 +231,17 @@ def work_of(model, side, dtype, clip=24):
     """Floating point operations of a step (both sides of the guidance) and of decoding, a frame, and bytes of the
     UNet's weights
     """
-    configs = configs_of(model)
+    configs = load_configs(model)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
     add_temporal(torch.nn.Module.to(unet, dtype), 24)
     with torch.no_grad(), Replaced(GPU):
         with FlopCounterMode(display=False) as step:
-            ask(
+            predict(
                 unet,
                 torch.empty(clip, 4, side // 8, side // 8, dtype=dtype, device="meta"),
                 torch.empty((), device="meta"),
-                told_on_meta(unet, 2 * clip, clip),
+                unet_kwargs_on_meta(unet, 2 * clip, clip),
             )
         with FlopCounterMode(display=False) as decode:
             decode_slice(vae, torch.empty(1, 4, side // 8, side // 8, device="meta"))

@@ -42,7 +42,7 @@ import torch
 from tav_nb.evaluation.metrics import measure_video
 from tav_nb.models.windows import Context, plan_windows
 from tav_nb.sampling import generate as inference
-from tav_nb.sampling.guidance import guidance_for
+from tav_nb.sampling.guidance import resolve_guidance
 from tav_nb.toy import tiny_sdxl as tiny
 from tav_nb.toy.world import caption, read_scene, render, wilson_interval
 
@@ -260,9 +260,9 @@ def main():
             scenes=args.scenes,
             frames=args.frames,
             steps=args.steps,
-            guidance=asdict(guidance_for(pipe.unet)),
+            guidance=asdict(resolve_guidance(pipe.unet)),
             longest=longest,
-            noise=list(inference.noise_for(pipe)),
+            noise=list(inference.resolve_noise(pipe)),
             **tiny.environment(args.device),
             intervals="95 %",
         )

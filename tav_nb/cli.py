@@ -476,7 +476,7 @@ def check_sources(args):
                     f"--{option.replace('_', '-')} {value:g}: does not go with --video, --control and --ip-image;"
                     " --guidance-scale does"
                 )
-        if args.motion != 1 or len(directing.by_frame(args.prompt)) > 1:
+        if args.motion != 1 or len(directing.parse_frame_values(args.prompt)) > 1:
             raise UsageError("--motion and prompts by frame do not go with --video, --control and --ip-image")
     named = [
         (option, getattr(args, option))
@@ -522,16 +522,16 @@ def add_direction(parser):
 
 
 def read_direction(args):
-    "The `Direction` that `args` ask for; refuses what can be refused without PyTorch."
+    "The `Keyframes` that `args` ask for; refuses what can be refused without PyTorch."
     if args.prompt is None:
         raise UsageError(
             "there is no prompt" + (f", and {args.extend} says nothing about its own" if args.extend else "")
         )
-    direction = directing.Direction(args.first_frame, args.last_frame, args.motion, args.seeds, args.before)
+    keyframes = directing.Keyframes(args.first_frame, args.last_frame, args.motion, args.seeds, args.before)
     local = Path(args.model).is_dir() if args.model else True  # the size of others is known once they are loaded
     height, width = (n or (made_for(args.model) if local else None) for n in (args.height, args.width))
-    directing.check_direction(direction, args.prompt, args.num_frames, height, width)
-    return direction
+    directing.check_keyframes(keyframes, args.prompt, args.num_frames, height, width)
+    return keyframes
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #0b6c4e07
 class ContextSettings(TypedDict, total=False):
@@ -698,8 +698,8 @@ def going_on(argv):
         args.images = False
     if args.prompt is None and about.get("prompt"):
         try:
-            args.prompt = list(directing.by_frame(about["prompt"]).values())[-1]
-        except directing.DirectionError as error:
+            args.prompt = list(directing.parse_frame_values(about["prompt"]).values())[-1]
+        except directing.KeyframeError as error:
             raise UsageError(f"{args.extend}: {error}") from None
     if args.fps is None:
         args.fps = playable(about.get("fps") or rate_of(times), args.output, args.extend)
@@ -853,13 +853,13 @@ def fit_film(args, adapter, context, bar):
         return fitting.Memory()
     device, dtype = compute_on(args)
     check_device(device)
-    model = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype)
+    model = fitting.build_on_meta(fitting.load_configs(args.model, args.config), adapter, dtype)
     context = Context(**context) if context else None
     check_request(model, *film, args.steps, args.images, context)
     if context and context.kind == "predictions":
         film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
     room = room_on(device, args.memory_limit)
-    memory, peaks = fitting.choose(
+    memory, peaks = fitting.choose_memory(
         model,
         *film,
         room,
@@ -869,7 +869,7 @@ def fit_film(args, adapter, context, bar):
         on_cpu=device == "cpu",
     )
     bar.clear()
-    say(f"needs {peaks}, {fitting.gib_of(room)} are there: {memory}")
+    say(f"needs {peaks}, {fitting.format_bytes(room)} are there: {memory}")
     if args.memory_limit:
         cap(device, args.memory_limit)
     return memory
@@ -892,9 +892,12 @@ def check_room(args, adapter, film):
 
     device, dtype = compute_on(args)
     check_device(device)
-    model, room = fitting.outline(fitting.configs_of(args.model, args.config), adapter, dtype), room_on(device, None)
+    model, room = (
+        fitting.build_on_meta(fitting.load_configs(args.model, args.config), adapter, dtype),
+        room_on(device, None),
+    )
     fitting.check_possible(model, *film, room, on_cpu=device == "cpu")
-    peaks = fitting.measure(
+    peaks = fitting.estimate_memory(
         model,
         *film,
         guided=args.guidance_scale is None or args.guidance_scale > 1,
@@ -903,7 +906,7 @@ def check_room(args, adapter, film):
     )
     if peaks.total > room:
         raise fitting.TooLarge(
-            f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.gib_of(peaks.total)}, and {fitting.gib_of(room)}"
+            f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.format_bytes(peaks.total)}, and {fitting.format_bytes(room)}"
             " are there: fewer frames or a smaller --height and --width need less"
         )
 
@@ -930,7 +933,7 @@ def let_segments_grow():
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #d3a12b0c
 def read_sources(args, adapter):
-    """The videos and the picture that `args` name, as `stock_for` takes them; the film's size goes into `args` if it
+    """The videos and the picture that `args` name, as `stock_pipeline` takes them; the film's size goes into `args` if it
     was not given.
     """
     from tav_nb.sampling.pipelines import fit_frames, size_like
@@ -956,27 +959,27 @@ def read_sources(args, adapter):
         found["mask"] = found["mask"].mean(-1) > 127
     if args.ip_image:
         try:
-            found["picture"] = Image.fromarray(directing.read_picture(args.ip_image))
-        except directing.DirectionError as error:
+            found["picture"] = Image.fromarray(directing.read_frame_image(args.ip_image))
+        except directing.KeyframeError as error:
             raise UsageError(f"--ip-image {error}") from None
     return found
 
 
 def load_visitors(args, pipe):
     "Put LoRAs, new words and an IP-Adapter into a pipeline."
-    from tav_nb.sampling.pipelines import load_ip_adapter, load_loras, load_word
+    from tav_nb.sampling.pipelines import load_ip_adapter, load_loras, load_new_word
 
     if args.lora:
         load_loras(pipe, args.lora)
     for path in args.textual_inversion:
-        load_word(pipe, path)
+        load_new_word(pipe, path)
     if args.ip_adapter:
         load_ip_adapter(pipe, args.ip_adapter, args.ip_encoder, 1.0 if args.ip_scale is None else args.ip_scale)
 
 
 def make_of_sources(args, pipe, found, bar):
     "A film from the stock pipeline that goes with what was found."
-    from tav_nb.sampling.pipelines import film, load_control, stock_for
+    from tav_nb.sampling.pipelines import generate_with_stock, load_control, stock_pipeline
 
     if args.control:
         found = {
@@ -986,10 +989,10 @@ def make_of_sources(args, pipe, found, bar):
         }
     if args.video:
         found = {**found, "strength": args.strength}
-    stock, call = stock_for(pipe, **found)
+    stock, call = stock_pipeline(pipe, **found)
     if args.video:
         bar.reset(int(args.steps * call["strength"]))
-    return film(
+    return generate_with_stock(
         stock,
         args.prompt,
         args.num_frames,
@@ -1013,7 +1016,7 @@ def check_space_for(args, path) -> None:
     check_space(path, before + args.num_frames, args.height or side, args.width or side)
 
 
-def make_frames(args, direction=None, path=None):
+def make_frames(args, keyframes=None, path=None):
     "The frames that `args` ask for, uint8 [F, H, W, 3], and `VideoSettings`: all that one needs to make them again."
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when huggingface_hub is imported
     let_segments_grow()
@@ -1030,8 +1033,8 @@ def make_frames(args, direction=None, path=None):
 
         from tav_nb.models.base import quiet
         from tav_nb.models.temporal_unet import set_context
-        from tav_nb.sampling.generate import generate, noise_for
-        from tav_nb.sampling.guidance import Guidance, guidance_for
+        from tav_nb.sampling.generate import generate, resolve_noise
+        from tav_nb.sampling.guidance import Guidance, resolve_guidance
 
         with quiet(tell):
             adapter = choose_adapter(args)
@@ -1064,14 +1067,14 @@ def make_frames(args, direction=None, path=None):
                     args.images,
                     callback=lambda *_: bar.update(),
                     context=context,
-                    direction=direction,
+                    keyframes=keyframes,
                     memory=memory,
                     guidance_min_sigma=args.guidance_min_sigma,
                     temporal_guidance=args.temporal_guidance,
                 )
             )
-    noise, strength = noise_for(pipe, args.noise, args.noise_strength)
-    guidance = guidance_for(pipe.unet, args.guidance_scale, args.guidance_min_sigma, args.temporal_guidance)
+    noise, strength = resolve_noise(pipe, args.noise, args.noise_strength)
+    guidance = resolve_guidance(pipe.unet, args.guidance_scale, args.guidance_min_sigma, args.temporal_guidance)
     if found:
         guidance = Guidance(guidance.scale)  # stock pipelines know of no other
     given = {
@@ -1100,15 +1103,15 @@ def make_frames(args, direction=None, path=None):
 # %% ../nbs/6_making_videos/13_cli.ipynb #9d36e045
 def generate_command(args):
     "Make the frames that `args` ask for, and their file."
-    direction = read_direction(args)
+    keyframes = read_direction(args)
     check_names(args)
     check_sources(args)
     if args.fps is None:
         args.fps = fps_of_source(args)
     path, start = check_output(args.output or free_name(args.prompt, args.seed), args.fps), time.monotonic()
     context_of(args)
-    frames, settings = make_frames(args, direction, path)
-    frames = directing.joined(direction, frames)
+    frames, settings = make_frames(args, keyframes, path)
+    frames = directing.join_videos(keyframes, frames)
     path = write_finished(frames, args, path, settings)
     count, height, width = frames.shape[:3]
     show(

@@ -13,7 +13,7 @@ from tav_nb.data.shots import ShotOptions
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling import noise
-from tav_nb.sampling.conditioning import Direction
+from tav_nb.sampling.conditioning import Keyframes
 from tav_nb.sampling.generate import generate
 from tav_nb.sampling.memory import LADDER
 from tav_nb.toy.world import caption, random_scene, render
@@ -659,7 +659,7 @@ def test_a_film_begins_and_ends_on_pictures_and_goes_on_with_its_own_settings():
                 width=64,
                 steps=3,
                 guidance_scale=1.0,
-                direction=Direction(before=before),
+                keyframes=Keyframes(before=before),
             ),
         )
         assert (

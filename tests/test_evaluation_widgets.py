@@ -6,7 +6,7 @@ from pathlib import Path
 from tav_nb.evaluation import plots as views
 from tav_nb.evaluation.metrics import dis_flow, measure_video
 from tav_nb.evaluation.widgets import AttentionExplorer, Compare, ConsistencyExplorer, FrameScrubber, NoiseExplorer, said, save_page, sprite_sheet
-from tav_nb.sampling.generate import embedded_pipeline, generate, noise_for
+from tav_nb.sampling.generate import embedded_pipeline, generate, resolve_noise
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy import world as toon
 from unittest import mock
@@ -141,7 +141,7 @@ def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_
         for stop in (0, 2, 0, 3):
             widget.set_state({"stop": stop})
         widget.stop = 99
-    own = noise_for(pipe)[1]
+    own = resolve_noise(pipe)[1]
     assert [strength for strength, _ in asked] == [own, *(strength for strength in (0, 2, 4) if strength != own)], asked
     assert (
         asked[1][1].startswith("drawing with strength 0")

@@ -131,9 +131,9 @@ def test_the_loaded_adapter_says_what_the_saved_one_said():
         saved, loaded = trained_unet(), tiny_unet()
         load_adapter(loaded, save_adapter(saved, place))
         torch.manual_seed(2)
-        conditions = dict(text_embeds=torch.randn(4, 32), time_ids=torch.zeros(4, 6))
+        added_cond_kwargs = dict(text_embeds=torch.randn(4, 32), time_ids=torch.zeros(4, 6))
         call = dict(sample=torch.randn(4, 4, 8, 8), timestep=torch.tensor(9), encoder_hidden_states=torch.randn(4, 7, 64))
-        outputs = [unet(**call, added_cond_kwargs=conditions, num_frames=4).sample for unet in (saved, loaded)]
+        outputs = [unet(**call, added_cond_kwargs=added_cond_kwargs, num_frames=4).sample for unet in (saved, loaded)]
         assert torch.equal(*outputs)
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #b9504b28

@@ -49,12 +49,12 @@ def call_inputs(num_frames=4, num_clips=2, dtype=torch.float32):
     "What SDXL's UNet is called with, for random latents: (b f) c h w"
     torch.manual_seed(1)
     batch = num_frames * num_clips
-    conditions = dict(text_embeds=torch.randn(batch, 32, dtype=dtype), time_ids=torch.zeros(batch, 6))
+    added_cond_kwargs = dict(text_embeds=torch.randn(batch, 32, dtype=dtype), time_ids=torch.zeros(batch, 6))
     return dict(
         sample=torch.randn(batch, 4, 8, 8, dtype=dtype),
         timestep=torch.tensor(500),
         encoder_hidden_states=torch.randn(batch, 7, 64, dtype=dtype),
-        added_cond_kwargs=conditions,
+        added_cond_kwargs=added_cond_kwargs,
     )
 
 # %% ../nbs/2_method/02_unet.ipynb #f86a6aa6
@@ -425,10 +425,10 @@ def test_the_two_halves_of_guidance_are_two_clips():
     with torch.no_grad():
         clip = call_inputs(num_clips=1)
         alone = pipe.unet(**clip, num_frames=4).sample
-        conditions = {name: value.repeat(2, 1) for name, value in clip.pop("added_cond_kwargs").items()}
+        added_cond_kwargs = {name: value.repeat(2, 1) for name, value in clip.pop("added_cond_kwargs").items()}
         twice = {name: value.repeat(2, *[1] * (value.ndim - 1)) if value.ndim else value for name, value in clip.items()}
         twice["sample"][4:] += 1  # the other clip is another one
-        together = pipe.unet(**twice, added_cond_kwargs=conditions, num_frames=4).sample
+        together = pipe.unet(**twice, added_cond_kwargs=added_cond_kwargs, num_frames=4).sample
     torch.testing.assert_close(together[:4], alone)
 
 # %% ../nbs/2_method/02_unet.ipynb #10322a94

@@ -6,8 +6,8 @@ from pathlib import Path
 from tav_nb.evaluation.metrics import control_videos, measure_video
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import temporal_modules
-from tav_nb.sampling.conditioning import Direction, DirectionError, KnownFrames, by_frame, check_picture, directed_noise, encode_picture, invert, joined, motion_strength, noise_given, pictures_of, read_picture, travel
-from tav_nb.sampling.generate import conditions, decode_frames, embedded_pipeline, generate, start_latents
+from tav_nb.sampling.conditioning import KeyframeError, Keyframes, KnownFrames, check_image_size, condition_noise, encode_known_image, interpolate_embeddings, invert_ddim, join_videos, known_images, motion_strength, noise_by_seed, parse_frame_values, read_frame_image
+from tav_nb.sampling.generate import decode_frames, embedded_pipeline, encode_conditioning, generate, start_latents
 from tav_nb.sampling.noise import NOISES, correlated_noise, noise_correlation
 from tav_nb.toy.world import Scene, read_scene, render
 from unittest.mock import patch
@@ -25,16 +25,17 @@ def psnr(a, b):
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #1894df86
 def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_line():
-    assert by_frame("a girl in 16:9, at 12:30") == {0: "a girl in 16:9, at 12:30"}
+    assert parse_frame_values("a girl in 16:9, at 12:30") == {0: "a girl in 16:9, at 12:30"}
     assert (
-        by_frame("0: a girl stands, 8: a girl:2 waves")
-        == by_frame({"8": "a girl:2 waves", 0: "a girl stands"})
+        parse_frame_values("0: a girl stands, 8: a girl:2 waves")
+        == parse_frame_values({"8": "a girl:2 waves", 0: "a girl stands"})
         == {0: "a girl stands", 8: "a girl:2 waves"}
     )
-    assert by_frame(" 8:a girl\n12: waves ") == {8: "a girl", 12: "waves"}
-    assert by_frame("0:1 24:7", "seed") == by_frame({24: 7, 0: 1}, "seed") == {0: 1, 24: 7} and by_frame(
-        7, "seed"
-    ) == by_frame("7", "seed") == {0: 7}
+    assert parse_frame_values(" 8:a girl\n12: waves ") == {8: "a girl", 12: "waves"}
+    assert parse_frame_values("0:1 24:7", "seed") == parse_frame_values({24: 7, 0: 1}, "seed") == {
+        0: 1,
+        24: 7,
+    } and parse_frame_values(7, "seed") == parse_frame_values("7", "seed") == {0: 7}
     for given, what, said in [
         ("24: a 0: b", "prompt", "frame 0 comes after the one for frame 24"),
         ("0: a 0: b", "prompt", "each frame once"),
@@ -51,8 +52,8 @@ def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_li
         (f"0: {2**63}", "seed", "seed"),
     ]:
         try:
-            by_frame(given, what)
-        except DirectionError as error:
+            parse_frame_values(given, what)
+        except KeyframeError as error:
             assert said in str(error) and "\n" not in str(error), (given, str(error))
         else:
             raise AssertionError(given)
@@ -60,13 +61,15 @@ def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_li
 # %% ../nbs/6_making_videos/32_directing.ipynb #2fc9a3ec
 def test_prompts_travel_in_straight_lines_through_tokens_and_pooled_alike():
     keys = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
-    way = travel(keys, [2, 6], 9)
+    way = interpolate_embeddings(keys, [2, 6], 9)
     for frame, share in ((0, 0), (2, 0), (3, 0.25), (6, 1), (8, 1)):
         torch.testing.assert_close(way[frame], (1 - share) * keys[0] + share * keys[1])
-    assert torch.equal(travel(keys[:1].half(), [0], 3), keys[:1].half().expand(3, -1, -1)), "one prompt stays as it is"
+    assert torch.equal(interpolate_embeddings(keys[:1].half(), [0], 3), keys[:1].half().expand(3, -1, -1)), (
+        "one prompt stays as it is"
+    )
     pipe = embedded_pipeline()
     both, stand, wave = (
-        conditions(pipe, text, 5, 64, 64, negative_prompt="night")
+        encode_conditioning(pipe, text, 5, 64, 64, negative_prompt="night")
         for text in ({0: "a girl stands", 4: "a boy waves"}, "a girl stands", "a boy waves")
     )
     for pick in (lambda c: c["encoder_hidden_states"], lambda c: c["added_cond_kwargs"]["text_embeds"]):
@@ -85,16 +88,16 @@ def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_
         Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(clear)
         Path(text).write_text("no picture")
         for picture in (pixels, Image.fromarray(pixels), turned, Path(turned)):
-            assert np.array_equal(read_picture(picture), pixels)
-        assert (read_picture(clear) == 255).all()
+            assert np.array_equal(read_frame_image(picture), pixels)
+        assert (read_frame_image(clear) == 255).all()
         for bad, said in (
             (text, "cannot be read as a picture"),
             (f"{folder}/no.png", "no such picture"),
             (folder, "cannot be read"),
         ):
             try:
-                read_picture(bad)
-            except DirectionError as error:
+                read_frame_image(bad)
+            except KeyframeError as error:
                 assert said in str(error) and "\n" not in str(error), error
             else:
                 raise AssertionError(bad)
@@ -104,15 +107,15 @@ def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_
         ((None, 72), "72"),
     ):
         try:
-            check_picture(pixels, "first frame", *size)
-        except DirectionError as error:
+            check_image_size(pixels, "first frame", *size)
+        except KeyframeError as error:
             assert said in str(error), error
         else:
             raise AssertionError(size)
-    check_picture(pixels, "first frame", None, 64)
+    check_image_size(pixels, "first frame", None, 64)
     try:
-        check_picture(pixels[:, :60], "last frame", 48, 64)
-    except DirectionError as error:
+        check_image_size(pixels[:, :60], "last frame", 48, 64)
+    except KeyframeError as error:
         assert "make the film" not in str(error), "no film is 60 pixels wide"
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #4f15d548
@@ -124,14 +127,14 @@ def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the
         for step, t in enumerate(scheduler.timesteps):
             sigma = scheduler.sigmas[step]
             scale = 1 if isinstance(scheduler, EulerDiscreteScheduler) else (1 + sigma**2) ** -0.5
-            seen = known.put(latents, t)
+            seen = known.inject(latents, t)
             torch.testing.assert_close(seen[2], scale * (picture + sigma * noise)[0], msg=f"step {step}")
             assert not seen[:2].any()
             scheduler.scale_model_input(seen, t)  # Euler wants to be asked
             latents = scheduler.step(torch.zeros(3, 4, 8, 8), t, seen).prev_sample
             latents[:2] = 0
-        assert torch.equal(known.put(latents)[2], picture[0]) and torch.equal(
-            KnownFrames([], None, None, scheduler).put(latents, t), latents
+        assert torch.equal(known.inject(latents)[2], picture[0]) and torch.equal(
+            KnownFrames([], None, None, scheduler).inject(latents, t), latents
         )
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5c7ead73
@@ -161,7 +164,7 @@ def test_the_path_backwards_finds_the_noise_that_a_picture_was_made_of():
         correlated_noise((1, 1, 4, 8, 8), "independent", generator=torch.Generator().manual_seed(seed))[0]
         for seed in (0, 1)
     ]
-    found = invert(pipe, torch.cat(ends), conditions(pipe, "a girl in the snow", 2, 64, 64, 1.0), 12)
+    found = invert_ddim(pipe, torch.cat(ends), encode_conditioning(pipe, "a girl in the snow", 2, 64, 64, 1.0), 12)
     alike = torch.corrcoef(torch.cat([found, *made_of]).flatten(1))[:2, 2:]  # found made_of
     torch.testing.assert_close(found.flatten(1).var(dim=1), torch.ones(2))
     assert alike.diagonal().min() > 0.15 + alike[[0, 1], [1, 0]].abs().max(), alike
@@ -173,7 +176,7 @@ def test_noise_given_some_frames_keeps_its_law():
         drawn, given = (
             correlated_noise((1, 6, 4, 128, 128), kind, strength, torch.Generator().manual_seed(seed))[0] for seed in (0, 1)
         )
-        noise = noise_given(drawn, [0, 5], given[[0, 5]], law)
+        noise = condition_noise(drawn, [0, 5], given[[0, 5]], law)
         torch.testing.assert_close(noise[[0, 5]], given[[0, 5]], atol=1e-5, rtol=0)
         torch.testing.assert_close(torch.cov(noise.flatten(1)), law, atol=0.025, rtol=0)
         assert (kind == "independent") == torch.allclose(noise[1:5], drawn[1:5])
@@ -182,15 +185,15 @@ def test_noise_given_some_frames_keeps_its_law():
 def test_a_seed_for_each_stretch_changes_that_stretch_and_no_correlation():
     shape = 1, 12, 4, 64, 64
     for kind in NOISES:
-        one, other = (directed_noise(shape, kind, None, seeds) for seeds in ({0: 1, 6: 7}, {0: 1, 6: 8}))
+        one, other = (noise_by_seed(shape, kind, None, seeds) for seeds in ({0: 1, 6: 7}, {0: 1, 6: 8}))
         assert (
-            torch.equal(one, directed_noise(shape, kind, None, {0: 1, 6: 7}))
+            torch.equal(one, noise_by_seed(shape, kind, None, {0: 1, 6: 7}))
             and torch.equal(one[:, :6], other[:, :6])
             and not torch.equal(one[:, 6:], other[:, 6:])
         )
         plain = correlated_noise(shape, kind, None, torch.Generator().manual_seed(1))
-        assert torch.equal(directed_noise(shape, kind, None, {0: 1}), plain) and torch.equal(
-            directed_noise(shape, kind, None, {0: 1, 6: 1}), plain
+        assert torch.equal(noise_by_seed(shape, kind, None, {0: 1}), plain) and torch.equal(
+            noise_by_seed(shape, kind, None, {0: 1, 6: 1}), plain
         ), "the same seed is no border"
         torch.testing.assert_close(one[0].flatten(1).cov(), noise_correlation(12, kind), atol=0.05, rtol=0)
 
@@ -198,12 +201,12 @@ def test_a_seed_for_each_stretch_changes_that_stretch_and_no_correlation():
 def test_a_film_starts_and_ends_on_its_pictures_as_the_vae_sees_them():
     pipe = embedded_pipeline()
     first, last = render(Scene(background="snow", action="walk right", speed=0.1, x=0.2), 4, 64, 64).frames[[0, 3]]
-    seen = [decode_frames(pipe, encode_picture(pipe, picture)[None])[0] for picture in (first, last)]
-    film = generate("a girl", pipe, **SMALL, direction=Direction(first, Image.fromarray(last)))
+    seen = [decode_frames(pipe, encode_known_image(pipe, picture)[None])[0] for picture in (first, last)]
+    film = generate("a girl", pipe, **SMALL, keyframes=Keyframes(first, Image.fromarray(last)))
     assert psnr(film[0], seen[0]) > 50 and psnr(film[3], seen[1]) > 50, (psnr(film[0], seen[0]), psnr(film[3], seen[1]))
     assert min(np.abs(film[1:3].astype(int) - known).mean() for known in seen) > 2, "between them is something else"
     free = generate("a girl", pipe, **SMALL)
-    only = generate("a girl", pipe, **SMALL, direction=Direction(last_frame=last))
+    only = generate("a girl", pipe, **SMALL, keyframes=Keyframes(last_frame=last))
     assert psnr(only[3], seen[1]) > 50 > 30 > psnr(only[0], seen[0]) and psnr(only[0], free[0]) < 40, (
         "the others know of it"
     )
@@ -214,7 +217,7 @@ def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
     pipe.vae.encoder.register_forward_pre_hook(lambda encoder, args: seen.append(args[0].dtype))
     for force_upcast in (True, False):
         pipe.vae.register_to_config(force_upcast=force_upcast)
-        latents = encode_picture(pipe, render(Scene(), 1, 32, 32).frames[0])
+        latents = encode_known_image(pipe, render(Scene(), 1, 32, 32).frames[0])
         assert latents.dtype == torch.float32 and pipe.vae.dtype == torch.float16
     assert seen == [torch.float32, torch.float16]
 
@@ -223,7 +226,7 @@ def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_t
     pipe = embedded_pipeline()
     layer, asked = next(iter(temporal_modules(pipe.unet).values())), []
     hook = layer.register_forward_pre_hook(lambda layer, args: asked.append(args[1]))
-    films = {motion: generate("a girl", pipe, **SMALL, direction=Direction(motion=motion)) for motion in (0, 0.5, 1)}
+    films = {motion: generate("a girl", pipe, **SMALL, keyframes=Keyframes(motion=motion)) for motion in (0, 0.5, 1)}
     hook.remove()
     assert asked == [4] * 4, "at 0 it is not even asked"
     assert np.array_equal(films[0], generate("a girl", pipe, **SMALL, images=True)) and np.array_equal(
@@ -245,14 +248,14 @@ def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_t
 # %% ../nbs/6_making_videos/32_directing.ipynb #86802cfc
 def test_each_stretch_has_its_prompt_and_its_seed():
     pipe, still = embedded_pipeline(), dict(motion=0, seeds="2: 5")  # without the adapter a frame depends on nothing else
-    film = generate("1: a girl in the snow 3: a boy at night", pipe, **SMALL, direction=Direction(**still))
+    film = generate("1: a girl in the snow 3: a boy at night", pipe, **SMALL, keyframes=Keyframes(**still))
     for prompt, frames in (("a girl in the snow", [0, 1]), ("a boy at night", [3])):
-        alone = generate(prompt, pipe, **SMALL, direction=Direction(**still))
+        alone = generate(prompt, pipe, **SMALL, keyframes=Keyframes(**still))
         assert (
             np.abs(film[frames].astype(int) - alone[frames]).max() <= 1 and np.abs(film[2].astype(int) - alone[2]).max() > 1
         ), prompt
     other = generate(
-        {1: "a girl in the snow", 3: "a boy at night"}, pipe, **SMALL, direction=Direction(motion=0, seeds={2: 6})
+        {1: "a girl in the snow", 3: "a boy at night"}, pipe, **SMALL, keyframes=Keyframes(motion=0, seeds={2: 6})
     )
     assert np.array_equal(film[:2], other[:2]) and all((film[f] != other[f]).any() for f in (2, 3))
 
@@ -261,33 +264,33 @@ def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees
     pipe = embedded_pipeline()
     pipe.scheduler.set_timesteps(2)
     before = render(Scene(speed=0.02), 6, 64, 64).frames
-    told = Direction(before=before, overlap=3, seeds="1: 9")
+    told = Keyframes(before=before, overlap=3, seeds="1: 9")
     noise = start_latents(pipe, 7, 64, 64, "progressive", None, 4, told)
-    whole = directed_noise((1, 10, 4, 8, 8), "progressive", None, {0: 4, 7: 9})[0]
-    assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and told.behind == 3
-    assert {frame: picture.sum() for frame, picture in pictures_of(told, 4, 64, 64).items()} == {
+    whole = noise_by_seed((1, 10, 4, 8, 8), "progressive", None, {0: 4, 7: 9})[0]
+    assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and told.context_frames == 3
+    assert {frame: picture.sum() for frame, picture in known_images(told, 4, 64, 64).items()} == {
         frame: before[3 + frame].sum() for frame in range(3)
     }
     wish, seen = dict(height=64, width=64, steps=2, guidance_scale=1.0), []
-    with patch("tav_nb.sampling.generate.conditions", side_effect=conditions) as text:
+    with patch("tav_nb.sampling.generate.encode_conditioning", side_effect=encode_conditioning) as text:
         new = generate(
             "0: a girl 1: a boy",
             pipe,
             2,
             **wish,
-            direction=told,
+            keyframes=told,
             callback=lambda step, t, latents: seen.append(len(latents)),
         )
     assert text.call_args.args[1] == {3: "a girl", 4: "a boy"}, "frames count from the first new one"
-    assert new.shape == (2, 64, 64, 3) and seen == [5, 5] and np.array_equal(joined(told, new)[:6], before)
+    assert new.shape == (2, 64, 64, 3) and seen == [5, 5] and np.array_equal(join_videos(told, new)[:6], before)
     assert (
         new
-        != generate("0: a girl 1: a boy", pipe, 2, **wish, direction=Direction(before=before[3:], overlap=8, seeds="1: 9"))
+        != generate("0: a girl 1: a boy", pipe, 2, **wish, keyframes=Keyframes(before=before[3:], overlap=8, seeds="1: 9"))
     ).any(), "the noise goes on, it does not begin anew"
     assert (
         new
         != generate(
-            "0: a girl 1: a boy", pipe, 2, **wish, direction=Direction(before=before[::-1], overlap=3, seeds="1: 9")
+            "0: a girl 1: a boy", pipe, 2, **wish, keyframes=Keyframes(before=before[::-1], overlap=3, seeds="1: 9")
         )
     ).any()
 
@@ -315,7 +318,7 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
             (dict(context=dict(loop=True)), dict(before=film), "cannot be a loop"),
         ]:
             try:
-                generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, direction=Direction(**told))
+                generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, keyframes=Keyframes(**told))
             except ValueError as error:
                 assert said in str(error) and "\n" not in str(error), (said, error)
             else:
@@ -333,10 +336,12 @@ def test_between_two_pictures_a_film_moves_and_does_not_tear():
         "a girl with pink hair and a blue dress walks to the right in the snow",
         num_frames=10,
         steps=10,
-        direction=Direction(*pictures),
+        keyframes=Keyframes(*pictures),
     )
     for frame, picture in zip(film[[0, 9]], pictures):
-        assert psnr(frame, decode_frames(embedded_pipeline(), encode_picture(embedded_pipeline(), picture)[None])[0]) > 50
+        assert (
+            psnr(frame, decode_frames(embedded_pipeline(), encode_known_image(embedded_pipeline(), picture)[None])[0]) > 50
+        )
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
     assert max(change[0], change[-1]) < 2 * np.median(change[1:-1]), change
     assert (
@@ -364,8 +369,8 @@ def test_the_reader_sees_the_prompts_change():
 def test_the_border_of_an_extension_is_like_any_other_neighbours():
     wish = dict(prompt="a girl with pink hair and a blue dress walks to the right in the snow", num_frames=8, steps=10)
     before = generate(**wish)
-    told = Direction(before=before)
-    film = joined(told, generate(**wish, direction=told))
+    told = Keyframes(before=before)
+    film = join_videos(told, generate(**wish, keyframes=told))
     change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
     assert len(film) == 16 and 0.4 * np.median(change) < change[7] < 2 * np.median(change), change
     assert (

@@ -7,7 +7,7 @@ from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, save_adapter
 from tav_nb.models.base import EMBEDDED, load_pipeline, quiet
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
 from tav_nb.models.windows import Context
-from tav_nb.sampling.generate import adapter_of, conditions, decode_frames, denoise_step, generate, load_video_pipeline, noise_for, over_predictions
+from tav_nb.sampling.generate import adapter_beside, decode_frames, denoise_step, encode_conditioning, generate, load_video_pipeline, plan_prediction_windows, resolve_noise
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.sampling.noise import NOISES, correlated_noise
 from tav_nb.utils.video_io import read_video, write_video
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_film_and_another_one_another():
 def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
     pipe = random_film_pipeline()
     film = generate("a girl", pipe, **SMALL, guidance_scale=4.0, negative_prompt="night", noise="progressive")
-    noise = correlated_noise((1, 4, 4, 8, 8), *noise_for(pipe, "progressive"), torch.Generator().manual_seed(0))[0]
+    noise = correlated_noise((1, 4, 4, 8, 8), *resolve_noise(pipe, "progressive"), torch.Generator().manual_seed(0))[0]
     stock = pipe(
         "a girl",
         num_images_per_prompt=4,
@@ -79,11 +79,14 @@ def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time(
 # %% ../nbs/2_method/09_inference.ipynb #f900bc3a
 def test_the_noise_is_what_the_adapter_was_trained_with_unless_it_is_named():
     pipe = random_film_pipeline()
-    assert noise_for(pipe) == ("mixed", None)
+    assert resolve_noise(pipe) == ("mixed", None)
     pipe.unet.temporal_config.update(noise="progressive", noise_strength=3.0)
-    assert noise_for(pipe) == noise_for(pipe, "progressive") == ("progressive", 3.0)
-    assert noise_for(pipe, noise_strength=1.0) == ("progressive", 1.0) and noise_for(pipe, "mixed") == ("mixed", None)
-    assert noise_for(load_pipeline()) == ("mixed", None)
+    assert resolve_noise(pipe) == resolve_noise(pipe, "progressive") == ("progressive", 3.0)
+    assert resolve_noise(pipe, noise_strength=1.0) == ("progressive", 1.0) and resolve_noise(pipe, "mixed") == (
+        "mixed",
+        None,
+    )
+    assert resolve_noise(load_pipeline()) == ("mixed", None)
     film = generate("a girl", pipe, **SMALL)
     assert (film == generate("a girl", pipe, **SMALL, noise="progressive", noise_strength=3.0)).all()
     for noise in NOISES:
@@ -184,7 +187,7 @@ def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_film_of_
 def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
     pipe, steps = random_film_pipeline(), []
     pipe.scheduler.set_timesteps(4)
-    said = conditions(pipe, "a girl", 7, 32, 32) | dict(num_frames=7, context=Context())
+    said = encode_conditioning(pipe, "a girl", 7, 32, 32) | dict(num_frames=7, context=Context())
     said["encoder_hidden_states"] = said["encoder_hidden_states"] + torch.randn(
         14, 1, 1, generator=torch.Generator().manual_seed(1)
     )  # every frame its own words
@@ -192,7 +195,7 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
     pipe.scheduler.hook_before_step = lambda pred, timestep, sample: steps.append(pred[:, 0])
     with torch.no_grad():
         expected = torch.zeros(2, 7, 4, 4, 4)  # g f c h w
-        windows = over_predictions(pipe, 7, Context("predictions", length=4, overlap=1))
+        windows = plan_prediction_windows(pipe, 7, Context("predictions", length=4, overlap=1))
         assert windows.starts == (0, 3)
         for first, weights in ((0, (1, 1, 1, 0.5)), (3, (0.5, 1, 1, 1))):
             rows = [*range(first, first + 4), *range(7 + first, 7 + first + 4)]
@@ -212,10 +215,10 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
 def test_a_loop_over_predictions_does_not_care_where_it_begins():
     pipe = random_film_pipeline()
     said, x = (
-        conditions(pipe, "a girl", 12, 32, 32) | dict(num_frames=12, context=Context()),
+        encode_conditioning(pipe, "a girl", 12, 32, 32) | dict(num_frames=12, context=Context()),
         torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
     )
-    windows = over_predictions(pipe, 12, Context("predictions", length=8, overlap=4, loop=True))
+    windows = plan_prediction_windows(pipe, 12, Context("predictions", length=8, overlap=4, loop=True))
     with torch.no_grad():
         answers = []
         for shift in (0, 4):
@@ -311,7 +314,7 @@ def test_what_cannot_be_done_is_said_in_one_line():
 
 # %% ../nbs/2_method/09_inference.ipynb #f36bfa86
 def test_an_adapter_beside_its_base_is_found_and_another_can_be_named():
-    assert adapter_of(None) == adapter_of(str(EMBEDDED)) == EMBEDDED_ADAPTER
+    assert adapter_beside(None) == adapter_beside(str(EMBEDDED)) == EMBEDDED_ADAPTER
     with tempfile.TemporaryDirectory() as folder:
         pipe = random_film_pipeline()
         pipe.unet.temporal_config.update(noise="progressive")

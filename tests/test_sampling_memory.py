@@ -6,8 +6,8 @@ from tav_nb.models.attention_kernel import MAX_SEQUENCES
 from tav_nb.models.base import EMBEDDED, ModelError, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_blocks
 from tav_nb.models.vae import decode_slice
-from tav_nb.sampling.generate import adapter_of, conditions, generate, load_video_pipeline, start_latents
-from tav_nb.sampling.memory import CLIPTextConfig, LADDER, Memory, TooLarge, UNet2DConditionModel, ask, choose, configs_of, in_chunks, ladder, least_peaks, measure, outline, told_on_meta
+from tav_nb.sampling.generate import adapter_beside, encode_conditioning, generate, load_video_pipeline, start_latents
+from tav_nb.sampling.memory import CLIPTextConfig, MEMORY_PRESETS, Memory, TooLarge, UNet2DConditionModel, build_on_meta, choose_memory, chunked_forward, estimate_memory, load_configs, memory_candidates, minimum_estimate, predict, unet_kwargs_on_meta
 from tav_nb.toy.world import random_scene, render
 from tav_nb.utils.memory_trace import Live, flash
 from torch import nn
@@ -27,10 +27,10 @@ def clip(num_frames=16, side=64):
     """
     pipe = load_video_pipeline()
     pipe.scheduler.set_timesteps(4)
-    told = conditions(pipe, "a girl with pink hair walks to the left", num_frames, side, side) | dict(
+    unet_kwargs = encode_conditioning(pipe, "a girl with pink hair walks to the left", num_frames, side, side) | dict(
         num_frames=num_frames
     )
-    return pipe, start_latents(pipe, num_frames, side, side, "mixed", 1.0), told
+    return pipe, start_latents(pipe, num_frames, side, side, "mixed", 1.0), unet_kwargs
 
 
 def peak_of(function, *args, known=()):
@@ -83,7 +83,7 @@ SDXL_TEXT = dict(
 
 def sdxl(max_frames=72):
     "The outline of SDXL with an adapter in 32 bits, as `tav train` saves it"
-    model = outline(dict(unet=SDXL, vae=SDXL_VAE, **SDXL_TEXT))
+    model = build_on_meta(dict(unet=SDXL, vae=SDXL_VAE, **SDXL_TEXT))
     with torch.device("meta"):
         add_temporal(model.unet, max_frames)
     model.sizes["unet"] += adapter_size(SDXL)
@@ -97,20 +97,20 @@ def adapter_size(config):
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #5f8db173
 def test_a_film_does_not_depend_on_how_it_is_cut():
-    pipe, latents, told = clip(6)
-    whole = ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told)
+    pipe, latents, unet_kwargs = clip(6)
+    whole = predict(pipe.unet, latents, pipe.scheduler.timesteps[1], unet_kwargs)
     for memory in Memory(False), Memory(True, 4), Memory(False, 1):
         torch.testing.assert_close(
-            ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told, memory), whole, rtol=0, atol=2e-5
+            predict(pipe.unet, latents, pipe.scheduler.timesteps[1], unet_kwargs, memory), whole, rtol=0, atol=2e-5
         )
-    assert torch.equal(ask(pipe.unet, latents, pipe.scheduler.timesteps[1], told, Memory(True, 12)), whole), (
+    assert torch.equal(predict(pipe.unet, latents, pipe.scheduler.timesteps[1], unet_kwargs, Memory(True, 12)), whole), (
         "12 images at once are both sides of the film"
     )
     assert whole.std() > 0.1 and (whole[0] - whole[1]).std() > 100 * 2e-5, "the sides differ"
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #ec89781f
 def test_cutting_really_happens_in_every_kind_of_layer_and_takes_less_memory():
-    pipe, latents, told = clip(8, 96)
+    pipe, latents, unet_kwargs = clip(8, 96)
     weights, t = [*pipe.unet.parameters(), *pipe.unet.buffers()], pipe.scheduler.timesteps[1]
     seen = dict(images=set(), places=set())
     for name, module in pipe.unet.named_modules():
@@ -130,16 +130,16 @@ def test_cutting_really_happens_in_every_kind_of_layer_and_takes_less_memory():
         for found in seen.values():
             found.clear()
         with patch.object(F, "conv2d", noted):
-            peaks[sides, n] = peak_of(ask, pipe.unet, latents, t, told, Memory(sides, n), known=weights)
+            peaks[sides, n] = peak_of(predict, pipe.unet, latents, t, unet_kwargs, Memory(sides, n), known=weights)
     assert peaks[False, None] < 0.6 * peaks[True, None] and peaks[False, 2] < 0.7 * peaks[False, None], peaks
     assert seen["images"] == {2} and max(seen["places"]) <= 1, seen
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #3c893f38
 def test_what_was_cut_is_whole_again_afterwards_also_after_an_error():
-    pipe, latents, told = clip(4)
+    pipe, latents, unet_kwargs = clip(4)
     before = {name: dict(module.__dict__) for name, module in pipe.unet.named_modules()}
     try:
-        with in_chunks(pipe.unet, 1):
+        with chunked_forward(pipe.unet, 1):
             assert any("forward" in module.__dict__ for module in pipe.unet.modules())
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -206,7 +206,7 @@ def test_each_part_is_there_only_while_it_works():
 # %% ../nbs/6_making_videos/30_fitting.ipynb #4f24bca8
 def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
     pipe = load_video_pipeline()
-    model = outline(configs_of(), adapter_of(None), torch.float32)
+    model = build_on_meta(load_configs(), adapter_beside(None), torch.float32)
     weights = [
         x
         for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
@@ -223,7 +223,7 @@ def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
                 steps.append(live.peak), setattr(live, "peak", live.now)
 
             generate("a girl waves", pipe, 5, 64, 96, steps=2, memory=memory, callback=denoised)
-        peaks = measure(model, 5, 64, 96, memory, on_cpu=True)
+        peaks = estimate_memory(model, 5, 64, 96, memory, on_cpu=True)
         for said, real in (peaks.denoising - peaks.weights, max(steps)), (peaks.decoding - peaks.weights, live.peak):
             assert abs(said / real - 1) < 0.07, (memory, said, real)
 
@@ -241,35 +241,35 @@ def test_configs_that_cannot_be_a_model_are_one_line_before_anything_is_loaded()
             before = path.read_text()
             path.write_text(json.dumps(json.loads(before) | about))
             try:
-                built = outline(configs_of(model))
+                built = build_on_meta(load_configs(model))
                 if estimate:
-                    measure(built, 2, 64, 64, images=True)
+                    estimate_memory(built, 2, 64, 64, images=True)
             except ModelError as error:
                 assert str(model) in str(error) and "cannot be loaded" in str(error) and "\n" not in str(error)
             else:
                 raise AssertionError(about)
             path.write_text(before)
-        measure(outline(configs_of(model)), 2, 64, 64, images=True)
+        estimate_memory(build_on_meta(load_configs(model)), 2, 64, 64, images=True)
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #25018a56
 @pytest.mark.slow
 def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refused_with_what_would():
-    configs = configs_of()
+    configs = load_configs()
     configs["vae"] |= dict(block_out_channels=[16] * 4)  # so that denoising is what takes most, as in SDXL
-    tiny = outline(configs, adapter_of(None), torch.float32)
+    tiny = build_on_meta(configs, adapter_beside(None), torch.float32)
     film = tiny, 24, 64, 64
-    steps, needs = ladder(), {memory: measure(*film, memory) for memory in ladder()}
+    steps, needs = memory_candidates(), {memory: estimate_memory(*film, memory) for memory in memory_candidates()}
     totals = [peaks.total for peaks in needs.values()]
-    assert totals == sorted(totals, reverse=True) and len(steps) == len(LADDER) and len(set(totals)) > 2, totals
+    assert totals == sorted(totals, reverse=True) and len(steps) == len(MEMORY_PRESETS) and len(set(totals)) > 2, totals
     for peaks in needs.values():
-        assert choose(*film, peaks.total * 1.071)[0] == next(
+        assert choose_memory(*film, peaks.total * 1.071)[0] == next(
             memory for memory in steps if needs[memory].total <= peaks.total
         )
 
 
     def refused(*args, **kwargs):
         try:
-            choose(*args, **kwargs)
+            choose_memory(*args, **kwargs)
         except TooLarge as error:
             return str(error)
 
@@ -279,19 +279,23 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
     line = refused(*film, totals[-1])
     assert "24 frames of 64 x 64 need" in line and "--num-frames" in line, line
     shorter = int(line.split("--num-frames ")[1].split()[0])
-    assert choose(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), (
+    assert choose_memory(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), (
         "the longest that fits is named"
     )
     assert "weights alone" in refused(*film, 1000)
-    assert len(ladder(on_cpu=True)) == 5 and len(ladder(guided=False)) == 5 and not ladder("low", on_cpu=True)[0].offload
+    assert (
+        len(memory_candidates(on_cpu=True)) == 5
+        and len(memory_candidates(guided=False)) == 5
+        and not memory_candidates("low", on_cpu=True)[0].offload
+    )
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #3772b986
 def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
-    model = outline(configs_of(), adapter_of(None), torch.float32)
+    model = build_on_meta(load_configs(), adapter_beside(None), torch.float32)
     for film in ((4096, 4096, 4096), (100_000, 256, 256), (64, 16_384, 16_384)):
         begun = time.process_time()
         try:
-            choose(model, *film, 16 * 2**30, on_cpu=True)
+            choose_memory(model, *film, 16 * 2**30, on_cpu=True)
         except TooLarge as error:
             assert "need more than" in str(error) and "16.0 GiB are there" in str(error) and "\n" not in str(error)
         else:
@@ -299,13 +303,18 @@ def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
         assert time.process_time() - begun < 1
     for on_cpu in (True, False):  # it is never more than the estimate
         for film in ((8, 64, 64), (24, 128, 64)):
-            low, real = least_peaks(model, *film, on_cpu), measure(model, *film, LADDER[-1], on_cpu=on_cpu)
+            low, real = (
+                minimum_estimate(model, *film, on_cpu),
+                estimate_memory(model, *film, MEMORY_PRESETS[-1], on_cpu=on_cpu),
+            )
             assert low.denoising <= real.denoising and low.decoding <= real.decoding and low.weights <= real.weights, (
                 low,
                 real,
             )
     begun = time.process_time()
-    short, long = (measure(model, n, 64, 64, on_cpu=True) for n in (1000, 2000))  # windows of which only two are acted out
+    short, long = (
+        estimate_memory(model, n, 64, 64, on_cpu=True) for n in (1000, 2000)
+    )  # windows of which only two are acted out
     assert (
         abs((long.denoising - long.weights) / (short.denoising - short.weights) - 2) < 0.05
         and time.process_time() - begun < 20
@@ -325,11 +334,11 @@ def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_
 
 
     with torch.no_grad(), torch.device("meta"), patch.object(F, "scaled_dot_product_attention", note):
-        ask(
+        predict(
             unet,
             torch.empty(72, 4, 192, 192, dtype=torch.float16),
             torch.empty(()),
-            told_on_meta(unet, 144, 72),
+            unet_kwargs_on_meta(unet, 144, 72),
             Memory(False, 8),
         )
     assert len(sizes) > 30 and max(sizes) < MAX_SEQUENCES, max(sizes)

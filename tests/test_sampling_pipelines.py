@@ -10,7 +10,7 @@ from tav_nb.models.base import quiet
 from tav_nb.models.temporal_unet import temporal_modules, without_temporal
 from tav_nb.sampling.generate import decode_frames, embedded_pipeline, generate, load_video_pipeline
 from tav_nb.sampling.noise import correlated_noise
-from tav_nb.sampling.pipelines import PipelineError, film, first_name, fit_frames, load_control, load_ip_adapter, load_loras, load_word, lora_layers, size_like, stock_for, switch, video_latents
+from tav_nb.sampling.pipelines import PipelineError, fit_frames, generate_with_stock, load_control, load_ip_adapter, load_loras, load_new_word, lora_layers, original_layer_name, size_like, stock_pipeline, switch_pipeline, video_latents
 from tav_nb.toy.world import Scene, render
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from unittest.mock import patch
@@ -22,7 +22,7 @@ import torch
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #d0a67fed
 def counted(pipe, *args, **kwargs):
-    "`film`, and how often each temporal layer was asked"
+    "`generate_with_stock`, and how often each temporal layer was asked"
     calls = Counter()
 
     def count(name):
@@ -30,7 +30,7 @@ def counted(pipe, *args, **kwargs):
 
     hooks = [layer.register_forward_hook(count(name)) for name, layer in temporal_modules(pipe.unet).items()]
     try:
-        return film(pipe, *args, **kwargs), [calls[name] for name in temporal_modules(pipe.unet)]
+        return generate_with_stock(pipe, *args, **kwargs), [calls[name] for name in temporal_modules(pipe.unet)]
     finally:
         for hook in hooks:
             hook.remove()
@@ -184,7 +184,7 @@ def test_film_is_what_generate_makes_and_every_layer_is_asked_once_a_step():
     assert (frames == generate(girl, pipe, **guided, seed=3, guidance_min_sigma=0.0, temporal_guidance=0.0)).all(), (
         "with the only guidance that stock pipelines know"
     )
-    assert set(calls) == {2} and far(frames, film(pipe, girl, **guided, seed=3, images=True)) > 1
+    assert set(calls) == {2} and far(frames, generate_with_stock(pipe, girl, **guided, seed=3, images=True)) > 1
     assert "add_noise" not in vars(pipe.scheduler), "the scheduler is left as it was"
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #366ba8e8
@@ -212,15 +212,15 @@ def test_a_batch_of_two_prompts_is_two_films_one_after_the_other():
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #0d339823
 def test_video_to_video_starts_from_the_video_asks_the_adapter_and_shares_its_noise_between_frames():
-    pipe = switch(embedded_pipeline(), diffusers.StableDiffusionXLImg2ImgPipeline)
+    pipe = switch_pipeline(embedded_pipeline(), diffusers.StableDiffusionXLImg2ImgPipeline)
     video = video_latents(pipe, clip[:2])
     little, calls = counted(pipe, girl, **guided, image=video, strength=0.5)
-    much = film(pipe, girl, **guided, image=video, strength=1.0)
+    much = generate_with_stock(pipe, girl, **guided, image=video, strength=1.0)
     assert set(calls) == {1}, "half of two steps"
     there_and_back = decode_frames(pipe, video)
     assert far(little, there_and_back) < far(much, there_and_back)
-    assert far(little, film(pipe, girl, **guided, image=video, strength=0.5, images=True)) > 0.5
-    still = film(
+    assert far(little, generate_with_stock(pipe, girl, **guided, image=video, strength=0.5, images=True)) > 0.5
+    still = generate_with_stock(
         pipe,
         girl,
         **small,
@@ -237,10 +237,10 @@ def test_another_class_has_the_same_adapter_in_its_own_precision():
     pipe = load_video_pipeline(dtype=torch.bfloat16)
     for layer in temporal_modules(pipe.unet).values():
         layer.float()
-    other = switch(pipe, diffusers.StableDiffusionXLInpaintPipeline)
+    other = switch_pipeline(pipe, diffusers.StableDiffusionXLInpaintPipeline)
     assert other.unet is pipe.unet and other.unet.dtype == other.vae.dtype == torch.bfloat16
     assert {layer.gate.dtype for layer in temporal_modules(other.unet).values()} == {torch.float32}
-    assert temporal_modules(switch(other, diffusers.StableDiffusionXLPipeline).unet) == temporal_modules(pipe.unet)
+    assert temporal_modules(switch_pipeline(other, diffusers.StableDiffusionXLPipeline).unet) == temporal_modules(pipe.unet)
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #133267b7
 def test_a_video_that_does_not_fit_is_told_what_would():
@@ -274,29 +274,31 @@ def test_inpainting_keeps_what_is_outside_of_the_mask_and_asks_the_adapter_insid
     mask = np.zeros((2, 64, 64), bool)
     mask[:, 16:48, 16:48] = True
     for strength in (0.5, 1):
-        pipe, given = stock_for(base, clip[:2], strength, mask)
+        pipe, given = stock_pipeline(base, clip[:2], strength, mask)
         seen = []
         frames, calls = counted(
             pipe, girl, **guided, **given, callback=lambda step, t, latents: seen.append(latents.clone())
         )
         same = (seen[-1] == given["image"]).all(1)  # f h w
         assert set(calls) == {int(2 * strength)} and same[:, :2].all() and same[:, 6:].all() and not same[:, 2:6, 2:6].any()
-    assert far(frames, film(pipe, girl, **guided, **given, images=True)) > 0.1
+    assert far(frames, generate_with_stock(pipe, girl, **guided, **given, images=True)) > 0.1
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #9dbece7e
 def test_the_mask_may_move_from_frame_to_frame():
     mask = np.zeros((2, 64, 64), bool)
     mask[1] = True
-    pipe, given = stock_for(embedded_pipeline(), clip[:2], 1, mask)
+    pipe, given = stock_pipeline(embedded_pipeline(), clip[:2], 1, mask)
     seen = []
-    film(pipe, girl, **small, **given, callback=lambda step, t, latents: seen.append(latents.clone()))
+    generate_with_stock(pipe, girl, **small, **given, callback=lambda step, t, latents: seen.append(latents.clone()))
     assert [(one == other).all().item() for one, other in zip(seen[-1], given["image"])] == [True, False]
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #03507740
 def test_every_frame_has_its_own_control_picture():
-    pipe, given = stock_for(embedded_pipeline(), control=clip[:2], controlnet=random_control(embedded_pipeline().unet))
+    pipe, given = stock_pipeline(embedded_pipeline(), control=clip[:2], controlnet=random_control(embedded_pipeline().unet))
     frames, calls = counted(pipe, girl, **guided, **given)
-    assert set(calls) == {2} and far(frames, film(embedded_pipeline(), girl, **guided)) > 1, "the control is ignored"
+    assert set(calls) == {2} and far(frames, generate_with_stock(embedded_pipeline(), girl, **guided)) > 1, (
+        "the control is ignored"
+    )
     other = {**given, "image": given["image"].clone()}
     other["image"][1] = 0
 
@@ -305,7 +307,8 @@ def test_every_frame_has_its_own_control_picture():
         return [
             far(one, two) > 0.05
             for one, two in zip(
-                film(pipe, girl, **guided, **given, images=images), film(pipe, girl, **guided, **other, images=images)
+                generate_with_stock(pipe, girl, **guided, **given, images=images),
+                generate_with_stock(pipe, girl, **guided, **other, images=images),
             )
         ]
 
@@ -320,7 +323,7 @@ def test_control_goes_with_a_video_and_with_a_mask():
     for mask in (None, np.ones((2, 64, 64), bool)):
         made = {}
         for scale in (0.0, 1.0):
-            pipe, given = stock_for(base, clip[:2], 1, mask, clip[2:], control, scale)
+            pipe, given = stock_pipeline(base, clip[:2], 1, mask, clip[2:], control, scale)
             made[scale], calls = counted(pipe, girl, **small, **given)
             assert type(
                 pipe
@@ -333,7 +336,7 @@ def test_control_goes_with_a_video_and_with_a_mask():
 def test_a_mask_with_control_starts_from_latents_on_the_scale_that_the_vae_says():
     base, errors = load_video_pipeline(dtype=torch.bfloat16), []
     base.vae.register_to_config(force_upcast=True)
-    pipe, given = stock_for(base, clip[:2], 1, np.ones((2, 64, 64), bool), clip[2:], random_control(base.unet))
+    pipe, given = stock_pipeline(base, clip[:2], 1, np.ones((2, 64, 64), bool), clip[2:], random_control(base.unet))
     for statistics in {}, dict(latents_mean=[0.5, -1.0, 0.25, 2.0], latents_std=[1.5, 0.5, 2.0, 0.75]):
         base.vae.register_to_config(**statistics)
         with torch.no_grad():
@@ -348,7 +351,7 @@ def test_a_mask_with_control_starts_from_latents_on_the_scale_that_the_vae_says(
 
     with patch.object(base.vae.encoder, "forward", full):
         try:
-            film(pipe, girl, **small, **given)
+            generate_with_stock(pipe, girl, **small, **given)
         except torch.OutOfMemoryError:
             pass
         else:
@@ -378,15 +381,21 @@ def test_a_controlnet_of_another_base_is_refused():
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #4cef22e4
 def test_a_picture_takes_part_in_a_film_beside_the_adapter():
     pipe = load_video_pipeline()
-    plain = film(pipe, girl, **small)
+    plain = generate_with_stock(pipe, girl, **small)
     with tempfile.TemporaryDirectory() as folder, quiet():
         load_ip_adapter(pipe, random_ip_adapter(pipe, folder))
     light, dark = (Image.new("RGB", (48, 48), colour) for colour in ("white", "navy"))
     frames, calls = counted(pipe, girl, **small, ip_adapter_image=light)
-    assert set(calls) == {1} and far(frames, film(pipe, girl, **small, ip_adapter_image=light, images=True)) > 1
-    assert far(frames, film(pipe, girl, **small, ip_adapter_image=dark)) > 0.1, "which picture it is makes no difference"
+    assert (
+        set(calls) == {1} and far(frames, generate_with_stock(pipe, girl, **small, ip_adapter_image=light, images=True)) > 1
+    )
+    assert far(frames, generate_with_stock(pipe, girl, **small, ip_adapter_image=dark)) > 0.1, (
+        "which picture it is makes no difference"
+    )
     pipe.set_ip_adapter_scale(0.0)
-    assert far(film(pipe, girl, **small, ip_adapter_image=dark), plain) < 0.1, "without weight it is the film without"
+    assert far(generate_with_stock(pipe, girl, **small, ip_adapter_image=dark), plain) < 0.1, (
+        "without weight it is the film without"
+    )
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #e200fdda
 def test_an_ip_adapter_of_another_base_or_without_its_clip_is_refused_and_the_layers_in_time_keep_their_precision():
@@ -417,7 +426,7 @@ def test_an_ip_adapter_of_another_base_or_without_its_clip_is_refused_and_the_la
 def test_a_lora_in_three_layouts_is_one_film():
     base = embedded_pipeline()
     tensors, films, keys = make_lora(base), {}, set(base.unet.state_dict())
-    plain = film(base, girl, **small)
+    plain = generate_with_stock(base, girl, **small)
     before = {name: parameter.requires_grad for name, parameter in base.unet.named_parameters() if "temporal_attn" in name}
     with tempfile.TemporaryDirectory() as folder:
         layouts = dict(
@@ -454,7 +463,7 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
     def first(layer):
         part, name = layer.split(".", 1)
         return (
-            "diffusion_model." + first_name(name, per_level)
+            "diffusion_model." + original_layer_name(name, per_level)
             if part == "unet"
             else (
                 f"text_encoders.clip_{'g' if part[-1] == '2' else 'l'}.transformer.text_model.{name.removeprefix('text_model.')}"
@@ -489,14 +498,14 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
         ),
         alpha=dict(kohya=with_alpha(plain, kohya), diffusers=with_alpha(plain, str), comfy=with_alpha(plain, first)),
     )
-    means, keys = [film(base, girl, **small)], set(base.unet.state_dict())
+    means, keys = [generate_with_stock(base, girl, **small)], set(base.unet.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         for layouts in groups.values():
             films = {}
             for layout, tensors in layouts.items():
                 save_file(tensors, Path(folder, "x.safetensors"))
                 load_loras(base, [(Path(folder, "x.safetensors"), 1.0)])
-                films[layout] = film(base, girl, **small)
+                films[layout] = generate_with_stock(base, girl, **small)
             for layout in films:
                 assert (films[layout] == films[next(iter(layouts))]).all(), layout
             assert min(far(films[layout], mean) for mean in means) > 0.3, "another LoRA"
@@ -549,7 +558,7 @@ def test_several_loras_have_each_their_weight():
 
         def made(*loras):
             load_loras(base, loras)
-            return film(base, girl, **small)
+            return generate_with_stock(base, girl, **small)
 
         as_kohya({key: value * 0.5 if "lora_B" in key else value for key, value in first.items()}, both)
         half = made((both, 1.0))
@@ -588,14 +597,18 @@ def test_a_lora_that_is_none_or_for_another_base_is_refused_and_leaves_nothing_b
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #1623174c
 def test_a_new_word_of_one_or_several_vectors_means_what_it_was_taught():
     pipe = load_video_pipeline()
-    plain = film(pipe, "a girl with pink hair", **small)
+    plain = generate_with_stock(pipe, "a girl with pink hair", **small)
     with tempfile.TemporaryDirectory() as folder:
         for name, words in (("rosy-kind", ["pink"]), ("rosy-mane", ["pink", "hair"])):
             save_file(meaning(pipe, *words), Path(folder, f"{name}.safetensors"))
-            assert load_word(pipe, Path(folder, f"{name}.safetensors")) == name
+            assert load_new_word(pipe, Path(folder, f"{name}.safetensors")) == name
     frames, calls = counted(pipe, "a girl with rosy-kind hair", **small)
-    assert set(calls) == {1} and (frames == plain).all() and far(plain, film(pipe, "a girl with blue hair", **small)) > 0.1
-    assert (film(pipe, "a girl with rosy-mane", **small) == plain).all() and (
+    assert (
+        set(calls) == {1}
+        and (frames == plain).all()
+        and far(plain, generate_with_stock(pipe, "a girl with blue hair", **small)) > 0.1
+    )
+    assert (generate_with_stock(pipe, "a girl with rosy-mane", **small) == plain).all() and (
         generate("a girl with rosy-mane", pipe, **small) == plain
     ).all()
 
@@ -613,7 +626,7 @@ def test_a_word_that_is_none_for_this_base_is_refused():
             path = Path(folder, f"{name.replace('/', '')}.safetensors")
             save_file(tensors, path)
             try:
-                load_word(pipe, path, name)
+                load_new_word(pipe, path, name)
             except PipelineError as error:
                 assert words in str(error) and "\n" not in str(error), error
             else:

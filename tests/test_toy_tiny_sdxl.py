@@ -5,7 +5,7 @@ from pathlib import Path
 from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, quiet
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
-from tav_nb.sampling.generate import generate, load_video_pipeline, noise_for
+from tav_nb.sampling.generate import generate, load_video_pipeline, resolve_noise
 from tav_nb.sampling.noise import noise_correlation
 from tav_nb.toy.tiny_sdxl import AutoencoderKL, EXPECTED_LOSS, FRAMES, PIXEL_WEIGHTS, ProbedUNet, RenderedClips, SIZE, SerialPool, StableDiffusionXLPipeline, WIDTH_TEXT, alphas_cumprod, balanced_weights, begin_stage, embed_captions, embed_tokens, images_to_latents, latents_to_images, load_tiny, loss_weights, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample_latents, score_table, split_for_muon, start_noise, test_split, timestep_probabilities, to_pixels, whiten_latents
 from tav_nb.toy.world import Scene, caption, random_scene, render, vocabulary
@@ -197,7 +197,7 @@ def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held
 def test_many_films_at_once_are_the_films_that_generate_makes():
     pipe = load_video_pipeline()
     prompt = "a girl with green hair waves in the snow"
-    noise = start_noise(1, *noise_for(pipe), 8)
+    noise = start_noise(1, *resolve_noise(pipe), 8)
     many = latents_to_images(pipe.vae, sample_latents(pipe, [prompt], noise, num_frames=8, steps=2).flatten(0, 1)).numpy()
     one = generate(prompt, pipe, num_frames=8, steps=2, seed=0)
     assert np.abs(many.astype(int) - one).max() <= 2

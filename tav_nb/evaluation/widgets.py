@@ -22,7 +22,7 @@ from PIL import Image
 
 from . import plots as views
 from .metrics import METRICS, check_video, dis_flow, measure_video
-from ..sampling.generate import embedded_pipeline, generate, noise_for
+from ..sampling.generate import embedded_pipeline, generate, resolve_noise
 from ..sampling.noise import correlated_noise
 from ..utils.images import contact_sheet
 
@@ -608,7 +608,7 @@ class NoiseExplorer(VideoWidget):
         **options,
     ):
         self.pipe, self.drawn = pipe or embedded_pipeline(), {}
-        kind, usual = noise_for(self.pipe)
+        kind, usual = resolve_noise(self.pipe)
         self.settings = dict(prompt=prompt, num_frames=num_frames, steps=steps, seed=seed, noise=kind, **options)
         usual = {"mixed": 1.0, "progressive": 2.0}.get(kind, 0.0) if usual is None else usual
         stop = min(range(len(strengths)), key=lambda i: abs(strengths[i] - usual))

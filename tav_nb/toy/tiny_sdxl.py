@@ -37,9 +37,9 @@ from torch import nn
 from ..models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from ..models.base import quiet
 from ..models.temporal_unet import add_temporal, temporal_blocks, temporal_modules, train_only_temporal
-from ..sampling.generate import noise_for
-from ..sampling.guidance import Guidance, guided, noise_level
-from ..sampling.noise import correlated_noise, seed_noise
+from ..sampling.generate import resolve_noise
+from ..sampling.guidance import Guidance, apply_guidance, noise_level
+from ..sampling.noise import correlated_noise, design_document_noise
 from tav_nb.toy.world import (
     ACTIONS,
     BACKGROUNDS,
@@ -475,8 +475,8 @@ class RenderedClips:
     def __init__(self, workers, seeds, frames, split="train", weights=False):
         shape = (len(seeds), len(frames), SIZE, SIZE, 3 + weights)
         memory = Path("/dev/shm")  # a folder in memory, where there is one, and room in it
-        roomy = memory.is_dir() and shutil.disk_usage(memory).free > 1.2 * np.prod(shape)
-        self.folder = tempfile.TemporaryDirectory(dir=memory if roomy else None)
+        has_space = memory.is_dir() and shutil.disk_usage(memory).free > 1.2 * np.prod(shape)
+        self.folder = tempfile.TemporaryDirectory(dir=memory if has_space else None)
         self.path = os.path.join(self.folder.name, "films")
         self.array = np.memmap(self.path, np.uint8, "w+", shape=shape)
         self.done = workers.map_async(
@@ -1044,7 +1044,7 @@ def sample_latents(pipe, captions, noise, num_frames=None, steps=20, guidance=GU
         z = z.flatten(0, 1) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.scale_model_input(z, t)
-            answer = guided(
+            answer = apply_guidance(
                 guidance,
                 noise_level(scheduler, t),
                 lambda: ask(x, t, 2, **clip),
@@ -1066,7 +1066,7 @@ def start_noise(n, kind, strength=None, num_frames=FRAMES, seed=0):
     shape, at = (1, num_frames, 4, SIZE // 8, SIZE // 8), lambda i: torch.Generator().manual_seed(10_000 * seed + i)
     return torch.cat(
         [
-            seed_noise(shape, at(i)) if kind == "seed" else correlated_noise(shape, kind, strength, at(i))
+            design_document_noise(shape, at(i)) if kind == "seed" else correlated_noise(shape, kind, strength, at(i))
             for i in range(n)
         ]
     )
@@ -1097,7 +1097,7 @@ def score_table(
     """`{row: score}` on `n` scenes of the test split, the last row with the adapter's noise unless another is named; `keep`, a
     dict, gets the first frames of each row
     """
-    noise, noise_strength = noise_for(pipe, noise, noise_strength)
+    noise, noise_strength = resolve_noise(pipe, noise, noise_strength)
     scenes = test_split(n)
     captions = [caption(s, 10**8 + i, complete=True) for i, s in enumerate(scenes)]
     with worker_pool(workers) as p:

@@ -57,8 +57,8 @@ from ..models.base import check_device, load_pipeline, quiet
 from ..models.geglu_kernel import fuse_geglu
 from ..models.temporal_attention import sinusoidal_positions
 from ..models.temporal_unet import add_temporal, temporal_modules, temporal_state_dict, train_only_temporal
-from ..sampling.generate import conditions, decode_frames, denoise_step, start_latents
-from ..sampling.guidance import guidance_for
+from ..sampling.generate import encode_conditioning, decode_frames, denoise_step, start_latents
+from ..sampling.guidance import resolve_guidance
 from ..sampling.noise import correlated_noise
 from tav_nb.training.checkpoint import (
     Average,
@@ -489,7 +489,7 @@ class Stage:
         self.height, self.width = max(set(sizes), key=sizes.count)
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
             torch.nn.Module.to(encoder, "cpu", torch.float32)
-        given = conditions(
+        given = encode_conditioning(
             SimpleNamespace(encode_prompt=pipe.encode_prompt, _execution_device=torch.device("cpu")),
             prompt,
             core.config.preview_frames,
@@ -527,7 +527,7 @@ def preview(core, stage):
         stage, config.preview_frames, stage.height, stage.width, config.noise, config.noise_strength, config.seed
     )
     for t in scheduler.timesteps:
-        latents = denoise_step(stage, latents, t, guidance_for(core.unet), stage.given)
+        latents = denoise_step(stage, latents, t, resolve_guidance(core.unet), stage.given)
     torch.nn.Module.to(stage.vae, core.device)
     try:
         return decode_frames(stage, latents)
