@@ -27,7 +27,7 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal
 from tav_nb.sampling.memory import predict, load_configs, decode_slice, unet_kwargs_on_meta
 from tav_nb.training.memory import GPU, Replaced
-from tav_nb.utils.atomic_io import write_whole
+from tav_nb.utils.atomic_io import atomic_write
 
 # stabilityai/stable-diffusion-xl-base-1.0: unet/config.json, vae/config.json, text_encoder/config.json,
 # text_encoder_2/config.json
@@ -332,7 +332,7 @@ def main():
 
     def write():
         result["time_per_frame_72_over_24"] = flatness(rows)
-        write_whole(args.out, json.dumps(result, indent=1) + "\n")
+        atomic_write(args.out, json.dumps(result, indent=1) + "\n")
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:

@@ -29,7 +29,7 @@ from tav_nb.toy.tiny_sdxl import (
     load_tiny,
 )
 from tav_nb.toy.world import caption, random_scene, render
-from tav_nb.utils.atomic_io import write_whole
+from tav_nb.utils.atomic_io import atomic_write
 
 
 def told(x, y, learn=0.7):
@@ -113,7 +113,7 @@ def main():
         )
     )
     record["rows"][args.name] = row
-    write_whole(args.out, json.dumps(record, indent=1) + "\n")
+    atomic_write(args.out, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tav_nb.sampling.generate import generate, load_video_pipeline
-from tav_nb.utils.atomic_io import write_whole
+from tav_nb.utils.atomic_io import atomic_write
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PROMPT = "a girl with pink hair walks to the left"
@@ -149,7 +149,7 @@ def main():
         about |= dict(
             torch=torch.__version__, diffusers=diffusers.__version__, accelerate=accelerate.__version__, all_equal=right
         )
-        write_whole(args.out, json.dumps(about | dict(rows=rows), indent=1) + "\n")
+        atomic_write(args.out, json.dumps(about | dict(rows=rows), indent=1) + "\n")
     raise SystemExit(not right)
 
 

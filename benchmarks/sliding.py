@@ -16,7 +16,7 @@ from attention import copy_rate, milliseconds
 import tav_nb.models.temporal_attention
 from tav_nb.models.temporal_attention import TemporalSelfAttention
 from tav_nb.models.windows import Context, plan_windows
-from tav_nb.utils.atomic_io import write_whole
+from tav_nb.utils.atomic_io import atomic_write
 
 LAYERS = {
     "32 x 32 places, 20 heads": (32 * 32, 1280, 60),
@@ -58,7 +58,7 @@ def main():
             rows.append(row)
             print(row, flush=True)
             del said, layer, found, exact
-    write_whole(
+    atomic_write(
         args.out,
         json.dumps(
             dict(

@@ -31,7 +31,7 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 
-from tav_nb.data.latents import fingerprint
+from tav_nb.data.latents import model_fingerprint
 from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention
@@ -510,7 +510,7 @@ def main():
         if not args.toy:
             result |= dict(device=torch.cuda.get_device_name(), matrix_flops_a_second=matrix_rate())
         model = make_model(home / "model", unet, "cpu" if args.toy else "cuda")
-        made_with = fingerprint(load_pipeline(EMBEDDED, unet=None))
+        made_with = model_fingerprint(load_pipeline(EMBEDDED, unet=None))
         caches = {
             side: make_cache(home / f"cache{side}", side // scale // 8 * 8, unet, made_with) for side in (768, 1024)
         }

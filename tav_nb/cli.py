@@ -46,7 +46,6 @@ from typing import Annotated, Literal, TypedDict, get_args
 import numpy as np
 from msgspec import Meta
 from PIL import Image
-from .utils.errors import TavError
 
 import tav_nb
 from .data.shots import ShotOptions
@@ -57,9 +56,10 @@ from .training.config import ConfigError, TrainConfig, check_whole, merge, prese
 from .training.config import check as check_setting
 from .training.config import parse as parse_setting
 from .utils import process
-from .utils.atomic_io import recover, write_whole
+from .utils.atomic_io import atomic_write, recover
 from .utils.decoder import Limits
-from .utils.process import interruptible, run_copies, same_command, to_nowhere, usable_streams
+from .utils.errors import TavError
+from .utils.process import interruptible, redirect_to_null, run_workers, usable_streams, worker_command
 from .utils.schema import INVISIBLE, SchemaError, check_type, parse_json, printable
 from tav_nb.utils.video_io import (
     MAX_FPS,
@@ -1274,16 +1274,16 @@ def shot_options(args):
 # %% ../nbs/6_making_videos/13_cli.ipynb #e4156cdb
 def encode_items(args, items, progress, source_items):
     "Fill the cache; returns its rows, or None if other processes are still at it."
-    from tav_nb.data.cache import check_source, needed, prepare
-    from tav_nb.data.latents import EncodeOptions, too_long
+    from tav_nb.data.cache import check_source, prepare, require_pyarrow
+    from tav_nb.data.latents import EncodeOptions, truncated_captions
     from tav_nb.data.loader import read_manifest
     from tav_nb.models.base import quiet
 
-    needed()
+    require_pyarrow()
     check_source(args.out, source_items)
     with quiet():
         pipe = load(args, unet=None)  # captions and pictures need no UNet
-    if cut := too_long(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):
+    if cut := truncated_captions(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):
         print(
             f"the model reads {pipe.tokenizer.model_max_length} tokens of a caption; longer, and cut: {len(cut)}, first"
             f" '{printable(cut[0][:40])}'...",
@@ -1305,10 +1305,10 @@ def encode_items(args, items, progress, source_items):
 
 def plan_items(args, items, progress, source_items):
     "Decide about the clips of all items, and encode none; returns the rows that a manifest would have."
-    from tav_nb.data.cache import check_source, needed
+    from tav_nb.data.cache import check_source, require_pyarrow
     from tav_nb.data.latents import EncodeOptions, mark_copies, plan_file
 
-    needed()
+    require_pyarrow()
     check_source(args.out, source_items)
     progress.start("looking")
     options, rows = EncodeOptions(args.resolution or made_for(args.model, args.config), flip=args.flip), []
@@ -1477,7 +1477,7 @@ def train_command(args):
                 f"{args.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {args.cache}` makes one"
             )
         if args.processes > 1:
-            raise SystemExit(run_copies(same_command(args.words), args.processes))
+            raise SystemExit(run_workers(worker_command(args.words), args.processes))
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
@@ -1487,8 +1487,8 @@ def train_command(args):
             train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
         except AgreedError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
-            if isinstance(error, GoneError) and process.launched:
-                raise SystemExit(process.GONE) from None  # the launcher knows which one
+            if isinstance(error, GoneError) and process.is_worker:
+                raise SystemExit(process.EXIT_CONNECTION_LOST) from None  # the launcher knows which one
             if os.environ.get("RANK", "0") != "0":
                 raise SystemExit(2) from None
             raise
@@ -1616,7 +1616,9 @@ def score_command(args):
         "html": lambda: score.as_page(scored),
     }
     for form, name in results.items():
-        write_whole(name, texts[form]().encode("utf-8", "backslashreplace"))  # names of films may hold what no text can
+        atomic_write(
+            name, texts[form]().encode("utf-8", "backslashreplace")
+        )  # names of films may hold what no text can
     if on_screen := next((form for form in ("json", "csv") if getattr(args, form) == "-"), None):
         show(texts[on_screen]().rstrip("\n"))
     else:
@@ -1678,7 +1680,7 @@ def say(text):
     try:
         print(f"tav: {line}", file=sys.stderr, flush=True)
     except OSError:
-        to_nowhere(sys.stderr)
+        redirect_to_null(sys.stderr)
 
 
 class OutputFailed(Exception):
@@ -1690,7 +1692,7 @@ def show(text):
     try:
         print(printable(text, keep="\n"), flush=True)
     except OSError as error:
-        to_nowhere(sys.stdout)
+        redirect_to_null(sys.stdout)
         raise OutputFailed(error) from None
 
 
@@ -1747,7 +1749,7 @@ def finish_output():
     try:
         sys.stdout.flush()
     except OSError as error:
-        to_nowhere(sys.stdout)
+        redirect_to_null(sys.stdout)
         return without_output(error)
     return 0
 

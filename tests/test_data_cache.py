@@ -6,8 +6,8 @@ from dataclasses import replace
 from diffusers import AutoencoderKL
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.data.cache import DatasetError, npz_bytes, prepare, read_ahead, read_clip, write_whole
-from tav_nb.data.latents import EncodeOptions, Encoder, PARTS, ROW, encode_file, encode_text, fingerprint
+from tav_nb.data.cache import DatasetError, npz_bytes, prefetch, prepare, read_clip, write_cache_file
+from tav_nb.data.latents import EncodeOptions, Encoder, PARTS, ROW, encode_file, encode_text, model_fingerprint
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import by_file, open_source
 from tav_nb.models.base import load_pipeline, quiet
@@ -124,11 +124,11 @@ def killed_run(items, out, seed, longest):
 def test_a_file_is_written_whole_or_not_at_all_and_the_disk_being_full_is_one_line():
     with tempfile.TemporaryDirectory() as tmp:
         path_ = Path(tmp) / "x.npz"
-        write_whole(path_, b"old")
+        write_cache_file(path_, b"old")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # no file may grow beyond that
         try:
-            write_whole(path_, bytes(20_000))
+            write_cache_file(path_, bytes(20_000))
         except DatasetError as error:
             message = str(error)
         else:
@@ -155,18 +155,18 @@ def test_things_come_in_order_from_several_threads_and_an_error_ends_all_of_them
 
 
     before_ = threading.active_count()
-    with read_ahead(range(3), counted, workers=2, depth=1) as things:
+    with prefetch(range(3), counted, workers=2, depth=1) as things:
         got = list(things)
     for job in range(3):
         assert [thing for j, thing in got if j == job] == [10 * job + i for i in range(5)] + [None]
     try:
-        with read_ahead(range(9), counted, workers=3, depth=1) as things:
+        with prefetch(range(9), counted, workers=3, depth=1) as things:
             list(things)
     except KeyError as error:
         assert "three" in str(error)
     else:
         raise AssertionError("an error was lost")
-    with read_ahead(range(3), counted, workers=3, depth=1) as things:
+    with prefetch(range(3), counted, workers=3, depth=1) as things:
         next(things)  # leaving early
     assert threading.active_count() == before_
 
@@ -215,7 +215,7 @@ def test_no_caption_is_the_encoded_empty_text_and_the_cache_says_what_made_it():
         )
     about = json.loads(files["cache.json"])
     assert (
-        about["model"] == fingerprint(micro())
+        about["model"] == model_fingerprint(micro())
         and about["options"]["resolution"] == 64
         and about["scaling_factor"] == micro().vae.config.scaling_factor
     )
@@ -549,7 +549,7 @@ def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
             Path(row["file"]).name: row["reason"] for row in pq.read_table(Path(tmp) / "cache/manifest.parquet").to_pylist()
         }
         assert reasons["second.mp4"] == "copy: the same bytes as films/film0.mp4, which has another caption", reasons
-        with patch("tav_nb.data.cache.content", None), patch("tav_nb.data.latents.content", None):
+        with patch("tav_nb.data.cache.content_hash", None), patch("tav_nb.data.latents.content_hash", None):
             assert run(open_source(folder), Path(tmp) / "cache").unchanged == 3
         (folder / "film0.mp4").unlink()
         (folder / "film0.txt").unlink()
@@ -618,11 +618,11 @@ def test_torchrun_and_accelerate_launch_divide_the_files():
     holder, items_, summary_, files = reference()
     code = """
 import sys
-from tav_nb.data.cache import EncodeOptions, prepare, ranks
+from tav_nb.data.cache import EncodeOptions, prepare, rank_and_world
 from tav_nb.models.base import load_pipeline
 from tav_nb.data.sources import open_source
 summary = prepare(open_source(sys.argv[1], licence="CC0"), sys.argv[2], load_pipeline(sys.argv[3]), options=EncodeOptions(resolution=64))
-open(f"{sys.argv[2]}/rank{ranks()[0]}", "w").write(str(summary.files))
+open(f"{sys.argv[2]}/rank{rank_and_world()[0]}", "w").write(str(summary.files))
 """
     with tempfile.TemporaryDirectory() as tmp:
         with quiet():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.data.latents import EncodeError, EncodeOptions, Encoder, PARTS, buckets, content, encode_file, encode_text, fingerprint, mark_copies, nearest_bucket, plan_file, sizes_for, to_bucket, too_long
+from tav_nb.data.latents import EncodeError, EncodeOptions, Encoder, PARTS, buckets, content_hash, encode_file, encode_text, mark_copies, model_fingerprint, nearest_bucket, plan_file, sizes_for, to_bucket, truncated_captions
 from tav_nb.data.shots import ShotOptions, scan
 from tav_nb.data.sources import Item
 from tav_nb.models.base import load_pipeline, quiet
@@ -11,7 +11,7 @@ from tav_nb.models.vae import encode_frames, safe_vae
 from tav_nb.sampling.generate import decode_frames
 from tav_nb.toy.world import Scene, render
 from tav_nb.utils.video_io import write_video
-from tav_nb.utils.video_reader import Reader
+from tav_nb.utils.video_reader import VideoReader
 from types import SimpleNamespace
 import json
 import numpy as np
@@ -43,7 +43,7 @@ def pictures_at(path, times):
     "The pictures of a file at some times, read without the chapter's own code."
     return [
         picture.rgb()
-        for picture in Reader(path, repair=scan(path).info.fields)
+        for picture in VideoReader(path, repair=scan(path).info.fields)
         if np.abs(picture.time - times).min() < 1e-6
     ]
 
@@ -167,25 +167,25 @@ def test_embeddings_are_those_of_encode_prompt_bit_for_bit():
 # %% ../nbs/4_real_clips/22_encode.ipynb #de19989f
 def test_a_caption_is_too_long_exactly_when_its_end_makes_no_difference():
     fits, spills = "girl " * 75, "girl " * 76
-    assert too_long(tiny(), ["", fits, spills]) == [spills]
+    assert truncated_captions(tiny(), ["", fits, spills]) == [spills]
     assert np.array_equal(encode_text(tiny(), fits)[0], encode_text(tiny(), spills)[0])
     assert not np.array_equal(encode_text(tiny(), "girl " * 74)[0], encode_text(tiny(), fits)[0])
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #fdde3154
 def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
-    before = fingerprint(tiny())
+    before = model_fingerprint(tiny())
     half = SimpleNamespace(**{part: getattr(tiny(), part) for part in PARTS}, config=tiny().config)
     half.vae = type(half.vae).from_config(half.vae.config).half()
     half.vae.load_state_dict({name: tensor.half() for name, tensor in tiny().vae.state_dict().items()})
-    assert fingerprint(half) == before
+    assert model_fingerprint(half) == before
     weight = next(half.vae.parameters()).data
     weight.view(-1)[0] += 0.5
-    assert {part for part in before if fingerprint(half)[part] != before[part]} == {"vae"}
+    assert {part for part in before if model_fingerprint(half)[part] != before[part]} == {"vae"}
     half.text_encoder_2 = None
     for part in ("text_encoder_2", "vae"):
         setattr(half, part, None)
         try:
-            fingerprint(half)
+            model_fingerprint(half)
         except EncodeError as error:
             assert f"no {part}," in str(error)
         else:
@@ -195,21 +195,21 @@ def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
 def test_statistics_of_the_latents_in_a_vae_s_config_change_what_is_stored_and_its_key():
     pipe_ = load_pipeline(unet=None)
     clip_ = render(Scene(action="dance", background="beach"), 6, 64, 64).frames
-    before, plain_ = fingerprint(pipe_), encode_frames(pipe_.vae, clip_, np.zeros(6, bool))
+    before, plain_ = model_fingerprint(pipe_), encode_frames(pipe_.vae, clip_, np.zeros(6, bool))
     pipe_.vae.register_to_config(latents_mean=[0.5, -1.0, 0.25, 2.0], latents_std=[1.5, 0.5, 2.0, 0.75])
     changed = encode_frames(pipe_.vae, clip_, np.zeros(6, bool)).astype(np.float32)
-    assert {part for part in before if fingerprint(pipe_)[part] != before[part]} == {"vae"}
+    assert {part for part in before if model_fingerprint(pipe_)[part] != before[part]} == {"vae"}
     mean_, std_ = np.reshape([0.5, -1.0, 0.25, 2.0], (4, 1, 1)), np.reshape([1.5, 0.5, 2.0, 0.75], (4, 1, 1))
     assert np.allclose(changed * std_ + mean_, plain_, atol=0.02)
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #8041964c
 def test_a_fingerprint_does_not_depend_on_how_the_tokenizer_was_used_last():
-    before = fingerprint(tiny())
+    before = model_fingerprint(tiny())
     for padding in ("max_length", "longest", False):
         tiny().tokenizer(
             ["a girl", "a girl waves"], padding=padding, truncation=bool(padding), max_length=77 if padding else None
         )
-        assert fingerprint(tiny()) == before, padding
+        assert model_fingerprint(tiny()) == before, padding
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #8980c764
 def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route():
@@ -339,7 +339,7 @@ def test_of_several_files_with_the_same_bytes_one_is_kept_and_parts_of_them_are_
         read = []
 
         def hash_of(path):
-            return read.append(path.name) or content(path)
+            return read.append(path.name) or content_hash(path)
 
         def refusals(*items, **how):
             return [item.refusal for item in mark_copies(list(items), **how)]

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from tav_nb.data.shots import FIGURES, ShotOptions, _content, _cv2, _one_thread, frames_of, plan, scan
+from tav_nb.data.shots import FIGURES, ShotOptions, _content, _cv2, _one_thread, plan, read_windows, scan
 from tav_nb.toy import world as toon
 from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import SourceError
@@ -294,8 +294,8 @@ def test_clips_are_the_file_s_own_pictures_cropped_whichever_are_asked_for():
         path = write_video(frames, Path(folder) / "film", 24)  # PNGs keep every bit
         seen = scan(path, fps=24)
         windows = plan(seen, ShotOptions(overlap=4, max_frames=12, duplicate=-1))
-        clips = list(frames_of(path, windows, seen.info))
-        some = list(frames_of(path, windows[1::2], seen.info))
+        clips = list(read_windows(path, windows, seen.info))
+        some = list(read_windows(path, windows[1::2], seen.info))
     assert seen.crop == (8, 0, 72, 128) and len(clips) == len(windows) > 3
     assert all((clip == frames[w.indices, 8:80]).all() for clip, w in zip(clips, windows))
     assert all((a == b).all() for a, b in zip(some, clips[1::2])) and len(some) == len(windows[1::2])
@@ -308,7 +308,7 @@ def test_at_most_one_clip_and_its_overlap_are_in_memory():
         seen = scan(path)
         windows = plan(seen, ShotOptions(fps=24, duplicate=-1))
         tracemalloc.start()
-        taken = sum(len(clip) for clip in frames_of(path, windows, seen.info))
+        taken = sum(len(clip) for clip in read_windows(path, windows, seen.info))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert taken > 200 and peak < 3 * 24 * frames[0].nbytes, peak / frames[0].nbytes

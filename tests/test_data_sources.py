@@ -5,10 +5,10 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from tav_nb.data.sources import CollectionError, Item, LAYERS, MAX_ROWS, NO_CAPTION, SAKUGA_LICENCE, UNKNOWN, VIDEOS, anita, by_file, folder, is_sakuga, item_name, open_source, read_table, sakuga, seconds
+from tav_nb.data.sources import CLIP_SUFFIXES, CollectionError, Item, LAYERS, MAX_TABLE_ROWS, NO_CAPTION, SAKUGA_LICENCE, UNKNOWN_LICENCE, by_file, is_sakuga, item_name, open_source, parse_seconds, read_anita, read_folder, read_sakuga, read_table
 from tav_nb.toy.world import caption as caption_of, random_scene, render
 from tav_nb.utils.video_io import write_video
-from tav_nb.utils.video_reader import Reader
+from tav_nb.utils.video_reader import VideoReader
 from unittest.mock import patch
 import av
 import json
@@ -111,12 +111,12 @@ def test_every_container_that_can_be_written_here_is_read_to_its_last_picture():
 
 
     with tempfile.TemporaryDirectory() as tmp:
-        written = [suffix for suffix in VIDEOS if write_small(Path(tmp) / f"clip{suffix}")]
+        written = [suffix for suffix in CLIP_SUFFIXES if write_small(Path(tmp) / f"clip{suffix}")]
         assert {".apng", ".asf", ".dv", ".flv", ".m2ts", ".mpeg", ".mxf", ".qt", ".vob", ".wmv", ".y4m"} <= set(written), (
             written
         )
         for suffix in written:
-            reader = Reader(Path(tmp) / f"clip{suffix}")
+            reader = VideoReader(Path(tmp) / f"clip{suffix}")
             count, info = len(list(reader)), reader.info()
             assert (count, info.expected, info.decoded, info.refused, info.problem) == (12, 12, 12, 0, ""), (
                 suffix,
@@ -144,7 +144,7 @@ def test_every_kind_of_table_gives_the_same_rows_and_every_kind_of_empty_is_none
             'file,caption,start\na.mp4,"a girl, ""waving""\nin the rain",1.5\nb.mp4,nan,\n', encoding="utf-8-sig"
         )
         for name in ("t.parquet", "t.jsonl", "t.csv"):
-            read = [{**row, "start": seconds(row["start"])} for row in read_table(at(name))]
+            read = [{**row, "start": parse_seconds(row["start"])} for row in read_table(at(name))]
             assert read == rows, (name, read)
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #126abbe8
@@ -169,7 +169,7 @@ def test_a_table_that_cannot_be_read_is_one_line_that_names_it():
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #81acc417
 def test_times_are_read_as_numbers_and_as_clocks():
-    assert [seconds(value) for value in (None, 3, 2.5, "62.5", "1:02.5", "00:01:02.500", "10:00:00.000")] == [
+    assert [parse_seconds(value) for value in (None, 3, 2.5, "62.5", "1:02.5", "00:01:02.500", "10:00:00.000")] == [
         None,
         3,
         2.5,
@@ -180,7 +180,7 @@ def test_times_are_read_as_numbers_and_as_clocks():
     ]
     for bad in ("soon", "1:x", "-5", "inf", ""):
         try:
-            seconds(bad)
+            parse_seconds(bad)
         except ValueError:
             pass
         else:
@@ -190,7 +190,7 @@ def test_times_are_read_as_numbers_and_as_clocks():
 def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp))
-        beside = folder(root_, licence="CC0")
+        beside = read_folder(root_, licence="CC0")
         captions = [path.read_text().strip() for path in sorted(root_.glob("*.txt"))]
         assert [item.caption for item in beside] == captions and all(
             item.licence == "CC0" and item.source == root_.name for item in beside
@@ -199,7 +199,7 @@ def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
             path.unlink()
         rows = [{"file": f"clip{i}.webp", "caption": caption, "artist": "me"} for i, caption in enumerate(captions)]
         (root_ / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        tabled = folder(root_, licence="CC0")
+        tabled = read_folder(root_, licence="CC0")
         assert [replace(item, extra={}) for item in tabled] == beside and tabled[0].extra == {"artist": "me"}
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #46efd0b1
@@ -209,14 +209,14 @@ def test_rows_can_name_parts_of_a_file_and_files_that_are_missing_stay_in_the_li
         (root_ / "t.csv").write_text(
             "file,caption,start,stop,license\nclip0.webp,first,0,0:00.2,CC BY\nclip0.webp,second,0.2,,\ngone.mp4,third,,,\n"
         )
-        first, second, gone = folder(root_)
+        first, second, gone = read_folder(root_)
         assert (first.start, first.stop, first.licence, second.start, second.stop, second.licence) == (
             0,
             0.2,
             "CC BY",
             0.2,
             None,
-            UNKNOWN,
+            UNKNOWN_LICENCE,
         )
         assert first.path == second.path and first.name != second.name and gone.path.name == "gone.mp4"
 
@@ -236,7 +236,7 @@ def test_a_folder_or_table_that_is_wrong_is_one_line_that_says_what_is_wrong():
         ):
             good.write_text(content)
             try:
-                folder(root_)
+                read_folder(root_)
             except CollectionError as error:
                 assert word in str(error) and "t.csv" in str(error) and "\n" not in str(error), error
             else:
@@ -244,7 +244,7 @@ def test_a_folder_or_table_that_is_wrong_is_one_line_that_says_what_is_wrong():
         (root_ / "other.csv").write_text("file,caption\n")
         for place, word in ((root_, "2 tables"), (root_ / "empty", "no video")):
             try:
-                folder(place)
+                read_folder(place)
             except CollectionError as error:
                 assert word in str(error)
             else:
@@ -332,7 +332,7 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
         for name, content, said in bad:
             (root_ / name).write_bytes(content if isinstance(content, bytes) else content.encode())
             try:
-                folder(root_)
+                read_folder(root_)
             except CollectionError as error:
                 assert said in str(error) and "\n" not in str(error) and str(error).startswith(f"{root_}/{name}"), (
                     name,
@@ -360,23 +360,23 @@ def test_what_is_only_written_differently_is_forgiven():
     ]
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
-        plain = folder(root_)[0]
+        plain = read_folder(root_)[0]
         for name, content in good + [("m.csv", f"file,caption\n{(root_ / 'clip0.webp').resolve()},a girl\n")]:
             for encoding in ("utf-8", "utf-16", "utf-32", "utf-8-sig"):
                 (root_ / name).write_bytes(content.encode(encoding))
-                assert [replace(item, extra={}) for item in folder(root_)] == [replace(plain, caption="a girl")], (
+                assert [replace(item, extra={}) for item in read_folder(root_)] == [replace(plain, caption="a girl")], (
                     content,
-                    folder(root_),
+                    read_folder(root_),
                 )
             (root_ / name).unlink()
         ends = "a girl\u2028who\x85waves\x0b\x0c\x1c"
         (root_ / "m.csv").write_text(f"file,caption\nclip0.webp,{ends}!\n", encoding="utf-8", newline="")
-        assert [item.caption for item in folder(root_)] == [ends + "!"]
+        assert [item.caption for item in read_folder(root_)] == [ends + "!"]
         (root_ / "m.csv").unlink()
         (root_ / "m.jsonl").write_text(
             json.dumps({"file": "clip0.webp", "caption": ends + "!"}, ensure_ascii=False), encoding="utf-8"
         )
-        assert [item.caption for item in folder(root_)] == [ends + "!"]
+        assert [item.caption for item in read_folder(root_)] == [ends + "!"]
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #717438b1
 def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_there():
@@ -401,7 +401,7 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
                     ),
                     table_,
                 )
-                assert [(item.caption, item.start) for item in folder(root_)] == [("a girl", 0.25)], (kind, start.type)
+                assert [(item.caption, item.start) for item in read_folder(root_)] == [("a girl", 0.25)], (kind, start.type)
         for cell, said in (
             ([["a girl"]], "the caption is a list"),
             ([{"a": 1}], "the caption is an object"),
@@ -410,7 +410,7 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
         ):
             pq.write_table(pa.table({"file": ["clip0.webp"], "caption": cell}), table_)
             try:
-                folder(root_)
+                read_folder(root_)
             except CollectionError as error:
                 assert f"m.parquet, row 1: {said}, not text" in str(error), error
             else:
@@ -422,7 +422,7 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
         ):
             pq.write_table(pa.table(columns), table_)
             try:
-                folder(root_)
+                read_folder(root_)
             except CollectionError as error:
                 assert said in str(error), error
             else:
@@ -430,15 +430,15 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
         pq.write_table(
             pa.table(
                 {
-                    "file": pa.array(["clip0.webp"] * (MAX_ROWS + 1), pa.dictionary(pa.int8(), pa.string())),
-                    "caption": pa.nulls(MAX_ROWS + 1, pa.string()),
+                    "file": pa.array(["clip0.webp"] * (MAX_TABLE_ROWS + 1), pa.dictionary(pa.int8(), pa.string())),
+                    "caption": pa.nulls(MAX_TABLE_ROWS + 1, pa.string()),
                 }
             ),
             table_,
             compression="zstd",
         )
         try:
-            folder(root_)
+            read_folder(root_)
         except CollectionError as error:
             assert "more than" in str(error) and table_.stat().st_size < 2**16
         else:
@@ -449,19 +449,19 @@ def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_ord
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_anita(tmp))
         (root_ / "Hero/scene_2/composition.txt").write_text("a hero")
-        items_ = [item for item in anita(root_) if not item.refusal]
-        assert [(item.path.name, item.refusal) for item in anita(root_)[2:]] == [
+        items_ = [item for item in read_anita(root_) if not item.refusal]
+        assert [(item.path.name, item.refusal) for item in read_anita(root_)[2:]] == [
             ("scene_1", "not read: has no pictures of the layer composition")
         ]
         assert [(item.path.parent.name, item.caption, item.licence, item.fps) for item in items_] == [
             ("scene_2", "a hero", "CC BY", 12.0),
             ("scene_10", None, "CC BY", 12.0),
         ]
-        assert [item.licence for item in anita(root_, layer="sketch")] == ["CC BY", "CC BY", "CC BY-NC-SA"]
+        assert [item.licence for item in read_anita(root_, layer="sketch")] == ["CC BY", "CC BY", "CC BY-NC-SA"]
         (root_ / "t.csv").write_text("file,caption,fps\nHero/scene_10/composition,another,10\n")
-        assert [(item.caption, item.fps) for item in anita(root_)[:2]] == [("a hero", 12.0), ("another", 10.0)]
+        assert [(item.caption, item.fps) for item in read_anita(root_)[:2]] == [("a hero", 12.0), ("another", 10.0)]
         try:
-            anita(root_ / "Hero")
+            read_anita(root_ / "Hero")
         except CollectionError as error:
             assert "no scenes" in str(error)
         else:
@@ -476,13 +476,17 @@ def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_
         for name in ("7.mp4", "8.webm"):
             (videos / name).write_bytes(b"")
         table_ = Path(small_sakuga(tables / "demo.parquet"))
-        got = [(item.path.name, item.start, item.stop, item.caption) for item in sakuga(table_, videos) if not item.refusal]
+        got = [
+            (item.path.name, item.start, item.stop, item.caption)
+            for item in read_sakuga(table_, videos)
+            if not item.refusal
+        ]
         assert got == [
             ("7.mp4", 0, 0.25, "a girl stands"),
             ("7.mp4", 0.25, 0.5, "1girl running"),
             ("8.webm", None, None, "a boy"),
         ], got
-        last, missing = sakuga(table_, videos)[1], sakuga(table_, videos)[-1]
+        last, missing = read_sakuga(table_, videos)[1], read_sakuga(table_, videos)[-1]
         assert (missing.path, missing.refusal) == (table_, "not there: the videos of 1 rows are not in the folder")
         assert last.licence == SAKUGA_LICENCE and last.extra == {
             "identifier": "7:2",
@@ -492,14 +496,14 @@ def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_
         assert is_sakuga(table_)
         for place, word in ((table_, "none of its videos"), (tables / "none.parquet", "cannot be read")):
             try:
-                sakuga(place)
+                read_sakuga(place)
             except CollectionError as error:
                 assert word in str(error) and "\n" not in str(error), error
             else:
                 raise AssertionError(f"{place} was read")
         pq.write_table(pa.table({"identifier": ["7:1"], "scene_start_time": [None], "text": ["x"]}), table_)
         try:
-            sakuga(table_, videos)
+            read_sakuga(table_, videos)
         except CollectionError as error:
             assert "'scene_end_time' and no 'text_description'" in str(error), error
         else:
@@ -782,7 +786,7 @@ def test_items_of_one_file_belong_together():
 # %% ../nbs/4_real_clips/17_sources.ipynb #f60960e2
 def test_a_table_without_pyarrow_says_what_to_install():
     with tempfile.TemporaryDirectory() as tmp, patch.dict("sys.modules", {"pyarrow.parquet": None}):
-        for read in (read_table, sakuga):
+        for read in (read_table, read_sakuga):
             try:
                 read(Path(tmp) / "t.parquet")
             except CollectionError as error:

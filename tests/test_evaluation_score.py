@@ -122,7 +122,7 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #4cb00da8
 def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
-    from tav_nb.data.shots import ShotOptions, frames_of, plan, scan
+    from tav_nb.data.shots import ShotOptions, plan, read_windows, scan
 
     fields = toon.render(
         toon.replace(toon.random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192
@@ -139,7 +139,7 @@ def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
         seen = scan(path, options)
-        (prepared,) = frames_of(path, plan(seen, options), seen.info)
+        (prepared,) = read_windows(path, plan(seen, options), seen.info)
         scored, read = load_video(path, side=None), read_video(path, most=8)[0]
     assert seen.info.fields == "interlaced" and prepared.shape == frames.shape
     assert np.array_equal(scored.frames, prepared), "`tav score`"

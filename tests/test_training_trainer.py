@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
-from tav_nb.data.latents import fingerprint
+from tav_nb.data.latents import model_fingerprint
 from tav_nb.data.loader import ClipLoader
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
@@ -107,7 +107,7 @@ def noise_cache(folder, shapes, model, bad=()):
         f"{folder}/_empty.npz", text_embeds=np.zeros((77, 128), np.float16), pooled_embeds=np.zeros(64, np.float16)
     )
     parquet.write_table(pyarrow.Table.from_pylist(rows), f"{folder}/manifest.parquet")
-    about = dict(model=fingerprint(load_pipeline(model)), model_name="micro", options=dict(resolution=64))
+    about = dict(model=model_fingerprint(load_pipeline(model)), model_name="micro", options=dict(resolution=64))
     Path(folder, "cache.json").write_text(json.dumps(about))
     return folder
 

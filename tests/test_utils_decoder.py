@@ -3,7 +3,7 @@
 from PIL import Image, ImageCms, ImageOps
 from fractions import Fraction
 from pathlib import Path
-from tav_nb.utils.decoder import Clock, DecodeError, FieldDetector, Limits, RGB_AND_WHITE, WHITE, _srgb_decoded, _srgb_encoded, check_regular, deinterlace, hlg_gamma, hlg_to_scene, image_pixels, iter_images, light_to_pq, matrix_to_709, open_image, open_video, pq_to_light, to_srgb, tone_map, xyz_matrix
+from tav_nb.utils.decoder import Clock, DecodeError, FieldDetector, HDR_WHITE, Limits, RGB_AND_WHITE, _srgb_decoded, _srgb_encoded, check_regular, deinterlace, hlg_gamma, hlg_to_scene, image_pixels, iter_images, light_to_pq, matrix_to_709, open_image, open_video, pq_to_light, to_srgb, tone_map, xyz_matrix
 import av
 import math
 import numpy as np
@@ -12,7 +12,7 @@ import struct
 import tempfile
 
 # %% ../nbs/internals/42_decoder.ipynb #940c822a
-def hdr_signal(rgb, transfer, white=WHITE):
+def hdr_signal(rgb, transfer, white=HDR_WHITE):
     "uint16 BT.2020 signals of an sRGB picture uint8 [..., 3], white at HDR's reference white"
     signal = rgb / 255
     light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
@@ -97,10 +97,12 @@ def test_the_tone_curve_rises_to_white_and_changes_nothing_below_its_knee():
     for peak in (400, 1000, 4000, 10_000):
         light = np.linspace(0, 1.2 * peak, 5001)
         mapped = tone_map(light, peak)
-        knee = pq_to_light((1.5 * light_to_pq(WHITE) / light_to_pq(peak) - 0.5) * light_to_pq(peak))
-        assert (np.diff(mapped) > -1e-9).all() and (mapped <= light + 1e-9).all() and abs(mapped[-1] - WHITE) < 1e-6, peak
-        assert np.array_equal(mapped[light < knee], light[light < knee]) and 20 < knee < WHITE, (peak, knee)
-    assert np.array_equal(tone_map(np.array([0.0, 100, 300]), 150), [0, 100, WHITE])
+        knee = pq_to_light((1.5 * light_to_pq(HDR_WHITE) / light_to_pq(peak) - 0.5) * light_to_pq(peak))
+        assert (np.diff(mapped) > -1e-9).all() and (mapped <= light + 1e-9).all() and abs(mapped[-1] - HDR_WHITE) < 1e-6, (
+            peak
+        )
+        assert np.array_equal(mapped[light < knee], light[light < knee]) and 20 < knee < HDR_WHITE, (peak, knee)
+    assert np.array_equal(tone_map(np.array([0.0, 100, 300]), 150), [0, 100, HDR_WHITE])
 
 # %% ../nbs/internals/42_decoder.ipynb #c63ddf29
 def test_colours_of_bt2020_have_the_published_place_among_those_of_bt709():
@@ -117,7 +119,7 @@ def test_colours_of_bt2020_have_the_published_place_among_those_of_bt709():
 def test_an_ordinary_picture_survives_as_hdr():
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for transfer in ("pq", "hlg"):
-        back = to_srgb(hdr_signal(colours, transfer), transfer, peak=WHITE).astype(int)
+        back = to_srgb(hdr_signal(colours, transfer), transfer, peak=HDR_WHITE).astype(int)
         error = np.abs(back - colours)
         assert error.mean() < (0.6 if transfer == "pq" else 7), (transfer, error.mean())
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)

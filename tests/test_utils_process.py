@@ -69,12 +69,12 @@ def test_copies_of_a_command_end_as_one_with_one_line_and_one_exit_code_and_none
     program = """
 import os, signal, sys, time
 from tav_nb.utils import process
-process.GRACE = 0.5
+process.GRACE_SECONDS = 0.5
 what, rank = sys.argv[1], os.environ.get("RANK")
 if rank is None:
-    from tav_nb.utils.process import CopyError, run_copies
-    try: sys.exit(run_copies([sys.executable, *sys.orig_argv[1:]], 2))
-    except CopyError as error: sys.exit(f"tav: error: {error}")
+    from tav_nb.utils.process import WorkerError, run_workers
+    try: sys.exit(run_workers([sys.executable, *sys.orig_argv[1:]], 2))
+    except WorkerError as error: sys.exit(f"tav: error: {error}")
 def say(line, stream=2): os.write(stream, f"{line}\\n".encode())  # one piece, whatever others write
 def stop(number, frame):
     say(f"{rank} got {signal.Signals(number).name}", 1)
@@ -82,15 +82,15 @@ def stop(number, frame):
     os._exit(130)
 say(f"{rank} begins", 1)
 if what == "work": time.sleep(0.3)  # as long as signals are held
-for number in process.STOPS: signal.signal(number, stop)
-process.as_copy()
+for number in process.STOP_SIGNALS: signal.signal(number, stop)
+process.as_worker()
 if what == "well": sys.exit(0)
 if what == "all": say("tav: error: the same"), sys.exit(2)
 if what == "environment": say(" ".join(os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")), 1), sys.exit(0)
 if what == "second" and rank == "1": say("a library's warning"), say("tav: error: only here"), sys.exit(2)
 if what == "dumb" and rank == "1": os._exit(5)
 if what == "killed" and rank == "1": os.kill(os.getpid(), signal.SIGKILL)
-if what == "killed" and rank == "0": time.sleep(0.2), sys.exit(process.GONE)
+if what == "killed" and rank == "0": time.sleep(0.2), sys.exit(process.EXIT_CONNECTION_LOST)
 say(f"{rank} works", 1)
 while True: time.sleep(1)
 """

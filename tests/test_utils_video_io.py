@@ -3,7 +3,7 @@
 from PIL import Image, ImageDraw
 from fractions import Fraction
 from pathlib import Path
-from tav_nb.utils.video_io import LEAST, VideoError, _finished, check_output, check_space, read_metadata, read_video, write_video
+from tav_nb.utils.video_io import MIN_COMPRESSION, VideoError, _finished, check_output, check_space, read_metadata, read_video, write_video
 import av
 import math
 import numpy as np
@@ -68,7 +68,7 @@ def test_a_video_that_cannot_fit_on_the_disk_is_refused_before_it_is_made():
         for name in "a.mp4", "a.webm", "a.gif", "a.webp", "frames":
             path = Path(folder) / name
             check_space(path, 24, 64, 64)
-            too_many = math.ceil(1.5 * free / LEAST[path.suffix] / (1024 * 1024 * 3))
+            too_many = math.ceil(1.5 * free / MIN_COMPRESSION[path.suffix] / (1024 * 1024 * 3))
             try:
                 check_space(path, too_many, 1024, 1024)
             except VideoError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tav_nb.toy import world as toon
 from tav_nb.utils.decoder import Limits, hlg_to_scene, light_to_pq, matrix_to_709
 from tav_nb.utils.video_io import VideoError, read_metadata, read_video, write_video
-from tav_nb.utils.video_reader import Reader, SourceError
+from tav_nb.utils.video_reader import SourceError, VideoReader
 import av
 import numpy as np
 import os
@@ -73,7 +73,7 @@ def telecine(frames):
 # %% ../nbs/internals/07_reading.ipynb #5bf2ce34
 def read(path, **options):
     "All pictures [F, H, W, 3], their times, and what was found"
-    reader = Reader(path, **options)
+    reader = VideoReader(path, **options)
     frames = np.stack([picture.rgb() for picture in reader])  # f h w c
     return frames, np.array(reader.times), reader.info()
 
@@ -135,7 +135,7 @@ def store(path, codec, format, arrays, array_format, times=None, colours={}, **o
 
 
 def both(path):
-    "The frames of a file as `Reader` sees them, checked against what `iter_video` sees; and what was found"
+    "The frames of a file as `VideoReader` sees them, checked against what `iter_video` sees; and what was found"
     frames, times, info = read(path)
     other, moments = read_video(path)
     assert np.array_equal(frames, other) and np.allclose(times, moments), path
@@ -202,9 +202,9 @@ def test_a_size_may_be_odd():
 def test_a_picture_can_be_asked_for_in_any_size_and_in_grey():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(film(2), Path(folder) / "a.mp4")
-        picture = next(iter(Reader(path)))
+        picture = next(iter(VideoReader(path)))
         write_video(film(2), Path(folder) / "a.gif")
-        other = next(iter(Reader(Path(folder) / "a.gif")))
+        other = next(iter(VideoReader(Path(folder) / "a.gif")))
     for p in picture, other:
         small = film(2)[0].reshape(24, 4, 32, 4, 3).mean((1, 3))  # (h 4) (w 4) c -> h w c
         assert p.rgb((24, 32)).shape == (24, 32, 3) and psnr(p.rgb((24, 32)), small) > 28
@@ -244,7 +244,7 @@ def test_what_cannot_be_read_is_told_in_one_line_that_names_the_file():
         cut_off(encode(film(), headless))
         for path in text, empty, headless, Path(folder) / "nowhere.mp4":
             try:
-                list(Reader(path))
+                list(VideoReader(path))
             except SourceError as error:
                 assert str(path) in str(error) and "\n" not in str(error) and "max()" not in str(error)
             else:
@@ -336,7 +336,7 @@ def test_hdr_and_wide_colours_come_out_as_they_were_drawn():
                     and error < stored / 2
                     and info.colours == {"pq": "HDR (PQ)", "hlg": "HDR (HLG)", "wide": "BT.2020"}[kind]
                 ), (name, kind, error, stored, info)
-                small = next(iter(Reader(path)))
+                small = next(iter(VideoReader(path)))
                 assert (
                     np.abs(small.rgb((24, 32)).astype(int) - film(1)[0].reshape(24, 4, 32, 4, 3).mean((1, 3))).mean() < 12
                 )
@@ -394,7 +394,7 @@ def test_what_is_hidden_under_transparency_comes_upon_white_in_every_format():
             assert len(seen) == 2 and np.abs(seen[outside].astype(int) - 255).max() <= 2, (path.name, seen[0, 2, 2])
             assert np.abs(seen[inside].astype(int) - paper[inside]).max() <= 6, (path.name, seen[0, 24, 32])
             assert (info.colours == "alpha") == (info.kind == "video"), info
-            small = next(iter(Reader(path))).rgb((24, 32))
+            small = next(iter(VideoReader(path))).rgb((24, 32))
             assert small[..., 1][:4].min() >= 253 and (small[..., 0].min() > 240 or path.suffix == ".webm"), (
                 path.name,
                 "green bled in, which halved colours cannot help",
@@ -404,7 +404,7 @@ def test_what_is_hidden_under_transparency_comes_upon_white_in_every_format():
 def test_opaque_pictures_of_formats_with_transparency_stay_bit_equal():
     opaque = np.concatenate([film(2), np.full((2, 96, 128, 1), 255, np.uint8)], -1)
     with tempfile.TemporaryDirectory() as folder:
-        picture = next(iter(Reader(store(Path(folder) / "a.mkv", "ffv1", "bgra", opaque[..., [2, 1, 0, 3]], "bgra"))))
+        picture = next(iter(VideoReader(store(Path(folder) / "a.mkv", "ffv1", "bgra", opaque[..., [2, 1, 0, 3]], "bgra"))))
     small = picture.source.to_ndarray(format="rgb24", width=50, height=40, interpolation=Interpolation.AREA)
     assert np.array_equal(picture.rgb(), film(2)[0]) and np.array_equal(picture.rgb((40, 50)), small)
 
@@ -503,7 +503,7 @@ def test_a_source_is_looked_at_within_limits_and_what_is_beyond_one_is_named():
             (pipe, Limits(), "no regular file"),
         ]
         for source, limits, word in cases:
-            attempts = [lambda: list(Reader(source, limits=limits)), lambda: read_video(source, limits)]
+            attempts = [lambda: list(VideoReader(source, limits=limits)), lambda: read_video(source, limits)]
             for attempt in attempts + [lambda: read_metadata(source)] * (source == pipe):
                 try:
                     attempt()

@@ -148,7 +148,7 @@ def kill_folder(make, kind, kills):
             assert in_a_child(lambda: dies_at(int(step), work))
             there = path.exists()
             found = state()
-            files.sweep(path.parent)
+            files.remove_stale(path.parent)
             left = [name for name in os.listdir(path.parent) if name != path.name]
             good = found in ("old", "new") and not left and state() == found
             rows.append(

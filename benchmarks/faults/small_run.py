@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import tav_nb.training.trainer as trainer
 from tav_nb.cli import main
-from tav_nb.data.latents import fingerprint
+from tav_nb.data.latents import model_fingerprint
 from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.training.checkpoint import find_checkpoint
@@ -97,7 +97,7 @@ def make_cache(folder, model, count=10):
         f"{folder}/_empty.npz", text_embeds=np.zeros((77, 128), np.float16), pooled_embeds=np.zeros(64, np.float16)
     )
     parquet.write_table(pyarrow.Table.from_pylist(rows), f"{folder}/manifest.parquet")
-    about = dict(model=fingerprint(load_pipeline(model)), model_name="micro", options=dict(resolution=64))
+    about = dict(model=model_fingerprint(load_pipeline(model)), model_name="micro", options=dict(resolution=64))
     Path(folder, "cache.json").write_text(json.dumps(about))
     return folder
 

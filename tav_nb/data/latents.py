@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'MAX_SIDE', 'PARTS', 'ROW', 'EMPTY_ROW', 'EncodeError', 'EncodeOptions', 'buckets', 'nearest_bucket',
-           'Sizes', 'sizes_for', 'to_bucket', 'encode_text', 'too_long', 'key_of', 'check_model', 'fingerprint',
-           'signature', 'content', 'mark_copies', 'Planned', 'thumb_strip', 'refused', 'plan_file', 'draw', 'Encoder',
-           'arrays_of', 'encode_file']
+           'MicroConditioning', 'sizes_for', 'to_bucket', 'encode_text', 'truncated_captions', 'key_of', 'check_model',
+           'model_fingerprint', 'signature', 'content_hash', 'mark_copies', 'Planned', 'thumb_strip', 'refused_clips',
+           'plan_file', 'read_clips', 'Encoder', 'clip_arrays', 'encode_file']
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #e23b00fe
 import hashlib
@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..utils.errors import TavError
 
-from .shots import ShotOptions, SourceError, frames_of, plan, scan
+from .shots import ShotOptions, SourceError, plan, read_windows, scan
 from .sources import Item
 from ..models.base import EMBEDDED, quiet
 from ..models.vae import encode_frames, latent_statistics, safe_vae
+from ..utils.errors import TavError
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #6c477f48
 class EncodeError(TavError):
@@ -89,7 +89,7 @@ def nearest_bucket(height, width, sizes):
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #b3e15a12
 @dataclass(frozen=True)
-class Sizes:
+class MicroConditioning:
     "SDXL's micro-conditioning of a clip, in pixels."
 
     original_size: tuple  # (height, width) of the upright source without its bars
@@ -103,12 +103,14 @@ def sizes_for(height, width, target, flip=False):
     scale = max(target[0] / height, target[1] / width)
     scaled = tuple(max(t, round(n * scale)) for t, n in zip(target, (height, width)))
     top, left = ((n - t) // 2 for t, n in zip(target, scaled))
-    return Sizes((height, width), (top, scaled[1] - target[1] - left if flip else left), tuple(target), scaled)
+    return MicroConditioning(
+        (height, width), (top, scaled[1] - target[1] - left if flip else left), tuple(target), scaled
+    )
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #49b619c2
 def to_bucket(
     frame,  # uint8 [H, W, 3]
-    sizes,  # `Sizes` of a picture of this size
+    sizes,  # `MicroConditioning` of a picture of this size
     flip=False,  # mirror it first
 ):  # uint8 [h, w, 3]
     "A frame scaled and cut to its bucket."
@@ -136,7 +138,7 @@ def encode_text(pipe, caption):
     return embeds[0].half().cpu().numpy(), pooled[0].half().cpu().numpy()
 
 
-def too_long(pipe, captions):
+def truncated_captions(pipe, captions):
     """Those of `captions` that go on beyond what the model reads, `pipe.tokenizer.model_max_length` tokens with start
     and end.
     """
@@ -173,7 +175,7 @@ def check_model(pipe):
             )
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #6cab558a
-def fingerprint(
+def model_fingerprint(
     pipe,  # an SDXL pipeline
 ) -> dict[str, str]:
     """What a cache remembers about its model: a hash of each part that shapes what is stored. Raises `EncodeError` if a
@@ -204,7 +206,7 @@ def signature(path):
     return key_of(files=[(p.name, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in _files(path)])
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #138e197c
-def content(path):
+def content_hash(path):
     "The hash of a source's bytes."
     codes = []
     for p in _files(path):
@@ -217,7 +219,7 @@ def content(path):
 # %% ../../nbs/4_real_clips/22_encode.ipynb #50824fe0
 def mark_copies(
     items: list[Item],
-    hash_of: Callable[[Path], str] = content,
+    hash_of: Callable[[Path], str] = content_hash,
 ) -> list[Item]:
     "The same items; one that means the same part of the same bytes as an earlier one has a `refusal` that names it."
     sizes, hashes, first, marked = {}, {}, {}, []
@@ -278,11 +280,11 @@ class Planned:
 
     row: dict  # its row of the manifest, see `ROW`
     window: object = None  # of `tav_nb.data.shots`; None if the whole file was refused
-    sizes: object = None  # `Sizes`, if it is kept
+    sizes: object = None  # `MicroConditioning`, if it is kept
     flip: bool = False
     sha256: str = ""  # of the source
     item: str = ""  # the name of its item
-    repair: str = ""  # what was done to its pictures: `Info.treatment`
+    repair: str = ""  # what was done to its pictures: `VideoInfo.treatment`
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #45615f67
 def thumb_strip(thumbs, height=64, count=6):
@@ -312,7 +314,7 @@ def _about(item):
     }
 
 
-def refused(items, reason):
+def refused_clips(items, reason):
     "The plan of a file that gives no clip at all: one row an item."
     return [
         Planned(_about(item) | {"reason": reason, "start": item.start or 0.0, "stop": item.stop or 0.0})
@@ -375,13 +377,13 @@ def plan_file(
     sha256="",  # of the file
 ) -> tuple[object, list[Planned]]:  # what is known about the file, and its clips in order
     "What will become of a file; its pixels are only looked at in small."
-    made = [clip for item in items if item.refusal for clip in refused([item], item.refusal)]
+    made = [clip for item in items if item.refusal for clip in refused_clips([item], item.refusal)]
     if not (items := [item for item in items if not item.refusal]):
         return None, made
     try:
         scanned = scan(items[0].path, shots, fps=items[0].fps)
     except SourceError as error:
-        return None, made + refused(items, f"unreadable: {str(error).removeprefix(f'{items[0].path}: ')}")
+        return None, made + refused_clips(items, f"unreadable: {str(error).removeprefix(f'{items[0].path}: ')}")
     for item in items:
         flips = (False, True) if options.flip and not re.search(r"\b(left|right)\b", item.caption.lower()) else (False,)
         windows = plan(_part(scanned, item), shots)
@@ -390,20 +392,20 @@ def plan_file(
             for window in windows
             for flip in (flips if window.kept else (False,))
         ]
-        made += clips or refused(
+        made += clips or refused_clips(
             [item], f"short: the file ends after {scanned.info.length:.2f} s, before its part begins"
         )
     return scanned.info, made
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #24b30537
-def draw(path, info, clips):
+def read_clips(path, info, clips):
     "Yield (clip, frames uint8 [F, h, w, 3]) for the clips of one file, in the order of time."
     unique = {}
     for clip in clips:
         unique.setdefault(id(clip.window), []).append(clip)
     groups, done = sorted(unique.values(), key=lambda group: group[0].window.start), 0
     for done, (group, frames) in enumerate(
-        zip(groups, frames_of(path, [group[0].window for group in groups], info)), 1
+        zip(groups, read_windows(path, [group[0].window for group in groups], info)), 1
     ):
         for clip in group:
             yield clip, np.stack([to_bucket(frame, clip.sizes, clip.flip) for frame in frames])  # f h w c
@@ -415,7 +417,7 @@ class Encoder:
     "Turns frames and captions into what a clip of the cache holds."
 
     def __init__(self, pipe, options=EncodeOptions()):
-        self.pipe, self.model = pipe, fingerprint(pipe)
+        self.pipe, self.model = pipe, model_fingerprint(pipe)
         self.options = replace(
             options, resolution=options.resolution or pipe.default_sample_size * pipe.vae_scale_factor
         )
@@ -475,7 +477,7 @@ def _meta(row, sha256):
     }
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #0514ee1f
-def arrays_of(encoder, clip, frames=None, old=None):
+def clip_arrays(encoder, clip, frames=None, old=None):
     """What is stored of a clip: a dict of arrays.
 
     Latents come from `frames`, or from `old`, an earlier file of the same clip whose `latents_key` is the same; so do
@@ -522,11 +524,11 @@ def encode_file(
 ):  # yields (row, arrays); arrays is None for what is dropped
     "One source file as its clips: their rows of the manifest, and what is stored of them."
     info, clips = plan_file(
-        items, shots or ShotOptions(), encoder.options, content(items[0].path) if items[0].path.exists() else ""
+        items, shots or ShotOptions(), encoder.options, content_hash(items[0].path) if items[0].path.exists() else ""
     )
     clips = [encoder.keyed(clip) for clip in clips]
-    drawn = draw(items[0].path, info, [clip for clip in clips if clip.row["kept"]])
+    drawn = read_clips(items[0].path, info, [clip for clip in clips if clip.row["kept"]])
     yield from ((clip.row, None) for clip in clips if not clip.row["kept"])
     with safe_vae(encoder.pipe.vae):
         for clip, frames in drawn:
-            yield clip.row, arrays_of(encoder, clip, frames)
+            yield clip.row, clip_arrays(encoder, clip, frames)

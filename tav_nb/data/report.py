@@ -19,8 +19,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from .loader import read_about, read_manifest
-from ..utils.atomic_io import write_whole
+from .loader import read_cache_info, read_manifest
+from ..utils.atomic_io import atomic_write
 from ..utils.schema import SchemaError, parse_json, printable
 
 # %% ../../nbs/4_real_clips/20_report.ipynb #906cf138
@@ -346,9 +346,9 @@ def write_report(
     "Write the page of a cache, kept and dropped clips alike; returns where it is"
     path, about = Path(path or Path(folder) / "report.html"), Path(folder) / "cache.json"
     text = render_report(
-        read_manifest(folder) if rows is None else rows, about=read_about(folder) if about.is_file() else None
+        read_manifest(folder) if rows is None else rows, about=read_cache_info(folder) if about.is_file() else None
     )
-    write_whole(path, text)
+    atomic_write(path, text)
     return path
 
 # %% ../../nbs/4_real_clips/20_report.ipynb #04a4ebea

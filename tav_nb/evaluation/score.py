@@ -33,7 +33,7 @@ from tav_nb.utils.decoder import (
     open_image,
     open_video,
 )
-from ..utils.video_io import UNREADABLE, VideoError, iter_video, reason_of
+from ..utils.video_io import READ_ERRORS, VideoError, describe_read_error, iter_video
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #3ed32343
 def _stream_kind(path, limits):
@@ -104,7 +104,7 @@ def unusual_format(
             if path.is_dir() or is_image(path)
             else _stream_kind(path, limits)
         )
-    except (*UNREADABLE, StopIteration):
+    except (*READ_ERRORS, StopIteration):
         return ""
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #d4b69fa5
@@ -141,8 +141,8 @@ def _plain_frames(path, limits):
             yield image_pixels(image), time
     except ConsistencyError:
         raise
-    except UNREADABLE as error:
-        raise VideoError(f"{path}: {reason_of(error, path)}") from None
+    except READ_ERRORS as error:
+        raise VideoError(f"{path}: {describe_read_error(error, path)}") from None
 
 
 def load_video(

@@ -22,7 +22,6 @@ import torch
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from ..utils.errors import TavError
 
 import tav_nb
 from .base import ModelError, hub_file, is_hub_id
@@ -35,7 +34,8 @@ from tav_nb.models.temporal_unet import (
     temporal_modules,
     temporal_state_dict,
 )
-from ..utils.atomic_io import whole
+from ..utils.atomic_io import atomic_path
+from ..utils.errors import TavError
 from ..utils.schema import SchemaError, first_not_finite, parse_json, printable
 
 # %% ../../nbs/6_making_videos/03_adapter.ipynb #f8a6687e
@@ -94,7 +94,7 @@ def write_safetensors(
     "Write a safetensors file, all of it or nothing; the same content is the same bytes. Raises `OSError`"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_path(path) as part:
         try:
             save_file(tensors, part, metadata=metadata)
         except SafetensorError as error:

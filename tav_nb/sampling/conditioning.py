@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from ..utils.errors import TavError
 
 from ..utils.decoder import DecodeError, image_pixels, open_image
+from ..utils.errors import TavError
 from ..utils.images import to_image
-from ..utils.video_io import UNREADABLE
+from ..utils.video_io import READ_ERRORS
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e783cc7f
 class KeyframeError(TavError):
@@ -105,7 +105,7 @@ def read_frame_image(
         raise KeyframeError(f"{picture}: there is no such picture") from None
     except DecodeError as error:
         raise KeyframeError(f"{picture}: cannot be read as a picture: {error}") from None
-    except UNREADABLE:
+    except READ_ERRORS:
         raise KeyframeError(f"{picture}: cannot be read as a picture") from None
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #0ba89077

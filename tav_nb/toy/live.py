@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.cache import Cache, npz_bytes, write_about, write_manifest, write_whole
+from ..data.cache import Cache, atomic_write, npz_bytes, write_cache_info, write_manifest
 from ..data.latents import EMPTY_ROW, EncodeOptions, Encoder, encode_text, key_of
 from ..data.shots import ShotOptions
 from ..models.base import check_device, load_pipeline, quiet
@@ -33,7 +33,7 @@ def toon_cache(folder, seeds, pipe=None, num_frames=24, size=128, workers=1):
     """
     pipe = pipe or load_pipeline()
     cache, encoder, rows, seeds = Cache(folder), Encoder(pipe, EncodeOptions(size)), [], list(seeds)
-    write_about(cache, encoder, ShotOptions())
+    write_cache_info(cache, encoder, ShotOptions())
     side, never = np.int32([size, size]), np.zeros(num_frames, bool)
     fixed = dict(
         original_size=side,
@@ -70,7 +70,7 @@ def toon_cache(folder, seeds, pipe=None, num_frames=24, size=128, workers=1):
                 )
             )
             embeds, pooled = encode_text(pipe, text)
-            write_whole(
+            atomic_write(
                 cache.path(rows[-1]),
                 npz_bytes(
                     dict(

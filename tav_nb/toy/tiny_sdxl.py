@@ -56,7 +56,7 @@ from tav_nb.toy.world import (
 )
 from ..training.losses import adapter_loss, draw_timesteps
 from ..training.muon import Muon
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import atomic_write
 
 # %% ../../nbs/internals/16_tiny.ipynb #7ad50146
 with quiet():
@@ -1198,7 +1198,7 @@ def write_result(path, **what):
     "Write a result as JSON, whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(what, indent=1) + "\n")
+    atomic_write(path, json.dumps(what, indent=1) + "\n")
 
 
 STAGES = dict(text=train_text, vae=train_vae, base=train_base, adapter=train_temporal)

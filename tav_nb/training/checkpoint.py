@@ -24,7 +24,7 @@ from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..utils.atomic_io import sweep, whole
+from ..utils.atomic_io import atomic_path, remove_stale
 from ..utils.schema import SchemaError, first_not_finite, parse_json
 
 try:
@@ -64,8 +64,8 @@ def save_checkpoint(
     path = home / f"step-{step:08d}"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        sweep(home)
-        with whole(path) as part:
+        remove_stale(home)
+        with atomic_path(path) as part:
             part.mkdir()
             write(part)
             files = {file.name: checksum(file) for file in sorted(part.iterdir())}
@@ -127,7 +127,7 @@ def find_checkpoint(run, say=print, check=lambda path, state: None):
     damaged, home = [], Path(run) / "checkpoints"
     if home.is_dir():
         with suppress(OSError):
-            sweep(home)  # one that was being replaced when its process was killed comes back
+            remove_stale(home)  # one that was being replaced when its process was killed comes back
     for path in checkpoints(run):
         try:
             state = check_checkpoint(path)
@@ -174,7 +174,7 @@ def claim(run, resume=False):
     with suppress(OSError):  # what killed processes left unfinished
         for folder in (run, run / "checkpoints", run / "previews"):
             if folder.is_dir():
-                sweep(folder)
+                remove_stale(folder)
     check_folder(run, resume)
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -40,11 +40,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from ..utils.errors import TavError
 from tqdm import tqdm
 
 import tav_nb
-from ..data.loader import REMEDY, CacheError, ClipLoader, Plan, Steps, check_cache_model, read_about
+from tav_nb.data.loader import (
+    PREPARE_AGAIN,
+    CacheError,
+    ClipLoader,
+    Plan,
+    StepDataset,
+    check_cache_model,
+    read_cache_info,
+)
 from tav_nb.models.adapter_file import (
     FILE_NAME,
     STRUCTURE,
@@ -76,7 +83,8 @@ from .cuda_graphs import EACH, MOST, Graphs, Unrecordable
 from .losses import clip_errors, lr_factor, min_snr_weight, noisy_and_target, parameter_groups, predict
 from .memory import measure, remedies, room_on, set_checkpointing
 from .offloaded_adamw import VisitingAdamW
-from ..utils.atomic_io import sweep, whole, write_whole
+from ..utils.atomic_io import atomic_path, atomic_write, remove_stale
+from ..utils.errors import TavError
 from ..utils.schema import SchemaError, check_type, parse_json
 from ..utils.video_io import VideoError, write_video
 
@@ -170,8 +178,8 @@ def positions_from(unet, first):
             move_positions(unet, 0)
 
 # %% ../../nbs/5_training/24_trainer.ipynb #50e054ec
-class Checked(Steps):
-    """Batches that say of each clip, in `whole`, whether all its numbers are numbers
+class Checked(StepDataset):
+    """Batches that say of each clip, in `atomic_path`, whether all its numbers are numbers
 
     A clip that cannot be read becomes `dict(error=...)`: an exception that leaves a worker process would come with its
     traceback as text.
@@ -398,9 +406,9 @@ def save(core, run, clips):
 
     state = dict(scaler=core.scaler.state_dict(), lost=core.lost, averaged=core.average.updates)
     path = save_checkpoint(run, core.step, write, state, core.config.keep_checkpoints)
-    sweep(run)
+    remove_stale(run)
     try:
-        with whole(Path(run) / FILE_NAME) as part:
+        with atomic_path(Path(run) / FILE_NAME) as part:
             try:
                 os.link(path / FILE_NAME, part)
             except OSError:
@@ -555,9 +563,9 @@ def open_clips(config, cache):
     loader = ClipLoader(
         cache, config.batch_size, config.lengths, config.seed, zeros=config.zeros, empty=config.empty, finite=False
     )  # clips that are not: see `Checked`
-    made_for = read_about(cache).get("options", {}).get("resolution")
+    made_for = read_cache_info(cache).get("options", {}).get("resolution")
     if type(made_for) is not int:
-        raise CacheError(f"{cache}/cache.json: does not say for which resolution this cache was made; {REMEDY}")
+        raise CacheError(f"{cache}/cache.json: does not say for which resolution this cache was made; {PREPARE_AGAIN}")
     if config.resolution and config.resolution != made_for:
         raise CacheError(
             f"{cache}: made for {made_for} px, but resolution is {config.resolution}; `tav prepare` with --resolution"
@@ -778,7 +786,7 @@ class Log:
             disable=True if quiet else None,
         )
         self.say = say or self.write_line
-        write_whole(self.path, b"".join(self.lines_until(step)))
+        atomic_write(self.path, b"".join(self.lines_until(step)))
         self.writer = None
         if config.tensorboard:
             self.with_tensorboard(lambda: setattr(self, "writer", ScalarWriter(Path(run) / "tensorboard", step)))
@@ -1203,13 +1211,13 @@ def write_run(run, config, loader, world, need):
                 f" {config.accumulation}; begin another run, or go on with as many processes as before, --processes"
                 f" {began.micro_steps // config.accumulation}"
             )
-    write_whole(
+    atomic_write(
         path,
         json.dumps(
             dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1
         ),
     )
-    write_whole(Path(run) / "config.toml", write_toml(config))
+    atomic_write(Path(run) / "config.toml", write_toml(config))
 
 # %% ../../nbs/5_training/24_trainer.ipynb #c5c68bbe
 def train(
