@@ -28,7 +28,8 @@ from tav_nb.data import cache as dataset
 from tav_nb.data import latents as encode
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import open_source
-from tav_nb.models.base import load_pipeline, quiet
+from tav_nb.models.base import load_pipeline
+from tav_nb.models.messages import quiet
 from tav_nb.utils.video_io import write_video
 
 # stabilityai/stable-diffusion-xl-base-1.0, vae/config.json

@@ -1031,7 +1031,7 @@ def make_frames(args, keyframes=None, path=None):
             bar.clear()
             say(f"note: {text}")
 
-        from tav_nb.models.base import quiet
+        from tav_nb.models.messages import quiet
         from tav_nb.models.temporal_unet import set_context
         from tav_nb.sampling.generate import generate, resolve_noise
         from tav_nb.sampling.guidance import Guidance, resolve_guidance
@@ -1277,7 +1277,7 @@ def encode_items(args, items, progress, source_items):
     from tav_nb.data.cache import check_source, prepare, require_pyarrow
     from tav_nb.data.latents import EncodeOptions, truncated_captions
     from tav_nb.data.loader import read_manifest
-    from tav_nb.models.base import quiet
+    from tav_nb.models.messages import quiet
 
     require_pyarrow()
     check_source(args.out, source_items)

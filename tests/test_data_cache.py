@@ -10,7 +10,8 @@ from tav_nb.data.cache import DatasetError, npz_bytes, prefetch, prepare, read_c
 from tav_nb.data.latents import EncodeOptions, Encoder, PARTS, ROW, encode_file, encode_text, model_fingerprint
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import by_file, open_source
-from tav_nb.models.base import load_pipeline, quiet
+from tav_nb.models.base import load_pipeline
+from tav_nb.models.messages import quiet
 from tav_nb.toy.world import OUTFIT, Scene, caption as caption_of, render
 from tav_nb.utils.video_io import write_video
 from types import SimpleNamespace

@@ -6,7 +6,8 @@ from pathlib import Path
 from tav_nb.data.latents import EncodeError, EncodeOptions, Encoder, PARTS, buckets, content_hash, encode_file, encode_text, mark_copies, model_fingerprint, nearest_bucket, plan_file, sizes_for, to_bucket, truncated_captions
 from tav_nb.data.shots import ShotOptions, scan
 from tav_nb.data.sources import Item
-from tav_nb.models.base import load_pipeline, quiet
+from tav_nb.models.base import load_pipeline
+from tav_nb.models.messages import quiet
 from tav_nb.models.vae import encode_frames, safe_vae
 from tav_nb.sampling.generate import decode_frames
 from tav_nb.toy.world import Scene, render

@@ -113,7 +113,7 @@ def test_a_package_imports_only_lower_ones():
         ("tav_nb.training.trainer", "from tav_nb import evaluation", ["tav_nb.evaluation"]),
         (
             "tav_nb.training.trainer",
-            "from .config import TrainConfig\nfrom ..models.base import quiet\nimport tav_nb",
+            "from .config import TrainConfig\nfrom ..models.messages import quiet\nimport tav_nb",
             [],
         ),
     ],

@@ -4,7 +4,8 @@ from PIL import Image
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from pathlib import Path
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, save_adapter
-from tav_nb.models.base import EMBEDDED, load_pipeline, quiet
+from tav_nb.models.base import EMBEDDED, load_pipeline
+from tav_nb.models.messages import quiet
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
 from tav_nb.models.windows import Context
 from tav_nb.sampling.generate import adapter_beside, decode_frames, denoise_step, encode_conditioning, generate, load_video_pipeline, plan_prediction_windows, resolve_noise

@@ -3,7 +3,8 @@
 from accelerate.hooks import CpuOffload
 from pathlib import Path
 from tav_nb.models.attention_kernel import MAX_SEQUENCES
-from tav_nb.models.base import EMBEDDED, ModelError, load_pipeline
+from tav_nb.models.base import EMBEDDED, load_pipeline
+from tav_nb.models.model_files import ModelError
 from tav_nb.models.temporal_unet import add_temporal, temporal_blocks
 from tav_nb.models.vae import decode_slice
 from tav_nb.sampling.generate import adapter_beside, encode_conditioning, generate, load_video_pipeline, start_latents

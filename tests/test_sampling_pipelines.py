@@ -6,7 +6,7 @@ from pathlib import Path
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from tav_nb.models.base import quiet
+from tav_nb.models.messages import quiet
 from tav_nb.models.temporal_unet import temporal_modules, without_temporal
 from tav_nb.sampling.generate import decode_frames, embedded_pipeline, generate, load_video_pipeline
 from tav_nb.sampling.noise import correlated_noise

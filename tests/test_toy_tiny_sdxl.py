@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 from tav_nb.models.adapter_file import read_adapter_metadata
-from tav_nb.models.base import EMBEDDED, quiet
+from tav_nb.models.base import EMBEDDED
+from tav_nb.models.messages import quiet
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.sampling.generate import generate, load_video_pipeline, resolve_noise
 from tav_nb.sampling.noise import noise_correlation

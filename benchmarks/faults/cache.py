@@ -25,7 +25,8 @@ from tav_nb.data.cache import prepare
 from tav_nb.data.latents import EncodeOptions
 from tav_nb.data.loader import ClipLoader, check_cache_model, read_manifest
 from tav_nb.data.sources import open_source
-from tav_nb.models.base import load_pipeline, quiet
+from tav_nb.models.base import load_pipeline
+from tav_nb.models.messages import quiet
 from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.utils.video_io import write_video
 

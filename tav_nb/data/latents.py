@@ -26,7 +26,8 @@ from PIL import Image
 
 from .shots import ShotOptions, SourceError, plan, read_windows, scan
 from .sources import Item
-from ..models.base import EMBEDDED, quiet
+from ..models.base import EMBEDDED
+from ..models.messages import quiet
 from ..models.vae import encode_frames, latent_statistics, safe_vae
 from ..utils.errors import TavError
 

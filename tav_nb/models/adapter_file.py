@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import tav_nb
-from .base import ModelError, hub_file, is_hub_id
+from .base import hub_file, is_hub_id
+from .model_files import ModelError
 from .temporal_attention import TemporalSelfAttention
 from tav_nb.models.temporal_unet import (
     AFTER_SAVE,

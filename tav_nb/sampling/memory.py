@@ -23,7 +23,8 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..models.adapter_file import load_adapter
-from ..models.base import loading_error, check_loadable, find_config, quiet
+from ..models.base import check_loadable, find_config, loading_error
+from ..models.messages import quiet
 from ..models.temporal_attention import TemporalSelfAttention
 from ..models.vae import decode_slice, slice_size, unscale_latents, upcast_vae
 from ..utils.memory_trace import GPU, Live, Replaced

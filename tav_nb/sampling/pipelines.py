@@ -28,19 +28,17 @@ from ..utils.errors import TavError
 from transformers import CLIPVisionModelWithProjection
 
 from tav_nb.models.base import (
-    ModelError,
     cached_folder,
-    loading_error,
     check_complete,
     check_finite_weights,
-    check_part_config,
     check_prompt,
     hub_file,
     is_hub_id,
+    loading_error,
     note_unread_words,
-    only_variant,
-    quiet,
 )
+from ..models.messages import quiet
+from ..models.model_files import ModelError, check_part_config, only_variant
 from ..models.temporal_unet import load_lora, without_temporal
 from ..models.vae import encode_frames, safe_vae, scale_latents, upcast_vae
 from .generate import check_latents, check_request, decode_frames, resolve_noise

@@ -17,7 +17,8 @@ import numpy as np
 from ..data.cache import Cache, atomic_write, npz_bytes, write_cache_info, write_manifest
 from ..data.latents import EMPTY_ROW, EncodeOptions, Encoder, encode_text, key_of
 from ..data.shots import ShotOptions
-from ..models.base import check_device, load_pipeline, quiet
+from ..models.base import check_device, load_pipeline
+from ..models.messages import quiet
 from ..models.vae import encode_frames
 from .tiny_sdxl import worker_pool
 from .world import caption, random_scene, render

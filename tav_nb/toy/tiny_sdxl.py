@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, load_adapter
-from ..models.base import quiet
+from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_blocks, temporal_modules, train_only_temporal
 from ..sampling.generate import resolve_noise
 from ..sampling.guidance import Guidance, apply_guidance, noise_level

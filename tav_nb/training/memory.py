@@ -16,7 +16,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from ..models.base import loading_error, find_config, quiet
+from ..models.base import find_config, loading_error
+from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules, train_only_temporal
 from .offloaded_adamw import PIECE
 from ..utils.memory_trace import GPU, Live, Replaced, in_pieces

@@ -60,7 +60,8 @@ from tav_nb.models.adapter_file import (
     save_adapter,
     write_safetensors,
 )
-from ..models.base import check_device, load_pipeline, quiet
+from ..models.base import check_device, load_pipeline
+from ..models.messages import quiet
 from ..models.geglu_kernel import fuse_geglu
 from ..models.temporal_attention import sinusoidal_positions
 from ..models.temporal_unet import add_temporal, temporal_modules, temporal_state_dict, train_only_temporal
