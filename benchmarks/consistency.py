@@ -127,7 +127,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/consistency.json"))
     args = parser.parse_args()
-    start, scenes = time.time(), tiny.test_split(args.scenes)
+    start, scenes = time.time(), tiny.scenes_for_tests(args.scenes)
     pipe = load_video_pipeline(device=args.device, dtype=torch.float32)
     captions = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
     with tiny.worker_pool(args.workers) as p:

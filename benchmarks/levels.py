@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.noise import correlated_noise
-from tav_nb.toy.tiny_sdxl import FRAMES, SIZE, alphas_cumprod, embed_captions, images_to_latents, load_tiny, test_split
+from tav_nb.toy.tiny_sdxl import FRAMES, SIZE, alphas_cumprod, embed_captions, images_to_latents, load_tiny, scenes_for_tests
 from tav_nb.toy.world import LABELS, caption, render
 
 SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_levels.json"))
     args, pipe = parser.parse_args(), load_tiny(EMBEDDED)
-    meta, scenes, rows = load_adapter(pipe.unet, EMBEDDED_ADAPTER), list(enumerate(test_split(512))), []
+    meta, scenes, rows = load_adapter(pipe.unet, EMBEDDED_ADAPTER), list(enumerate(scenes_for_tests(512))), []
     for camera in ("still", "pan"):
         chosen = [(i, s) for i, s in scenes if bool(s.pan) == (camera == "pan")][: args.clips]
         clips = [clip_of(pipe, i, s) for i, s in chosen]

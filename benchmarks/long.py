@@ -243,7 +243,7 @@ def main():
     args = parser.parse_args()
     if args.toy:
         args.scenes, args.frames, args.steps, args.rows, args.workers = 1, 36, 2, list(TOY), 1
-    _start, scenes = time.time(), tiny.test_split(args.scenes)
+    _start, scenes = time.time(), tiny.scenes_for_tests(args.scenes)
     pipe = inference.load_video_pipeline(device=args.device, dtype=torch.float32)
     longest, table = pipe.unet.temporal_config["max_frames"], {}
     texts = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]

@@ -26,7 +26,7 @@ from tav_nb.toy.tiny_sdxl import (
     embed_captions,
     images_to_latents,
     load_tiny,
-    test_split,
+    scenes_for_tests,
     start_noise,
 )
 from tav_nb.toy.world import caption, read_scene, render
@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_start.json"))
     args, pipe = parser.parse_args(), load_tiny(EMBEDDED)
     meta, films = load_adapter(pipe.unet, EMBEDDED_ADAPTER), Films(pipe)
-    scenes = [(i, scene) for i, scene in enumerate(test_split(512)) if scene.speed and scene.hold == 1][: args.clips]
+    scenes = [(i, scene) for i, scene in enumerate(scenes_for_tests(512)) if scene.speed and scene.hold == 1][: args.clips]
     noise, sigmas = start_noise(scenes[-1][0] + 1, meta["noise"], meta["noise_strength"]), films.scheduler().sigmas
 
     clips = [

@@ -21,7 +21,7 @@ _MODULES = {
     "data.loader": ["ClipLoader"],
     "training.config": ["TrainConfig"],
     "training.trainer": ["train"],
-    "evaluation.metrics": ["measure"],
+    "evaluation.metrics": ["measure_video"],
     "utils.video_io": ["read_video", "write_video"],
     "utils.errors": ["TavError"],
 }

@@ -15,7 +15,7 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling import noise
 from tav_nb.sampling.conditioning import Keyframes
 from tav_nb.sampling.generate import generate
-from tav_nb.sampling.memory import LADDER
+from tav_nb.sampling.memory import MEMORY_PRESETS
 from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.training.config import TrainConfig, read_config
 from tav_nb.utils.decoder import Limits
@@ -576,7 +576,7 @@ def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_mad
             code == 0 and err.startswith("tav: needs ") and "4.0 GiB are there: one side" in err and err.count("\n") == 1
         ), err
         drawn, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
-        assert settings["fitted"] == asdict(LADDER[-1]) | dict(offload=False) and settings["fitting"] == "low"
+        assert settings["fitted"] == asdict(MEMORY_PRESETS[-1]) | dict(offload=False) and settings["fitting"] == "low"
         usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
         assert np.abs(drawn.astype(int) - usual).max() <= 1 and usual.std() > 10
 

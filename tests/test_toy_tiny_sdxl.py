@@ -8,7 +8,7 @@ from tav_nb.models.messages import quiet
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.sampling.generate import generate, load_video_pipeline, resolve_noise
 from tav_nb.sampling.noise import noise_correlation
-from tav_nb.toy.tiny_sdxl import AutoencoderKL, EXPECTED_LOSS, FRAMES, PIXEL_WEIGHTS, ProbedUNet, RenderedClips, SIZE, SerialPool, StableDiffusionXLPipeline, WIDTH_TEXT, alphas_cumprod, balanced_weights, begin_stage, embed_captions, embed_tokens, images_to_latents, latents_to_images, load_tiny, loss_weights, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample_latents, score_table, split_for_muon, start_noise, test_split, timestep_probabilities, to_pixels, whiten_latents
+from tav_nb.toy.tiny_sdxl import AutoencoderKL, EXPECTED_LOSS, FRAMES, PIXEL_WEIGHTS, ProbedUNet, RenderedClips, SIZE, SerialPool, StableDiffusionXLPipeline, WIDTH_TEXT, alphas_cumprod, balanced_weights, begin_stage, embed_captions, embed_tokens, images_to_latents, latents_to_images, load_tiny, loss_weights, make_pipeline, make_tokenizer, make_unet, make_vae, read_captions, run_stage, sample_latents, scenes_for_tests, score_table, split_for_muon, start_noise, timestep_probabilities, to_pixels, whiten_latents
 from tav_nb.toy.world import Scene, caption, random_scene, render, vocabulary
 from tempfile import TemporaryDirectory
 import json
@@ -190,7 +190,7 @@ def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
 def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held_out():
     from tav_nb.toy.world import held_out
 
-    scenes = test_split(64)
+    scenes = scenes_for_tests(64)
     assert all(held_out(s) for s in scenes[::2]) and not any(held_out(s) for s in scenes[1::2])
     assert not {s.layout for s in scenes} & {random_scene(i, "train").layout for i in range(2000)}
 
@@ -213,7 +213,7 @@ def test_eight_scenes_of_the_test_split_who_and_where_and_in_what_frame_after_fr
     assert row["hair"][0] >= 0.87 and row["outfit"][0] >= 0.87 and row["background"][0] >= 0.75
     assert row["jitter"] < 0.1 and row["direction"][0] > 0.5, "without the adapter, in the same noise, they are .14 and .15"
     assert (
-        row["still_camera"]["hair"][3] == sum(s.camera == "still" for s in test_split(8))
+        row["still_camera"]["hair"][3] == sum(s.camera == "still" for s in scenes_for_tests(8))
         and row["held_out"]["hair"][3] == 4
     )
 

@@ -12,7 +12,7 @@ __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'ATTRIBUTES', 'TIME_ATTRIBUTES', 'PIX
            'tokenizers', 'read_captions', 'embed_tokens', 'TensorUNet', 'ProbedUNet', 'alphas_cumprod', 'loss_weights',
            'drop_conditioning', 'random_ids', 'train_base', 'default_generator', 'CompiledUNet', 'UNetSample',
            'timestep_probabilities', 'balanced_weights', 'train_temporal', 'freeze_base', 'sample_latents',
-           'test_split', 'start_noise', 'score_table', 'format_score', 'save_tiny', 'load_tiny', 'environment',
+           'scenes_for_tests', 'start_noise', 'score_table', 'format_score', 'save_tiny', 'load_tiny', 'environment',
            'write_result', 'begin_stage', 'run_stage', 'tiny_command']
 
 # %% ../../nbs/internals/16_tiny.ipynb #ce00ce9c
@@ -816,7 +816,7 @@ def train_base(
             weight_decay=1e-2,
             matrices=matrices,
             matrix_lr=matrix_lr,
-            begin=lambda: films.encode(pipe.vae, latents),
+            begin=lambda: films.images_to_latents(pipe.vae, latents),
         )
     for hook in asked.hooks:
         hook.remove()
@@ -978,7 +978,7 @@ def train_temporal(
 
         def begin():
             for out, film in zip(latents, films):
-                film.encode(pipe.vae, out)
+                film.images_to_latents(pipe.vae, out)
 
         matrices, rest = split_for_muon((name, p) for name, p in unet.named_parameters() if p.requires_grad)
         log = fit_parameters(
@@ -1056,7 +1056,7 @@ def sample_latents(pipe, captions, noise, num_frames=None, steps=20, guidance=GU
     return torch.cat(out)
 
 
-def test_split(n):
+def scenes_for_tests(n):
     "The scenes that the score is made on: never in training, every second one with a held-out combination"
     return [random_scene(10**8 + i, ("held out", "train")[i % 2]) for i in range(n)]
 
@@ -1098,7 +1098,7 @@ def score_table(
     dict, gets the first frames of each row
     """
     noise, noise_strength = resolve_noise(pipe, noise, noise_strength)
-    scenes = test_split(n)
+    scenes = scenes_for_tests(n)
     captions = [caption(s, 10**8 + i, complete=True) for i, s in enumerate(scenes)]
     with worker_pool(workers) as p:
         real = np.stack(p.map(partial(_clip_of, num_frames), scenes, chunksize=8))
