@@ -25,9 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tav_nb.models.adapter_file import save_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal
-from tav_nb.sampling.memory import predict, load_configs, decode_slice, unet_kwargs_on_meta
-from tav_nb.training.memory import GPU, Replaced
+from tav_nb.sampling.memory import decode_slice, load_configs, predict, unet_kwargs_on_meta
 from tav_nb.utils.atomic_io import atomic_write
+from tav_nb.utils.memory_trace import GPU_FUNCTIONS, FunctionOverride
 
 # stabilityai/stable-diffusion-xl-base-1.0: unet/config.json, vae/config.json, text_encoder/config.json,
 # text_encoder_2/config.json
@@ -235,7 +235,7 @@ def work_of(model, side, dtype, clip=24):
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
     add_temporal(torch.nn.Module.to(unet, dtype), 24)
-    with torch.no_grad(), Replaced(GPU):
+    with torch.no_grad(), FunctionOverride(GPU_FUNCTIONS):
         with FlopCounterMode(display=False) as step:
             predict(
                 unet,

@@ -28,7 +28,7 @@ from tav_nb.models.base import load_pipeline
 from tav_nb.toy.live import toon_cache
 from tav_nb.toy.tiny_sdxl import score_table
 from tav_nb.training.config import read_config
-from tav_nb.training.trainer import build, train
+from tav_nb.training.trainer import build_train_state, train
 
 
 def plain(value):
@@ -57,9 +57,9 @@ class Scores:
         self.losses, self.held_out, self.scores, self.start, self.spent, self.unet = [], [], [], None, 0.0, None
 
     def build(self, *args, **kwargs):
-        core, pipe = build(*args, **kwargs)
-        self.unet = core.unet
-        return core, pipe
+        train_state, pipe = build_train_state(*args, **kwargs)
+        self.unet = train_state.unet
+        return train_state, pipe
 
     def __call__(self, event):
         now = time.perf_counter()
@@ -149,11 +149,13 @@ def main():
         print(f"{clips} clips in {time.perf_counter() - start:.0f} s", flush=True)
         for seed in args.seeds:
             scores = Scores(pipe, config, args.seconds, args.videos, workers, 2 if args.toy else 20)
-            with patch.object(tav_nb.training.trainer, "build", scores.build):
-                core = train(
+            with patch.object(tav_nb.training.trainer, "build_train_state", scores.build):
+                train_state = train(
                     replace(config, seed=seed), cache, f"{home}/run{seed}", device=device, on_event=scores, bar=False
                 )
-            runs[seed] = dict(updates=core.step, losses=scores.losses, held_out=scores.held_out, scores=scores.scores)
+            runs[seed] = dict(
+                updates=train_state.step, losses=scores.losses, held_out=scores.held_out, scores=scores.scores
+            )
     result = dict(
         command="python " + " ".join(sys.argv),
         torch=torch.__version__,

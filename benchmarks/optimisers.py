@@ -33,7 +33,7 @@ from tav_nb.toy.tiny_sdxl import (
     split_for_muon,
 )
 from tav_nb.toy.world import random_scene, render
-from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict
+from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict_clips
 
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])
 ROWS = {  # name: (what learns, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)
@@ -71,27 +71,31 @@ def some(clips, i):
 
 @torch.no_grad()
 def held_out(unet, clips):
-    "`{t: [error, of neighbours]}` on the clips that were not seen, with fixed noise"
+    "`{t: [error, of frame differences]}` on the clips that were not seen, with fixed noise"
     unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas_cumprod("cpu"), loss_weights("cpu")
     for t in AT:
         noise = correlated_noise(unseen["latents"].shape, "progressive", 1.0, torch.Generator().manual_seed(t))
         times = torch.full((UNSEEN,), t)
         noisy, target = noisy_and_target(unseen["latents"], noise, a, times, "v_prediction")
-        error = predict(unet, noisy, times, unseen) - target
+        error = predict_clips(unet, noisy, times, unseen) - target
         plain, both = clip_errors(error).mean(), clip_errors(error, 1.0).mean()
         found[t] = [round(x.item() * weights[t].item(), 5) for x in (plain, both - plain)]
     return found
 
 
 def run(row, clips, steps):
-    kind, muon, adam, neighbours = ROWS[row]
+    kind, muon, adam, temporal_difference_weight = ROWS[row]
     torch.manual_seed(0)
     unet = load_tiny(EMBEDDED).unet if kind == "adapter" else make_unet()
     if kind == "adapter":
         add_temporal(unet, max_frames=FRAMES), train_only_temporal(unet)
     generator, scheduler, weights = default_generator("cpu"), make_scheduler(), loss_weights("cpu")
     options = dict(
-        noise="progressive", noise_strength=1.0, neighbours=neighbours, caption_dropout=0.0, timestep_weights=weights
+        noise="progressive",
+        noise_strength=1.0,
+        temporal_difference_weight=temporal_difference_weight,
+        caption_dropout=0.0,
+        timestep_weights=weights,
     )
 
     def loss_of():

@@ -35,8 +35,8 @@ from tav_nb.data.latents import model_fingerprint
 from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention
-from tav_nb.training.config import TrainConfig, merge
-from tav_nb.training.memory import inputs, measure, unet_on_meta
+from tav_nb.training.config import TrainConfig, merge_options
+from tav_nb.training.memory import estimate_training_memory, training_inputs, unet_on_meta
 
 # stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
 SDXL = dict(
@@ -107,7 +107,7 @@ def vary(variant, gpu):
     import tav_nb.training.memory
     import tav_nb.training.trainer as trainer
 
-    build, step, update = trainer.build, trainer.micro_step, trainer.update
+    build, step, update = trainer.build_train_state, trainer.micro_step, trainer.update_step
 
     def in_turn(*args):
         if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -115,7 +115,7 @@ def vary(variant, gpu):
         return build(*args)
 
     vary.lock = open(f"{tempfile.gettempdir()}/train_memory_{gpu}.lock", "w")
-    trainer.build = in_turn
+    trainer.build_train_state = in_turn
     if variant == "autocast":  # what accelerate would do with mixed_precision='fp16'
 
         def micro_step(*args):
@@ -147,14 +147,14 @@ def vary(variant, gpu):
         )
     if variant == "narrow":
         tav_nb.models.temporal_unet.TemporalSelfAttention = Narrow
-    trainer.update = lambda core, *args: watched(
+    trainer.update_step = lambda train_state, *args: watched(
         (
             profiled
-            if variant == "profile" and core.step == core.config.steps - 1
+            if variant == "profile" and train_state.step == train_state.config.steps - 1
             else (lambda update, *args: update(*args))
         ),
         update,
-        core,
+        train_state,
         *args,
     )
 
@@ -176,12 +176,12 @@ class Narrow(TemporalSelfAttention):
         return self.proj(short_attention(q, k, v).reshape(x.shape[0], s, c // 2), gate=self.gate)
 
 
-def watched(how, update, core, *args):
+def watched(how, update, train_state, *args):
     """An update, and in a file beside that of the profile what the allocator held at most at the end of one, and what
     was taken of the card in all, in GiB
     """
-    out = how(update, core, *args)
-    if core.device.type == "cuda" and core.rank == 0:
+    out = how(update, train_state, *args)
+    if train_state.device.type == "cuda" and train_state.rank == 0:
         free, total = torch.cuda.mem_get_info()
         watched.most = [
             max(old, new)
@@ -199,19 +199,21 @@ def put(path, found):
     path.with_suffix(".part").replace(path)
 
 
-def profiled(update, core, *args):
+def profiled(update, train_state, *args):
     "An update, and in profile.json the share of its time in which the GPU had nothing to do"
     from torch.profiler import ProfilerActivity, profile
 
-    sync = torch.cuda.synchronize if core.device.type == "cuda" else lambda: None
+    sync = torch.cuda.synchronize if train_state.device.type == "cuda" else lambda: None
     sync()
-    with profile(activities=[ProfilerActivity.CUDA if core.device.type == "cuda" else ProfilerActivity.CPU]) as found:
-        out = update(core, *args)
+    with profile(
+        activities=[ProfilerActivity.CUDA if train_state.device.type == "cuda" else ProfilerActivity.CPU]
+    ) as found:
+        out = update(train_state, *args)
         sync()
     kernels = [
         event
         for event in found.events()
-        if core.device.type == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA
+        if train_state.device.type == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA
     ]
     spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
     busy, until = 0.0, spans[0][0]
@@ -310,7 +312,7 @@ def settings(model, changes, args):
         ema_every=10,
         memory_limit=0.0 if args.toy else args.limit,
     )
-    return merge(TrainConfig(), usual | changes)
+    return merge_options(TrainConfig(), usual | changes)
 
 
 def run_row(config, cache, out, args, variant="", gpus=(0,)):
@@ -407,12 +409,12 @@ def run_row(config, cache, out, args, variant="", gpus=(0,)):
 def flops(config, frames, side):
     "Floating point operations of one micro-step: forward, the forward again, backward"
     from tav_nb.models.temporal_unet import train_only_temporal
-    from tav_nb.training.memory import GPU, Replaced
+    from tav_nb.utils.memory_trace import GPU_FUNCTIONS, FunctionOverride
 
     unet = unet_on_meta(config.model, config, torch.float16, dict(max_frames=24, positions="sinusoidal", zero="proj"))
     train_only_temporal(unet)
-    args, kwargs = inputs(unet, config.batch_size, frames, side, side)
-    with Replaced(GPU), FlopCounterMode(display=False) as counter:
+    args, kwargs = training_inputs(unet, config.batch_size, frames, side, side)
+    with FunctionOverride(GPU_FUNCTIONS), FlopCounterMode(display=False) as counter:
         unet(*args, **kwargs).sample.float().square().mean().backward()
     return counter.get_total_flops()
 
@@ -544,7 +546,9 @@ def main():
                 name,
                 dict(
                     estimated_gib=round(
-                        measure(settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8).total
+                        estimate_training_memory(
+                            settings(model, changes, args), 8, side // scale // 8 * 8, side // scale // 8 * 8
+                        ).total
                         / 2**30,
                         2,
                     )

@@ -50,11 +50,20 @@ from PIL import Image
 import tav_nb
 from .data.shots import ShotOptions
 from .data.sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
-from .models.windows import CONTEXT_KINDS, BLEND_WEIGHTS, Context, plan_windows
+from .models.windows import BLEND_WEIGHTS, CONTEXT_KINDS, Context, plan_windows
 from .sampling import conditioning as directing
-from .training.config import ConfigError, TrainConfig, check_whole, merge, presets, read_config, resumed
-from .training.config import check as check_setting
-from .training.config import parse as parse_setting
+from tav_nb.training.config import (
+    OLD_NAMES,
+    ConfigError,
+    TrainConfig,
+    check_config,
+    merge_options,
+    preset_names,
+    read_config,
+    resume_config,
+)
+from .training.config import check_option as check_setting
+from .training.config import parse_option as parse_setting
 from .utils import process
 from .utils.atomic_io import atomic_write, recover
 from .utils.decoder import Limits
@@ -845,7 +854,7 @@ def fit_film(args, adapter, context, bar):
     from tav_nb.models.base import check_device
     from tav_nb.sampling import memory as fitting
     from tav_nb.sampling.generate import check_request
-    from tav_nb.training.memory import room_on
+    from tav_nb.training.memory import free_bytes
 
     side = made_for(args.model, args.config)
     film, asked = (args.num_frames, args.height or side, args.width or side), (args.fitting, args.frames_at_once)
@@ -858,7 +867,7 @@ def fit_film(args, adapter, context, bar):
     check_request(model, *film, args.steps, args.images, context)
     if context and context.kind == "predictions":
         film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
-    room = room_on(device, args.memory_limit)
+    room = free_bytes(device, args.memory_limit)
     memory, peaks = fitting.choose_memory(
         model,
         *film,
@@ -888,13 +897,13 @@ def check_room(args, adapter, film):
         return
     from tav_nb.models.base import check_device
     from tav_nb.sampling import memory as fitting
-    from tav_nb.training.memory import room_on
+    from tav_nb.training.memory import free_bytes
 
     device, dtype = compute_on(args)
     check_device(device)
     model, room = (
         fitting.build_on_meta(fitting.load_configs(args.model, args.config), adapter, dtype),
-        room_on(device, None),
+        free_bytes(device, None),
     )
     fitting.check_possible(model, *film, room, on_cpu=device == "cpu")
     peaks = fitting.estimate_memory(
@@ -1412,7 +1421,7 @@ def add_train(parser):
     add = parser.add_argument
     add("cache", metavar="CACHE", help="folder of clips that tav prepare made")
     add("out", metavar="OUT", help="folder for the adapter, checkpoints, previews and the log")
-    add("--config", metavar="NAME", help=f"settings to begin with: a .toml file, or one of {', '.join(presets())}")
+    add("--config", metavar="NAME", help=f"settings to begin with: a .toml file, or one of {', '.join(preset_names())}")
     add("--resume", action="store_true", help="go on with the run in OUT from its last checkpoint")
     add("--dry-run", action="store_true", help="say what would be trained and whether it fits, and stop there")
     add(
@@ -1449,14 +1458,16 @@ def add_train(parser):
             metavar="|".join(f.metadata["choices"] or ()) or "X",
             help=f"{f.metadata['help']} ({value})".replace("%", "%%"),
         )
+    for old, name in OLD_NAMES.items():
+        add(f"--{old}", dest=name, type=setting(name), default=argparse.SUPPRESS, metavar="X", help=argparse.SUPPRESS)
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #0386fab8
 def train_settings(args):
     "The `TrainConfig` that `args` ask for; with `--resume`, on top of what the run began with."
     given = {name: value for name, value in vars(args).items() if name in TrainConfig.__dataclass_fields__}
     if not args.resume:
-        return check_whole(merge(read_config(args.config) if args.config else TrainConfig(), given))
-    return resumed(args.out, (asdict(read_config(args.config)) if args.config else {}) | given)
+        return check_config(merge_options(read_config(args.config) if args.config else TrainConfig(), given))
+    return resume_config(args.out, (asdict(read_config(args.config)) if args.config else {}) | given)
 
 
 def train_command(args):
@@ -1481,13 +1492,13 @@ def train_command(args):
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
-        from tav_nb.training.trainer import AgreedError, GoneError, train
+        from tav_nb.training.trainer import AgreedError, LostProcessError, train
 
         try:
             train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)
         except AgreedError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
-            if isinstance(error, GoneError) and process.is_worker:
+            if isinstance(error, LostProcessError) and process.is_worker:
                 raise SystemExit(process.EXIT_CONNECTION_LOST) from None  # the launcher knows which one
             if os.environ.get("RANK", "0") != "0":
                 raise SystemExit(2) from None

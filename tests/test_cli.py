@@ -1277,7 +1277,7 @@ if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("somethin
             ("did you mean toon-cpu?", ["--config", "toon_cpu"]),
             ("model has to be given", ["--config", "a100-20gb-768"]),
             ("unrecognized", ["--batchsize", "3"]),
-            ("together", ["--zeros", "0.6", "--empty", "0.6"]),
+            ("together", ["--uncond-zero-prob", "0.6", "--empty", "0.6"]),
             ("max_frames is 24", ["--lengths", "32"]),
             ("holds no run", ["--resume"]),
             ("invalid choice", ["--device", "abacus"]),
@@ -1491,18 +1491,18 @@ def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #b2885f50
 def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_line():
-    from tav_nb.training.trainer import TrainError, accelerator_for
+    from tav_nb.training.trainer import TrainError, make_accelerator
 
     with patch("torch.cuda.device_count", lambda: 2), patch.dict(os.environ, LOCAL_WORLD_SIZE="3"):
         try:
-            accelerator_for("auto")
+            make_accelerator("auto")
         except TrainError as error:
             assert str(error).startswith(
                 "3 processes need a GPU each, and this machine has 2; --processes 2 uses all of them"
             ), error
         else:
             raise AssertionError("three processes began on two GPUs")
-        accelerator_for("cpu")
+        make_accelerator("cpu")
     with patch.dict(os.environ, WORLD_SIZE="2"):
         code, said, err = tav("train", "cache", "run", "--processes", 3)
         assert (code, said, err) == (

@@ -10,7 +10,7 @@ from tav_nb.models.vae import decode_slice
 from tav_nb.sampling.generate import adapter_beside, encode_conditioning, generate, load_video_pipeline, start_latents
 from tav_nb.sampling.memory import CLIPTextConfig, MEMORY_PRESETS, Memory, TooLarge, UNet2DConditionModel, build_on_meta, choose_memory, chunked_forward, estimate_memory, load_configs, memory_candidates, minimum_estimate, predict, unet_kwargs_on_meta
 from tav_nb.toy.world import random_scene, render
-from tav_nb.utils.memory_trace import Live, flash
+from tav_nb.utils.memory_trace import StorageCounter, flash_attention
 from torch import nn
 from unittest.mock import patch
 import json
@@ -36,7 +36,7 @@ def clip(num_frames=16, side=64):
 
 def peak_of(function, *args, known=()):
     "Bytes at the worst moment of a call, without what was `known` before"
-    with torch.no_grad(), Live() as live:
+    with torch.no_grad(), StorageCounter() as live:
         for tensor in known:
             live.sizes[tensor.untyped_storage()._cdata] = 0
         function(*args)
@@ -216,7 +216,7 @@ def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
     assert abs(sum(model.sizes.values()) / sum(x.nbytes for x in {x.data_ptr(): x for x in weights}.values()) - 1) < 0.01
     for memory in (Memory(), Memory(False, 2)):
         steps = []
-        with Live() as live:
+        with StorageCounter() as live:
             for tensor in weights:
                 live.sizes[tensor.untyped_storage()._cdata] = 0
 
@@ -331,7 +331,7 @@ def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_
 
     def note(q, k, v, **kwargs):
         sizes.append(max(q.shape[:2]))
-        return flash(q, k, v, **kwargs)
+        return flash_attention(q, k, v, **kwargs)
 
 
     with torch.no_grad(), torch.device("meta"), patch.object(F, "scaled_dot_product_attention", note):

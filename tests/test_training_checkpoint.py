@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from tav_nb.training.checkpoint import Average, CheckpointError, check_checkpoint, check_moments, check_tensors, checkpoints, claim, fill_optimizer, find_checkpoint, optimizer_tensors, save_checkpoint, seal
+from tav_nb.training.checkpoint import CheckpointError, ExponentialMovingAverage, check_checkpoint, find_checkpoint, list_checkpoints, load_optimizer_tensors, lock_run, optimizer_tensors, read_moments, read_tensors_checked, save_checkpoint, with_checksum
 from tav_nb.utils.atomic_io import ASIDE, hidden_name
 from unittest.mock import patch
 import errno
@@ -40,7 +40,7 @@ def small_training(make, steps, before=None):
     names, optimizer = [name for name, _ in model.named_parameters()], make(model.parameters())
     if before:
         model.load_state_dict(before[0])
-        fill_optimizer(optimizer, names, before[1])
+        load_optimizer_tensors(optimizer, names, before[1])
     for step in steps:
         model(torch.randn(8, 64, generator=torch.Generator().manual_seed(step))).square().mean().backward()
         optimizer.step(), optimizer.zero_grad()
@@ -50,7 +50,7 @@ def small_training(make, steps, before=None):
 def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_used():
     with tempfile.TemporaryDirectory() as folder:
         three(folder)
-        newest, said = checkpoints(folder)[0], []
+        newest, said = list_checkpoints(folder)[0], []
         for file in sorted(newest.iterdir()):
             entire = file.read_bytes()
             for damaged in (
@@ -70,7 +70,7 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
             file.write_bytes(entire)
         said.clear()
         assert find_checkpoint(folder, said.append)[1]["step"] == 30 and not said
-        for path in checkpoints(folder):
+        for path in list_checkpoints(folder):
             (path / "weights.safetensors").unlink()
         try:
             find_checkpoint(folder)
@@ -84,7 +84,7 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
 def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         write = three(folder)
-        before = {path.name: (path / "state.json").read_bytes() for path in checkpoints(folder)}
+        before = {path.name: (path / "state.json").read_bytes() for path in list_checkpoints(folder)}
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         for limit in (1000, 4000, 0):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -96,11 +96,11 @@ def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
                 raise AssertionError("it was not noticed")
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert {path.name: (path / "state.json").read_bytes() for path in checkpoints(folder)} == before and len(
+            assert {path.name: (path / "state.json").read_bytes() for path in list_checkpoints(folder)} == before and len(
                 list((Path(folder) / "checkpoints").iterdir())
             ) == 3
         save_checkpoint(folder, 40, write, {})
-        assert find_checkpoint(folder)[1] == dict(step=40) and len(checkpoints(folder)) == 3
+        assert find_checkpoint(folder)[1] == dict(step=40) and len(list_checkpoints(folder)) == 3
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #521bbfd7
 def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
@@ -119,7 +119,7 @@ def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
                 save_checkpoint(folder, 40, attempt, {})
             except Death:
                 pass
-            assert find_checkpoint(folder)[1]["step"] == 30 and len(checkpoints(folder)) == 3
+            assert find_checkpoint(folder)[1]["step"] == 30 and len(list_checkpoints(folder)) == 3
         save_checkpoint(folder, 40, write, {})
         assert find_checkpoint(folder)[1]["step"] == 40 and all(
             not path.name.startswith(".") for path in (Path(folder) / "checkpoints").iterdir()
@@ -133,7 +133,7 @@ def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
         left = hidden / "step-00000040"
         left.mkdir(parents=True)
         write(left)
-        assert len(checkpoints(folder)) == 3
+        assert len(list_checkpoints(folder)) == 3
         save_checkpoint(folder, 40, write, {})
         assert find_checkpoint(folder)[1] == dict(step=40) and not hidden.exists()
         (hidden / ASIDE).mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
 def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_locked():
     def refused(*args):
         try:
-            with claim(*args):
+            with lock_run(*args):
                 pass
         except CheckpointError as error:
             assert "\n" not in str(error)
@@ -154,7 +154,7 @@ def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_l
 
     with tempfile.TemporaryDirectory() as folder:
         assert refused(f"{folder}/new") == "" and "holds no run" in refused(f"{folder}/new", True)
-        with claim(f"{folder}/new") as run:
+        with lock_run(f"{folder}/new") as run:
             (run / "run.json").write_text("{}")
             assert "right now" in refused(run, True)
         assert refused(run, True) == "" and "--resume" in refused(run)
@@ -165,7 +165,7 @@ def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_l
                 alive.set()
                 time.sleep(60)
 
-            with claim(run, True):
+            with lock_run(run, True):
                 reader = get_context("fork").Process(target=read, daemon=True)
                 reader.start()
                 assert alive.wait(60)
@@ -192,11 +192,11 @@ def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or
             left.mkdir(parents=True)
             (left / "run.json").write_text("{")
         (Path(folder) / "run" / "previews").rename(Path(folder) / "previews")
-        with claim(f"{folder}/run"):
+        with lock_run(f"{folder}/run"):
             pass
         (Path(folder) / "previews").rename(Path(folder) / "run" / "previews")
         (Path(folder) / "run" / "run.json").write_text("{}")
-        with claim(f"{folder}/run", resume=True):
+        with lock_run(f"{folder}/run", resume=True):
             pass
         assert sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name != ".lock") == [
             "run",
@@ -217,9 +217,9 @@ def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_
 
     with tempfile.TemporaryDirectory() as folder:
         three(folder)
-        newest = checkpoints(folder)[0]
+        newest = list_checkpoints(folder)[0]
         sealed = json.loads((newest / "state.json").read_text())
-        outside = seal(sealed["state"], {"../../state.json": "0" * 64})
+        outside = with_checksum(sealed["state"], {"../../state.json": "0" * 64})
         for content in (
             "[" * 100_000,
             json.dumps(list(sealed)),
@@ -236,9 +236,9 @@ def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_
         path, weight = Path(folder, "x.safetensors"), torch.zeros(2, 3)
         shapes = {"a|step": torch.zeros(()), "a|exp_avg": weight, "a|exp_avg_sq": weight.clone()}
         save_file(shapes, path)
-        assert check_moments(path, ["a"], [weight]).keys() == shapes.keys()
+        assert read_moments(path, ["a"], [weight]).keys() == shapes.keys()
         save_file({}, path)
-        assert check_moments(path, ["a"], [weight]) == {}
+        assert read_moments(path, ["a"], [weight]) == {}
         for changes, said in (
             ({"a|exp_avg": None}, "misses 1 tensors such as a|exp_avg"),
             ({"b": weight[:1].clone()}, "has unknown 1 tensors such as b"),
@@ -246,11 +246,11 @@ def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_
             ({"a|exp_avg_sq": weight / 0}, "a|exp_avg_sq is not finite"),
         ):
             save_file({name: tensor for name, tensor in {**shapes, **changes}.items() if tensor is not None}, path)
-            assert (line := refused(lambda: check_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, (
+            assert (line := refused(lambda: read_moments(path, ["a"], [weight]))).startswith(str(path)) and said in line, (
                 line
             )
         path.write_bytes(path.read_bytes()[:50])
-        assert "cannot be read" in refused(lambda: check_tensors(path, {}))
+        assert "cannot be read" in refused(lambda: read_tensors_checked(path, {}))
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #a26a4590
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
@@ -263,8 +263,8 @@ def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
         for name, tensors in zip(("weights", "optimizer"), small_training(make, range(4))):
             save_file(tensors, f"{folder}/{name}")
         half = [load_file(f"{folder}/{name}") for name in ("weights", "optimizer")]
-    resumed = small_training(make, range(4, 8), half)
-    for before, after in zip(entire, resumed):
+    resume_config = small_training(make, range(4, 8), half)
+    for before, after in zip(entire, resume_config):
         assert before.keys() == after.keys() and len(before) >= 4
         for name in before:
             assert torch.equal(before[name], after[name]), name
@@ -285,8 +285,8 @@ def test_an_optimiser_in_8_bits_goes_on_from_its_tensors_bit_for_bit():
 
         entire, half = small_training(make, range(4)), small_training(make, range(2))
         assert half[1]["0.weight|exp_avg|codes"].dtype == torch.uint8
-        resumed = small_training(make, range(2, 4), half)
-        for before, after in zip(entire, resumed):
+        resume_config = small_training(make, range(2, 4), half)
+        for before, after in zip(entire, resume_config):
             assert before.keys() == after.keys()
             for name in before:
                 assert torch.equal(before[name], after[name]), name
@@ -294,7 +294,7 @@ def test_an_optimiser_in_8_bits_goes_on_from_its_tensors_bit_for_bit():
 # %% ../nbs/5_training/25_checkpoint.ipynb #7b69006e
 def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth_time():
     weight = torch.zeros(3)
-    averages = [Average([weight], 0.9), Average([weight], 0.9, every=5)]
+    averages = [ExponentialMovingAverage([weight], 0.9), ExponentialMovingAverage([weight], 0.9, every=5)]
     weight.fill_(1.0)
     for _ in range(200):
         for average in averages:
@@ -317,7 +317,7 @@ def test_on_a_gpu_the_average_is_mixed_beside_the_training_and_has_the_same_bits
         torch.nn.Parameter(torch.randn(1000, 1000, device="cuda", generator=torch.Generator("cuda").manual_seed(i)))
         for i in range(8)
     ]
-    average, means = Average(parameters, 0.9), [parameter.detach().cpu() for parameter in parameters]
+    average, means = ExponentialMovingAverage(parameters, 0.9), [parameter.detach().cpu() for parameter in parameters]
     for step in range(1, 20):
         average.before_update()
         for parameter in parameters:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from tav_nb.training.config import ConfigError, FREE, TYPES, TrainConfig, check, check_whole, differences, merge, nearest, parse, presets, read_config, read_run, resumed, write_toml
+from tav_nb.training.config import ConfigError, FIELD_TYPES, OLD_NAMES, RESUMABLE_FIELDS, TrainConfig, changed_fields, check_config, check_option, config_to_toml, load_run_config, merge_options, nearest_option, parse_option, preset_names, read_config, resume_config
 import json
 import math
 import re
@@ -24,7 +24,18 @@ def read_text(text):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.toml"
         path.write_text(text)
-        return check_whole(read_config(path))
+        return check_config(read_config(path))
+
+# %% ../nbs/5_training/23_config.ipynb #c23a0008
+def run_file(text, place):
+    "run.json with this content in the folder `place`"
+    Path(place, "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return place
+
+
+entire = dict(
+    config=asdict(TrainConfig(model="somebody/sdxl")), clips="0" * 12, micro_steps=8, estimated_gib=1.0, version="0"
+)
 
 # %% ../nbs/5_training/23_config.ipynb #d6efce47
 def test_a_settings_file_with_a_mark_in_front_is_read_and_one_that_is_no_text_or_holds_a_date_is_refused_in_one_line():
@@ -76,16 +87,16 @@ def test_the_names_that_other_trainers_use_lead_to_ours_even_when_mistyped():
         ("report_to", "tensorboard"),
         ("pretrained_model_name_or_path", "model"),
     ):
-        assert refusal(lambda: merge(TrainConfig(), {other: 1})).endswith(f"the nearest is {ours!r}"), (
+        assert refusal(lambda: merge_options(TrainConfig(), {other: 1})).endswith(f"the nearest is {ours!r}"), (
             other,
-            nearest(other),
+            nearest_option(other),
         )
 
 # %% ../nbs/5_training/23_config.ipynb #e07987bd
 def test_no_two_settings_answer_to_one_name():
     words = [word for f in fields(TrainConfig) for word in (f.name, *f.metadata["also"])]
     assert len(words) == len(set(words)) and all(
-        nearest(word) == f.name for f in fields(TrainConfig) for word in f.metadata["also"]
+        nearest_option(word) == f.name for f in fields(TrainConfig) for word in f.metadata["also"]
     )
     assert [word for word in words if not re.fullmatch("[a-z][a-z0-9_]*", word)] == []
 
@@ -104,7 +115,9 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
         ("noise = 'pink'", "mixed or progressive"),
         ("gamma = nan", "gamma must be"),
         ("lr = 1 2", "no TOML"),
+        ("uncond_zero_prob = 0.6\nuncond_empty_prob = 0.6", "together"),
         ("zeros = 0.6\nempty = 0.6", "together"),
+        ("zeros = 0.6\nuncond_zero_prob = 0.6", "former name"),
         ("adam8bit = true\nadam_offload = true", "--adam8bit false"),
         ("lengths = [32]", "max_frames is 24"),
         ("model = 3", "a text"),
@@ -117,14 +130,14 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
 
 # %% ../nbs/5_training/23_config.ipynb #c23a0004
 def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one_line():
-    for name in TYPES:
-        if TYPES[name] in (int, float, float | None, tuple[int, ...]):
+    for name in FIELD_TYPES:
+        if FIELD_TYPES[name] in (int, float, float | None, tuple[int, ...]):
             for wild in (10**12, 10**30, -1, -(10**30), math.inf, -math.inf, math.nan, 1e300, 10**400, int("7" * 4000)):
-                value = [8, wild] if TYPES[name] == tuple[int, ...] else wild
-                said = refusal(lambda: check(name, value))
+                value = [8, wild] if FIELD_TYPES[name] == tuple[int, ...] else wild
+                said = refusal(lambda: check_option(name, value))
                 assert said.startswith(f"{name} must be ") and len(said) < 300, said
             for text in ("1e999", "9" * 5000, "-1", "nan"):
-                assert name in refusal(lambda: check(name, parse(name, text))), (name, text)
+                assert name in refusal(lambda: check_option(name, parse_option(name, text))), (name, text)
     for text in (
         "steps = 1000000000000000000000000000000",
         "lr = 1" + "0" * 400,
@@ -142,16 +155,8 @@ def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one
 
 # %% ../nbs/5_training/23_config.ipynb #c23a0003
 def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_leads_to_the_hub():
-    def run_file(text):
-        Path(place, "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return place
-
-
-    entire = dict(
-        config=asdict(TrainConfig(model="somebody/sdxl")), clips="0" * 12, micro_steps=8, estimated_gib=1.0, version="0"
-    )
     with tempfile.TemporaryDirectory() as place:
-        assert "holds no run" in refusal(lambda: read_run(place))
+        assert "holds no run" in refusal(lambda: load_run_config(place))
         damaged = [
             b"",
             b"{",
@@ -169,19 +174,40 @@ def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_lead
             json.dumps({**entire, "config": {"teacher": 1}}),
         ]
         for text in damaged:
-            said = refusal(lambda: read_run(run_file(text)))
+            said = refusal(lambda: load_run_config(run_file(text, place)))
             assert said.startswith(f"{place}/run.json: "), said
-        assert read_run(run_file(json.dumps(entire)))[1] == TrainConfig(model="somebody/sdxl")
-        assert "--resume --model somebody/sdxl goes on" in refusal(lambda: resumed(place, {"steps": 5}))
-        assert resumed(place, {"model": "somebody/sdxl", "steps": 5}) == TrainConfig(model="somebody/sdxl", steps=5)
-        said = refusal(lambda: resumed(place, {"model": "somebody/sdxl", "lr": 0.5}))
+        assert load_run_config(run_file(json.dumps(entire), place))[1] == TrainConfig(model="somebody/sdxl")
+        assert "--resume --model somebody/sdxl goes on" in refusal(lambda: resume_config(place, {"steps": 5}))
+        assert resume_config(place, {"model": "somebody/sdxl", "steps": 5}) == TrainConfig(model="somebody/sdxl", steps=5)
+        said = refusal(lambda: resume_config(place, {"model": "somebody/sdxl", "lr": 0.5}))
         assert (
             f"--config {place}/config.toml --adapter {place} --lr 0.5." in said
             and "workers" in said
             and "lr was 0.0001 when" in said
         ), said
-        run_file(json.dumps({**entire, "config": {}}))
-        assert resumed(place, {}) == TrainConfig(), "settings that were not there when a run began are what they were then"
+        run_file(json.dumps({**entire, "config": {}}), place)
+        assert resume_config(place, {}) == TrainConfig(), (
+            "settings that were not there when a run began are what they were then"
+        )
+
+# %% ../nbs/5_training/23_config.ipynb #c23a0007
+def test_the_former_names_of_settings_and_values_still_load():
+    former = "neighbours = 2.0\nzeros = 0.1\nempty = 0.2\nweighting = 'picture'\ntimesteps = 'noisy'\nmodel = 'noisy'"
+    config = read_text(former)
+    assert config == TrainConfig(
+        temporal_difference_weight=2.0,
+        uncond_zero_prob=0.1,
+        uncond_empty_prob=0.2,
+        weighting="min-snr-x0",
+        timesteps="high-noise",
+        model="noisy",
+    )
+    assert check_option("weighting", parse_option("weighting", "picture")) == "min-snr-x0"
+    with tempfile.TemporaryDirectory() as place:
+        settings = {name: value for name, value in asdict(config).items() if name not in OLD_NAMES.values()}
+        settings |= dict(neighbours=2.0, zeros=0.1, empty=0.2, weighting="picture", timesteps="noisy")
+        assert load_run_config(run_file(json.dumps({**entire, "config": settings}), place))[1] == config
+        assert "neighbours" not in config_to_toml(config)
 
 # %% ../nbs/5_training/23_config.ipynb #7f07cfa0
 def test_words_of_the_command_line_mean_what_the_file_means():
@@ -195,7 +221,9 @@ def test_words_of_the_command_line_mean_what_the_file_means():
         ("steps", "10", 10),
         ("model", "a/b", "a/b"),
     ):
-        assert check(name, parse(name, text)) == value and type(check(name, parse(name, text))) is type(value), name
+        assert check_option(name, parse_option(name, text)) == value and type(
+            check_option(name, parse_option(name, text))
+        ) is type(value), name
     for name, text in (
         ("lr", "fast"),
         ("lengths", "8,x"),
@@ -204,19 +232,19 @@ def test_words_of_the_command_line_mean_what_the_file_means():
         ("noise_strength", "nan"),
         ("lr", ""),
     ):
-        assert name in refusal(lambda: check(name, parse(name, text)))
+        assert name in refusal(lambda: check_option(name, parse_option(name, text)))
 
 # %% ../nbs/5_training/23_config.ipynb #60a6768e
 def test_every_preset_is_right_and_what_is_written_is_read_again():
-    assert presets() == ["a100-20gb-1024", "a100-20gb-768", "toon-cpu", "toon-gpu"]
-    for name in presets():
-        config = merge(read_config(name), {"adapter": "", "model": ""})
-        assert check_whole(config) and read_text(write_toml(config)) == config
-        assert read_text(write_toml(replace(config, noise_strength=0.5, model='a "quoted" näme'))) == replace(
+    assert preset_names() == ["a100-20gb-1024", "a100-20gb-768", "toon-cpu", "toon-gpu"]
+    for name in preset_names():
+        config = merge_options(read_config(name), {"adapter": "", "model": ""})
+        assert check_config(config) and read_text(config_to_toml(config)) == config
+        assert read_text(config_to_toml(replace(config, noise_strength=0.5, model='a "quoted" näme'))) == replace(
             config, noise_strength=0.5, model='a "quoted" näme'
         )
     assert "adapter has to be given" in refusal(
-        lambda: check_whole(merge(read_config("a100-20gb-1024"), {"model": "sdxl"}))
+        lambda: check_config(merge_options(read_config("a100-20gb-1024"), {"model": "sdxl"}))
     )
     first, second = read_config("a100-20gb-768"), read_config("a100-20gb-1024")
     assert (first.batch_size, first.lengths[0], first.accumulation, first.lr, first.weight_decay, first.gamma) == (
@@ -227,10 +255,12 @@ def test_every_preset_is_right_and_what_is_written_is_read_again():
         1e-4,
         5,
     ), "the design's own"
-    assert {"resolution", "adapter", "steps"} <= set(differences(first, second)) and first.noise == second.noise
+    assert {"resolution", "adapter", "steps"} <= set(changed_fields(first, second)) and first.noise == second.noise
 
 # %% ../nbs/5_training/23_config.ipynb #972fcef2
 def test_every_setting_has_a_reason_and_only_a_few_may_change_in_the_middle():
-    assert all(len(f.metadata["help"]) > 15 for f in fields(TrainConfig)) and set(FREE) <= set(TYPES)
-    assert not {"lr", "batch_size", "accumulation", "noise", "seed", "model", "lengths", "adam8bit"} & set(FREE)
-    assert check_whole(TrainConfig()) and all(check(name, value) == value for name, value in asdict(TrainConfig()).items())
+    assert all(len(f.metadata["help"]) > 15 for f in fields(TrainConfig)) and set(RESUMABLE_FIELDS) <= set(FIELD_TYPES)
+    assert not {"lr", "batch_size", "accumulation", "noise", "seed", "model", "lengths", "adam8bit"} & set(RESUMABLE_FIELDS)
+    assert check_config(TrainConfig()) and all(
+        check_option(name, value) == value for name, value in asdict(TrainConfig()).items()
+    )

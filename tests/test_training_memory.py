@@ -5,8 +5,8 @@ from dataclasses import replace
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.training.config import TrainConfig
-from tav_nb.training.memory import UNet2DConditionModel, fillable, inputs, measure, remedies, room_on, set_checkpointing
-from tav_nb.training.offloaded_adamw import PIECE
+from tav_nb.training.memory import UNet2DConditionModel, estimate_training_memory, free_bytes, set_checkpointing, suggest_settings, training_inputs, usable_bytes
+from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 from unittest.mock import patch
 import pytest
 import subprocess
@@ -48,7 +48,7 @@ MICRO = dict(
 
 @contextmanager
 def as_if(unet):
-    "Inside the `with`, every model has this UNet, as far as `measure` can see"
+    "Inside the `with`, every model has this UNet, as far as `estimate_training_memory` can see"
     with patch.object(UNet2DConditionModel, "load_config", lambda *args, **kwargs: unet):
         yield
 
@@ -64,7 +64,7 @@ def really(config, num_frames, side):
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     set_checkpointing(unet, config.checkpointing)
-    args, kwargs = inputs(unet, config.batch_size, num_frames, side, side)
+    args, kwargs = training_inputs(unet, config.batch_size, num_frames, side, side)
     args, cond = (
         [torch.zeros_like(x, device="cpu") for x in args],
         {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()},
@@ -132,7 +132,7 @@ def test_offloading_and_checkpointing_change_no_gradient():
 def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out():
     for kind, num_frames in (("blocks", 4), ("none", 2)):
         config = TrainConfig(batch_size=1, accumulation=1, checkpointing=kind, cuda_graphs=False)
-        need, real = measure(config, num_frames, 64, 64, torch.float32), really(config, num_frames, 64)
+        need, real = estimate_training_memory(config, num_frames, 64, 64, torch.float32), really(config, num_frames, 64)
         assert abs((need.total - need.moments) / real - 1) < 0.07, (kind, need.total - need.moments, real)
 
 # %% ../nbs/5_training/12_a100.ipynb #c12a0002
@@ -180,7 +180,7 @@ def test_what_needs_less_is_known_to_need_less():
 
 
     def of(frames=8, side=128, **changes):
-        return measure(replace(usual, **changes), frames, side, side, torch.float16)
+        return estimate_training_memory(replace(usual, **changes), frames, side, side, torch.float16)
 
 
     with as_if(MICRO):
@@ -196,8 +196,8 @@ def test_what_needs_less_is_known_to_need_less():
         )
         assert of(adam8bit=True).moments < 0.6 * most.moments and of(adam8bit=True).activations == most.activations
         recorded = of(adam_offload=True, cuda_graphs=True)
-        assert recorded.moments == most.moments < 6 * PIECE and recorded.activations == most.activations
-        with patch("tav_nb.training.memory.PIECE", 1000):
+        assert recorded.moments == most.moments < 6 * CHUNK_BYTES and recorded.activations == most.activations
+        with patch("tav_nb.training.memory.CHUNK_BYTES", 1000):
             assert of(adam_offload=True, cuda_graphs=True).moments == 6000
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
 
@@ -205,15 +205,22 @@ def test_what_needs_less_is_known_to_need_less():
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_is_told_what_would():
     with as_if(MICRO):
-        needs = {kind: measure(TrainConfig(checkpointing=kind), 8, 128, 128).total for kind in ("none", "blocks")}
-        lines = remedies(TrainConfig(checkpointing="none"), 8, 128, 128, (needs["none"] + needs["blocks"]) // 2)
-        halved = remedies(TrainConfig(), 8, 128, 128, needs["blocks"] - 1000)
+        needs = {
+            kind: estimate_training_memory(TrainConfig(checkpointing=kind), 8, 128, 128).total
+            for kind in ("none", "blocks")
+        }
+        lines = suggest_settings(TrainConfig(checkpointing="none"), 8, 128, 128, (needs["none"] + needs["blocks"]) // 2)
+        halved = suggest_settings(TrainConfig(), 8, 128, 128, needs["blocks"] - 1000)
         assert lines[0].startswith("--checkpointing blocks needs") and any(
             line.startswith("--batch-size 1 --accumulation 16 needs") for line in halved
         ), (lines, halved)
-        assert remedies(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
-        one = measure(TrainConfig(batch_size=1), 8, 128, 128).total
-        least = remedies(TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, adam_offload=True), 8, 128, 128, one)
+        assert suggest_settings(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
+        one = estimate_training_memory(TrainConfig(batch_size=1), 8, 128, 128).total
+        least = suggest_settings(
+            TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, adam_offload=True), 8, 128, 128, one
+        )
         assert len(least) == 1 and "--batch-size 1 --accumulation 24" in least[0], least
-    assert room_on("cpu", 1e-3) == 2**30 * 1e-3 < room_on("cpu")
-    assert 17.5 < fillable(20 * 2**30, 18.5) / 2**30 < 17.8 and fillable(18.5 * 2**30) == fillable(20 * 2**30, 18.5)
+    assert free_bytes("cpu", 1e-3) == 2**30 * 1e-3 < free_bytes("cpu")
+    assert 17.5 < usable_bytes(20 * 2**30, 18.5) / 2**30 < 17.8 and usable_bytes(18.5 * 2**30) == usable_bytes(
+        20 * 2**30, 18.5
+    )

@@ -10,11 +10,11 @@ from tav_nb.data.loader import ClipLoader
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
-from tav_nb.training.checkpoint import CheckpointError, checksum, find_checkpoint, optimizer_tensors, save_checkpoint, seal
-from tav_nb.training.config import TrainConfig, check, read_config
-from tav_nb.training.cuda_graphs import EACH, MOST, Unrecordable
-from tav_nb.training.memory import Need, set_checkpointing
-from tav_nb.training.trainer import AgreedError, Core, Log, Processes, batch_sizes, build, check_memory, clip_losses, held_out_split, largest_step, micro_batches, micro_step, positions_from, restore, save, timestep_tables, train, update
+from tav_nb.training.checkpoint import CheckpointError, file_checksum, find_checkpoint, optimizer_tensors, save_checkpoint, with_checksum
+from tav_nb.training.config import TrainConfig, check_option, read_config
+from tav_nb.training.cuda_graphs import CaptureError, GRAPH_BYTES, MAX_GRAPHS
+from tav_nb.training.memory import TrainMemoryEstimate, set_checkpointing
+from tav_nb.training.trainer import AgreedError, Processes, RunLog, TrainState, batch_losses, batch_shapes, build_train_state, check_memory, held_out_split, largest_batch, micro_batches, micro_step, restore_train_state, save_train_state, shifted_positions, timestep_tables, train, update_step
 from tav_nb.utils.schema import parse_json
 from tav_nb.utils.video_io import VideoError
 from types import SimpleNamespace
@@ -135,13 +135,13 @@ SMALL = TrainConfig(
 )
 
 # %% ../nbs/5_training/24_trainer.ipynb #252b6611
-def small_core(config=SMALL, rank=0, world=1, device="cpu"):
-    "A `Core` of the micro model, always from the same start"
+def small_train_state(config=SMALL, rank=0, world=1, device="cpu"):
+    "A `TrainState` of the micro model, always from the same start"
     torch.manual_seed(0)
     pipe = load_pipeline(config.model)
     add_temporal(pipe.unet, config.max_frames, config.positions, zero=config.zero)
     set_checkpointing(pipe.unet.to(device), config.checkpointing)
-    return Core(pipe.unet, pipe.scheduler, config, rank, world)
+    return TrainState(pipe.unet, pipe.scheduler, config, rank, world)
 
 
 class Numbered:
@@ -161,9 +161,9 @@ class Numbered:
 
 def gradients(config, **kwargs):
     "The gradients of the first update, as the optimiser gets them"
-    core, kept = small_core(config), []
-    core.optimizer.step = lambda *args, **kw: kept.extend(p.grad.clone() for p in core.parameters)
-    said = update(core, micro_batches(Numbered(config.batch_size, **kwargs), 0, config.accumulation))
+    train_state, kept = small_train_state(config), []
+    train_state.optimizer.step = lambda *args, **kw: kept.extend(p.grad.clone() for p in train_state.parameters)
+    said = update_step(train_state, micro_batches(Numbered(config.batch_size, **kwargs), 0, config.accumulation))
     return kept, said
 
 # %% ../nbs/5_training/24_trainer.ipynb #aa205bce
@@ -186,10 +186,10 @@ def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
     lines = []
     with (
         patch.object(HERE, "load_pipeline", quick_pipeline),
-        patch.object(HERE, "measure", lambda *args: Need(0, 0, 0, 0, 2**25)),
+        patch.object(HERE, "estimate_training_memory", lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)),
     ):
-        core = train(config, cache, out, resume, "cpu", lines.append, bar=False, **kwargs)
-    return core, lines
+        train_state = train(config, cache, out, resume, "cpu", lines.append, bar=False, **kwargs)
+    return train_state, lines
 
 
 def state_of(run):
@@ -243,21 +243,21 @@ import contextlib, io, json, os, signal, sys
 import torch
 import tav_nb.training.trainer as trainer
 from tav_nb.cli import main
-from tav_nb.training.memory import Need
+from tav_nb.training.memory import TrainMemoryEstimate
 
 torch.set_num_threads(1)
 cases, ports, place = json.loads(sys.argv[1])
 rank = int(os.fork() == 0)
 load, parts = trainer.load_pipeline, {}
-usual = dict(micro_step=trainer.micro_step, preview=trainer.preview, save_checkpoint=trainer.save_checkpoint)
+usual = dict(micro_step=trainer.micro_step, make_preview=trainer.make_preview, save_checkpoint=trainer.save_checkpoint)
 
 
 def at(step, where, what):
     "The usual function, but for `what` in process `where` from update `step` on"
     def changed(name):
         def call(*args, **kwargs):
-            core = getattr(args[0], "core", args[0])
-            if rank == where and core.step >= step: what()
+            train_state = args[0]
+            if rank == where and train_state.step >= step: what()
             return usual[name](*args, **kwargs)
         return call
     return changed
@@ -277,9 +277,9 @@ def full(run, *args): raise trainer.CheckpointError(f"{run}: cannot be written (
 
 
 trainer.load_pipeline = quick_pipeline
-trainer.measure = lambda *args: Need(0, 0, 0, 0, 2**25)
+trainer.estimate_training_memory = lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)
 FAULTS = dict(
-    memory=dict(micro_step=at(2, 1, out_of_memory)), bug=dict(preview=at(3, 0, bug)),
+    memory=dict(micro_step=at(2, 1, out_of_memory)), bug=dict(make_preview=at(3, 0, bug)),
     stop=dict(micro_step=at(3, 1, stop)), gone=dict(micro_step=at(2, 1, gone)), disk=dict(save_checkpoint=lambda name: full), none={})
 for port, (fault, words) in zip(ports, cases):
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -320,7 +320,7 @@ def test_the_weights_equal_the_closed_form_at_every_timestep():
         for t, a in enumerate(alphas.double().tolist()):
             snr = a / (1 - a)
             below = snr if kind == "epsilon" else snr + 1
-            expected = dict(zip(("min-snr", "picture", "none"), (min(snr, 5) / below, min(snr + 1, 5) / below, 1)))
+            expected = dict(zip(("min-snr", "min-snr-x0", "none"), (min(snr, 5) / below, min(snr + 1, 5) / below, 1)))
             if t == 0:
                 tables = {
                     weighting: timestep_tables(scheduler, TrainConfig(weighting=weighting))[0].tolist()
@@ -328,14 +328,14 @@ def test_the_weights_equal_the_closed_form_at_every_timestep():
                 }
             for weighting, value in expected.items():
                 assert math.isclose(tables[weighting][t], value, rel_tol=1e-4), (kind, weighting, t)
-        for how in ("even", "noisy"):
+        for how in ("even", "high-noise"):
             assert math.isclose(timestep_tables(scheduler, TrainConfig(timesteps=how))[1].sum().item(), 1, rel_tol=1e-5)
 
 # %% ../nbs/5_training/24_trainer.ipynb #ee75f44d
 def test_positions_move_and_come_back_bit_for_bit():
     unet = add_temporal(load_pipeline(MICRO).unet, max_frames=8)
     before = [layer.pos_emb.clone() for layer in temporal_modules(unet).values()]
-    with positions_from(unet, 3):
+    with shifted_positions(unet, 3):
         for layer, table in zip(temporal_modules(unet).values(), before):
             assert torch.equal(layer.pos_emb[:5], table[3:])
     assert all(torch.equal(layer.pos_emb, table) for layer, table in zip(temporal_modules(unet).values(), before))
@@ -360,8 +360,8 @@ def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_pie
         torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=0, world_size=1)
         try:
             for accumulation in (1, 3):
-                core, order, real, one = (
-                    small_core(replace(SMALL, batch_size=1, accumulation=accumulation), world=2),
+                train_state, order, real, one = (
+                    small_train_state(replace(SMALL, batch_size=1, accumulation=accumulation), world=2),
                     [],
                     torch.distributed.all_reduce,
                     micro_step,
@@ -377,19 +377,19 @@ def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_pie
 
                 with (
                     patch("torch.distributed.all_reduce", spy),
-                    patch.object(sys.modules[update.__module__], "micro_step", step),
+                    patch.object(sys.modules[update_step.__module__], "micro_step", step),
                 ):
-                    update(core, micro_batches(Numbered(1), 0, 2 * accumulation))
-                assert order == ["micro-step"] * accumulation + [core.gradients.numel(), 2]
-            first = core.gradients.data_ptr()
-            core.gradients.copy_(torch.arange(core.gradients.numel()))
-            for p in core.parameters:
+                    update_step(train_state, micro_batches(Numbered(1), 0, 2 * accumulation))
+                assert order == ["micro-step"] * accumulation + [train_state.gradients.numel(), 2]
+            first = train_state.gradients.data_ptr()
+            train_state.gradients.copy_(torch.arange(train_state.gradients.numel()))
+            for p in train_state.parameters:
                 assert (
                     p.grad.data_ptr() % 512 == first % 512
                     and p.grad.shape == p.shape
                     and p.grad.flatten()[-1] - p.grad.flatten()[0] == p.numel() - 1
                 )
-            assert len({p.grad.data_ptr() for p in core.parameters}) == len(core.parameters)
+            assert len({p.grad.data_ptr() for p in train_state.parameters}) == len(train_state.parameters)
         finally:
             torch.distributed.destroy_process_group()
 
@@ -398,12 +398,15 @@ def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_pie
 def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
     found = []
     for recorded in (True, False):
-        core = small_core(
+        train_state = small_train_state(
             replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, checkpointing="blocks"), device="cuda"
         )
-        said = [update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2)) for _ in range(5)]
-        assert len(core.learn.known) == recorded
-        found.append([torch.tensor([one["loss"] for one in said]), *(p.detach() for p in core.parameters)])
+        said = [
+            update_step(train_state, micro_batches(Numbered(2), 2 * train_state.step, 2 * train_state.step + 2))
+            for _ in range(5)
+        ]
+        assert len(train_state.step_fn.graphs) == recorded
+        found.append([torch.tensor([one["loss"] for one in said]), *(p.detach() for p in train_state.parameters)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
@@ -418,10 +421,17 @@ def test_a_broken_clip_that_is_skipped_counts_nothing():
 
 # %% ../nbs/5_training/24_trainer.ipynb #8ce490ad
 def test_the_second_loss_counts_as_often_as_asked():
-    core, clips = small_core(), Numbered(2).batch(0)
+    train_state, clips = small_train_state(), Numbered(2).batch(0)
     with torch.no_grad():
         none, once, thrice = (
-            clip_losses(core.unet, core.scheduler, clips, range(2), replace(SMALL, neighbours=weight), core.tables)
+            batch_losses(
+                train_state.unet,
+                train_state.scheduler,
+                clips,
+                range(2),
+                replace(SMALL, temporal_difference_weight=weight),
+                train_state.tables,
+            )
             for weight in (0.0, 1.0, 3.0)
         )
     assert (once > 1.5 * none).all(), "noise that is not related doubles"
@@ -430,75 +440,81 @@ def test_the_second_loss_counts_as_often_as_asked():
 # %% ../nbs/5_training/24_trainer.ipynb #a31d272a
 def test_whichever_factor_starts_at_zero_has_moved_after_the_first_step_and_every_tensor_has_a_gradient_after_the_second():
     for zero in ("proj", "gate"):
-        core = small_core(replace(SMALL, zero=zero, batch_size=2))
-        start, grads = [p.detach().clone() for p in core.parameters], []
-        frozen = {name: p.clone() for name, p in core.unet.named_parameters() if "temporal_attn" not in name}
-        apply = core.optimizer.step
+        train_state = small_train_state(replace(SMALL, zero=zero, batch_size=2))
+        start, grads = [p.detach().clone() for p in train_state.parameters], []
+        frozen = {name: p.clone() for name, p in train_state.unet.named_parameters() if "temporal_attn" not in name}
+        apply = train_state.optimizer.step
 
         def spy(*args, **kwargs):
-            grads.append([p.grad.clone() for p in core.parameters])
+            grads.append([p.grad.clone() for p in train_state.parameters])
             return apply(*args, **kwargs)
 
-        core.optimizer.step = spy
+        train_state.optimizer.step = spy
         for _ in range(2):
-            update(core, micro_batches(Numbered(2), 2 * core.step, 2 * core.step + 2))
-        moved = [name for name, p, old in zip(core.names, core.parameters, start) if not torch.equal(p, old)]
-        first = [name for name, g in zip(core.names, grads[0]) if g.any()]
+            update_step(train_state, micro_batches(Numbered(2), 2 * train_state.step, 2 * train_state.step + 2))
+        moved = [name for name, p, old in zip(train_state.names, train_state.parameters, start) if not torch.equal(p, old)]
+        first = [name for name, g in zip(train_state.names, grads[0]) if g.any()]
         assert first and all(("proj" if zero == "proj" else "gate") in name for name in first), first
         assert len(first) == (6 if zero == "proj" else 3) and all(g.any() for g in grads[1]) and set(first) <= set(moved)
-        assert all(torch.equal(p, frozen[name]) for name, p in core.unet.named_parameters() if name in frozen), (
+        assert all(torch.equal(p, frozen[name]) for name, p in train_state.unet.named_parameters() if name in frozen), (
             "the base is frozen"
         )
 
 # %% ../nbs/5_training/24_trainer.ipynb #4292afd2
 def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_counted():
-    core = small_core()
-    core.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    start = [p.detach().clone() for p in core.parameters]
-    handle = core.unet.conv_out.register_forward_hook(lambda module, args, out: out * torch.inf)
+    train_state = small_train_state()
+    train_state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    start = [p.detach().clone() for p in train_state.parameters]
+    handle = train_state.unet.conv_out.register_forward_hook(lambda module, args, out: out * torch.inf)
     for i in range(3):
-        said = update(core, micro_batches(Numbered(1), 2 * i, 2 * i + 2))
+        said = update_step(train_state, micro_batches(Numbered(1), 2 * i, 2 * i + 2))
         assert said["lost"] == i + 1 and said["scale"] == 2.0 ** (15 - i)
     assert (
-        all(torch.equal(p, old) for p, old in zip(core.parameters, start)) and core.step == 3 and core.average.updates == 0
+        all(torch.equal(p, old) for p, old in zip(train_state.parameters, start))
+        and train_state.step == 3
+        and train_state.average.updates == 0
     )
     handle.remove()
-    assert update(core, micro_batches(Numbered(1), 6, 8))["lost"] == 0 and core.average.updates == 1
+    assert update_step(train_state, micro_batches(Numbered(1), 6, 8))["lost"] == 0 and train_state.average.updates == 1
 
 # %% ../nbs/5_training/24_trainer.ipynb #b576569f
 @pytest.mark.slow
 def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
-    core, clips = small_core(), [dict(height=64, width=64)]
+    train_state, clips = small_train_state(), [dict(height=64, width=64)]
     with tempfile.TemporaryDirectory() as folder:
         batches = micro_batches(Numbered(1), 0, 12)
         for _ in range(3):
-            update(core, batches)
-        save(core, folder, clips)
-        again = small_core()
-        assert restore(again, folder) and again.step == 3
+            update_step(train_state, batches)
+        save_train_state(train_state, folder, clips)
+        again = small_train_state()
+        assert restore_train_state(again, folder) and again.step == 3
         rest = micro_batches(Numbered(1), 6, 12)
         for _ in range(3):
-            assert update(core, batches) == update(again, rest)
+            assert update_step(train_state, batches) == update_step(again, rest)
         for a, b in zip(
-            [*core.parameters, *core.average.tensors], [*again.parameters, *again.average.tensors], strict=True
+            [*train_state.parameters, *train_state.average.tensors],
+            [*again.parameters, *again.average.tensors],
+            strict=True,
         ):
             assert torch.equal(a, b)
-        a, b = (optimizer_tensors(one.optimizer, one.names) for one in (core, again))
+        a, b = (optimizer_tensors(one.optimizer, one.names) for one in (train_state, again))
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         kinds = {path.suffix for path in Path(folder).rglob("*") if path.is_file()}
         assert kinds == {".safetensors", ".json"}, "nothing is pickled"
-        assert read_adapter_metadata(folder)["trained_steps"] == 3 and not restore(small_core(), f"{folder}/none")
+        assert read_adapter_metadata(folder)["trained_steps"] == 3 and not restore_train_state(
+            small_train_state(), f"{folder}/none"
+        )
 
 # %% ../nbs/5_training/24_trainer.ipynb #2b1869f6
 def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_and_can_be_gone_on_with():
     with tempfile.TemporaryDirectory() as folder:
-        log = Log(folder, TrainConfig(steps=3, tensorboard=False), 0, quiet=True)
+        log = RunLog(folder, TrainConfig(steps=3, tensorboard=False), 0, quiet=True)
         log("train", 1, loss=math.nan, norm=math.inf, clips=2)
         (line,) = Path(folder, "log.jsonl").read_text().splitlines()
         assert parse_json(line, dict, "log.jsonl") == dict(kind="train", step=1, loss=None, norm=None, clips=2)
         old = '{"kind": "train", "step": 1, "loss": NaN}\n'  # as it was written before
         Path(folder, "log.jsonl").write_text(line + "\n" + old)
-        Log(folder, TrainConfig(steps=3, tensorboard=False), 2, quiet=True)
+        RunLog(folder, TrainConfig(steps=3, tensorboard=False), 2, quiet=True)
         assert Path(folder, "log.jsonl").read_text() == line + "\n" + old
 
 # %% ../nbs/5_training/24_trainer.ipynb #a2d1f0c3
@@ -545,8 +561,8 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
         else:
             raise AssertionError("it did not die")
         assert find_checkpoint(f"{place}/dead")[1]["step"] == 4
-        core, lines = run_small(f"{place}/dead", None, resume=True)
-        assert "goes on from step 4" in lines and core.step == 8
+        train_state, lines = run_small(f"{place}/dead", None, resume=True)
+        assert "goes on from step 4" in lines and train_state.step == 8
         entire, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
         assert (
             entire[0].keys() == dead[0].keys()
@@ -568,21 +584,23 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
 def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_checkpoint_with_other_numbers_is_not_gone_on_with():
     with tempfile.TemporaryDirectory() as place:
         before = torch.random.get_rng_state()
-        core, _ = run_small(f"{place}/run", replace(SMALL, workers=1))
+        train_state, _ = run_small(f"{place}/run", replace(SMALL, workers=1))
         assert torch.equal(torch.random.get_rng_state(), before)
         newest = find_checkpoint(f"{place}/run")[0]
         entire = {file.name: load_file(file) for file in newest.glob("*.safetensors")}
 
         def damaged(name, **changes):
             save_file(entire[name] | changes, newest / name)
-            files = {file: checksum(newest / file) for file in entire}
-            (newest / "state.json").write_text(json.dumps(seal(dict(step=8, lost=0, averaged=8, scaler={}), files)))
-            found, lines = small_core(), []
-            assert restore(found, f"{place}/run", lines.append) and found.step == 4 and len(lines) == 1, lines
+            files = {file: file_checksum(newest / file) for file in entire}
+            (newest / "state.json").write_text(
+                json.dumps(with_checksum(dict(step=8, lost=0, averaged=8, scaler={}), files))
+            )
+            found, lines = small_train_state(), []
+            assert restore_train_state(found, f"{place}/run", lines.append) and found.step == 4 and len(lines) == 1, lines
             save_file(entire[name], newest / name)
             return lines[0]
 
-        first = core.names[0]
+        first = train_state.names[0]
         assert f"weights.safetensors: {first} is not finite; going on from step 4" in damaged(
             "weights.safetensors", **{first: entire["weights.safetensors"][first] * torch.nan}
         )
@@ -590,11 +608,13 @@ def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_ch
         assert "optimizer.safetensors: has unknown 1 tensors such as other" in damaged(
             "optimizer.safetensors", other=torch.zeros(1)
         )
-        files = {file: checksum(newest / file) for file in entire}
+        files = {file: file_checksum(newest / file) for file in entire}
         for state in ({}, dict(step=8, lost=0, averaged="8", scaler={}), dict(step=-1, lost=0, averaged=8, scaler={})):
-            (newest / "state.json").write_text(json.dumps(seal(state, files)))
+            (newest / "state.json").write_text(json.dumps(with_checksum(state, files)))
             lines = []
-            assert restore(small_core(), f"{place}/run", lines.append) and "state.json" in lines[0], lines
+            assert restore_train_state(small_train_state(), f"{place}/run", lines.append) and "state.json" in lines[0], (
+                lines
+            )
 
 # %% ../nbs/5_training/24_trainer.ipynb #2dd1024a
 def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_inside():
@@ -615,8 +635,8 @@ def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_i
                 run_small(run, replace(SMALL, adam_offload=first), on_event=die)
             except Death:
                 pass
-            core, _ = run_small(run, replace(SMALL, adam_offload=second), resume=True)
-            assert hasattr(core.optimizer, "settle") == second
+            train_state, _ = run_small(run, replace(SMALL, adam_offload=second), resume=True)
+            assert hasattr(train_state.optimizer, "synchronize") == second
             inside, mixed = state_of(f"{place}/inside")[0], state_of(run)[0]
             assert inside.keys() == mixed.keys() and all(torch.equal(inside[key], mixed[key]) for key in inside), run
 
@@ -890,9 +910,9 @@ def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run(
                     os.kill(os.getpid(), number)
 
             before = signal.getsignal(number)
-            core, lines = run_small(f"{place}/{name}", config, on_event=stop)
+            train_state, lines = run_small(f"{place}/{name}", config, on_event=stop)
             assert (
-                core.step == 3
+                train_state.step == 3
                 and find_checkpoint(f"{place}/{name}")[1]["step"] == 3
                 and "stopped at step 3 of 8" in lines[-1]
                 and signal.getsignal(number) is before
@@ -917,8 +937,8 @@ def test_a_run_is_only_gone_on_with_as_it_began():
         assert run_small(f"{place}/other", replace(read_config(f"{run}/config.toml"), adapter=run, lr=1e-2))[0].step == 1, (
             "what the refusal advises"
         )
-        core, _ = run_small(run, replace(short, steps=2, workers=1), resume=True)
-        assert core.step == 2 and not Path(f"{place}/new").exists()
+        train_state, _ = run_small(run, replace(short, steps=2, workers=1), resume=True)
+        assert train_state.step == 2 and not Path(f"{place}/new").exists()
 
 # %% ../nbs/5_training/24_trainer.ipynb #d042aa07
 def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
@@ -960,10 +980,10 @@ def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_na
         config = replace(SMALL, lengths=(8,), steps=3)
         message = refusal(lambda: run_small(f"{place}/stop", config, bad))
         assert "film1-0000000-8.npz" in message and "--bad-clips skip" in message, message
-        core, lines = run_small(f"{place}/skip", replace(config, bad_clips="skip"), bad)
+        train_state, lines = run_small(f"{place}/skip", replace(config, bad_clips="skip"), bad)
         worst = noise_cache(f"{place}/worst", [(8, 64, 64)] * 3, MICRO, bad=(0, 1, 2))
         assert "all of its 3 clips" in refusal(lambda: run_small(f"{place}/none", replace(config, bad_clips="skip"), worst))
-        assert core.step == 3 and sum("film1" in line and "skipped" in line for line in lines) == 1
+        assert train_state.step == 3 and sum("film1" in line and "skipped" in line for line in lines) == 1
         assert all(tensor.isfinite().all() for tensor in state_of(f"{place}/skip")[0].values())
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0005
@@ -980,7 +1000,7 @@ def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_ca
         arrays = dict(np.load(path))
         np.savez(path, **{**arrays, "pooled_embeds": arrays["pooled_embeds"] * np.float16(np.inf)})
         events = []
-        core, lines = run_small(f"{place}/run", config, bad, on_event=events.append)
+        train_state, lines = run_small(f"{place}/run", config, bad, on_event=events.append)
         assert sum(f"{path}: a held-out clip with numbers that are none" in line for line in lines) == 1 and all(
             math.isfinite(event["loss"]) for event in events if event["kind"] == "held_out"
         ), lines
@@ -1037,10 +1057,10 @@ def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_ru
         patch.object(HERE, "write_video", full),
         patch.object(HERE, "open", no_room, create=True),
     ):
-        core, lines = run_small(
+        train_state, lines = run_small(
             f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2)
         )
-        assert core.step == 2 and sum("without this preview" in line for line in lines) == 2, lines
+        assert train_state.step == 2 and sum("without this preview" in line for line in lines) == 2, lines
         assert not Path(f"{place}/run/log.jsonl").read_text() and find_checkpoint(f"{place}/run")[1]["step"] == 2
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0006
@@ -1061,7 +1081,7 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
                 ]
             ).encode("latin1")
         )
-        Log(place, SMALL, 3, say=lines.append, quiet=True).close()
+        RunLog(place, SMALL, 3, say=lines.append, quiet=True).close()
         assert log.read_text().splitlines() == good[:3] and [re.search(r"line (\d+)", line)[1] for line in lines] == [
             "3",
             "4",
@@ -1069,7 +1089,7 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
             "6",
         ], lines
         lines.clear()
-        writer = Log(place, replace(SMALL, tensorboard=True), 3, say=lines.append, quiet=True)
+        writer = RunLog(place, replace(SMALL, tensorboard=True), 3, say=lines.append, quiet=True)
         writer("train", 4, loss=0.5)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -1082,7 +1102,7 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
             assert len(lines) == 1 and "No space left on device" in lines[0] and "without TensorBoard" in lines[0], lines
             assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
         writer.close()
-        core, lines = run_small(f"{place}/run", replace(SMALL, steps=1, tensorboard=True, accumulation=1))
+        train_state, lines = run_small(f"{place}/run", replace(SMALL, steps=1, tensorboard=True, accumulation=1))
         assert EventAccumulator(f"{place}/run/tensorboard").Reload().Scalars("train/loss")[0].step == 1
 
 # %% ../nbs/5_training/24_trainer.ipynb #f6cc7bf9
@@ -1092,16 +1112,16 @@ def test_too_many_overflows_stop_the_run_and_the_last_good_checkpoint_stays():
             torch.nn.Module.register_forward_hook(found["unet"].conv_out, lambda module, args, out: out * torch.inf)
 
 
-    found, build_really = {}, build
+    found, build_really = {}, build_train_state
 
 
     def spy(*args, **kwargs):
-        core, pipe = build_really(*args, **kwargs)
-        found["unet"] = core.unet
-        return core, pipe
+        train_state, pipe = build_really(*args, **kwargs)
+        found["unet"] = train_state.unet
+        return train_state, pipe
 
 
-    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "build", spy):
+    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "build_train_state", spy):
         message = refusal(lambda: run_small(f"{place}/run", replace(SMALL, steps=20, max_overflows=3), on_event=break_unet))
         assert "step 8: 3 updates in a row were lost to overflow" in message and "step 4 is the last good" in message, (
             message
@@ -1125,7 +1145,7 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
 # %% ../nbs/5_training/24_trainer.ipynb #e7fce58a
 def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on_without():
     def cannot(*args):
-        raise Unrecordable("CUDA error: operation not permitted when stream is capturing")
+        raise CaptureError("CUDA error: operation not permitted when stream is capturing")
 
 
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", cannot):
@@ -1137,18 +1157,20 @@ def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on
 # %% ../nbs/5_training/24_trainer.ipynb #9209f9ed
 def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_for_those_that_are():
     lines, clips = [], [dict(frames=frames, height=64, width=64) for frames in (4, 9)]
-    assert batch_sizes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_step(
+    assert batch_shapes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_batch(
         replace(SMALL, lengths=(4, 8)), clips
     ) == (8, 64, 64)
-    wide = clips + [dict(frames=4, height=64, width=8 * n) for n in range(1, MOST + 4)]
+    wide = clips + [dict(frames=4, height=64, width=8 * n) for n in range(1, MAX_GRAPHS + 4)]
     for several, recorded in ((clips, True), (wide, True), (wide, False)):
-        with patch.object(HERE, "room_on", lambda *args: 2**40):
+        with patch.object(HERE, "free_bytes", lambda *args: 2**40):
             check_memory(replace(SMALL, lengths=(4, 8), cuda_graphs=recorded), several, "cuda", torch.float32, lines.append)
-    kinds = len(batch_sizes(replace(SMALL, lengths=(4, 8)), wide))
-    assert kinds > MOST and [f"{kinds} kinds of batches" in line for line in lines] == [False, True, False, False], lines
+    kinds = len(batch_shapes(replace(SMALL, lengths=(4, 8)), wide))
+    assert kinds > MAX_GRAPHS and [f"{kinds} kinds of batches" in line for line in lines] == [False, True, False, False], (
+        lines
+    )
     assert (
-        f"of {1024 - 2 * EACH / 2**30:.1f} GiB" in lines[0]
-        and f"of {1024 - MOST * EACH / 2**30:.1f} GiB" in lines[2]
+        f"of {1024 - 2 * GRAPH_BYTES / 2**30:.1f} GiB" in lines[0]
+        and f"of {1024 - MAX_GRAPHS * GRAPH_BYTES / 2**30:.1f} GiB" in lines[2]
         and "of 1024.0 GiB" in lines[3]
     ), lines
 
@@ -1161,7 +1183,7 @@ def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu
             )
         )
         assert re.search(r" need [\d.]+ GiB, but there are ", message), message
-    assert "workers must be at least 0 and at most 256" in refusal(lambda: check("workers", 10**12))
+    assert "workers must be at least 0 and at most 256" in refusal(lambda: check_option("workers", 10**12))
 
 # %% ../nbs/5_training/24_trainer.ipynb #353d76f8
 def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run_goes_on():
@@ -1175,7 +1197,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run
 
 
     with tempfile.TemporaryDirectory() as place, patch.object(HERE, "save_checkpoint", full):
-        core, lines = run_small(f"{place}/run", replace(SMALL, checkpoint_every=2, steps=5, accumulation=1))
+        train_state, lines = run_small(f"{place}/run", replace(SMALL, checkpoint_every=2, steps=5, accumulation=1))
         assert (
             sum("No space left" in line and "step 2 is there" in line for line in lines) == 1
             and find_checkpoint(f"{place}/run")[1]["step"] == 5
@@ -1183,17 +1205,17 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run
 
 # %% ../nbs/5_training/24_trainer.ipynb #a9465123
 def test_sixteen_bits_train_as_well_as_thirty_two():
-    core, lines = None, []
+    train_state, lines = None, []
     with tempfile.TemporaryDirectory() as place:
         for dtype in ("float16", "bfloat16", "float32"):
-            core, said = run_small(f"{place}/{dtype}", replace(SMALL, dtype=dtype, steps=2))
-            assert core.scaler.is_enabled() == (dtype == "float16") and all(
-                p.dtype == torch.float32 for p in core.parameters
+            train_state, said = run_small(f"{place}/{dtype}", replace(SMALL, dtype=dtype, steps=2))
+            assert train_state.scaler.is_enabled() == (dtype == "float16") and all(
+                p.dtype == torch.float32 for p in train_state.parameters
             )
             lines.append([json.loads(line)["loss"] for line in Path(place, dtype, "log.jsonl").read_text().splitlines()])
     for losses in lines[:2]:
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(lines[2]), rtol=0.03, atol=0)
-    assert {type(module).__name__ for module in core.unet.modules() if "GEGLU" in type(module).__name__} == {
+    assert {type(module).__name__ for module in train_state.unet.modules() if "GEGLU" in type(module).__name__} == {
         "FusedGEGLU" if find_spec("triton") else "GEGLU"
     }  # chapter 37
 
@@ -1214,7 +1236,7 @@ def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_t
             ),
             [],
         )
-        core, lines = run_small(f"{place}/first", config, on_event=events.append)
+        train_state, lines = run_small(f"{place}/first", config, on_event=events.append)
         assert [event["step"] for event in events if event["kind"] == "held_out"] == [2, 4] and len(
             [event for event in events if event["kind"] == "preview"]
         ) == 1
@@ -1222,11 +1244,13 @@ def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_t
         assert shown["frames"].shape == (4, 64, 64, 3) and Path(shown["path"]).exists() and "2 clips held out" in lines[2]
         second, lines = run_small(f"{place}/second", replace(SMALL, adapter=f"{place}/first", steps=1, lr=1e-9))
         assert (
-            small_core().unet.temporal_config["num_heads"] is None
+            small_train_state().unet.temporal_config["num_heads"] is None
             and second.unet.temporal_config["num_heads"] == read_adapter_metadata(f"{place}/first")["num_heads"] == 4
         )
-        assert f"from {place}/first" in lines[1] and not torch.equal(second.parameters[0], small_core().parameters[0])
-        torch.testing.assert_close(second.parameters[0].cpu(), core.average.tensors[0], rtol=0, atol=1e-6)
+        assert f"from {place}/first" in lines[1] and not torch.equal(
+            second.parameters[0], small_train_state().parameters[0]
+        )
+        torch.testing.assert_close(second.parameters[0].cpu(), train_state.average.tensors[0], rtol=0, atol=1e-6)
         assert "--noise mixed" in refusal(
             lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", noise="progressive"))
         )

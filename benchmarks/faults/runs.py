@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import begin, content, tav, words
 
-from tav_nb.training.checkpoint import checkpoints, checksum, seal
+from tav_nb.training.checkpoint import file_checksum, list_checkpoints, with_checksum
 
 WILD = (
     None,
@@ -106,8 +106,8 @@ def sealed_again(folder, change=lambda state: None):
     "A checkpoint whose checksums are those of what it holds now"
     state = json.loads((folder / "state.json").read_text())["state"]
     change(state)
-    files = {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.name != "state.json"}
-    (folder / "state.json").write_text(json.dumps(seal(state, files)))
+    files = {file.name: file_checksum(file) for file in sorted(folder.iterdir()) if file.name != "state.json"}
+    (folder / "state.json").write_text(json.dumps(with_checksum(state, files)))
 
 
 def damage_state(folder, rng):
@@ -140,7 +140,7 @@ def damage(run, rng):
     """Damages one thing in a run; returns its kind, and whether the end may differ, for a line of the log that is
     damaged is gone
     """
-    newest = checkpoints(run)[0]
+    newest = list_checkpoints(run)[0]
     kinds = {
         "run.json, bytes": lambda: damage_bytes(run / "run.json", rng),
         "run.json, values": lambda: damage_json(run / "run.json", rng),

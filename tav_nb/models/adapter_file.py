@@ -113,7 +113,10 @@ METADATA_TYPES = dict(
     format=ShortText, format_version=SmallCount, base=ShortText, base_blocks=ShortText, checksum=Checksum
 )  # types of what has a meaning
 METADATA_TYPES |= dict(
-    max_frames=SmallCount, positions=Literal["sinusoidal", "learned"], num_heads=SmallCount | None, zero=Literal["proj", "gate"]
+    max_frames=SmallCount,
+    positions=Literal["sinusoidal", "learned"],
+    num_heads=SmallCount | None,
+    zero=Literal["proj", "gate"],
 )
 METADATA_TYPES |= dict(
     noise=ShortText | None,
@@ -130,7 +133,10 @@ def parse_value(name, text, path):
     "One string of the metadata as a Python value; a string of another program, which need not be JSON, as it is"
     try:
         value = parse_json(
-            text, METADATA_TYPES.get(name, Any), f"{path}: its {printable(name)[:60]}", allow_nan=name not in METADATA_TYPES
+            text,
+            METADATA_TYPES.get(name, Any),
+            f"{path}: its {printable(name)[:60]}",
+            allow_nan=name not in METADATA_TYPES,
         )
     except SchemaError as error:
         if name not in METADATA_TYPES:
@@ -276,9 +282,9 @@ def read_adapter_tensors(path, header):
     if "checksum" in header:
         said = parse_value("checksum", header["checksum"], path)
         covered = {name: header.get(name, "") for name in said.get("covers", ()) if isinstance(name, str)}
-        if METADATA_TYPES.keys() & header.keys() - covered.keys() - {"checksum"} or content_checksum(tensors, covered) != said.get(
-            "sha256"
-        ):
+        if METADATA_TYPES.keys() & header.keys() - covered.keys() - {"checksum"} or content_checksum(
+            tensors, covered
+        ) != said.get("sha256"):
             raise AdapterError(
                 f"{path}: its content is not what was saved (the checksum differs); copy or download it again"
             )

@@ -137,7 +137,9 @@ def plan_windows(
     if length == num_frames and not loop:
         return None
     starts = window_starts(num_frames, length, min(overlap, length - 1), loop)
-    return Windows(num_frames, length, starts, normalize_weights(num_frames, starts, distance_weights(length, context.weights)))
+    return Windows(
+        num_frames, length, starts, normalize_weights(num_frames, starts, distance_weights(length, context.weights))
+    )
 
 # %% ../../nbs/6_making_videos/29_windows.ipynb #13cffab8
 def slice_window(

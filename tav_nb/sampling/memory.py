@@ -18,7 +18,6 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from ..utils.errors import TavError
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -27,7 +26,8 @@ from ..models.base import check_loadable, find_config, loading_error
 from ..models.messages import quiet
 from ..models.temporal_attention import TemporalSelfAttention
 from ..models.vae import decode_slice, slice_size, unscale_latents, upcast_vae
-from ..utils.memory_trace import GPU, Live, Replaced
+from ..utils.errors import TavError
+from ..utils.memory_trace import GPU_FUNCTIONS, FunctionOverride, StorageCounter
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #b708b045
 with quiet():
@@ -273,7 +273,11 @@ def simulated_gpu(model, on_cpu=False):
     """Inside the `with`, attention and convolutions are as on a GPU, storages are counted, and the model's weights are
     none of them
     """
-    with torch.no_grad(), Replaced(GPU if on_cpu else GPU | {F.conv2d: conv2d_with_workspace}), Live() as live:
+    with (
+        torch.no_grad(),
+        FunctionOverride(GPU_FUNCTIONS if on_cpu else GPU_FUNCTIONS | {F.conv2d: conv2d_with_workspace}),
+        StorageCounter() as live,
+    ):
         for part in (model.unet, model.vae):
             for tensor in [*part.parameters(), *part.buffers()]:
                 live.sizes[tensor.untyped_storage()._cdata] = 0

@@ -906,7 +906,7 @@ def train_temporal(
     matrix_lr=6e-3,
     noise="progressive",
     noise_strength=1.0,
-    neighbours=2.0,
+    temporal_difference_weight=2.0,
     device="cuda",
     seed=0,
     workers=os.cpu_count(),
@@ -931,7 +931,7 @@ def train_temporal(
     options = dict(
         noise=noise,
         noise_strength=noise_strength,
-        neighbours=neighbours,
+        temporal_difference_weight=temporal_difference_weight,
         caption_dropout=0.0,
         timestep_density=timestep_probabilities(device),
         timestep_weights=balanced_weights(device),
