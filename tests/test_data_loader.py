@@ -422,7 +422,7 @@ def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
             parquet.write_table(pyarrow.Table.from_pylist([row | other for row in rows[1:]]), f"{place}/manifest.parquet")
             message = refusal(lambda: ClipLoader(place))
             assert "manifest.parquet" in message and "\n" not in message and "tav prepare" in message, message
-        with patch(f"{read_manifest.__module__}.MAX_ROWS", 0):
+        with patch(f"{read_manifest.__module__}.MAX_MANIFEST_ROWS", 0):
             assert "more than the 0 rows" in refusal(lambda: ClipLoader(place))
         for text in (b"[" * 10**5, b'{"model": 7}', b"\xff", b"{}"):
             Path(place, "cache.json").write_bytes(text)
