@@ -22,7 +22,14 @@ setup(
     license=settings["license"],
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: [*(f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")), "presets/*.toml"]},
+    package_data={
+        name: [
+            *(f"weights/**/*.{suffix}" for suffix in ("json", "txt", "safetensors")),
+            "presets/*.toml",
+            "*/static/*",
+            "*/templates/*",
+        ]
+    },
     install_requires=settings["requirements"].split(),
     extras_require={
         **{

@@ -5,8 +5,9 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from pyarrow import parquet
-from tav_nb.data.report import Progress, REPORT_STYLE, SCRIPT, clip_record, render_report, rows_by_group, rows_by_licence, show_clips, summary, write_report
+from tav_nb.data.report import Progress, clip_record, render_report, rows_by_group, rows_by_licence, show_clips, summary, write_report
 from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.utils.pages import page_asset
 from tav_nb.utils.schema import SchemaError
 from unittest.mock import patch
 import base64
@@ -175,9 +176,10 @@ def test_the_page_fetches_nothing_and_forbids_it():
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy.startswith("default-src 'none'; img-src data:;") and "http" not in policy
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp|import\(", REPORT_STYLE + SCRIPT), (
-        "no address in style and program"
-    )
+    assert not re.search(
+        r"https?:|@import|url\(|fetch\(|XMLHttp|import\(",
+        page_asset("tav_nb.data", "report.css") + page_asset("tav_nb.data", "report.js"),
+    ), "no address in style and program"
 
 # %% ../nbs/4_real_clips/20_report.ipynb #4cdd61f7
 def test_captions_and_names_from_strangers_stay_text():
@@ -194,7 +196,8 @@ def test_captions_and_names_from_strangers_stay_text():
     assert [
         attributes["value"] for tag, attributes in seen.elements if tag == "input" and attributes["type"] == "radio"
     ] == ["", "kept", bad]
-    assert "innerHTML" not in SCRIPT and "insertAdjacentHTML" not in SCRIPT
+    program = page_asset("tav_nb.data", "report.js")
+    assert "innerHTML" not in program and "insertAdjacentHTML" not in program
 
 # %% ../nbs/4_real_clips/20_report.ipynb #4ce73699
 def test_every_clip_is_on_the_page_and_every_group_can_be_chosen():
@@ -218,9 +221,8 @@ def test_a_page_can_be_read_aloud_and_used_with_the_keyboard():
         attributes.get("scope") == "col" for tag, attributes in seen.elements if tag == "th"
     )
     assert [attributes for tag, attributes in seen.elements if attributes.get("role") == "status"], "a choice is announced"
-    assert (
-        ("a", {"class": "skip", "href": "#list"}) in seen.elements and "alt:" in SCRIPT and "focus-visible" in REPORT_STYLE
-    )
+    assert ("a", {"class": "skip", "href": "#list"}) in seen.elements
+    assert "alt:" in page_asset("tav_nb.data", "report.js") and "focus-visible" in page_asset("tav_nb.data", "report.css")
 
 # %% ../nbs/4_real_clips/20_report.ipynb #98dbb353
 def test_kept_clips_are_counted_by_licence():
@@ -306,7 +308,7 @@ document.title = JSON.stringify([said, document.querySelector('li.dropped img').
             "0 of 100 clips; 0; ; ",
             "20 of 100 clips; 20; scene-98-0000083-16; scene-3-",
         ], said
-        assert alt.startswith("6 pictures of the clip: ") and verdict == "Dropped \u2013 " + REASONS[8]
+        assert alt.startswith("6 frames of the clip: ") and verdict == "Dropped \u2013 " + REASONS[8]
 
 # %% ../nbs/4_real_clips/20_report.ipynb #85accd0d
 def test_the_notebook_shows_the_page_and_keeps_pictures_for_those_who_show_no_html():
