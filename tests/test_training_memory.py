@@ -141,13 +141,13 @@ def test_on_a_cpu_a_training_takes_what_the_estimate_says_or_at_most_a_quarter_l
     program = """
 import os, sys, threading, time, psutil, torch
 torch.set_num_threads(1)
-from tav_nb.training.memory import UNet2DConditionModel, inputs, measure, set_checkpointing
+from tav_nb.training.memory import UNet2DConditionModel, estimate_training_memory, set_checkpointing, training_inputs
 from tav_nb.training.config import TrainConfig
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 batch, side, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 config = TrainConfig(batch_size=batch, checkpointing=kind)
-need = measure(config, 8, side, side, torch.float32, None, True)
+need = estimate_training_memory(config, 8, side, side, torch.float32, None, True)
 me, peak = psutil.Process(), [0]
 before = me.memory_info().rss
 def watch():
@@ -159,7 +159,7 @@ unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDE
 parameters = train_only_temporal(add_temporal(unet, 24))
 set_checkpointing(unet, kind)
 optimizer, average = torch.optim.AdamW(parameters), [p.detach().clone() for p in parameters]
-args, kwargs = inputs(unet, batch, 8, side, side)
+args, kwargs = training_inputs(unet, batch, 8, side, side)
 real = lambda x: torch.zeros_like(x, device="cpu")
 kwargs |= dict(encoder_hidden_states=real(kwargs["encoder_hidden_states"]), added_cond_kwargs={k: real(v) for k, v in kwargs["added_cond_kwargs"].items()})
 for _ in range(3):
