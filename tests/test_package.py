@@ -1,6 +1,7 @@
 "What the package promises as a whole. Written by hand."
 
 import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -102,6 +103,18 @@ def test_a_package_imports_only_lower_ones():
     assert {name.split(".")[1] for name in modules()} == FLOOR.keys()
     found = {name: forbidden_imports(name, path.read_text(encoding="utf-8")) for name, path in modules().items()}
     assert not any(found.values()), found
+
+
+def test_every_import_inside_the_package_finds_its_name():
+    "Imports in functions are run late: a name that was renamed would be missed until then"
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "tav_nb"):
+                above = name.split(".")[: -node.level] if node.level else []
+                base = importlib.import_module(".".join([*above, *filter(None, [node.module])]))
+                for alias in node.names:
+                    found = hasattr(base, alias.name) or importlib.util.find_spec(f"{base.__name__}.{alias.name}")
+                    assert found, f"{path}, line {node.lineno}: {base.__name__} has no {alias.name}"
 
 
 @pytest.mark.parametrize(
