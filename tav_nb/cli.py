@@ -43,7 +43,6 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, get_args
 
-import numpy as np
 from msgspec import Meta
 from PIL import Image
 
@@ -915,8 +914,8 @@ def check_room(args, adapter, film):
     )
     if peaks.total > room:
         raise fitting.TooLarge(
-            f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.format_bytes(peaks.total)}, and {fitting.format_bytes(room)}"
-            " are there: fewer frames or a smaller --height and --width need less"
+            f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.format_bytes(peaks.total)}, and"
+            f" {fitting.format_bytes(room)} are there: fewer frames or a smaller --height and --width need less"
         )
 
 
@@ -942,8 +941,8 @@ def let_segments_grow():
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #d3a12b0c
 def read_sources(args, adapter):
-    """The videos and the picture that `args` name, as `stock_pipeline` takes them; the film's size goes into `args` if it
-    was not given.
+    """The videos and the picture that `args` name, as `stock_pipeline` takes them; the video's size goes into
+    `args` if it was not given.
     """
     from tav_nb.sampling.pipelines import fit_frames, size_like
 
@@ -1365,12 +1364,9 @@ def prepare_command(args):
     source_items = chosen_items(args)
     items = [item for group in by_file(source_items)[: args.limit] for item in group]
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY",
-        "PASSIVE",
-        # PyTorch's threads on a CPU shall sleep, not spin, when they wait for each other: the threads that read files need
-        # the cores
-    )
+    # PyTorch's threads on a CPU shall sleep, not spin, when they wait for each other: the threads that read files need
+    # the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tav_nb.data.report import Progress
 
     with Progress(len(by_file(items))) as progress, warnings.catch_warnings(action="ignore"):
@@ -1478,10 +1474,8 @@ def train_command(args):
         raise UsageError(
             f"--processes {args.processes}: {world} processes have been started already; leave the option out"
         )
-    if (
-        world == 1
-        # what is wrong with them is said before PyTorch is there; of several processes the first one says it, once all are
-    ):
+    if world == 1:
+        # errors in them are printed before PyTorch is loaded; of several processes the first prints them, once all run
         settings()
         if not (Path(args.cache) / "manifest.parquet").is_file():
             raise UsageError(

@@ -37,7 +37,6 @@ from tav_nb.data.latents import (
     encode_text,
     key_of,
     mark_copies,
-    model_fingerprint,
     plan_file,
     read_clips,
     refused_clips,
@@ -252,7 +251,7 @@ def write_finished_record(cache, items, key, sha256, stat, rows):
 def require_pyarrow():
     "pyarrow; raises `DatasetError` if it or OpenCV is missing."
     try:
-        import cv2
+        import cv2  # noqa: F401
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:

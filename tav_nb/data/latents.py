@@ -405,9 +405,8 @@ def read_clips(path, info, clips):
     for clip in clips:
         unique.setdefault(id(clip.window), []).append(clip)
     groups, done = sorted(unique.values(), key=lambda group: group[0].window.start), 0
-    for done, (group, frames) in enumerate(
-        zip(groups, read_windows(path, [group[0].window for group in groups], info)), 1
-    ):
+    for group, frames in zip(groups, read_windows(path, [group[0].window for group in groups], info)):
+        done += 1
         for clip in group:
             yield clip, np.stack([to_bucket(frame, clip.sizes, clip.flip) for frame in frames])  # f h w c
     if done < len(groups):

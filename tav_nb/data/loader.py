@@ -376,7 +376,8 @@ class ClipLoader:
         arrays = read_npz(path, finite=self.finite)
         if arrays["latents"].shape != shape:
             raise CacheError(
-                f"{path}: is not the clip of the manifest, {arrays['latents'].shape} instead of {shape}; {PREPARE_AGAIN}"
+                f"{path}: is not the clip of the manifest, {arrays['latents'].shape} instead of {shape};"
+                f" {PREPARE_AGAIN}"
             )
         for name in CLIP_ARRAYS[1:3]:
             if arrays[name].shape != self.empty[name].shape:

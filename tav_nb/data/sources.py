@@ -820,7 +820,8 @@ def _held_rows(table, videos, away):
         for batch in opened.iter_batches(columns=names):
             held = [str(name).partition(":")[0] in videos for name in batch.column("identifier").to_pylist()]
             away["rows"] += len(held) - sum(held)
-            for number, row, wanted in zip(range(number + 1, number + len(held) + 1), batch.to_pylist(), held):
+            for row, wanted in zip(batch.to_pylist(), held):
+                number += 1
                 if wanted:
                     yield number, {name: _value(value) for name, value in row.items()}
     except Exception as error:  # as in `_parquet`

@@ -477,7 +477,7 @@ def _container(path: Path, bound: dict) -> av.container.InputContainer:
 
 @contextmanager
 def open_video(path: Path, limits: Limits = Limits()) -> Iterator[OpenedVideo]:
-    """An `OpenedVideo` video; raises a `DecodeError` if it has no pictures, none that can be decoded, or larger ones than
+    """An `OpenedVideo`; raises a `DecodeError` if it has no frames, none that can be decoded, or larger ones than
     the limits allow
     """
     check_regular(Path(path))

@@ -12,9 +12,9 @@ import io
 
 import numpy as np
 from PIL import Image
-from .errors import TavError
 
 from .decoder import image_pixels
+from .errors import TavError
 
 # %% ../../nbs/internals/15_show.ipynb #700782ab
 def to_image(

@@ -192,7 +192,7 @@ def stop_workers(copies):
 
 
 def wait_for_workers(copies, asked) -> list[int]:
-    """The ranks of the processes that ended by themselves, in that order; the others were told to, `GRACE_SECONDS` seconds
+    """The ranks of the processes that ended by themselves, in that order; the others were told to, `GRACE_SECONDS`
     after the first failure. Signals in `asked` are handed on
     """
     ended, end = [], None
@@ -259,6 +259,7 @@ def worker_command(words: list[str]) -> list[str]:
     return [
         sys.executable,
         "-c",
-        f"import sys; sys.path[:] = {sys.path!r}; from tav_nb.__main__ import run; from tav_nb.utils.process import as_worker; sys.exit(run(as_worker))",
+        f"import sys; sys.path[:] = {sys.path!r}; from tav_nb.__main__ import run;"
+        " from tav_nb.utils.process import as_worker; sys.exit(run(as_worker))",
         *words,
     ]

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+
 from .errors import TavError
 
 # %% ../../nbs/internals/41_schema.ipynb #3a40ad10

@@ -157,9 +157,9 @@ def _to_yuv(frame):
     )
 
 # %% ../../nbs/internals/06_video.ipynb #1d2094aa
-def _encode(frames, path, rate, text, codec, options, container_options={}):
+def _encode(frames, path, rate, text, codec, options, container_options=None):
     "Write `frames` with one of FFmpeg's encoders; `text` becomes the file's comment."
-    with av.open(str(path), "w", options=container_options) as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         container.metadata["comment"] = text
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]

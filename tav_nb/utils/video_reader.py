@@ -8,7 +8,6 @@ __all__ = ['DECODER_DELAY', 'READERS', 'SourceError', 'fit_size', 'DecodedFrame'
 # %% ../../nbs/internals/07_reading.ipynb #06fdcc0b
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import av
 import numpy as np
