@@ -34,18 +34,14 @@ from tav_nb.cli import (
     Frames,
     Rate,
     Seed,
-    UsageError,
-    at_least,
     fps_of_source,
     free_name,
     going_on,
-    in_range,
     limits_of,
     load,
     made_for,
     main,
     make_parser,
-    numbers,
     share,
     shot_options,
     side,
@@ -64,6 +60,7 @@ from tav_nb.sampling.generate import generate
 from tav_nb.sampling.memory import MEMORY_PRESETS
 from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.training.config import TrainConfig, read_config
+from tav_nb.utils.arguments import UsageError, at_least, in_range, numbers
 from tav_nb.utils.decoder import Limits
 from tav_nb.utils.schema import printable
 from tav_nb.utils.video_io import read_metadata, read_video, write_video
