@@ -105,9 +105,11 @@ def vary(variant, gpu):
     import tav_nb.models.attention_kernel
     import tav_nb.models.temporal_unet
     import tav_nb.training.memory
+    import tav_nb.training.setup as setup
+    import tav_nb.training.step as train_step
     import tav_nb.training.trainer as trainer
 
-    build, step, update = trainer.build_train_state, trainer.micro_step, trainer.update_step
+    build, step, update = trainer.build_train_state, train_step.micro_step, trainer.update_step
 
     def in_turn(*args):
         if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -124,7 +126,7 @@ def vary(variant, gpu):
             ):
                 return step(*args)
 
-        trainer.micro_step = micro_step
+        train_step.micro_step = micro_step
     if variant == "resnets":  # only transformers are computed twice
         switch = tav_nb.training.memory.set_checkpointing
 
@@ -134,15 +136,15 @@ def vary(variant, gpu):
                 if hasattr(module, "gradient_checkpointing") and type(module).__name__ != "Transformer2DModel":
                     module.gradient_checkpointing = False
 
-        tav_nb.training.memory.set_checkpointing = trainer.set_checkpointing = some
+        tav_nb.training.memory.set_checkpointing = setup.set_checkpointing = some
     if variant == "library":
         tav_nb.models.attention_kernel.triton = None  # as before chapter 34
     if variant == "gates":
-        trainer.fuse_geglu = lambda unet: unet  # as before chapter 37
+        setup.fuse_geglu = lambda unet: unet  # as before chapter 37
     if variant == "benchmark":
         torch.backends.cudnn.benchmark = True
     if variant == "channels":
-        trainer.set_checkpointing = lambda unet, kind: tav_nb.training.memory.set_checkpointing(
+        setup.set_checkpointing = lambda unet, kind: tav_nb.training.memory.set_checkpointing(
             unet.to(memory_format=torch.channels_last), kind
         )
     if variant == "narrow":

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from tav_nb.training.checkpoint import (
     CheckpointError,
-    ExponentialMovingAverage,
     check_checkpoint,
     find_checkpoint,
     list_checkpoints,
@@ -315,41 +314,3 @@ def test_an_optimiser_in_8_bits_goes_on_from_its_tensors_bit_for_bit():
             assert before.keys() == after.keys()
             for name in before:
                 assert torch.equal(before[name], after[name]), name
-
-
-# %% ../nbs/5_training/25_checkpoint.ipynb #7b69006e
-def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth_time():
-    weight = torch.zeros(3)
-    averages = [ExponentialMovingAverage([weight], 0.9), ExponentialMovingAverage([weight], 0.9, every=5)]
-    weight.fill_(1.0)
-    for _ in range(200):
-        for average in averages:
-            average.update()
-    left = 0.9**200
-    weight.fill_(0.0)
-    for _ in range(20):
-        for average in averages:
-            average.update()
-    for average in averages:
-        torch.testing.assert_close(average.tensors[0], torch.full((3,), 0.9**20), rtol=1e-4, atol=1e-6)
-    with averages[0].applied():
-        assert torch.equal(weight, averages[0].tensors[0]) and weight[0] > 0
-    assert torch.equal(weight, torch.zeros(3))
-
-
-# %% ../nbs/5_training/25_checkpoint.ipynb #c25a0001
-@pytest.mark.cuda
-def test_on_a_gpu_the_average_is_mixed_beside_the_training_and_has_the_same_bits():
-    parameters = [
-        torch.nn.Parameter(torch.randn(1000, 1000, device="cuda", generator=torch.Generator("cuda").manual_seed(i)))
-        for i in range(8)
-    ]
-    average, means = ExponentialMovingAverage(parameters, 0.9), [parameter.detach().cpu() for parameter in parameters]
-    for step in range(1, 20):
-        average.before_update()
-        for parameter in parameters:
-            parameter.data.add_(0.01 * step)
-        average.update()
-        for mean, parameter in zip(means, parameters):
-            mean.lerp_(parameter.detach().cpu(), 1 - min(0.9, (1 + step) / (10 + step)))
-    assert all(torch.equal(a, b) for a, b in zip(average.tensors, means, strict=True)) and average.mixing is None

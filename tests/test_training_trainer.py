@@ -30,6 +30,7 @@ from tav_nb.data.loader import ClipLoader
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
+from tav_nb.training.batches import held_out_split, micro_batches
 from tav_nb.training.checkpoint import (
     CheckpointError,
     file_checksum,
@@ -41,26 +42,19 @@ from tav_nb.training.checkpoint import (
 from tav_nb.training.config import TrainConfig, check_option, read_config
 from tav_nb.training.cuda_graphs import GRAPH_BYTES, MAX_GRAPHS, CaptureError
 from tav_nb.training.memory import TrainMemoryEstimate, set_checkpointing
-from tav_nb.training.trainer import (
-    AgreedError,
-    Processes,
-    RunLog,
+from tav_nb.training.run_log import RunLog
+from tav_nb.training.setup import batch_shapes, build_train_state, check_memory, largest_batch
+from tav_nb.training.step import (
     TrainState,
     batch_losses,
-    batch_shapes,
-    build_train_state,
-    check_memory,
-    held_out_split,
-    largest_batch,
-    micro_batches,
     micro_step,
     restore_train_state,
     save_train_state,
     shifted_positions,
     timestep_tables,
-    train,
     update_step,
 )
+from tav_nb.training.trainer import train
 from tav_nb.utils.schema import parse_json
 from tav_nb.utils.video_io import VideoError
 
@@ -197,7 +191,8 @@ def gradients(config, **kwargs):
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #aa205bce
-HERE, LOAD, PARTS = sys.modules[train.__module__], load_pipeline, {}
+HERE, STEP, SETUP = (sys.modules[one.__module__] for one in (train, update_step, build_train_state))
+LOAD, PARTS = load_pipeline, {}
 
 
 def quick_pipeline(model, device="cpu", dtype=torch.float32, config=None):
@@ -215,8 +210,8 @@ def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
     "`train` on the CPU; returns the core and the lines that it said"
     lines = []
     with (
-        patch.object(HERE, "load_pipeline", quick_pipeline),
-        patch.object(HERE, "estimate_training_memory", lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)),
+        patch.object(SETUP, "load_pipeline", quick_pipeline),
+        patch.object(SETUP, "estimate_training_memory", lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)),
     ):
         train_state = train(config, cache, out, resume, "cpu", lines.append, bar=False, **kwargs)
     return train_state, lines
@@ -273,6 +268,8 @@ def tav_train(out, *words):
 IN_BOTH = """
 import contextlib, io, json, os, signal, sys
 import torch
+import tav_nb.training.setup as setup
+import tav_nb.training.step as step_module
 import tav_nb.training.trainer as trainer
 from tav_nb.cli import main
 from tav_nb.training.memory import TrainMemoryEstimate
@@ -280,8 +277,9 @@ from tav_nb.training.memory import TrainMemoryEstimate
 torch.set_num_threads(1)
 cases, ports, place = json.loads(sys.argv[1])
 rank = int(os.fork() == 0)
-load, parts = trainer.load_pipeline, {}
-usual = dict(micro_step=trainer.micro_step, make_preview=trainer.make_preview, save_checkpoint=trainer.save_checkpoint)
+load, parts = setup.load_pipeline, {}
+homes = dict(micro_step=step_module, make_preview=trainer, save_checkpoint=step_module)
+usual = {name: getattr(home, name) for name, home in homes.items()}
 
 
 def at(step, where, what):
@@ -308,14 +306,14 @@ def gone(): os._exit(9)
 def full(run, *args): raise trainer.CheckpointError(f"{run}: cannot be written (No space left on device)")
 
 
-trainer.load_pipeline = quick_pipeline
-trainer.estimate_training_memory = lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)
+setup.load_pipeline = quick_pipeline
+setup.estimate_training_memory = lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)
 FAULTS = dict(
     memory=dict(micro_step=at(2, 1, out_of_memory)), bug=dict(make_preview=at(3, 0, bug)),
     stop=dict(micro_step=at(3, 1, stop)), gone=dict(micro_step=at(2, 1, gone)), disk=dict(save_checkpoint=lambda name: full), none={})
 for port, (fault, words) in zip(ports, cases):
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    for name, function in usual.items(): setattr(trainer, name, FAULTS[fault][name](name) if name in FAULTS[fault] else function)
+    for name, function in usual.items(): setattr(homes[name], name, FAULTS[fault][name](name) if name in FAULTS[fault] else function)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: code = main(words)
@@ -565,32 +563,6 @@ def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_a
         Path(folder, "log.jsonl").write_text(line + "\n" + old)
         RunLog(folder, TrainConfig(steps=3, tensorboard=False), 2, quiet=True)
         assert Path(folder, "log.jsonl").read_text() == line + "\n" + old
-
-
-# %% ../nbs/5_training/24_trainer.ipynb #a2d1f0c3
-def test_what_went_wrong_in_some_processes_is_one_line_in_all_of_them_and_names_which():
-    them = Processes(SimpleNamespace(process_index=0, num_processes=1))
-    assert them.agree(stop=True) == [dict(stop=True)] and isinstance(them.shared(KeyError("x")), KeyError)
-    them.world, line = 3, {}
-    for said, expected in (
-        ({1: "bad"}, "process 1: bad"),
-        ({1: "bad", 2: "worse"}, "process 1: bad (and process 2)"),
-        ({0: "same", 1: "same", 2: "same"}, "same"),
-    ):
-        them.exchange = lambda ours: [dict(error=said[rank]) if rank in said else {} for rank in range(3)]
-        try:
-            them.agree()
-        except AgreedError as error:
-            line[expected] = str(error)
-        assert line[expected] == expected and them.shared(AgreedError("known")).args == ("known",)
-    them.exchange = lambda ours: [{}, ours, {}]
-    try:
-        {}["prompt"]
-    except KeyError as error:
-        assert re.fullmatch(r"process 1: KeyError: 'prompt' \(.*, line \d+\)", str(them.shared(error))), them.shared(
-            error
-        )
-    assert str(them.shared(OSError(28, "No space left"))) == "process 1: [Errno 28] No space left"
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #7046ff4d
@@ -1144,7 +1116,7 @@ def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_ru
     with (
         tempfile.TemporaryDirectory() as place,
         patch.object(HERE, "write_video", full),
-        patch.object(HERE, "open", no_room, create=True),
+        patch.object(sys.modules[RunLog.__module__], "open", no_room, create=True),
     ):
         train_state, lines = run_small(
             f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2)
@@ -1228,7 +1200,7 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
     def out_of_memory(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", out_of_memory):
+    with tempfile.TemporaryDirectory() as place, patch.object(STEP, "micro_step", out_of_memory):
         message = refusal(lambda: run_small(f"{place}/run"))
         assert (
             "step 0: out of memory" in message and "--checkpointing offload" in message and "--batch-size" in message
@@ -1240,7 +1212,7 @@ def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on
     def cannot(*args):
         raise CaptureError("CUDA error: operation not permitted when stream is capturing")
 
-    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "micro_step", cannot):
+    with tempfile.TemporaryDirectory() as place, patch.object(STEP, "micro_step", cannot):
         message = refusal(lambda: run_small(f"{place}/run"))
         assert (
             "step 0: a micro-step cannot be recorded (CUDA error" in message
@@ -1256,7 +1228,7 @@ def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_
     ) == (8, 64, 64)
     wide = clips + [dict(frames=4, height=64, width=8 * n) for n in range(1, MAX_GRAPHS + 4)]
     for several, recorded in ((clips, True), (wide, True), (wide, False)):
-        with patch.object(HERE, "free_bytes", lambda *args: 2**40):
+        with patch.object(SETUP, "free_bytes", lambda *args: 2**40):
             check_memory(
                 replace(SMALL, lengths=(4, 8), cuda_graphs=recorded), several, "cuda", torch.float32, lines.append
             )
@@ -1295,7 +1267,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run
             raise CheckpointError(f"{run}: cannot be written (No space left on device)")
         return really_save(run, step, *args)
 
-    with tempfile.TemporaryDirectory() as place, patch.object(HERE, "save_checkpoint", full):
+    with tempfile.TemporaryDirectory() as place, patch.object(STEP, "save_checkpoint", full):
         train_state, lines = run_small(f"{place}/run", replace(SMALL, checkpoint_every=2, steps=5, accumulation=1))
         assert (
             sum("No space left" in line and "step 2 is there" in line for line in lines) == 1

@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-import tav_nb.training.trainer as trainer
+import tav_nb.training.setup as setup
 from tav_nb.cli import main
 from tav_nb.data.latents import model_fingerprint
 from tav_nb.models.adapter_file import read_adapter_metadata
@@ -109,7 +109,7 @@ def begin(place):
     torch.set_num_threads(1)
     base = make_base(f"{place}/base")
     cache = make_cache(f"{place}/cache", base)
-    trainer.load_pipeline = quick_pipeline
+    setup.load_pipeline = quick_pipeline
     quick_pipeline(base, "cpu", torch.float32)
     return base, cache
 

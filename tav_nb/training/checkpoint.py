@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['HELD_LOCKS', 'CheckpointError', 'file_checksum', 'with_checksum', 'save_checkpoint', 'list_checkpoints',
            'CheckpointRecord', 'check_checkpoint', 'find_checkpoint', 'check_run_folder', 'lock_run',
-           'optimizer_tensors', 'load_optimizer_tensors', 'eight_bit_state', 'read_tensors_checked', 'read_moments',
-           'ExponentialMovingAverage']
+           'optimizer_tensors', 'load_optimizer_tensors', 'eight_bit_state', 'read_tensors_checked', 'read_moments']
 
 # %% ../../nbs/5_training/25_checkpoint.ipynb #41ac8970
 import hashlib
@@ -14,7 +13,6 @@ import json
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,74 +293,3 @@ def read_moments(path, names, parameters):
                 else {f"{name}|{moment}": parameter.shape}
             )
     return read_tensors_checked(path, expected)
-
-# %% ../../nbs/5_training/25_checkpoint.ipynb #078dc27c
-class ExponentialMovingAverage:
-    "A running average of parameters in the computer's memory: decay `decay` an update, in the first updates less"
-
-    def __init__(self, parameters, decay, every=1):
-        self.parameters, self.decay, self.every, self.updates = list(parameters), decay, every, 0
-        self.means = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
-        cuda = self.parameters[0].is_cuda
-        self.stream = torch.cuda.Stream(self.parameters[0].device) if cuda else None
-        self.copies = [torch.empty_like(mean, pin_memory=True) for mean in self.means] if cuda else []
-        self.thread, self.mixing = ThreadPoolExecutor(1) if cuda else None, None
-
-    @property
-    def tensors(self):
-        "The average; waits until it is up to date"
-        self.finish()
-        return self.means
-
-    @tensors.setter
-    def tensors(self, tensors):
-        self.finish()
-        self.means = tensors
-
-    def finish(self):
-        if self.mixing:
-            self.mixing.result()
-        self.mixing = None
-
-    def before_update(self):
-        "Before the parameters change: the card waits until they are copied; Python does not"
-        if self.stream:
-            torch.cuda.current_stream().wait_stream(self.stream)
-
-    @torch.no_grad()
-    def update(self):
-        "After each update of the parameters; every `every`-th time something happens"
-        self.updates += 1
-        if self.updates % self.every:
-            return
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)) ** self.every
-        if not self.stream:
-            torch._foreach_lerp_(self.means, [parameter.detach() for parameter in self.parameters], weight)
-            return
-        self.finish()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for copy, parameter in zip(self.copies, self.parameters):
-                copy.copy_(parameter.detach(), non_blocking=True)
-        self.mixing = self.thread.submit(self.mix, self.stream.record_event(), weight)
-
-    def mix(self, copied, weight):
-        "The thread's part of an update"
-        copied.synchronize()
-        torch._foreach_lerp_(self.means, self.copies, weight)
-
-    @torch.no_grad()
-    def copy_to_parameters(self, tensors=None):
-        self.before_update()
-        for parameter, tensor in zip(self.parameters, tensors or self.tensors):
-            parameter.copy_(tensor)
-
-    @contextmanager
-    def applied(self):
-        "Inside the `with`, the parameters are the average; afterwards they are what they were, bit for bit"
-        kept = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
-        self.copy_to_parameters()
-        try:
-            yield
-        finally:
-            self.copy_to_parameters(kept)
