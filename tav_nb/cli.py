@@ -1392,7 +1392,8 @@ def train_command(args):
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     let_segments_grow()
     with warnings.catch_warnings(action="ignore"):
-        from tav_nb.training.trainer import AgreedError, LostProcessError, train
+        from tav_nb.training.distributed import AgreedError, LostProcessError
+        from tav_nb.training.trainer import train
 
         try:
             train(settings, args.cache, args.out, args.resume, args.device, dry_run=args.dry_run)

@@ -1617,7 +1617,7 @@ def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #b2885f50
 def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_line():
-    from tav_nb.training.trainer import TrainError, make_accelerator
+    from tav_nb.training.distributed import TrainError, make_accelerator
 
     with patch("torch.cuda.device_count", lambda: 2), patch.dict(os.environ, LOCAL_WORLD_SIZE="3"):
         try:

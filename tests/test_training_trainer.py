@@ -303,7 +303,7 @@ def out_of_memory(): raise torch.OutOfMemoryError("CUDA out of memory. Tried to 
 def bug(): raise KeyError("prompt")
 def stop(): os.kill(os.getpid(), signal.SIGTERM)
 def gone(): os._exit(9)
-def full(run, *args): raise trainer.CheckpointError(f"{run}: cannot be written (No space left on device)")
+def full(run, *args): raise step_module.CheckpointError(f"{run}: cannot be written (No space left on device)")
 
 
 setup.load_pipeline = quick_pipeline

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'ATTRIBUTES', 'TIME_ATTRIBUTES', 'PIXEL_WEIGHTS', 'EXPECTED_LOSS', 'GUIDANCE',
            'SCORE_ROWS', 'STAGES', 'keeps_random_state', 'byte_pairs', 'make_tokenizer', 'text_config', 'make_vae',
-           'make_unet', 'make_scheduler', 'make_pipeline', 'WeightAverage', 'learning_rate', 'GraphedStep',
-           'fit_parameters', 'split_for_muon', 'autocast', 'compiled', 'attribute_targets', 'noisy_caption',
-           'train_text', 'SerialPool', 'ReadyResult', 'worker_pool', 'RenderedClips', 'render_into', 'to_pixels',
-           'to_frames', 'train_vae', 'whiten_latents', 'images_to_latents', 'latents_to_images', 'embed_captions',
-           'tokenizers', 'read_captions', 'embed_tokens', 'TensorUNet', 'ProbedUNet', 'alphas_cumprod', 'loss_weights',
-           'drop_conditioning', 'random_ids', 'train_base', 'default_generator', 'CompiledUNet', 'UNetSample',
-           'timestep_probabilities', 'balanced_weights', 'train_temporal', 'freeze_base', 'sample_latents',
-           'scenes_for_tests', 'start_noise', 'score_table', 'format_score', 'save_tiny', 'load_tiny', 'environment',
-           'write_result', 'begin_stage', 'run_stage', 'tiny_command']
+           'make_unet', 'make_scheduler', 'make_pipeline', 'learning_rate', 'GraphedStep', 'fit_parameters',
+           'split_for_muon', 'autocast', 'compiled', 'attribute_targets', 'noisy_caption', 'train_text', 'SerialPool',
+           'ReadyResult', 'worker_pool', 'RenderedClips', 'render_into', 'to_pixels', 'to_frames', 'train_vae',
+           'whiten_latents', 'images_to_latents', 'latents_to_images', 'embed_captions', 'tokenizers', 'read_captions',
+           'embed_tokens', 'TensorUNet', 'ProbedUNet', 'alphas_cumprod', 'loss_weights', 'drop_conditioning',
+           'random_ids', 'train_base', 'default_generator', 'CompiledUNet', 'UNetSample', 'timestep_probabilities',
+           'balanced_weights', 'train_temporal', 'freeze_base', 'sample_latents', 'scenes_for_tests', 'start_noise',
+           'score_table', 'format_score', 'save_tiny', 'load_tiny', 'environment', 'write_result', 'begin_stage',
+           'run_stage', 'tiny_command']
 
 # %% ../../nbs/internals/16_tiny.ipynb #ce00ce9c
 import json
@@ -54,6 +54,7 @@ from tav_nb.toy.world import (
     score_readings,
     vocabulary,
 )
+from ..training.ema import ExponentialMovingAverage
 from ..training.losses import adapter_loss, draw_timesteps
 from ..training.muon import Muon
 from ..utils.atomic_io import atomic_write
@@ -201,23 +202,6 @@ def make_pipeline(seed=0):
     )
 
 # %% ../../nbs/internals/16_tiny.ipynb #05914663
-class WeightAverage:
-    "Exponential moving average of parameters; `apply()` puts it in their place"
-
-    def __init__(self, params, decay=0.999):
-        self.params, self.decay, self.steps = list(params), decay, 0
-        self.mean = [p.detach().clone() for p in self.params]
-
-    @torch.no_grad()
-    def update(self):
-        self.steps += 1
-        torch._foreach_lerp_(self.mean, self.params, 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)))
-
-    @torch.no_grad()
-    def apply(self):
-        torch._foreach_copy_(self.params, self.mean)
-
-
 def learning_rate(progress, lr, step, warmup=100):
     "Linear warm-up, then down along a half cosine to one per cent at `progress` 1"
     return lr * min(1, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
@@ -235,12 +219,12 @@ class GraphedStep:
         if not self.cuda:
             return self.step(*kind)
         if kind not in self.graphs:
-            self.graphs[kind] = self.record(kind)
+            self.graphs[kind] = self.capture(kind)
         graph, result = self.graphs[kind]
         graph.replay()
         return result
 
-    def write_result(self, kind):
+    def capture(self, kind):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -278,7 +262,11 @@ def fit_parameters(
     params = list(params)
     groups = params if isinstance(params[0], dict) else [dict(params=params)]
     rest, matrices = [p for group in groups for p in group["params"]], list(matrices)
-    cuda, average, device = rest[0].is_cuda, WeightAverage([*rest, *matrices], decay), rest[0].device
+    cuda, average, device = (
+        rest[0].is_cuda,
+        ExponentialMovingAverage([*rest, *matrices], decay, device=None),
+        rest[0].device,
+    )
     adam = torch.optim.AdamW(
         [dict(group, lr=torch.tensor(group.get("lr", lr), device=device)) for group in groups],
         weight_decay=weight_decay,
@@ -292,11 +280,11 @@ def fit_parameters(
     )
 
     def update(*kind):
-        for p in average.params:
+        for p in average.parameters:
             p.grad = None
         loss = loss_of(*kind)
         loss.backward()
-        nn.utils.clip_grad_norm_(average.params, 1.0)
+        nn.utils.clip_grad_norm_(average.parameters, 1.0)
         adam.step()
         if muon:
             muon.step()
@@ -324,7 +312,7 @@ def fit_parameters(
             total.zero_()
         if step % (log_every * 10) == 0:
             print(f"{name} step {step} {time.time() - start:.0f} s loss {log[-1][2]:.4f}", flush=True)
-    average.apply()
+    average.copy_to_parameters()
     print(f"{name}: {step} steps in {time.time() - start:.0f} s", flush=True)
     return log
 
