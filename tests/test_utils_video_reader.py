@@ -121,7 +121,7 @@ def store(path, codec, format, arrays, array_format, times=None, colours=None, *
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width = arrays[0].shape[:2]
         stream.pix_fmt = format
-        for name, value in colours.items():
+        for name, value in (colours or {}).items():
             setattr(stream.codec_context, name, value)
         packets = []
         for i, array in enumerate(arrays):
@@ -133,7 +133,7 @@ def store(path, codec, format, arrays, array_format, times=None, colours=None, *
                     dst_color_range="MPEG",
                 )
             frame.pts, frame.time_base = i, Fraction(1, 10)
-            for name, value in colours.items():
+            for name, value in (colours or {}).items():
                 setattr(frame, name, value)
             packets += stream.encode(frame)
         for i, packet in enumerate(packets + stream.encode(None)):
