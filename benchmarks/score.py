@@ -29,17 +29,19 @@ from tav_nb.utils.video_io import write_video
 RUN = """import sys
 from tav_nb.cli import main
 code = main()
-print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')), file=sys.stderr)  # ru_maxrss would begin with the memory of the process that started this one
+# ru_maxrss would begin with the memory of the process that started this one
+peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))
+print(peak, file=sys.stderr)
 sys.exit(code)"""
 PARTS = {
     "flow": ("dis_flow",),
-    "occlusion": ("visible",),
+    "occlusion": ("visible_mask",),
     "warping_error and residual": ("warping_error",),
-    "motion and fastest": ("motion", "fastest"),
+    "motion and fastest": ("motion", "top_speed"),
     "flickering": ("flickering",),
     "smoothness": ("smoothness",),
-    "held": ("held",),
-    "drift": ("follow", "drift"),
+    "held": ("held_pairs",),
+    "drift": ("track_box", "colour_drift"),
     "step_ratio": ("step_ratio",),
 }
 

@@ -317,10 +317,25 @@ def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
 def test_a_browser_shows_the_clips_and_the_choices_work():
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     play = """<script>
-const said = [], look = () => said.push([find('status').textContent, document.querySelectorAll('li').length, document.querySelector('h3')?.textContent, document.querySelector('li:last-child h3')?.textContent.slice(0, 8)].join('; '))
-const set = (name, value) => { find('choice').elements[name].value = value; find('choice').dispatchEvent(new Event('input')); look() }
-look(); find('more').click(); look(); set('group', 'still'); set('sort', 'motion down'); set('words', 'SCENE-13 cartoon'); set('words', 'nobody'); set('words', '')
-document.title = JSON.stringify([said, document.querySelector('li.dropped img').alt, document.querySelector('li.dropped .verdict').textContent])
+const states = []
+const one = selector => document.querySelector(selector)?.textContent
+const look = () => states.push(
+  [one('#status'), document.querySelectorAll('li').length, one('h3'), one('li:last-child h3')?.slice(0, 8)].join('; ')
+)
+const set = (name, value) => {
+  find('choice').elements[name].value = value
+  find('choice').dispatchEvent(new Event('input'))
+  look()
+}
+look()
+find('more').click()
+look()
+set('group', 'still')
+set('sort', 'motion down')
+set('words', 'SCENE-13 cartoon')
+set('words', 'nobody')
+set('words', '')
+document.title = JSON.stringify([states, document.querySelector('li.dropped img').alt, one('li.dropped .verdict')])
 </script>"""
     if browser:  # where there is none, nothing is tested
         with tempfile.TemporaryDirectory() as place:

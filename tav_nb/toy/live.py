@@ -88,8 +88,8 @@ def toon_cache(folder, seeds, pipe=None, num_frames=24, size=128, workers=1):
 
 # %% ../../nbs/5_training/26_live.ipynb #d24e4bab
 class TrainingPlot:
-    """Events of `tav_nb.training.trainer.train` as a picture that changes while the training runs: losses, gates, gradients,
-    previews
+    """Events of `tav_nb.training.trainer.train` as a figure that changes while the training runs: losses, gates,
+    gradients, previews
     """
 
     def __init__(self, every=5.0):
@@ -159,8 +159,8 @@ def cache_command(argv=None):
     if (Path(args.cache) / "manifest.parquet").exists():
         parser.error(f"{args.cache}: holds a cache already; choose another folder")
     try:
-        import cv2
-        import pyarrow  # noqa: for thumbnails and the manifest
+        import cv2  # noqa: F401 for thumbnails
+        import pyarrow  # noqa: F401 for the manifest
 
         check_device(args.device)
         Path(args.cache).mkdir(parents=True, exist_ok=True)
