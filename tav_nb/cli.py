@@ -288,7 +288,7 @@ def check_context(args, adapter):
     return asdict(
         context
         if context.kind == "none"
-        else replace(context, **dict(zip(("length", "overlap"), context.numbers(longest))))
+        else replace(context, **dict(zip(("length", "overlap"), context.window_size(longest))))
     )
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #21483fc5

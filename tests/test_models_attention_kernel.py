@@ -20,7 +20,7 @@ from tav_nb.models.attention_kernel import (
 
 
 # %% ../nbs/internals/34_kernel.ipynb #1daf89b6
-def test_more_conversations_than_one_launch_takes_give_the_same():
+def test_more_sequences_than_one_launch_takes_give_the_same():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, MAX_SEQUENCES + 9, 4)
     together = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
@@ -60,7 +60,7 @@ def test_the_kernels_compile_for_an_a100_and_an_h100():
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        sizes = dict(frames=8, dim=64, wide=64, block=BLOCK_M, precision="ieee")
+        sizes = dict(frames=8, dim=64, padded_dim=64, block=BLOCK_M, precision="ieee")
         for kernel, tensors in ((forward_kernel, 4), (backward_kernel, 7)):
             kinds = [*["*fp16"] * tensors, "i32", "fp32", *["constexpr"] * len(sizes)]
             source = ASTSource(

@@ -27,7 +27,8 @@ for rows, inner in (((3,), 8), ((7, 2), 40), ((9,), 2560), ((2, 3, 1), 5120)):
     layer.proj = torch.nn.Identity()
     wanted, found, above = layer(given), GEGLUFunction.apply(given), torch.randn(*rows, inner)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(*(torch.autograd.grad(out, given, above)[0] for out in (found, wanted)), atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(out, given, above)[0] for out in (found, wanted)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 (slope,) = torch.autograd.grad(GEGLUFunction.apply(given).square().sum(), given, create_graph=True)
 try: slope.sum().backward(), print("a gradient of the gradient was made up")
 except RuntimeError as error: assert "once_differentiable" in str(error), error
@@ -61,7 +62,7 @@ def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time
 
 
 # %% ../nbs/internals/37_gates.ipynb #e364fa0d
-def test_gates_change_their_class_not_their_weights_and_on_the_cpu_nothing_of_what_they_say():
+def test_gates_change_their_class_not_their_weights_and_on_the_cpu_their_outputs_stay_the_same():
     from diffusers import UNet2DConditionModel
 
     from tav_nb.models.base import EMBEDDED

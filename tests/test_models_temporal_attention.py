@@ -12,7 +12,7 @@ from tav_nb.models.windows import Context, plan_windows
 
 # %% ../nbs/2_method/01_attention.ipynb #092e8526
 def randomize_weights(layer):
-    "The same layer with something to say: none of its parameters zero"
+    "The same layer with random parameters, none of them zero"
     torch.manual_seed(1)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -97,18 +97,18 @@ def test_the_layer_computes_what_the_loops_compute():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #9d908521
-def test_a_place_hears_only_the_same_place_of_its_own_clip():
+def test_a_position_attends_only_to_the_same_position_of_its_own_clip():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(2 * 4, 3, 16)
     changed = x.clone()
     changed[0, 1] += 1  # clip 0, frame 0, place 1
     difference = (layer(changed, 4) - layer(x, 4)).abs().amax(dim=-1) > 0  # (b f) s
-    assert difference[:4, 1].all(), "every frame of this clip should hear it at this place"
-    assert difference.sum() == 4, "and nobody else"
+    assert difference[:4, 1].all(), "every frame of this clip changes at this position"
+    assert difference.sum() == 4, "and nothing else"
 
 
 # %% ../nbs/2_method/01_attention.ipynb #802e34c5
-def test_without_positions_shuffled_frames_give_shuffled_answers_and_with_them_they_do_not():
+def test_without_positions_shuffled_frames_give_shuffled_outputs_and_with_them_they_do_not():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x, order = torch.randn(4, 3, 16), torch.tensor([2, 0, 3, 1])
     assert not torch.allclose(layer(x[order], 4), layer(x, 4)[order], atol=0.01)
@@ -151,7 +151,7 @@ def test_weights_are_only_read_inside_the_forward_of_their_own_module():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #ef8959ec
-def test_layers_of_somebody_else_in_place_of_the_projections_are_asked_as_any_layer():
+def test_layers_of_another_library_in_place_of_the_projections_are_called_as_any_layer():
     class Wrapped(nn.Module):
         "A linear layer that only knows `x`, as LoRA's and quanto's"
 
@@ -206,7 +206,7 @@ def test_adapters_of_both_kinds_of_positions_have_the_same_keys_and_shapes():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #3fa93924
-def test_in_half_precision_the_layer_gives_nearly_the_same_and_its_own_gradients_stay_whole():
+def test_in_half_precision_the_layer_gives_nearly_the_same_and_its_own_gradients_stay_in_32_bits():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(8, 3, 16)
     exact = layer(x, 4)

@@ -18,11 +18,13 @@ def test_the_kernel_is_one_window_after_the_other():
     PROOF = """
 import torch, tav_nb.models.temporal_attention
 from tav_nb.models.windows import Context, plan_windows
-for frames, length, overlap, loop, heads, dim, s in ((10, 4, 1, False, 2, 16, 5), (9, 4, 2, True, 1, 40, 3), (7, 6, 5, False, 3, 24, 2), (72, 24, 6, False, 2, 16, 3), (50, 24, 12, True, 1, 16, 2)):
+CASES = (10, 4, 1, False, 2, 16, 5), (9, 4, 2, True, 1, 40, 3), (7, 6, 5, False, 3, 24, 2), (72, 24, 6, False, 2, 16, 3)
+for frames, length, overlap, loop, heads, dim, s in (*CASES, (50, 24, 12, True, 1, 16, 2)):
     torch.manual_seed(frames)
     layer = tav_nb.models.temporal_attention.TemporalSelfAttention(dim, heads).requires_grad_(False)
     torch.nn.init.normal_(layer.proj.weight)
-    windows, x, found = plan_windows(frames, Context(length=length, overlap=overlap, loop=loop), 24).on("cpu"), torch.randn(2 * frames, s, dim), []
+    windows = plan_windows(frames, Context(length=length, overlap=overlap, loop=loop), 24).on("cpu")
+    x, found = torch.randn(2 * frames, s, dim), []
     for can in (False, True):
         tav_nb.models.temporal_attention.can_fuse_windows = lambda *_: can
         found.append(layer(x, frames, windows))
@@ -37,12 +39,12 @@ print("equal")
 
 
 # %% ../nbs/internals/40_sliding.ipynb #ac1d2fcd
-def test_the_sliding_kernel_compiles_for_an_a100_and_an_h100_and_waits_between_windows():
+def test_the_kernel_of_windowed_attention_compiles_for_an_a100_and_an_h100_and_waits_between_windows():
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        sizes = dict(heads=10, length=24, dim=64, wide=64, block=BLOCK_M, precision="ieee")
+        sizes = dict(heads=10, length=24, dim=64, padded_dim=64, block=BLOCK_M, precision="ieee")
         kinds = [*["*fp16"] * 6, "*i32", "*fp32", "*fp16", "i32", "i32", "i32", "fp32", *["constexpr"] * len(sizes)]
         source = ASTSource(
             windowed_attention_kernel,
@@ -55,14 +57,14 @@ def test_the_sliding_kernel_compiles_for_an_a100_and_an_h100_and_waits_between_w
 
 
 # %% ../nbs/internals/40_sliding.ipynb #2de778cc
-def test_it_is_for_gpus_and_films_without_gradients_and_windows_that_have_a_seat_for_each_frame():
+def test_it_applies_only_on_gpus_without_gradients_and_in_windows_that_fit_into_a_block():
     q, windows = torch.empty(1, 72, 4, 8), plan_windows(72, Context(), 24)
     assert not can_fuse_windows(q, windows) and not can_fuse_windows(q.to("meta"), windows)
 
 
 # %% ../nbs/internals/40_sliding.ipynb #04896754
 @pytest.mark.cuda
-def test_on_a_gpu_the_sliding_kernel_is_as_exact_as_one_window_after_the_other():
+def test_on_a_gpu_the_kernel_of_windowed_attention_is_as_exact_as_one_window_after_the_other():
     from unittest.mock import patch
 
     import tav_nb.models.temporal_attention

@@ -25,7 +25,7 @@ from tav_nb.models.windows import (
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #f5aaaf75
 def randomize_weights(dim=16, max_frames=24, **options):
-    "A temporal layer with something to say"
+    "A temporal layer with random weights"
     torch.manual_seed(1)
     layer = TemporalSelfAttention(dim, num_heads=4, max_frames=max_frames, **options)
     for parameter in layer.parameters():
@@ -48,7 +48,7 @@ def operations(num_frames, context):
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #c8cc2634
-def test_windows_leave_no_frame_out_and_the_last_ends_with_the_film():
+def test_windows_leave_no_frame_out_and_the_last_ends_with_the_video():
     for num_frames in range(24, 100):
         for overlap in (0, 1, 12, 23):
             starts, around = window_starts(num_frames, 24, overlap), window_starts(num_frames, 24, overlap, loop=True)
@@ -89,7 +89,7 @@ def test_what_makes_no_sense_is_one_line():
             raise AssertionError(f"{wrong} went through")
     for late, words in ((dict(length=25), "24 at most"), (dict(overlap=24), "23 at most")):
         try:
-            Context(**late).numbers(24)
+            Context(**late).window_size(24)
         except ValueError as error:
             assert words in str(error)
         else:
@@ -97,14 +97,14 @@ def test_what_makes_no_sense_is_one_line():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #6384d930
-def test_a_film_that_fits_needs_no_windows_and_a_loop_always_does():
+def test_a_video_that_fits_needs_no_windows_and_a_loop_always_does():
     assert all(plan_windows(n, Context(kind), 24) is None for n in (1, 2, 16, 24) for kind in CONTEXT_KINDS)
     assert plan_windows(25, Context("none"), 24).starts == (0,) and plan_windows(25, Context(), 24).starts == (0, 1)
     assert plan_windows(16, Context(loop=True), 24)[:3] == (
         16,
         16,
         (0, 8),
-    ), "windows of the whole film, begun at two places"
+    ), "windows of the whole video, begun at two places"
     assert plan_windows(1, Context(loop=True), 24) is None
 
 
@@ -131,8 +131,8 @@ def test_the_fusion_is_the_weighted_mean_in_closed_form():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7ba75d9a
-def test_what_is_cut_out_and_put_together_again_is_the_film():
-    film = torch.randn(2, 31, 3, generator=torch.Generator().manual_seed(0))
+def test_what_is_cut_out_and_put_together_again_is_the_video():
+    video = torch.randn(2, 31, 3, generator=torch.Generator().manual_seed(0))
     for context in (
         Context(length=8),
         Context(length=8, overlap=3, loop=True),
@@ -141,7 +141,7 @@ def test_what_is_cut_out_and_put_together_again_is_the_film():
     ):
         windows = plan_windows(31, context, 24).on("cpu")
         torch.testing.assert_close(
-            blend_windows(lambda start: slice_window(film, start, 8, dim=1), windows, dim=1), film
+            blend_windows(lambda start: slice_window(video, start, 8, dim=1), windows, dim=1), video
         )
 
 

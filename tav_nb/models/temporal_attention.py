@@ -10,18 +10,18 @@ import math
 
 import torch
 import torch.nn.functional as F
-from ..utils.errors import TavError
 from torch import nn
 
 from .attention_kernel import short_attention
-from .windowed_attention_kernel import windowed_attention, can_fuse_windows
-from .windows import blend_windows, slice_window
+from .windowed_attention_kernel import can_fuse_windows, windowed_attention
+from .windows import Windows, blend_windows, slice_window
+from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/01_attention.ipynb #44b67940
 def sinusoidal_positions(
-    max_frames,  # how many frames get a position
-    dim,  # width of a position, even
-):
+    max_frames: int,  # how many frames get a position
+    dim: int,  # width of a position, even
+) -> torch.Tensor:
     """Positions `[max_frames, dim]` of unit scale: sines and cosines of the frame number (Vaswani et al. 2017, section
     3.5)
     """
@@ -39,8 +39,8 @@ class LayerNorm(nn.LayerNorm):
 class Linear(nn.Linear):
     """`nn.Linear` in the dtype of its input
 
-    `parts` gives a list of so many equal parts of the output, `gate` scales it, and with `positions` the answer is a
-    pair: the same, and what the weight alone, without bias, makes of those.
+    `parts` splits the output into a list of equal parts, and `gate` scales it. With `positions` the result is a pair:
+    the output, and the product of weight and `positions` without bias, in as many parts.
     """
 
     def forward(self, x, parts=1, gate=None, positions=None):
@@ -56,7 +56,7 @@ class Linear(nn.Linear):
         return outputs if positions is None else (outputs, F.linear(positions, weight).chunk(parts, dim=-1))
 
     def forward_opaque(self, x, parts, gate, positions):
-        "The same for a weight that wraps other tensors: it can be multiplied with, and not be cut"
+        "The same for a weight that wraps other tensors, which can be multiplied but not split"
 
         def linear(x, bias):
             return F.linear(x.to(self.weight.dtype), self.weight, bias).to(x.dtype)
@@ -67,8 +67,8 @@ class Linear(nn.Linear):
         return outputs if positions is None else (outputs, linear(positions, None).chunk(parts, dim=-1))
 
 # %% ../../nbs/2_method/01_attention.ipynb #48d793e6
-def check_choices(dim, num_heads, positions, zero):
-    "Raise a `ValueError` that says what would be right"
+def check_choices(dim: int, num_heads: int, positions: str, zero: str) -> None:
+    "Raise a `TavError` for values that are not supported"
     if dim % num_heads:
         raise TavError(f"num_heads={num_heads} does not divide dim={dim}")
     if positions not in ("sinusoidal", "learned"):
@@ -77,8 +77,8 @@ def check_choices(dim, num_heads, positions, zero):
         raise TavError(f"zero={zero!r}: use 'proj' or 'gate'")
 
 
-def check_num_frames(batch, num_frames, max_frames):
-    "Raise a `ValueError` unless `batch` is made of whole clips that are not too long"
+def check_num_frames(batch: int, num_frames: int, max_frames: int) -> None:
+    "Raise a `TavError` unless `batch` images are whole clips of at most `max_frames` frames"
     if not 1 <= num_frames <= max_frames:
         raise TavError(f"num_frames={num_frames}: this adapter has positions for 1 to {max_frames} frames")
     if batch % num_frames:
@@ -86,12 +86,12 @@ def check_num_frames(batch, num_frames, max_frames):
 
 # %% ../../nbs/2_method/01_attention.ipynb #238d5391
 class TemporalSelfAttention(nn.Module):
-    """Self-attention of each place in the picture over the frames of its clip; silent until trained
+    """Self-attention of each spatial position over the frames of its clip; its output is zero until it is trained
 
     - `dim`: channels `c` of a token; `num_heads` must divide it
     - `max_frames`: the longest clip it has positions for
     - `positions`: "sinusoidal", fixed and of unit scale, or "learned", a table that starts at 0.02
-    - `zero`: what starts at zero, "proj" or "gate". Exactly one of the two: with both nothing would ever learn
+    - `zero`: what starts at zero, "proj" or "gate". Exactly one of the two: with both, no gradient is ever nonzero
     """
 
     def __init__(self, dim, num_heads=8, max_frames=24, positions="sinusoidal", zero="proj"):
@@ -108,62 +108,67 @@ class TemporalSelfAttention(nn.Module):
             self.register_buffer("pos_emb", sinusoidal_positions(max_frames, dim))
 
     def positions(self, num_frames):
-        "Positions `f c`; past the end of a sinusoidal table they go on as its formula does"
+        "Positions `f c`; beyond `max_frames` they continue by the sinusoidal formula"
         if num_frames <= self.max_frames:
             return self.pos_emb[:num_frames]
         return sinusoidal_positions(num_frames, self.pos_emb.shape[1]).to(self.pos_emb)
 
     def project_qkv(self, tokens, positions=None):
-        "Queries, keys and values of `tokens`; with `positions` a pair of those and of what the positions add to them"
+        "Queries, keys and values of `tokens`; with `positions` a pair: these, and what the positions add to each"
         if isinstance(self.to_qkv, Linear):
             return self.to_qkv(tokens, parts=3, positions=positions)
-        qkv = self.to_qkv(tokens).chunk(3, dim=-1)  # somebody else's layer, which only knows `x`
+        qkv = self.to_qkv(tokens).chunk(3, dim=-1)  # a layer of another library, which takes `x` alone
         if positions is None:
             return qkv
-        answers = self.to_qkv(torch.cat([positions, torch.zeros_like(positions[:1])]))  # the last one is the bias
-        return qkv, (answers[:-1] - answers[-1:]).chunk(3, dim=-1)
+        outputs = self.to_qkv(torch.cat([positions, torch.zeros_like(positions[:1])]))  # the last one is the bias
+        return qkv, (outputs[:-1] - outputs[-1:]).chunk(3, dim=-1)
 
-    def project_out(self, heard):
-        "`gate * proj(heard)`"
+    def project_out(self, attn_output: torch.Tensor) -> torch.Tensor:
+        "`gate * proj(attn_output)`"
         if isinstance(self.proj, Linear):
-            return self.proj(heard, gate=self.gate)
-        return self.gate.to(heard.dtype) * self.proj(heard)
+            return self.proj(attn_output, gate=self.gate)
+        return self.gate.to(attn_output.dtype) * self.proj(attn_output)
 
-    def attend(self, *qkv):
-        "What each frame hears from all of them: queries, keys and values `[b, f, s, c]` in, the same shape out"
+    def attend(self, *qkv: torch.Tensor) -> torch.Tensor:
+        "Attention over frames: queries, keys and values `[b, f, s, c]` in, the same shape out"
         (b, f, s, c), h = qkv[0].shape, self.num_heads
         q, k, v = (t.reshape(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
         return short_attention(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
 
-    def attend_clip(self, tokens):
-        "The same for normed `tokens` `[b, f, s, c]` of one clip"
+    def attend_clip(self, tokens: torch.Tensor) -> torch.Tensor:
+        "Attention over all frames of normalized `tokens` `[b, f, s, c]`, with positions"
         placed = tokens + self.positions(tokens.shape[1])[:, None].to(tokens.dtype)  # f 1 c
         return self.attend(*self.project_qkv(placed))
 
-    def attend_windows(self, windows, tokens):
-        """The same in overlapping windows: tokens are projected once, though a frame is in several windows, and
-        positions, which each window counts anew, by themselves
+    def attend_windows(self, windows: Windows, tokens: torch.Tensor) -> torch.Tensor:
+        """Attention in overlapping windows, blended. Tokens are projected once, and positions, which start at 0 in each
+        window, separately
         """
         if len(windows.starts) == 1:
-            return blend_windows(lambda start: self.attend_clip(slice_window(tokens, start, windows.length, dim=1)), windows, dim=1)
-        said, where = self.project_qkv(
-            tokens, self.positions(windows.length).to(tokens.dtype)
-        )  # b f s c and l c, three times each
-        if can_fuse_windows(said[0], windows):
-            return windowed_attention(*said, where, windows, self.num_heads)  # all that follows in one kernel (chapter 40)
 
-        def placed(start):
-            return [slice_window(t, start, windows.length, dim=1) + w[:, None] for t, w in zip(said, where)]
+            def attend_window(start):
+                return self.attend_clip(slice_window(tokens, start, windows.length, dim=1))
 
-        return blend_windows(lambda start: self.attend(*placed(start)), windows, dim=1)
+            return blend_windows(attend_window, windows, dim=1)
+        # b f s c and l c, three times each
+        qkv, position_qkv = self.project_qkv(tokens, self.positions(windows.length).to(tokens.dtype))
+        if can_fuse_windows(qkv[0], windows):
+            return windowed_attention(
+                *qkv, position_qkv, windows, self.num_heads
+            )  # the rest in one kernel (chapter 40)
 
-    def forward(self, x, num_frames, windows=None):
-        """What time has to add to the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape
+        def window_qkv(start):
+            return [slice_window(t, start, windows.length, dim=1) + p[:, None] for t, p in zip(qkv, position_qkv)]
 
-        With `windows` (chapter 29) frames hear only those of the windows they are in, and a clip may be of any length.
+        return blend_windows(lambda start: self.attend(*window_qkv(start)), windows, dim=1)
+
+    def forward(self, x: torch.Tensor, num_frames: int, windows: Windows | None = None) -> torch.Tensor:
+        """The residual for the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape
+
+        With `windows` (chapter 29) frames attend only to frames of their windows, and a clip may have any length.
         """
         (batch, s, c), longest = x.shape, num_frames if windows else self.max_frames
         check_num_frames(batch, num_frames, longest)
         tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
-        heard = self.attend_clip(tokens) if windows is None else self.attend_windows(windows, tokens)
-        return self.project_out(heard.view(x.shape))  # b f s c -> (b f) s c
+        attn_output = self.attend_clip(tokens) if windows is None else self.attend_windows(windows, tokens)
+        return self.project_out(attn_output.view(x.shape))  # b f s c -> (b f) s c
