@@ -120,7 +120,8 @@ def test_equal_content_is_equal_bytes_in_any_process_and_readable_for_those_who_
 import sys, torch
 from tav_nb.models.adapter_file import write_safetensors
 names = [f"name {number}" for number in range(40)]
-write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, {name: f"{name} \\u20ac \\n" for name in names})
+metadata = {name: f"{name} \\u20ac \\n" for name in names}
+write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, metadata)
 """
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place) / "new" / f"{seed}.safetensors" for seed in (1, 2)]
@@ -306,8 +307,10 @@ def test_metadata_that_cannot_be_meant_are_refused():
         file = save_adapter(trained_unet(), place)
         strings, tensors = dict(safe_open(file, "pt").metadata()), load_file(file)
         for name, text in (
-            ("max_frames", "1000000000000"), ("max_frames", "1e3000"), ("max_frames", '"24"'), ("num_heads", "[" * 10**5), ("num_heads", "0"),
-            ("positions", '"x"'), ("zero", "{"), ("fps", "NaN"), ("fps", '"\\u001b[2J"'), ("resolution", "[128]"), ("noise_strength", "-1"), ("checksum", "7"),
+            ("max_frames", "1000000000000"), ("max_frames", "1e3000"), ("max_frames", '"24"'),
+            ("num_heads", "[" * 10**5), ("num_heads", "0"),
+            ("positions", '"x"'), ("zero", "{"), ("fps", "NaN"), ("fps", '"\\u001b[2J"'),
+            ("resolution", "[128]"), ("noise_strength", "-1"), ("checksum", "7"),
         ):  # fmt: skip
             save_file(tensors, file, metadata={**strings, name: text})
             assert f"its {name}" in (message := refusal(tiny_unet(), file)) and len(message) < 500, message

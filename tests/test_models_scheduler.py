@@ -406,13 +406,13 @@ def test_its_attributes_behave_as_those_of_diffusers_schedulers():
         warnings.simplefilter("error")
         assert scheduler.own == 5 and scheduler.config.noted == 5
         try:
-            scheduler.noted
+            _ = scheduler.noted
         except FutureWarning as warning:
             assert "noted" in str(warning)
         else:
             raise AssertionError("a config's value that is read as an attribute should warn")
     try:
-        scheduler.does_not_exist
+        _ = scheduler.does_not_exist
     except AttributeError as error:
         assert str(error) == "'SDXLAnime_BestHQScheduler' object has no attribute 'does_not_exist'"
     else:

@@ -29,6 +29,7 @@ from torch import nn
 
 from tav_nb.models.temporal_attention import TemporalSelfAttention
 from tav_nb.models.temporal_unet import (
+    DIFFUSERS_VERSIONS,
     add_temporal,
     load_lora,
     remove_temporal,
@@ -94,7 +95,7 @@ class TemporalBasicTransformerBlock(BasicTransformerBlock):
 
 # %% ../nbs/2_method/02_unet.ipynb #3782409a
 def by_hand(unet):
-    "The seed's way: every block becomes a `TemporalBasicTransformerBlock`, with its weights left where they are"
+    "The design document's way: every block becomes a `TemporalBasicTransformerBlock` with the same weights"
     torch.manual_seed(2)
     for block in temporal_blocks(unet).values():
         block.temporal_attn = TemporalSelfAttention(block.dim, block.attn1.heads)
@@ -103,7 +104,7 @@ def by_hand(unet):
 
 
 def randomize_weights(unet):
-    "Give every temporal layer something to say"
+    "Random weights for every temporal layer, so that its output is not zero"
     torch.manual_seed(3)
     for module in unet.modules():
         if isinstance(module, TemporalSelfAttention):
@@ -162,11 +163,13 @@ def prompt(num_prompts=1):
 
 # %% ../nbs/2_method/02_unet.ipynb #2ba114dd
 def make_video(pipe, num_frames=4, video=True, **kwargs):
-    "Latents of a short video, or of so many unrelated pictures: (b f) c h w"
+    "Latents of a short video, or of so many unrelated images: (b f) c h w"
     arguments = dict(num_inference_steps=2, height=16, width=16, output_type="latent", guidance_scale=5.0, **prompt())
     generator = torch.Generator().manual_seed(0)
-    spoken = dict(cross_attention_kwargs={"num_frames": num_frames}) if video else {}
-    return pipe(**{**arguments, **kwargs}, num_images_per_prompt=num_frames, generator=generator, **spoken).images
+    random_adapter = dict(cross_attention_kwargs={"num_frames": num_frames}) if video else {}
+    return pipe(
+        **{**arguments, **kwargs}, num_images_per_prompt=num_frames, generator=generator, **random_adapter
+    ).images
 
 
 # %% ../nbs/2_method/02_unet.ipynb #2eaa24e9
@@ -174,14 +177,14 @@ def tiny_lora():
     "LoRA weights for the query and output projections, as a LoRA file holds them"
     torch.manual_seed(6)
     weights = {}
-    for name, block in temporal_blocks(tiny_unet()).items():
+    for name in temporal_blocks(tiny_unet()):
         for target in ("attn1.to_q", "attn2.to_out.0"):
             weights[f"unet.{name}.{target}.lora_A.weight"] = torch.randn(2, 64)
             weights[f"unet.{name}.{target}.lora_B.weight"] = torch.randn(64, 2) * 0.2
     return weights
 
 
-def adapter_voice(unet):
+def adapter_output(unet):
     "What every temporal layer answers to the same tokens"
     torch.manual_seed(7)
     tokens = torch.randn(4, 3, 64)
@@ -190,8 +193,8 @@ def adapter_voice(unet):
 
 
 # %% ../nbs/2_method/02_unet.ipynb #39ac38ef
-def spoken(num_frames):
-    "A UNet with all of the adapter at work, a call of it, and what it answers"
+def random_adapter(num_frames):
+    "A UNet with random temporal layers, arguments of a call, and its output"
     patched, call = (
         randomize_weights(add_temporal(tiny_unet(), positions="learned")),
         call_inputs(num_frames, 1) | dict(num_frames=num_frames),
@@ -223,7 +226,7 @@ def offloads(folder):
 
 def check_offloads(num_frames):
     "The same to the last bit however it is offloaded"
-    patched, call, expected = spoken(num_frames)
+    patched, call, expected = random_adapter(num_frames)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for name, offload in offloads(folder).items():
             offload(twin := copy.deepcopy(patched))
@@ -240,7 +243,7 @@ def test_a_closed_adapter_leaves_sdxl_untouched_bit_for_bit():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #996551a8
-def test_without_num_frames_even_a_loud_adapter_is_not_asked():
+def test_without_num_frames_the_adapter_is_not_called():
     with torch.no_grad():
         stock, patched = tiny_unet()(**call_inputs()).sample, randomize_weights(add_temporal(tiny_unet()))
         assert torch.equal(patched(**call_inputs()).sample, stock)
@@ -271,10 +274,10 @@ def test_adding_twice_is_refused():
 # %% ../nbs/2_method/02_unet.ipynb #116f3994
 def test_the_block_subclass_made_by_hand_gives_the_output_of_the_installed_adapter():
     with torch.no_grad():
-        hand, seam = randomize_weights(by_hand(tiny_unet())), randomize_weights(add_temporal(tiny_unet()))
-        seam.load_state_dict(hand.state_dict())
+        hand, installed = randomize_weights(by_hand(tiny_unet())), randomize_weights(add_temporal(tiny_unet()))
+        installed.load_state_dict(hand.state_dict())
         expected = hand(**call_inputs(), cross_attention_kwargs={"num_frames": 4}).sample
-        assert torch.equal(seam(**call_inputs(), num_frames=4).sample, expected)
+        assert torch.equal(installed(**call_inputs(), num_frames=4).sample, expected)
 
 
 # %% ../nbs/2_method/02_unet.ipynb #7a01dc4b
@@ -289,31 +292,40 @@ def test_both_ways_of_saying_num_frames_are_the_same():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #bac300b0
-def test_diffusers_still_calls_the_seam_between_self_attention_and_cross_attention():
+def test_diffusers_still_calls_the_temporal_layer_between_self_attention_and_cross_attention():
     patched, order = add_temporal(tiny_unet()), []
     block = next(iter(temporal_blocks(patched).values()))
     for name in ("attn1", "temporal_attn", "attn2", "ff"):
         block.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
     patched(**call_inputs(), num_frames=4)
-    assert order == ["attn1", "temporal_attn", "attn2", "ff"], f"diffusers moved the seam: {order}"
+    assert order == ["attn1", "temporal_attn", "attn2", "ff"], f"diffusers moved the insertion point: {order}"
 
 
 # %% ../nbs/2_method/02_unet.ipynb #88af99de
-def test_a_diffusers_without_the_seam_is_named_with_the_versions_that_work_and_the_unet_stays_as_it_was():
-    from tav_nb.models import temporal_unet as chapter
+def test_a_diffusers_without_the_insertion_point_is_refused_in_one_line_with_the_versions_that_work():
+    from unittest.mock import patch
 
-    unet, forward = tiny_unet(), chapter.BasicTransformerBlock.forward
-    chapter.BasicTransformerBlock.forward = lambda self, hidden_states: hidden_states
-    try:
-        add_temporal(unet)
-    except ImportError as error:
-        assert "tav_nb works with" in str(error) and f"diffusers {metadata.version('diffusers')} " in str(error)
-    else:
-        raise AssertionError
-    finally:
-        chapter.BasicTransformerBlock.forward = forward
-    assert not temporal_modules(unet)
+    import tav_nb
+    from tav_nb.utils.errors import TavError
+
+    def without_hooks(self, hidden_states):
+        return hidden_states
+
+    unet, installed = tiny_unet(), metadata.version("diffusers")
+    for cls in (BasicTransformerBlock, UNet2DConditionModel):
+        with patch.object(cls, "forward", without_hooks):
+            try:
+                add_temporal(unet)
+            except TavError as error:
+                assert isinstance(error, ImportError) and "\n" not in str(error)
+                assert str(error).startswith(f"diffusers {installed} ")
+                assert str(error).endswith(f"tav_nb works with {DIFFUSERS_VERSIONS}")
+            else:
+                raise AssertionError(f"{cls.__name__} without the insertion point was accepted")
+        assert not temporal_modules(unet) and "temporal" not in unet.__dict__, "the UNet stays as it was"
     add_temporal(unet)
+    requirements = Path(tav_nb.__file__).parents[1] / "settings.ini"
+    assert not requirements.exists() or DIFFUSERS_VERSIONS in requirements.read_text().split()
 
 
 # %% ../nbs/2_method/02_unet.ipynb #c8e1a295
@@ -392,9 +404,7 @@ def test_copies_and_pickles_have_layers_of_their_own():
         for module in temporal_modules(patched).values():
             nn.init.zeros_(module.gate)
         for twin in twins:
-            assert torch.equal(twin(**call_inputs(), num_frames=4).sample, expected), (
-                "it listens to the original's layers"
-            )
+            assert torch.equal(twin(**call_inputs(), num_frames=4).sample, expected), "it uses the original's layers"
             assert twin.temporal_config is twin.temporal.config is not patched.temporal_config
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
                 twin.save_pretrained(folder)
@@ -429,7 +439,7 @@ def test_a_unet_that_nobody_holds_any_more_is_gone_at_once():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #5320be29
-def test_a_layer_that_takes_the_place_of_another_is_the_one_that_is_asked():
+def test_a_layer_that_replaces_another_is_the_one_that_is_called():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet()))
         stock = tiny_unet()(**call_inputs()).sample
@@ -490,12 +500,12 @@ def test_image_to_image_makes_video_to_video():
     pipe = tiny_pipeline(StableDiffusionXLImg2ImgPipeline)
     torch.manual_seed(5)
     start = dict(image=torch.rand(1, 3, 16, 16), strength=0.9)
-    pictures, clip = (
+    images, clip = (
         pipe(**start, **prompt(), num_inference_steps=3, num_images_per_prompt=4, output_type="latent",
-             generator=torch.Generator().manual_seed(0), **spoken).images
-        for spoken in ({}, dict(cross_attention_kwargs={"num_frames": 4}))
+             generator=torch.Generator().manual_seed(0), **random_adapter).images
+        for random_adapter in ({}, dict(cross_attention_kwargs={"num_frames": 4}))
     )  # fmt: skip
-    assert clip.shape == pictures.shape and not torch.allclose(clip, pictures, atol=0.01)
+    assert clip.shape == images.shape and not torch.allclose(clip, images, atol=0.01)
 
 
 # %% ../nbs/2_method/02_unet.ipynb #f2664e94
@@ -541,10 +551,10 @@ def test_the_state_of_the_whole_unet_holds_the_adapter_and_that_of_a_part_does_n
 def test_a_lora_loaded_later_leaves_the_adapter_unwrapped_trainable_and_as_it_was():
     pipe = tiny_pipeline()
     train_only_temporal(pipe.unet)
-    voice, before, state = adapter_voice(pipe.unet), make_video(pipe), list(temporal_state_dict(pipe.unet))
+    output_before, before, state = adapter_output(pipe.unet), make_video(pipe), list(temporal_state_dict(pipe.unet))
     load_lora(pipe, tiny_lora())
     assert not torch.allclose(make_video(pipe), before, atol=0.01), "the LoRA does nothing"
-    assert torch.equal(adapter_voice(pipe.unet), voice)
+    assert torch.equal(adapter_output(pipe.unet), output_before)
     assert list(temporal_state_dict(pipe.unet)) == state, "the adapter was wrapped"
     assert all(p.requires_grad for module in temporal_modules(pipe.unet).values() for p in module.parameters())
     pipe.unload_lora_weights()
@@ -559,10 +569,10 @@ def test_a_lora_loaded_past_our_function_leaves_the_adapter_trainable_as_well():
     ):
         pipe = tiny_pipeline()
         train_only_temporal(pipe.unet)
-        voice, state = adapter_voice(pipe.unet), list(temporal_state_dict(pipe.unet))
+        output_before, state = adapter_output(pipe.unet), list(temporal_state_dict(pipe.unet))
         load(pipe)
         assert any("lora" in key for key in pipe.unet.state_dict())
-        assert torch.equal(adapter_voice(pipe.unet), voice) and list(temporal_state_dict(pipe.unet)) == state
+        assert torch.equal(adapter_output(pipe.unet), output_before) and list(temporal_state_dict(pipe.unet)) == state
         assert all(p.requires_grad for module in temporal_modules(pipe.unet).values() for p in module.parameters())
 
 
@@ -581,15 +591,15 @@ def test_an_adapter_added_after_a_lora_is_the_same_adapter():
 # %% ../nbs/2_method/02_unet.ipynb #ed49a239
 def test_lora_targets_that_sound_like_ours_do_not_reach_the_adapter():
     patched = randomize_weights(add_temporal(tiny_unet()))
-    voice = adapter_voice(patched)
+    output_before = adapter_output(patched)
     with without_temporal(patched):
         patched.add_adapter(LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    assert torch.equal(adapter_voice(patched), voice)
+    assert torch.equal(adapter_output(patched), output_before)
     assert not any("lora" in key for key in temporal_state_dict(patched))
 
 
 # %% ../nbs/2_method/02_unet.ipynb #37fb1860
-def test_a_long_film_goes_through_windows_and_a_short_one_does_not_notice():
+def test_a_long_video_goes_through_windows_and_a_short_one_does_not_notice():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet(), max_frames=4))
         short, long = call_inputs(), call_inputs(num_frames=10, num_clips=1)
@@ -679,7 +689,7 @@ def test_windows_compiled_by_torch_say_the_same():
 # %% ../nbs/2_method/02_unet.ipynb #cd7fafce
 def test_a_stock_pipeline_makes_72_frames():
     pipe = tiny_pipeline()
-    film, looped = (
+    video, looped = (
         make_video(
             pipe,
             72,
@@ -690,7 +700,7 @@ def test_a_stock_pipeline_makes_72_frames():
         )
         for said in ({}, {"context": Context(loop=True)})
     )
-    assert film.shape == (72, 4, 8, 8) and film.isfinite().all() and (looped - film).abs().max() > 1e-3
+    assert video.shape == (72, 4, 8, 8) and video.isfinite().all() and (looped - video).abs().max() > 1e-3
 
 
 # %% ../nbs/2_method/02_unet.ipynb #1afcc734
@@ -723,7 +733,7 @@ def test_sharded_over_processes_a_unet_gives_the_same_bits_and_learns():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    patched, call, expected = spoken(30)
+    patched, call, expected = random_adapter(30)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
@@ -744,7 +754,7 @@ def test_quantised_by_torchao_base_and_adapter_stay_close_to_what_they_were():
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
         for num_frames in (8, 30):
-            patched, call, expected = spoken(num_frames)
+            patched, call, expected = random_adapter(num_frames)
             for config in (Int8WeightOnlyConfig(), Int8DynamicActivationInt8WeightConfig()):
                 twin = copy.deepcopy(patched)
                 quantize_(twin, config)
@@ -761,7 +771,7 @@ def test_quantised_by_quanto_base_and_adapter_stay_close_to_what_they_were():
         from optimum.quanto import freeze, qint8, quantize
 
         for num_frames in (8, 30):
-            patched, call, expected = spoken(num_frames)
+            patched, call, expected = random_adapter(num_frames)
             quantize(patched, weights=qint8)
             freeze(patched)
             with torch.no_grad():
@@ -770,7 +780,7 @@ def test_quantised_by_quanto_base_and_adapter_stay_close_to_what_they_were():
 
 # %% ../nbs/2_method/02_unet.ipynb #76d408ec
 def test_lora_around_every_linear_layer_of_the_adapter_learns_and_starts_as_nothing():
-    patched, call, expected = spoken(30)
+    patched, call, expected = random_adapter(30)
     wrapped = peft.get_peft_model(patched, LoraConfig(target_modules="all-linear"))
     torch.testing.assert_close(wrapped(**call).sample, expected, atol=1e-5, rtol=1e-4)
     wrapped(**call).sample.square().mean().backward()
@@ -782,7 +792,7 @@ def test_lora_around_every_linear_layer_of_the_adapter_learns_and_starts_as_noth
 
 # %% ../nbs/2_method/02_unet.ipynb #ba27815e
 def test_exported_by_torch_it_says_the_same():
-    patched, call, expected = spoken(8)
+    patched, call, expected = random_adapter(8)
     call["cross_attention_kwargs"] = {"num_frames": call.pop("num_frames")}
     with torch.no_grad():
         program = torch.export.export(patched, (), call, strict=False)

@@ -56,7 +56,7 @@ def base_fingerprint(unet):
 
 
 def describe_base(unet):
-    "The same for people: `10 blocks of width 640, 60 blocks of width 1280`"
+    "The same in words: `10 blocks of width 640, 60 blocks of width 1280`"
     widths = Counter(block.dim for block in temporal_blocks(unet).values())
     return ", ".join(f"{count} blocks of width {width}" for width, count in sorted(widths.items()))
 
@@ -104,7 +104,7 @@ def write_safetensors(
             sort_header(part)
 
 # %% ../../nbs/6_making_videos/03_adapter.ipynb #4f3745aa
-STRUCTURE = ("max_frames", "positions", "num_heads", "zero")  # what `add_temporal` has to be told
+STRUCTURE = ("max_frames", "positions", "num_heads", "zero")  # arguments of `add_temporal`
 SmallCount = Annotated[int, Meta(ge=1, le=2**16)]
 Amount = Annotated[float, Meta(ge=0, le=10**6)]
 ShortText = Annotated[str, Meta(max_length=1000)]
@@ -280,11 +280,10 @@ def read_adapter_tensors(path, header):
             f"{path}: {key} is not finite; an adapter that was saved before its training diverged would be right"
         )
     if "checksum" in header:
-        said = parse_value("checksum", header["checksum"], path)
-        covered = {name: header.get(name, "") for name in said.get("covers", ()) if isinstance(name, str)}
-        if METADATA_TYPES.keys() & header.keys() - covered.keys() - {"checksum"} or content_checksum(
-            tensors, covered
-        ) != said.get("sha256"):
+        saved = parse_value("checksum", header["checksum"], path)
+        covered = {name: header.get(name, "") for name in saved.get("covers", ()) if isinstance(name, str)}
+        uncovered = METADATA_TYPES.keys() & header.keys() - covered.keys() - {"checksum"}
+        if uncovered or content_checksum(tensors, covered) != saved.get("sha256"):
             raise AdapterError(
                 f"{path}: its content is not what was saved (the checksum differs); copy or download it again"
             )
@@ -342,7 +341,7 @@ def load_adapter(unet, where, dtype=None):
     """Put an adapter's layers into `unet` and return its metadata
 
     - `where`: a `.safetensors` file, a folder that holds `temporal_adapter.safetensors`, or a Hub id
-    - `dtype`: None keeps the file's. Any works with any base: the layers compute in the dtype of what they are given
+    - `dtype`: None keeps the file's. Any works with any base: the layers compute in the dtype of their input
 
     Adds the layers as the metadata says, if there are none. Raises `AdapterError`, and leaves the UNet as it was, if
     the file does not fit.
@@ -353,7 +352,7 @@ def load_adapter(unet, where, dtype=None):
     check_fit(unet, metadata, shapes, path)
     try:
         check_not_offloaded(unet)
-    except ValueError as error:
+    except TavError as error:
         raise AdapterError(f"{path}: {error}") from None
     tensors = read_adapter_tensors(path, header)
     if not temporal_modules(unet):

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 from safetensors import safe_open
+
+import tav_nb
 from .messages import note, quiet
 from tav_nb.models.model_files import (
     ONE_FILE_PREFIXES,
@@ -26,8 +28,6 @@ from tav_nb.models.model_files import (
     check_one_file,
     only_variant,
 )
-
-import tav_nb
 from .scheduler import SDXLAnime_BestHQScheduler
 from ..utils.schema import SchemaError, first_not_finite, parse_json, printable
 

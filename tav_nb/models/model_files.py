@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_orig
 
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
-from .messages import quiet
 
+from .messages import quiet
 from .scheduler import SDXLAnime_BestHQScheduler
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, check_type, parse_json, printable
