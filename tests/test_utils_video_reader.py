@@ -117,11 +117,12 @@ def scratch(path, share=0.4, count=3000):
 # %% ../nbs/internals/07_reading.ipynb #f6de5bb4
 def store(path, codec, format, arrays, array_format, times=None, colours=None, **options):
     "Write arrays of one of FFmpeg's formats with any of its encoders; `times` are whole numbers of tenths of a second"
+    colours = colours or {}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width = arrays[0].shape[:2]
         stream.pix_fmt = format
-        for name, value in (colours or {}).items():
+        for name, value in colours.items():
             setattr(stream.codec_context, name, value)
         packets = []
         for i, array in enumerate(arrays):
@@ -133,7 +134,7 @@ def store(path, codec, format, arrays, array_format, times=None, colours=None, *
                     dst_color_range="MPEG",
                 )
             frame.pts, frame.time_base = i, Fraction(1, 10)
-            for name, value in (colours or {}).items():
+            for name, value in colours.items():
                 setattr(frame, name, value)
             packets += stream.encode(frame)
         for i, packet in enumerate(packets + stream.encode(None)):
