@@ -75,7 +75,7 @@ def ways(folder, cuda):
 
 def both(pipe, frames, side, steps):
     "A video through `generate`, uint8 `[F, H, W, 3]`, and the latents of a stock pipeline, `f c h w`"
-    ours = generate(PROMPT, pipe, frames, side, side, steps=steps, seed=1)
+    ours = generate(PROMPT, pipe, num_frames=frames, height=side, width=side, steps=steps, seed=1)
     stock = dict(
         num_images_per_prompt=frames,
         cross_attention_kwargs={"num_frames": frames},

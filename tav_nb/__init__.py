@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "sampling.generate": ["generate", "load_video_pipeline"],
+    "sampling.request": ["Keyframes", "VideoRequest"],
     "models.temporal_attention": ["TemporalSelfAttention"],
     "models.temporal_unet": ["add_temporal", "remove_temporal", "temporal_state_dict", "train_only_temporal"],
     "models.adapter_file": ["load_adapter", "save_adapter"],

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
-from inspect import signature
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,12 +27,9 @@ from safetensors.torch import save_file
 import tav_nb
 from tav_nb.cli import (
     COMMANDS,
-    NOISES,
     OWN_MODEL,
     USUAL_FPS,
-    Frames,
     Rate,
-    Seed,
     fps_of_source,
     free_name,
     going_on,
@@ -42,6 +38,7 @@ from tav_nb.cli import (
     made_for,
     main,
     make_parser,
+    read_request,
     share,
     shot_options,
     side,
@@ -54,10 +51,9 @@ from tav_nb.data.loader import ClipLoader, read_manifest
 from tav_nb.data.shots import ShotOptions
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.models.base import EMBEDDED
-from tav_nb.sampling import noise
-from tav_nb.sampling.conditioning import Keyframes
 from tav_nb.sampling.generate import generate
 from tav_nb.sampling.memory import MEMORY_PRESETS
+from tav_nb.sampling.request import Frames, Keyframes, Seed, VideoRequest
 from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.training.config import TrainConfig, read_config
 from tav_nb.utils.arguments import UsageError, at_least, in_range, numbers
@@ -551,7 +547,7 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
                 fps=12,
             ).items()
         )
-        again = generate(**{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()})
+        again = generate(settings["prompt"], request=VideoRequest.from_settings(settings))
         assert np.array_equal(again, frames)
         assert json.loads(tav("info", first)[1]) == settings
 
@@ -634,7 +630,10 @@ def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_mad
             and err.count("\n") == 1
         ), err
         drawn, settings = read_video(f"{folder}/low.webp")[0], read_metadata(f"{folder}/low.webp")
-        assert settings["fitted"] == asdict(MEMORY_PRESETS[-1]) | dict(offload=False) and settings["fitting"] == "low"
+        assert (
+            settings["memory_settings"] == asdict(MEMORY_PRESETS[-1]) | dict(offload=False)
+            and settings["memory"] == "low"
+        )
         usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
         assert np.abs(drawn.astype(int) - usual).max() <= 1 and usual.std() > 10
 
@@ -656,9 +655,7 @@ def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_the
             assert (code, err) == (0, ""), err
             settings, frames = read_metadata(f"{folder}/film.webp"), read_video(f"{folder}/film.webp")[0]
             assert settings["context"] is expected is None or settings["context"].items() >= expected.items(), settings
-            again = generate(
-                **{name: settings[name] for name in signature(generate).parameters.keys() & settings.keys()}
-            )
+            again = generate(settings["prompt"], request=VideoRequest.from_settings(settings))
             assert np.array_equal(again, frames), words
 
 
@@ -1149,11 +1146,8 @@ def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #bd15399d
 def test_the_command_and_the_function_agree_about_defaults():
-    defaults = vars(make_parser().parse_args(["generate", GIRL]))
-    for name, parameter in signature(generate).parameters.items():
-        if name in defaults and parameter.default is not parameter.empty:
-            assert defaults[name] == parameter.default, name
-    assert NOISES == noise.NOISES
+    request = read_request(make_parser().parse_args(["generate", GIRL]))
+    assert request.settings() == VideoRequest().settings()
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #fefd48c5

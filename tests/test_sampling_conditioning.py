@@ -13,9 +13,9 @@ from PIL import Image
 from tav_nb.evaluation.metrics import control_videos, measure_video
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import temporal_modules
+from tav_nb.models.windows import Context
 from tav_nb.sampling.conditioning import (
     KeyframeError,
-    Keyframes,
     KnownFrames,
     check_image_size,
     condition_noise,
@@ -31,6 +31,7 @@ from tav_nb.sampling.conditioning import (
 )
 from tav_nb.sampling.generate import decode_frames, embedded_pipeline, encode_conditioning, generate, start_latents
 from tav_nb.sampling.noise import NOISES, correlated_noise, noise_correlation
+from tav_nb.sampling.request import Keyframes
 from tav_nb.toy.world import Scene, read_scene, render
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #d648daa3
@@ -318,13 +319,21 @@ def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees
     assert (
         new
         != generate(
-            "0: a girl 1: a boy", pipe, 2, **wish, keyframes=Keyframes(before=before[3:], overlap=8, seeds="1: 9")
+            "0: a girl 1: a boy",
+            pipe,
+            num_frames=2,
+            **wish,
+            keyframes=Keyframes(before=before[3:], overlap=8, seeds="1: 9"),
         )
     ).any(), "the noise goes on, it does not begin anew"
     assert (
         new
         != generate(
-            "0: a girl 1: a boy", pipe, 2, **wish, keyframes=Keyframes(before=before[::-1], overlap=3, seeds="1: 9")
+            "0: a girl 1: a boy",
+            pipe,
+            num_frames=2,
+            **wish,
+            keyframes=Keyframes(before=before[::-1], overlap=3, seeds="1: 9"),
         )
     ).any()
 
@@ -350,7 +359,7 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
             ({}, dict(before=film, first_frame=picture), "either"),
             (dict(num_frames=1), dict(first_frame=picture, last_frame=picture), "film of 1 frame"),
             (dict(num_frames=2, prompt="0: a girl 3: a boy"), dict(before=film), "the new film has 2 frames"),
-            (dict(context=dict(loop=True)), dict(before=film), "cannot be a loop"),
+            (dict(context=Context(loop=True)), dict(before=film), "cannot be a loop"),
         ]:
             try:
                 generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, keyframes=Keyframes(**told))

@@ -90,7 +90,15 @@ def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time(
     pipe = random_film_pipeline()
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)
     steps = []
-    frames = generate("a girl", pipe, 2, 32, 32, 30, callback=lambda step, t, latents: steps.append(int(t)))
+    frames = generate(
+        "a girl",
+        pipe,
+        num_frames=2,
+        height=32,
+        width=32,
+        steps=30,
+        callback=lambda step, t, latents: steps.append(int(t)),
+    )
     assert len(steps) == 30 and steps[0] == steps[1] and frames.shape == (2, 32, 32, 3)
 
 
@@ -203,7 +211,10 @@ def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_film_of_
     pipe, lengths = random_film_pipeline(), []
     pipe.unet.register_forward_pre_hook(lambda unet, args: lengths.append(len(args[0])))
     contexts = [None, Context("predictions"), Context("none"), Context(loop=True), Context("predictions", loop=True)]
-    films = [generate("a girl", pipe, 72, 16, 16, steps=1, guidance_scale=1.0, context=context) for context in contexts]
+    films = [
+        generate("a girl", pipe, num_frames=72, height=16, width=16, steps=1, guidance_scale=1.0, context=context)
+        for context in contexts
+    ]
     assert all(film.shape == (72, 16, 16, 3) for film in films) and all(
         (a != b).any() for i, a in enumerate(films) for b in films[:i]
     )
@@ -317,7 +328,15 @@ def test_a_vae_that_overflows_in_16_bits_decodes_in_32():
 def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
     pipe, dtypes = random_film_pipeline(torch.bfloat16), []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: dtypes.append(model_output.dtype)
-    film = generate("a girl", pipe, 1, 32, 32, steps=2, callback=lambda step, t, latents: dtypes.append(latents.dtype))
+    film = generate(
+        "a girl",
+        pipe,
+        num_frames=1,
+        height=32,
+        width=32,
+        steps=2,
+        callback=lambda step, t, latents: dtypes.append(latents.dtype),
+    )
     assert dtypes == [torch.float32] * 4 and film.std() > 0, "guidance and steps in 32 bits"
 
 

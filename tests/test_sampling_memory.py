@@ -198,10 +198,10 @@ def test_tiles_are_close_to_the_whole_take_less_memory_and_are_not_taken_without
 
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #db8a9409
-def test_each_part_is_there_only_while_it_works():
+def test_each_part_is_there_only_while_it_works_and_none_is_left_after_an_exception():
     pipe, here, events = load_video_pipeline(), set(), []
     names = {id(part): name for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    frames = generate("a girl waves", pipe, 2, 64, 64, steps=2, seed=1)
+    frames = generate("a girl waves", pipe, num_frames=2, height=64, width=64, steps=2, seed=1)
     pipe.enable_model_cpu_offload(
         device="cpu"
     )  # the CPU stands for a GPU: parts are called in and sent away all the same
@@ -218,8 +218,18 @@ def test_each_part_is_there_only_while_it_works():
         here.discard(names.get(id(module)))
         return leave(hook, module)
 
+    def stop(step, t, latents):
+        assert here == {"unet"}
+        raise InterruptedError
+
     with patch.object(CpuOffload, "pre_forward", entering), patch.object(CpuOffload, "init_hook", leaving):
-        again = generate("a girl waves", pipe, 2, 64, 64, steps=2, seed=1)
+        try:
+            generate("a girl waves", pipe, num_frames=2, height=64, width=64, steps=2, callback=stop)
+            raise AssertionError("the callback raises")
+        except InterruptedError:
+            assert not here, "the UNet is left behind"
+        events.clear()
+        again = generate("a girl waves", pipe, num_frames=2, height=64, width=64, steps=2, seed=1)
     assert (frames == again).all()
     assert [name for name, _ in dict.fromkeys(events)] == ["text_encoder", "text_encoder_2", "unet", "vae"], events
     assert all(there == {name} for name, there in events), events
@@ -247,7 +257,7 @@ def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
             def denoised(*_):
                 steps.append(live.peak), setattr(live, "peak", live.now)
 
-            generate("a girl waves", pipe, 5, 64, 96, steps=2, memory=memory, callback=denoised)
+            generate("a girl waves", pipe, num_frames=5, height=64, width=96, steps=2, memory=memory, callback=denoised)
         peaks = estimate_memory(model, 5, 64, 96, memory, on_cpu=True)
         for said, real in (peaks.denoising - peaks.weights, max(steps)), (peaks.decoding - peaks.weights, live.peak):
             assert abs(said / real - 1) < 0.07, (memory, said, real)

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['KeyframeError', 'parse_frame_values', 'interpolate_embeddings', 'read_frame_image', 'check_image_size', 'KnownFrames',
-           'invert_ddim', 'condition_noise', 'motion_strength', 'noise_by_seed', 'Keyframes', 'known_images',
-           'check_keyframes', 'join_videos', 'seeds_by_frame', 'encode_known_image', 'prepare_known_frames']
+           'invert_ddim', 'condition_noise', 'motion_strength', 'noise_by_seed', 'known_images', 'check_keyframes',
+           'join_videos', 'seeds_by_frame', 'encode_known_image', 'prepare_known_frames']
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e5f493ea
-import math
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -231,33 +229,6 @@ def noise_by_seed(
     for frame, seed in others:
         own[:, frame:] = draw(seed)[1][:, frame:]
     return correlate_frames(shared, own, kind, strength, loop)
-
-# %% ../../nbs/6_making_videos/32_directing.ipynb #7b0e4a09
-@dataclass(frozen=True, eq=False)
-class Keyframes:
-    "What a film is told beside its prompt. Raises `KeyframeError` for what can be seen to be wrong at once"
-
-    first_frame: object = None  # the picture it begins with: a file, a Pillow image or an array [H, W, 3]
-    last_frame: object = None  # the picture it ends on
-    motion: float = 1.0  # how much the temporal layers count: 1 as trained, 0 not at all
-    seeds: object = None  # a seed for each stretch, '0: 1 24: 7' or {0: 1, 24: 7}
-    before: object = None  # a film, uint8 [F, H, W, 3], to go on from; frames count from its end
-    overlap: int = 8  # how many of its last frames the new ones see
-
-    def __post_init__(self):
-        if not 0 <= self.motion < math.inf:
-            raise KeyframeError(f"the motion must be 0 or more, not {self.motion}")
-        if self.overlap < 1:
-            raise KeyframeError(f"at least 1 frame must overlap, not {self.overlap}")
-        if self.before is not None and self.first_frame is not None:
-            raise KeyframeError("a film that goes on has its first frame already: give either")
-        if self.seeds is not None:
-            parse_frame_values(self.seeds, "seed")
-
-    @property
-    def context_frames(self):
-        "How many frames of the film before stand in front of the new ones while these are made"
-        return 0 if self.before is None else min(self.overlap, len(self.before))
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #033d210a
 def known_images(keyframes, num_frames, height, width):

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['adapter_beside', 'load_video_pipeline', 'encode_conditioning', 'slice_unet_kwargs', 'plan_prediction_windows',
            'denoise_step', 'decode_frames', 'check_latents', 'check_request', 'resolve_noise', 'start_latents',
-           'embedded_pipeline', 'generate']
+           'embedded_pipeline', 'with_defaults', 'resolve_request', 'note_all_unread_words', 'set_timesteps',
+           'sample_video', 'generate']
 
 # %% ../../nbs/2_method/09_inference.ipynb #c0fd54c6
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from ..utils.errors import TavError
 
@@ -21,7 +24,6 @@ from ..models.temporal_unet import temporal_modules, attention_windows
 from ..models.vae import decode_latents
 from ..models.windows import Context, Windows, blend_windows, plan_windows, slice_window
 from tav_nb.sampling.conditioning import (
-    Keyframes,
     parse_frame_values,
     check_keyframes,
     noise_by_seed,
@@ -34,6 +36,7 @@ from tav_nb.sampling.conditioning import (
 from .guidance import Guidance, resolve_guidance, apply_guidance, noise_level
 from .memory import Memory, predict, offload_parts, map_batch
 from .noise import neighbour_correlation, noise_correlation
+from .request import Keyframes, VideoRequest
 
 # %% ../../nbs/2_method/09_inference.ipynb #18201640
 def adapter_beside(model):
@@ -230,85 +233,91 @@ def embedded_pipeline():
     return load_video_pipeline()
 
 # %% ../../nbs/2_method/09_inference.ipynb #e899bf86
-@torch.no_grad()
-def generate(
-    prompt,  # what shall be seen; by frame: '0: a girl stands 24: a girl walks', or a dict
-    pipe=None,  # a pipeline from `load_video_pipeline`; None for the embedded one
-    num_frames=16,  # length of the film
-    height=None,  # in pixels, a multiple of 8; None for what the base was made for
-    width=None,
-    steps=20,  # of the sampler; the embedded model is measured with 20
-    # how literally the prompt is taken; 1 or less is without guidance, which takes half the time or less; None for what
-    # the adapter recommends, else 5
-    guidance_scale=None,
-    negative_prompt=None,  # what shall not be seen; only with guidance
-    seed=0,  # the same seed gives the same film, on any device
-    noise=None,  # 'mixed', 'progressive' or 'independent'; None for what the adapter was trained with
-    noise_strength=None,  # its alpha; None for what the adapter was trained with
-    images=False,  # leave the adapter out: unrelated images
-    callback=None,  # called after each step with (step, timestep, latents `f c h w`)
-    # a `Context`, or a dict of its settings: how a film longer than the adapter's is made, or a loop; None for windows
-    # inside the attention
-    context=None,
-    # a `Memory` of chapter 30, for films that would not fit otherwise; None has everything in memory at once
-    memory=None,
-    keyframes=None,  # pictures, motion, seeds by frame, a film to go on from: a `Keyframes` (chapter 32)
-    guidance_min_sigma=None,  # noise below which nothing is guided; None for what the adapter recommends, else 0
-    # how far away from frames that do not know of each other (chapter 38); None for what the adapter recommends, else 0
-    temporal_guidance=None,
-):
-    """A film of a sentence: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done (`ModelError` if
-    the tiny model knows no word)
+def with_defaults(pipe, request: VideoRequest) -> VideoRequest:
+    "The request with a value for whatever was left to the base and the adapter"
+    made_for = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    noise, noise_strength = resolve_noise(pipe, request.noise, request.noise_strength)
+    guidance = resolve_guidance(
+        pipe.unet, request.guidance_scale, request.guidance_min_sigma, request.temporal_guidance
+    )
+    with_adapter = not request.images and request.keyframes.motion > 0
+    return replace(
+        request,
+        height=request.height or made_for,
+        width=request.width or made_for,
+        noise=noise,
+        noise_strength=noise_strength,
+        guidance_scale=guidance.scale,
+        guidance_min_sigma=guidance.min_sigma,
+        temporal_guidance=guidance.temporal if with_adapter else 0.0,
+        context=(request.context or pipe.unet.temporal.context) if with_adapter else None,
+        memory=request.memory or Memory(),
+    )
+
+
+def resolve_request(
+    pipe,
+    prompts: dict[int, str],  # by frame
+    request: VideoRequest,
+) -> VideoRequest:
+    """The request with all values, once it is checked. Raises `TavError` for what cannot be done (`ModelError` if the
+    tiny model knows no word)
     """
-    pipe = pipe or embedded_pipeline()
-    if isinstance(context, dict):
-        context = Context(**context)
-    made_for = pipe.default_sample_size * pipe.vae_scale_factor
-    height, width = height or made_for, width or made_for
-    keyframes, prompts = keyframes or Keyframes(), parse_frame_values(prompt)
-    if context and context.loop and keyframes.context_frames:
-        raise TavError("a film that goes on from another has a beginning: it cannot be a loop")
+    made_for, context = pipe.default_sample_size * pipe.vae_scale_factor, request.keyframes.context_frames
+    size = request.height or made_for, request.width or made_for
+    if request.context and request.context.loop and context:
+        raise TavError("a video that continues another one has a beginning: it cannot be a loop")
     try:
-        check_request(pipe, keyframes.context_frames + num_frames, height, width, steps, images, context)
+        check_request(pipe, context + request.num_frames, *size, request.steps, request.images, request.context)
     except ValueError as error:
-        raise TavError(
-            f"{error}{f', and {keyframes.context_frames} of them are the end of the film before' * bool(keyframes.context_frames)}"
-        ) from None
-    check_keyframes(keyframes, prompts, num_frames, height, width)
+        raise TavError(f"{error}{f', and {context} of them are the end of the video before' * bool(context)}") from None
+    check_keyframes(request.keyframes, prompts, request.num_frames, *size)
     for text in prompts.values():
         check_prompt(pipe, text)
+    return with_defaults(pipe, request)
+
+
+def note_all_unread_words(pipe, prompts: dict[int, str], request: VideoRequest) -> None:
+    "Report the words that are beyond what the text encoders read"
     for text in dict.fromkeys(prompts.values()):
         note_unread_words(pipe, text)
-    pictures = known_images(keyframes, num_frames, height, width)
-    num_frames += keyframes.context_frames  # the end of the film before is made again, to be seen by what follows
-    noise, noise_strength = resolve_noise(pipe, noise, noise_strength)
-    guidance = resolve_guidance(pipe.unet, guidance_scale, guidance_min_sigma, temporal_guidance)
-    if negative_prompt and guidance.scale > 1:
-        note_unread_words(pipe, negative_prompt, "negative prompt")
-    prompts = {frame + keyframes.context_frames: text for frame, text in prompts.items()}
-    memory = memory or Memory()
-    offload_parts(pipe, memory)
-    unet_kwargs = encode_conditioning(pipe, prompts, num_frames, height, width, guidance.scale, negative_prompt)
-    windows, loop = None, False
-    if not images and keyframes.motion:
-        context = context or pipe.unet.temporal.context
-        windows, loop = plan_prediction_windows(pipe, num_frames, context), context.loop
-        unet_kwargs |= dict(num_frames=num_frames, context=context if windows is None else Context())
-    else:
-        guidance = replace(guidance, temporal=0.0)  # without the adapter there is nothing to go away from
+    if request.negative_prompt and request.guidance_scale > 1:
+        note_unread_words(pipe, request.negative_prompt, "negative prompt")
+
+
+def set_timesteps(pipe, num_frames: int, steps: int) -> None:
+    "Prepare the scheduler for a video"
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
     if hasattr(pipe.scheduler, "set_begin_index"):
         pipe.scheduler.set_begin_index(0)  # looked up by its time, the first step can be taken for the second
-    latents = start_latents(pipe, num_frames, height, width, noise, noise_strength, seed, keyframes, loop)
+
+
+def sample_video(
+    pipe,
+    prompts: dict[int, str],  # by frame
+    request: VideoRequest,  # from `resolve_request`
+    callback: Callable | None = None,
+) -> np.ndarray:  # uint8 [F, H, W, 3]
+    "The frames of a resolved request"
+    keyframes, size, memory = request.keyframes, (request.height, request.width), request.memory
+    images = known_images(keyframes, request.num_frames, *size)
+    # the end of the video before is made again, as context of what follows
+    num_frames = keyframes.context_frames + request.num_frames
+    prompts = {frame + keyframes.context_frames: text for frame, text in prompts.items()}
+    guidance = Guidance(request.guidance_scale, request.guidance_min_sigma, request.temporal_guidance)
+    offload_parts(pipe, memory)
+    unet_kwargs = encode_conditioning(pipe, prompts, num_frames, *size, guidance.scale, request.negative_prompt)
+    windows, loop = None, False
+    if request.context:
+        windows, loop = plan_prediction_windows(pipe, num_frames, request.context), request.context.loop
+        unet_kwargs |= dict(num_frames=num_frames, context=request.context if windows is None else Context())
+    set_timesteps(pipe, num_frames, request.steps)
+    noise = request.noise, request.noise_strength
+    latents = start_latents(pipe, num_frames, *size, *noise, request.seed, keyframes, loop)
+    correlation = noise_correlation(num_frames, *noise, loop)
     known, latents = prepare_known_frames(
-        pipe,
-        pictures,
-        keyframes.context_frames,
-        latents,
-        unet_kwargs,
-        noise_correlation(num_frames, noise, noise_strength, loop),
-        steps,
+        pipe, images, keyframes.context_frames, latents, unet_kwargs, correlation, request.steps
     )
     pipe.maybe_free_model_hooks()  # text encoders leave the GPU, if parts are there in turn
     with motion_strength(pipe.unet, keyframes.motion):
@@ -320,6 +329,24 @@ def generate(
                 callback(step, t, latents)
     check_latents(latents, pipe)
     pipe.maybe_free_model_hooks()
-    frames = decode_frames(pipe, known.inject(latents)[keyframes.context_frames :], memory)
-    pipe.maybe_free_model_hooks()
-    return frames
+    return decode_frames(pipe, known.inject(latents)[keyframes.context_frames :], memory)
+
+
+@torch.no_grad()
+def generate(
+    prompt: str | dict[int, str],  # what the video shows; by frame: '0: a girl stands 24: a girl walks', or a dict
+    pipe=None,  # a pipeline from `load_video_pipeline`; None for the embedded one
+    request: VideoRequest | None = None,  # None for the defaults
+    callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
+    **options,  # fields of `VideoRequest`, in place of those of `request`
+) -> np.ndarray:  # uint8 [F, H, W, 3]
+    """The frames of a video. Raises `TavError` for what cannot be done (`ModelError` if the tiny model knows no word);
+    parts of the pipeline that are offloaded leave the GPU, whatever happens
+    """
+    pipe, prompts = pipe or embedded_pipeline(), parse_frame_values(prompt)
+    request = resolve_request(pipe, prompts, replace(request or VideoRequest(), **options))
+    note_all_unread_words(pipe, prompts, request)
+    try:
+        return sample_video(pipe, prompts, request, callback)
+    finally:
+        pipe.maybe_free_model_hooks()

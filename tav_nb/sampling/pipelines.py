@@ -11,7 +11,9 @@ __all__ = ['PipelineError', 'replaced_noise', 'generate_with_stock', 'encode_pro
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #72af650c
 import re
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -35,15 +37,21 @@ from tav_nb.models.base import (
     hub_file,
     is_hub_id,
     loading_error,
-    note_unread_words,
 )
 from ..models.messages import quiet
 from ..models.model_files import ModelError, check_part_config, only_variant
 from ..models.temporal_unet import load_lora, without_temporal
 from ..models.vae import encode_frames, safe_vae, scale_latents, upcast_vae
-from .generate import check_latents, check_request, decode_frames, resolve_noise
+from tav_nb.sampling.generate import (
+    check_latents,
+    check_request,
+    decode_frames,
+    note_all_unread_words,
+    resolve_noise,
+)
 from .guidance import resolve_guidance
 from .noise import correlated_noise
+from .request import VideoRequest
 from ..utils.schema import printable
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #2fad5148
@@ -68,33 +76,28 @@ def replaced_noise(
 @torch.no_grad()
 def generate_with_stock(
     pipe,  # any SDXL pipeline of diffusers, with the adapter in its UNet
-    prompt,
-    num_frames=16,
-    height=None,  # in pixels; None for what the base was made for
-    width=None,
-    steps=20,
-    guidance_scale=None,  # as in `generate`; stock pipelines know of no other guidance
-    negative_prompt=None,
-    seed=0,
-    noise=None,  # as in `generate`
-    noise_strength=None,
-    images=False,  # leave the adapter out
-    callback=None,  # called after each step with (step, timestep, latents `f c h w`)
-    **more,  # what this pipeline takes besides: image, strength, mask_image, ip_adapter_image, ...
-):
-    "A film from a stock pipeline: frames, uint8 `[F, H, W, 3]`. Raises `ValueError` for what cannot be done"
+    prompt: str,
+    request: VideoRequest | None = None,  # stock pipelines have no guidance but the prompt's, and no keyframes
+    callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
+    # fields of `VideoRequest` in place of those of `request`, and what this pipeline takes besides: image, strength,
+    # mask_image, ip_adapter_image, ...
+    **options,
+) -> np.ndarray:  # uint8 [F, H, W, 3]
+    "The frames of a video from a stock pipeline. Raises `TavError` for what cannot be done"
+    names = {field.name for field in fields(VideoRequest)} & options.keys()
+    request = replace(request or VideoRequest(), **{name: options.pop(name) for name in names})
     made_for = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    height, width = height or made_for, width or made_for
-    check_request(pipe, num_frames, height, width, steps, images)
+    height, width = request.height or made_for, request.width or made_for
+    check_request(pipe, request.num_frames, height, width, request.steps, request.images)
     check_prompt(pipe, prompt)
-    note_unread_words(pipe, prompt)
-    guidance_scale = resolve_guidance(pipe.unet, guidance_scale).scale  # these pipelines know of no other guidance
-    if negative_prompt and guidance_scale > 1:
-        note_unread_words(pipe, negative_prompt, "negative prompt")
-    call = encode_prompt_per_frame(pipe, prompt, num_frames, guidance_scale, negative_prompt)
-    start = initial_noise(pipe, num_frames, height, width, noise, noise_strength, seed).to(call["prompt_embeds"])
+    guidance_scale = resolve_guidance(pipe.unet, request.guidance_scale).scale
+    note_all_unread_words(pipe, {0: prompt}, replace(request, guidance_scale=guidance_scale))
+    call = encode_prompt_per_frame(pipe, prompt, request.num_frames, guidance_scale, request.negative_prompt)
+    start = initial_noise(
+        pipe, request.num_frames, height, width, request.noise, request.noise_strength, request.seed
+    ).to(call["prompt_embeds"])
     takes = signature(pipe.__call__).parameters
-    if "strength" not in takes or "mask_image" in takes and more.get("strength") == 1:
+    if "strength" not in takes or "mask_image" in takes and options.get("strength") == 1:
         call["latents"] = start
     if "height" in takes:
         call.update(height=height, width=width)
@@ -104,16 +107,16 @@ def generate_with_stock(
             callback(step, t, tensors["latents"])
         return tensors
 
-    pipe.scheduler.num_frames = num_frames  # for its hooks
+    pipe.scheduler.num_frames = request.num_frames  # for its hooks
     with replaced_noise(pipe.scheduler, start):
         latents = pipe(
             **call,
-            num_inference_steps=steps,
+            num_inference_steps=request.steps,
             guidance_scale=guidance_scale,
-            cross_attention_kwargs={} if images else dict(num_frames=num_frames),
+            cross_attention_kwargs={} if request.images else dict(num_frames=request.num_frames),
             output_type="latent",
             callback_on_step_end=after_step,
-            **more,
+            **options,
         ).images
     check_latents(latents, pipe)
     return decode_frames(pipe, latents)
