@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.noise import correlated_noise
-from tav_nb.toy.tiny_sdxl import FRAMES, SIZE, alphas_cumprod, embed_captions, images_to_latents, load_tiny, scenes_for_tests
+from tav_nb.toy.tiny_sdxl import (
+    FRAMES,
+    SIZE,
+    alphas_cumprod,
+    embed_captions,
+    images_to_latents,
+    load_tiny,
+    scenes_for_tests,
+)
 from tav_nb.toy.world import LABELS, caption, render
 
 SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)

@@ -91,7 +91,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_start.json"))
     args, pipe = parser.parse_args(), load_tiny(EMBEDDED)
     meta, films = load_adapter(pipe.unet, EMBEDDED_ADAPTER), Films(pipe)
-    scenes = [(i, scene) for i, scene in enumerate(scenes_for_tests(512)) if scene.speed and scene.hold == 1][: args.clips]
+    scenes = [(i, scene) for i, scene in enumerate(scenes_for_tests(512)) if scene.speed and scene.hold == 1][
+        : args.clips
+    ]
     noise, sigmas = start_noise(scenes[-1][0] + 1, meta["noise"], meta["noise_strength"]), films.scheduler().sigmas
 
     clips = [

@@ -16,27 +16,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ..utils.errors import TavError
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread_words
-from ..models.temporal_unet import temporal_modules, attention_windows
+from ..models.temporal_unet import attention_windows, temporal_modules
 from ..models.vae import decode_latents
 from ..models.windows import Context, Windows, blend_windows, plan_windows, slice_window
 from tav_nb.sampling.conditioning import (
-    parse_frame_values,
     check_keyframes,
-    noise_by_seed,
-    prepare_known_frames,
-    motion_strength,
-    known_images,
-    seeds_by_frame,
     interpolate_embeddings,
+    known_images,
+    motion_strength,
+    noise_by_seed,
+    parse_frame_values,
+    prepare_known_frames,
+    seeds_by_frame,
 )
-from .guidance import Guidance, resolve_guidance, apply_guidance, noise_level
-from .memory import Memory, predict, offload_parts, map_batch
+from .guidance import Guidance, apply_guidance, noise_level, resolve_guidance
+from .memory import Memory, map_batch, offload_parts, predict
 from .noise import neighbour_correlation, noise_correlation
 from .request import Keyframes, VideoRequest
+from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/09_inference.ipynb #18201640
 def adapter_beside(model):

@@ -10,6 +10,7 @@ __all__ = ['NOISES', 'design_document_noise', 'neighbour_correlation', 'noise_co
 import math
 
 import torch
+
 from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/04_noise.ipynb #a1f7e872

@@ -26,7 +26,6 @@ from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl import ret
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from ..utils.errors import TavError
 from transformers import CLIPVisionModelWithProjection
 
 from tav_nb.models.base import (
@@ -52,6 +51,7 @@ from tav_nb.sampling.generate import (
 from .guidance import resolve_guidance
 from .noise import correlated_noise
 from .request import VideoRequest
+from ..utils.errors import TavError
 from ..utils.schema import printable
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #2fad5148

@@ -74,7 +74,9 @@ class OffloadedAdamW(torch.optim.AdamW):
             for p, home in zip(chunk, self.home):
                 for name in MOMENT_NAMES:
                     guest = self.state[p][name]
-                    self.state[p][name] = (home[name] if home else pinned_empty_like(guest)).copy_(guest, non_blocking=True)
+                    self.state[p][name] = (home[name] if home else pinned_empty_like(guest)).copy_(
+                        guest, non_blocking=True
+                    )
                     if self.out:
                         guest.record_stream(self.out)
         if self.out:

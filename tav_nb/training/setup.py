@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from .batches import held_out_split
 
 import tav_nb
 from tav_nb.data.loader import (
@@ -33,6 +32,7 @@ from ..models.base import load_pipeline
 from ..models.geglu_kernel import fuse_geglu
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules
+from .batches import held_out_split
 from tav_nb.training.config import (
     check_config,
     check_unchanged,

@@ -21,7 +21,6 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import torch
-from .ema import ExponentialMovingAverage
 
 import tav_nb
 from tav_nb.models.adapter_file import (
@@ -42,6 +41,7 @@ from tav_nb.training.checkpoint import (
     save_checkpoint,
 )
 from .cuda_graphs import CudaGraphRunner
+from .ema import ExponentialMovingAverage
 from tav_nb.training.losses import (
     clip_errors,
     lr_factor,

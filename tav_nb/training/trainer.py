@@ -16,9 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from .batches import micro_batches
 
 from ..models.adapter_file import FILE_NAME
+from .batches import micro_batches
 from .checkpoint import CheckpointError, lock_run
 from .cuda_graphs import CaptureError
 from .distributed import AgreedError, Processes, TrainError, graceful_shutdown, make_accelerator
