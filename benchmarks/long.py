@@ -89,7 +89,7 @@ def film(pipe, text, seed, context, shuffle, args):
         torch.cuda.reset_peak_memory_stats(), torch.cuda.synchronize()
     began = time.perf_counter()
     with patch.object(inference, "start_latents", start):
-        frames = inference.generate(text, pipe, args.frames, steps=args.steps, seed=seed, context=context)
+        frames = inference.generate(text, pipe, num_frames=args.frames, steps=args.steps, seed=seed, context=context)
     return frames, time.perf_counter() - began, torch.cuda.max_memory_allocated() / 2**20 if cuda else None
 
 

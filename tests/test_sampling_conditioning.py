@@ -171,9 +171,9 @@ def test_the_path_backwards_finds_the_noise_that_a_picture_was_made_of():
         generate(
             "a girl in the snow",
             pipe,
-            1,
-            64,
-            64,
+            num_frames=1,
+            height=64,
+            width=64,
             steps=8,
             guidance_scale=1.0,
             seed=seed,
@@ -309,7 +309,7 @@ def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees
         new = generate(
             "0: a girl 1: a boy",
             pipe,
-            2,
+            num_frames=2,
             **wish,
             keyframes=told,
             callback=lambda step, t, latents: seen.append(len(latents)),
