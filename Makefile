@@ -45,7 +45,7 @@ lab: $(VENV)/dev
 	$(BIN)/jupyter lab nbs/index.ipynb
 
 lint: $(VENV)/dev
-	$(BIN)/ruff format --check nbs benchmarks tests/conftest.py tests/test_package.py tests/test_browser.py setup.py
+	$(BIN)/ruff format --check nbs benchmarks tests setup.py
 	$(BIN)/ruff check nbs tav_nb tests benchmarks setup.py
 
 export: $(VENV)/dev

@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py [--seconds 20] [--minutes 30] [--runs 3] [--out benchmarks/results/decode.json]
 
-Both routes start from the same synthetic 1280x720 H.264 file. One is `scan` and `plan`, and then also `read_windows` for
-every clip kept; the other writes every picture as a PNG (with the ffmpeg program if there is one, otherwise with
+Both routes start from the same synthetic 1280x720 H.264 file. One is `scan` and `plan`, and then also `read_windows`
+for every clip kept; the other writes every picture as a PNG (with the ffmpeg program if there is one, otherwise with
 FFmpeg's PNG encoder through PyAV) and reads the files back in full size; it filters nothing. --minutes 0 leaves the
 long video out, --runs 0 the comparison; what a run leaves out stays in the file.
 """
@@ -26,7 +26,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from tav_nb.data.shots import ShotOptions, read_windows, plan, scan
+from tav_nb.data.shots import ShotOptions, plan, read_windows, scan
 from tav_nb.toy import world as toon
 
 FPS, SIZE = 24, (1280, 720)

@@ -29,9 +29,9 @@ import torch
 from tav_nb.evaluation.metrics import dis_flow, motion
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.conditioning import KnownFrames, encode_known_image, join_videos, prepare_known_frames
-from tav_nb.sampling.request import Keyframes
 from tav_nb.sampling.generate import decode_frames, generate, load_video_pipeline
 from tav_nb.sampling.guidance import resolve_guidance
+from tav_nb.sampling.request import Keyframes
 from tav_nb.toy import world as toon
 
 

@@ -123,7 +123,8 @@ def watched(function, kind):
 choose_memory = fitting.choose_memory
 def chosen(*args, **kwargs):
     memory, peaks = choose_memory(*args, **kwargs)
-    found.update(fitted=asdict(memory), estimate={name: getattr(peaks, name) / 2**30 for name in ("weights", "denoising", "decoding")})
+    names = "weights", "denoising", "decoding"
+    found.update(fitted=asdict(memory), estimate={name: getattr(peaks, name) / 2**30 for name in names})
     return memory, peaks
 fitting.choose_memory = chosen
 inference.denoise_step = watched(inference.denoise_step, "denoising")

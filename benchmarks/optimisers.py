@@ -20,17 +20,17 @@ from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.tiny_sdxl import (
     alphas_cumprod,
-    embed_tokens,
     default_generator,
-    timestep_probabilities,
-    images_to_latents,
+    embed_tokens,
     fit_parameters,
-    loss_weights,
+    images_to_latents,
     load_tiny,
+    loss_weights,
     make_scheduler,
     make_unet,
     read_captions,
     split_for_muon,
+    timestep_probabilities,
 )
 from tav_nb.toy.world import random_scene, render
 from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict_clips

@@ -506,13 +506,10 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
 
     def first(layer):
         part, name = layer.split(".", 1)
-        return (
-            "diffusion_model." + original_layer_name(name, per_level)
-            if part == "unet"
-            else (
-                f"text_encoders.clip_{'g' if part[-1] == '2' else 'l'}.transformer.text_model.{name.removeprefix('text_model.')}"
-            )
-        )
+        if part == "unet":
+            return "diffusion_model." + original_layer_name(name, per_level)
+        encoder = "clip_g" if part[-1] == "2" else "clip_l"
+        return f"text_encoders.{encoder}.transformer.text_model.{name.removeprefix('text_model.')}"
 
     def kohya(layer):
         part, name = layer.split(".", 1)

@@ -20,8 +20,8 @@ def test_a_request_keeps_its_values_and_gives_each_option_a_type_with_bounds():
         pass
     assert replace(request, seed=3).num_frames == 24 and request.seed == 0
     types = option_types(VideoRequest) | option_types(Keyframes)
-    for name, field in (options_of(VideoRequest) | options_of(Keyframes)).items():
-        check_type(field.default, types[name], name)
+    for name, one in (options_of(VideoRequest) | options_of(Keyframes)).items():
+        check_type(one.default, types[name], name)
     for name, bad in dict(
         num_frames=0, steps=20_000, noise="pink", guidance_scale=-1.0, images="yes", motion=2000.0
     ).items():

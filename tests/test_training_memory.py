@@ -174,7 +174,8 @@ set_checkpointing(unet, kind)
 optimizer, average = torch.optim.AdamW(parameters), [p.detach().clone() for p in parameters]
 args, kwargs = training_inputs(unet, batch, 8, side, side)
 real = lambda x: torch.zeros_like(x, device="cpu")
-kwargs |= dict(encoder_hidden_states=real(kwargs["encoder_hidden_states"]), added_cond_kwargs={k: real(v) for k, v in kwargs["added_cond_kwargs"].items()})
+kwargs["encoder_hidden_states"] = real(kwargs["encoder_hidden_states"])
+kwargs["added_cond_kwargs"] = {k: real(v) for k, v in kwargs["added_cond_kwargs"].items()}
 for _ in range(3):
     unet(*map(real, args), **kwargs).sample.float().square().mean().backward()
     optimizer.step(), optimizer.zero_grad(set_to_none=False)

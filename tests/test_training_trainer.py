@@ -295,7 +295,9 @@ def at(step, where, what):
 
 def quick_pipeline(model, device, dtype, config):
     "`load_pipeline`, which loads encoders and VAE only once"
-    if not parts: parts.update({name: part for name, part in load(model, device, dtype, config).components.items() if name not in ("unet", "scheduler") and part is not None})
+    if not parts:
+        loaded = load(model, device, dtype, config).components.items()
+        parts.update({n: part for n, part in loaded if n not in ("unet", "scheduler") and part is not None})
     return load(model, device, dtype, config, **parts)
 
 
@@ -310,15 +312,19 @@ setup.load_pipeline = quick_pipeline
 setup.estimate_training_memory = lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)
 FAULTS = dict(
     memory=dict(micro_step=at(2, 1, out_of_memory)), bug=dict(make_preview=at(3, 0, bug)),
-    stop=dict(micro_step=at(3, 1, stop)), gone=dict(micro_step=at(2, 1, gone)), disk=dict(save_checkpoint=lambda name: full), none={})
+    stop=dict(micro_step=at(3, 1, stop)), gone=dict(micro_step=at(2, 1, gone)),
+    disk=dict(save_checkpoint=lambda name: full), none={})
 for port, (fault, words) in zip(ports, cases):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    for name, function in usual.items(): setattr(homes[name], name, FAULTS[fault][name](name) if name in FAULTS[fault] else function)
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    for name, function in usual.items():
+        setattr(homes[name], name, FAULTS[fault][name](name) if name in FAULTS[fault] else function)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: code = main(words)
         except SystemExit as end: code = end.code
-    with open(f"{place}/{rank}.jsonl", "a") as file: file.write(json.dumps([code, out.getvalue(), err.getvalue(), torch.distributed.is_initialized()]) + "\\n")
+    line = json.dumps([code, out.getvalue(), err.getvalue(), torch.distributed.is_initialized()])
+    with open(f"{place}/{rank}.jsonl", "a") as file: file.write(line + "\\n")
 if rank == 1: os._exit(0)
 """
 
@@ -605,7 +611,7 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0007
-def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_are_and_a_checkpoint_with_other_numbers_is_not_gone_on_with():
+def test_a_training_leaves_its_caller_s_random_numbers_and_does_not_continue_a_checkpoint_with_other_ones():
     with tempfile.TemporaryDirectory() as place:
         before = torch.random.get_rng_state()
         train_state, _ = run_small(f"{place}/run", replace(SMALL, workers=1))

@@ -262,8 +262,8 @@ def check_keyframes(keyframes, prompt, num_frames, height, width):
         last = max(parse_frame_values(given, what), default=0) if given is not None else 0
         if last >= num_frames:
             raise KeyframeError(
-                f"there is a {what} for frame {last}, but the {'new ' * bool(keyframes.context_frames)}film has {num_frames}"
-                f" frames, 0 to {num_frames - 1}"
+                f"there is a {what} for frame {last}, but the {'new ' * bool(keyframes.context_frames)}film has"
+                f" {num_frames} frames, 0 to {num_frames - 1}"
             )
     known_images(keyframes, num_frames, height, width)
 
@@ -291,8 +291,8 @@ def encode_known_image(pipe, picture):
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #947e3e6c
 def prepare_known_frames(pipe, pictures, context_frames, latents, unet_kwargs, correlation, steps):
-    """The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them; the first `context_frames`
-    keep their own
+    """The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them; the first
+    `context_frames` keep their own
     """
     import torch
 

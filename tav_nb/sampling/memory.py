@@ -237,8 +237,8 @@ class MemoryEstimate:
 
     def __str__(self):
         return (
-            f"{format_bytes(self.total)} (weights {format_bytes(self.weights)}, denoising {format_bytes(self.denoising)}, decoding"
-            f" {format_bytes(self.decoding)})"
+            f"{format_bytes(self.total)} (weights {format_bytes(self.weights)}, denoising"
+            f" {format_bytes(self.denoising)}, decoding {format_bytes(self.decoding)})"
         )
 
 
@@ -364,8 +364,8 @@ def memory_candidates(kind="auto", frames_at_once=None, guided=True, on_cpu=Fals
 
 
 def minimum_estimate(model, num_frames, height, width, on_cpu=False):
-    """What a film needs whatever the settings, as `MemoryEstimate`, in no time: weights, latents with what is remembered of
-    them, the first skip, a decoded frame, and on a CPU all finished frames
+    """What a film needs whatever the settings, as `MemoryEstimate`, in no time: weights, latents with what is
+    remembered of them, the first skip, a decoded frame, and on a CPU all finished frames
     """
     scale, about = 2 ** (len(model.vae.config.block_out_channels) - 1), model.unet.config
     places = num_frames * (height // scale) * (width // scale)
@@ -380,14 +380,14 @@ def check_possible(model, num_frames, height, width, room, on_cpu=False):
     least = minimum_estimate(model, num_frames, height, width, on_cpu)
     if least.weights <= room < least.total:
         raise TooLarge(
-            f"{num_frames} frames of {width} x {height} need more than {format_bytes(least.total)}, and {format_bytes(room)} are"
-            " there: fewer frames or a smaller --height and --width need less"
+            f"{num_frames} frames of {width} x {height} need more than {format_bytes(least.total)}, and"
+            f" {format_bytes(room)} are there: fewer frames or a smaller --height and --width need less"
         )
 
 
 def choose_memory(model, num_frames, height, width, room, kind="auto", frames_at_once=None, **how):
-    """The fastest `Memory` with which a film fits into `room` bytes, and its `MemoryEstimate`; `how` as in `estimate_memory`. Raises
-    `TooLarge`
+    """The fastest `Memory` with which a film fits into `room` bytes, and its `MemoryEstimate`; `how` as in
+    `estimate_memory`. Raises `TooLarge`
     """
     check_possible(model, num_frames, height, width, room, how.get("on_cpu", False))
     steps = memory_candidates(kind, frames_at_once, how.get("guided", True), how.get("on_cpu", False))
@@ -413,7 +413,10 @@ def longest_that_fits(fits, need, num_frames, room):
 
 def too_large_message(model, num_frames, height, width, room, kind, frames_at_once, least, how):
     "One line about a film that does not fit, and what would make it fit"
-    said = f"{num_frames} frames of {width} x {height} need {format_bytes(least.total * MEMORY_MARGIN)}, and {format_bytes(room)} are there: "
+    said = (
+        f"{num_frames} frames of {width} x {height} need {format_bytes(least.total * MEMORY_MARGIN)}, and"
+        f" {format_bytes(room)} are there: "
+    )
     if least.weights * MEMORY_MARGIN > room:
         return said + f"too little for this model, whose weights alone take {format_bytes(least.weights)}"
     on_cpu = how.get("on_cpu", False)

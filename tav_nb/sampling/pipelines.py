@@ -228,7 +228,9 @@ def stock_pipeline(
     control_scale=1.0,  # how strictly the control is followed
     picture=None,  # for an IP-Adapter
 ):
-    "`(pipeline, arguments)` for `generate_with_stock`: the stock class for what is given, and what it is called with besides"
+    """`(pipeline, arguments)` for `generate_with_stock`: the stock class for what is given, and what it is called with
+    besides
+    """
     parts = {} if control is None else dict(controlnet=controlnet)
     kind = ("ControlNet" if parts else "") + ("" if video is None else "Img2Img" if mask is None else "Inpaint")
     other = switch_pipeline(pipe, getattr(diffusers, f"StableDiffusionXL{kind}Pipeline"), **parts)
@@ -391,9 +393,18 @@ def lora_layers(pipe, name):
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #cca98b42
 _prefixes = dict(
-    text_encoder=("lora_te1_", "lora_te_", "base_model.model.text_encoder.", "text_encoders.clip_l.transformer.", "text_encoders.clip_l.", "text_encoder."),
-    text_encoder_2=("lora_te2_", "base_model.model.text_encoder_2.", "text_encoders.clip_g.transformer.", "text_encoders.clip_g.", "text_encoder_2."),
-    unet=("lora_unet_", "base_model.model.unet.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", ""),
+    text_encoder=(
+        "lora_te1_", "lora_te_", "base_model.model.text_encoder.",
+        "text_encoders.clip_l.transformer.", "text_encoders.clip_l.", "text_encoder.",
+    ),
+    text_encoder_2=(
+        "lora_te2_", "base_model.model.text_encoder_2.",
+        "text_encoders.clip_g.transformer.", "text_encoders.clip_g.", "text_encoder_2.",
+    ),
+    unet=(
+        "lora_unet_", "base_model.model.unet.", "base_model.model.",
+        "model.diffusion_model.", "diffusion_model.", "unet.", "",
+    ),
 )  # fmt: skip
 _first_names = {
     "time_embedding.linear_1": "time_embed.0",
@@ -440,7 +451,8 @@ def original_layer_name(
         return f"input_blocks.{(level + 1) * per_level}.0.op"
     if kind == "upsamplers":
         return f"output_blocks.{(level + 1) * per_level - 1}.2.conv"
-    return f"{'input' if way == 'down' else 'output'}_blocks.{level * per_level + layer + (way == 'down')}.{attention}.{rest}"
+    block = level * per_level + layer + (way == "down")
+    return f"{'input' if way == 'down' else 'output'}_blocks.{block}.{attention}.{rest}"
 
 
 def layer_names(pipe) -> dict[str, dict[str, str]]:

@@ -46,7 +46,7 @@ def option(
 
 def options_of(request: type) -> dict:  # {name: field}
     "The fields of a request that were made with `option`"
-    return {field.name: field for field in fields(request) if "kind" in field.metadata}
+    return {one.name: one for one in fields(request) if "kind" in one.metadata}
 
 
 def option_types(request: type) -> dict[str, object]:

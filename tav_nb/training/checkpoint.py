@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ..utils.atomic_io import atomic_path, remove_stale
 from ..utils.schema import SchemaError, first_not_finite, parse_json
@@ -180,7 +180,8 @@ def lock_run(run, resume=False):
         lock = open(
             run / ".lock",
             "w",
-            # the file stays, also after a kill, and says nothing by being there: what counts is the lock on it, which ends
+            # the file stays, also after a kill, and says nothing by being there: what counts is the lock on it, which
+            # ends
             # with its process
         )
     except OSError as error:
@@ -269,8 +270,8 @@ def read_tensors_checked(path, expected):
 
 
 def read_moments(path, names, parameters):
-    """An optimiser's tensors of a checkpoint, as `load_optimizer_tensors` takes them. Raises `CheckpointError` unless each
-    parameter has both moments and a step, or none has anything
+    """An optimiser's tensors of a checkpoint, as `load_optimizer_tensors` takes them. Raises `CheckpointError` unless
+    each parameter has both moments and a step, or none has anything
     """
     try:
         with safe_open(path, "pt") as file:

@@ -331,7 +331,9 @@ TYPE_DESCRIPTIONS = {bool: "true or false", int: "a whole number", float: "a num
 
 
 def parse_option(name, text):
-    "A word of the command line as a value for the field `name`; one that cannot be stays text, for `check_option` to refuse"
+    """A word of the command line as a value for the field `name`; one that cannot be stays text, for `check_option` to
+    refuse
+    """
     kind, truths = FIELD_TYPES[name], {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     if kind is str:
         return text
@@ -432,8 +434,8 @@ def check_config(config):
         )
     if config.uncond_zero_prob + config.uncond_empty_prob > 1:
         raise ConfigError(
-            f"uncond_zero_prob {config.uncond_zero_prob:g} and uncond_empty_prob {config.uncond_empty_prob:g} are shares of"
-            " all captions, together at most 1"
+            f"uncond_zero_prob {config.uncond_zero_prob:g} and uncond_empty_prob {config.uncond_empty_prob:g} are"
+            " shares of all captions, together at most 1"
         )
     if not config.adapter and max(config.lengths) > config.max_frames:
         raise ConfigError(f"lengths go up to {max(config.lengths)} frames, but max_frames is {config.max_frames}")

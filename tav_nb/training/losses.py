@@ -78,8 +78,8 @@ def draw_timesteps(count, density, generator):
 
 # %% ../../nbs/2_method/08_training.ipynb #be513d39
 def clip_errors(error, temporal_difference_weight=0.0):
-    """Mean square of an error `[B, F, C, H, W]` over each clip, and `temporal_difference_weight` times that of its change from frame to
-    frame: `[B]`
+    """Mean square of an error `[B, F, C, H, W]` over each clip, and `temporal_difference_weight` times that of its
+    change from frame to frame: `[B]`
     """
     squares = error.square().mean(dim=(1, 2, 3, 4))
     return (

@@ -173,8 +173,8 @@ def check_caption_widths(loader, unet):
 
 
 def build_train_state(config, loader, cache, device, dtype, rank=0, world=1):
-    """`(train_state, pipe)`: the base on the device, the rest of the pipeline in the computer's memory. The caller's random
-    numbers stay as they are
+    """`(train_state, pipe)`: the base on the device, the rest of the pipeline in the computer's memory. The caller's
+    random numbers stay as they are
     """
     with torch.random.fork_rng(devices=[]):
         with quiet():

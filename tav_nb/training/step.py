@@ -335,8 +335,8 @@ class SavedTrainState(msgspec.Struct):
 
 
 def read_checkpoint(train_state, path, state):
-    """`(state, weights, average, moments)` of a checkpoint. Raises `CheckpointError` unless they are those of `train_state`,
-    and all numbers finite
+    """`(state, weights, average, moments)` of a checkpoint. Raises `CheckpointError` unless they are those of
+    `train_state`, and all numbers finite
     """
     try:
         state = check_type(state, SavedTrainState, path / "state.json")

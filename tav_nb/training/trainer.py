@@ -225,9 +225,9 @@ class Trainer:
                 return True
             if said["lost"] >= config.max_overflows:
                 raise TrainError(
-                    f"step {train_state.step}: {said['lost']} updates in a row were lost to overflow, the last with scale"
-                    f" {said['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step {self.saved} is"
-                    " the last good one"
+                    f"step {train_state.step}: {said['lost']} updates in a row were lost to overflow, the last with"
+                    f" scale {said['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step {self.saved}"
+                    " is the last good one"
                 )
             if self.main:
                 self.note(said, time.perf_counter() - start), self.log.bar.update()
@@ -244,12 +244,13 @@ def explain_error(error, train_state, run):
     said = " ".join(str(error).split())
     if isinstance(error, CaptureError):
         return TrainError(
-            f"step {train_state.step}: a micro-step cannot be recorded ({said}); --resume --cuda-graphs false goes on without"
+            f"step {train_state.step}: a micro-step cannot be recorded ({said}); --resume --cuda-graphs false goes on"
+            " without"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in said:
         return TrainError(
-            f"step {train_state.step}: a process that reads clips ended ({said[:200]}); --resume --workers 0 goes on without"
-            " such processes"
+            f"step {train_state.step}: a process that reads clips ended ({said[:200]}); --resume --workers 0 goes on"
+            " without such processes"
         )
     memory = (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -260,8 +261,9 @@ def explain_error(error, train_state, run):
         return error
     less = " --adam-offload true" * (not train_state.config.adam8bit) + " --checkpointing offload"
     return TrainError(
-        f"step {train_state.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so does a"
-        f" new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter --lengths"
+        f"step {train_state.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so"
+        f" does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter"
+        " --lengths"
     )
 
 
@@ -393,8 +395,8 @@ def run_training(train_state, pipe, loader, held_out, run, resume, say, on_event
         finally:
             log.close()
     say(
-        f"{'stopped' if stopped else 'done'} at step {train_state.step} of {config.steps}; {run}/{FILE_NAME} is the adapter"
-        + ("; --resume goes on" if stopped else "")
+        f"{'stopped' if stopped else 'done'} at step {train_state.step} of {config.steps}; {run}/{FILE_NAME} is the"
+        " adapter" + ("; --resume goes on" if stopped else "")
     )
     return train_state
 
