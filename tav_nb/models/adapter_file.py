@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import tav_nb
-from .base import hub_file, is_hub_id
+from .base import hub_file
 from .model_files import ModelError
 from .temporal_attention import TemporalSelfAttention
 from tav_nb.models.temporal_unet import (
@@ -35,6 +35,7 @@ from tav_nb.models.temporal_unet import (
     temporal_modules,
     temporal_state_dict,
 )
+from ..utils.arguments import is_hub_id
 from ..utils.atomic_io import atomic_path
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, first_not_finite, parse_json, printable

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'REQUIRED_PARTS', 'VOCABULARY', 'SMALL_VOCABULARY', 'hub_reason', 'hub_file', 'cached_folder',
-           'loading_error', 'check_loadable', 'is_hub_id', 'find_model', 'find_config', 'check_device', 'read_part',
+           'loading_error', 'check_loadable', 'find_model', 'find_config', 'check_device', 'read_part',
            'read_prediction', 'check_finite_weights', 'check_tokens', 'check_complete', 'load_pipeline', 'known_words',
            'check_prompt', 'note_unread_words']
 
@@ -29,6 +29,7 @@ from tav_nb.models.model_files import (
     only_variant,
 )
 from .scheduler import SDXLAnime_BestHQScheduler
+from ..utils.arguments import is_hub_id
 from ..utils.schema import SchemaError, first_not_finite, parse_json, printable
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #c5201e1c
@@ -111,12 +112,6 @@ def check_loadable(where: str | Path):
     check_model_folder(path.parent)
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #0ca225fa
-def is_hub_id(name):
-    "Does this look like owner/name, and is there no such folder?"
-    path = Path(name)
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name))) and not path.exists() and not path.parent.is_dir()
-
-
 def find_model(
     model=None,  # None for the embedded one, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
 ):

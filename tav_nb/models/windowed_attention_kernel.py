@@ -8,7 +8,7 @@ __all__ = ['windowed_attention_kernel', 'can_fuse_windows', 'windowed_attention'
 # %% ../../nbs/internals/40_sliding.ipynb #2c76cb90
 import torch
 
-from .attention_kernel import BLOCK_M, attention_weights, jit, tl, triton
+from .attention_kernel import BLOCK_M, jit, softmax_weights, tl, triton
 from .windows import Windows
 
 # %% ../../nbs/internals/40_sliding.ipynb #3893db65
@@ -48,7 +48,7 @@ def windowed_attention_kernel(
         index, weight = tl.load(frame_index + window * length + step), tl.load(blend_weights + window * length + step)
         frame = tl.program_id(1) * frames + tl.where(index < 0, -1 - index, index)
         offsets = (frame.to(tl.int64) * rows + row)[:, None] * dim + d[None, :]  # b f n d
-        weights = attention_weights(
+        weights = softmax_weights(
             tl.load(q + offsets, channel_mask, 0.0) + wq,
             tl.load(k + offsets, channel_mask, 0.0) + wk,
             row,

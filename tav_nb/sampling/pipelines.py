@@ -34,7 +34,6 @@ from tav_nb.models.base import (
     check_finite_weights,
     check_prompt,
     hub_file,
-    is_hub_id,
     loading_error,
 )
 from ..models.messages import quiet
@@ -51,6 +50,7 @@ from tav_nb.sampling.generate import (
 from .guidance import resolve_guidance
 from .noise import correlated_noise
 from .request import VideoRequest
+from ..utils.arguments import is_hub_id
 from ..utils.errors import TavError
 from ..utils.schema import printable
 

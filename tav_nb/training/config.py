@@ -6,13 +6,12 @@
 __all__ = ['OLD_NAMES', 'OLD_VALUES', 'RESUMABLE_FIELDS', 'FIELD_TYPES', 'TYPE_DESCRIPTIONS', 'PRESET_FOLDER', 'ConfigError',
            'config_field', 'TrainConfig', 'parse_option', 'shown_value', 'describe_bounds', 'check_option',
            'nearest_option', 'merge_options', 'check_config', 'preset_names', 'read_config', 'config_to_toml',
-           'changed_fields', 'RunRecord', 'load_run_config', 'is_hub_id', 'check_unchanged', 'resume_config']
+           'changed_fields', 'RunRecord', 'load_run_config', 'check_unchanged', 'resume_config']
 
 # %% ../../nbs/5_training/23_config.ipynb #9bd2874e
 import difflib
 import json
 import math
-import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta
 
 import tav_nb
+from ..utils.arguments import is_hub_id
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, parse_json
 
@@ -521,13 +521,6 @@ def load_run_config(run):
     except SchemaError as error:
         raise ConfigError(f"{error}; a new run needs another folder") from None
     return record, merge_options(TrainConfig(), record.config, f"{path}: ")
-
-
-def is_hub_id(name):
-    "Whether loading `name` would ask the Hub, for there is nothing of that name here"
-    return (
-        bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists() and not Path(name).parent.is_dir()
-    )
 
 
 def check_unchanged(run, began, config):
