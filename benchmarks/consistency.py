@@ -25,7 +25,8 @@ import torch
 from tav_nb.evaluation.metrics import measure_video
 from tav_nb.sampling.generate import load_video_pipeline, resolve_noise
 from tav_nb.toy import tiny_sdxl as tiny
-from tav_nb.toy.world import caption, random_scene
+from tav_nb.toy.captions import caption
+from tav_nb.toy.scenes import random_scene
 
 METRICS = (
     "warping_error",

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 from tav_nb.data.shots import ShotOptions, plan, read_windows, scan
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 
 FPS, SIZE = 24, (1280, 720)
 
@@ -38,8 +40,8 @@ def drawn(path, seconds):
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20", "threads": "2"})
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         for shot in range(seconds // 5):
-            scene = toon.replace(toon.random_scene(shot), hold=1 + shot % 3)
-            for frame in toon.render(scene, num_frames=5 * FPS, height=180, width=320).frames:
+            scene = replace(random_scene(shot), hold=1 + shot % 3)
+            for frame in render(scene, num_frames=5 * FPS, height=180, width=320).frames:
                 picture = av.VideoFrame.from_image(Image.fromarray(frame).resize(SIZE))
                 container.mux(stream.encode(picture))
         container.mux(stream.encode(None))

@@ -32,7 +32,10 @@ from tav_nb.sampling.conditioning import KnownFrames, encode_known_image, join_v
 from tav_nb.sampling.generate import decode_frames, generate, load_video_pipeline
 from tav_nb.sampling.guidance import resolve_guidance
 from tav_nb.sampling.request import Keyframes
-from tav_nb.toy import world as toon
+from tav_nb.toy.captions import caption
+from tav_nb.toy.reader import CHECKS, read_scene
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 
 
 def drawn(pipe, pictures, context_frames, latents, *rest):
@@ -53,7 +56,7 @@ def inverted(pipe, pictures, context_frames, *rest):
 
 def scenes(count):
     "Scenes whose motion can be seen: a still camera, no holds, nobody stands"
-    found = (toon.random_scene(seed) for seed in range(10_000))
+    found = (random_scene(seed) for seed in range(10_000))
     return [
         scene
         for scene, _ in zip(
@@ -84,8 +87,8 @@ def psnr(a, b):
 
 def looks(film, scene):
     "What the reader says of the film, next to what was asked for"
-    seen = toon.read_scene(film)
-    right = toon.CHECKS["direction"](scene, seen)
+    seen = read_scene(film)
+    right = CHECKS["direction"](scene, seen)
     return dict(
         identity=[getattr(scene, name) == getattr(seen, name) for name in ("hair", "outfit", "background")].count(True)
         / 3,
@@ -127,9 +130,9 @@ def go_on(scene, real, before, seed, how, wish):
 def measure(args, number, scene):
     "The rows of one scene"
     torch.set_num_threads(args.threads)
-    rows, pipe, real = [], load(args.device), toon.render(scene, args.frames, args.side, args.side).frames
+    rows, pipe, real = [], load(args.device), render(scene, args.frames, args.side, args.side).frames
     wish = dict(
-        prompt=toon.caption(scene, 0, complete=True),
+        prompt=caption(scene, 0, complete=True),
         pipe=pipe,
         height=args.side,
         width=args.side,

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from tav_nb.sampling.generate import generate, load_video_pipeline
-from tav_nb.toy.world import CHECKS, Scene, read_scene, wilson_interval
+from tav_nb.toy.reader import CHECKS, read_scene, wilson_interval
+from tav_nb.toy.scenes import Scene
 
 SAID = json.loads(Path(__file__).with_suffix(".json").read_text())
 

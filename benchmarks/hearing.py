@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from tav_nb.models.base import EMBEDDED
+from tav_nb.toy.captions import caption
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_sdxl import (
     ATTRIBUTES,
     SIZE,
@@ -28,7 +31,6 @@ from tav_nb.toy.tiny_sdxl import (
     images_to_latents,
     load_tiny,
 )
-from tav_nb.toy.world import caption, random_scene, render
 from tav_nb.utils.atomic_io import atomic_write
 
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.noise import correlated_noise
+from tav_nb.toy.captions import caption
+from tav_nb.toy.rendering import LABELS, render
 from tav_nb.toy.tiny_sdxl import (
     FRAMES,
     SIZE,
@@ -24,7 +26,6 @@ from tav_nb.toy.tiny_sdxl import (
     load_tiny,
     scenes_for_tests,
 )
-from tav_nb.toy.world import LABELS, caption, render
 
 SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
 

@@ -44,7 +44,9 @@ from tav_nb.models.windows import Context, plan_windows
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.guidance import resolve_guidance
 from tav_nb.toy import tiny_sdxl as tiny
-from tav_nb.toy.world import caption, read_scene, render, wilson_interval
+from tav_nb.toy.captions import caption
+from tav_nb.toy.reader import read_scene, wilson_interval
+from tav_nb.toy.rendering import render
 
 ROWS = {  # name: (Context, is the noise shuffled?)
     "attention, overlap 12": (Context(overlap=12), False),

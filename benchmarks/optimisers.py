@@ -18,6 +18,8 @@ import torch
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.noise import correlated_noise
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_sdxl import (
     alphas_cumprod,
     default_generator,
@@ -32,7 +34,6 @@ from tav_nb.toy.tiny_sdxl import (
     split_for_muon,
     timestep_probabilities,
 )
-from tav_nb.toy.world import random_scene, render
 from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict_clips
 
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])

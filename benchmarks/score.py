@@ -23,7 +23,8 @@ from PIL import Image
 
 from tav_nb.evaluation import metrics as consistency
 from tav_nb.evaluation import score
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_io import write_video
 
 RUN = """import sys
@@ -48,7 +49,7 @@ PARTS = {
 
 def film(path, frames, side):
     "A cartoon, drawn at half the size and given some grain, as H.264"
-    small = toon.render(toon.random_scene(3), frames, side // 2, side // 2).frames
+    small = render(random_scene(3), frames, side // 2, side // 2).frames
     grain = np.random.default_rng(0).integers(-6, 7, (side, side, 1), dtype=np.int16)
     large = [
         np.clip(

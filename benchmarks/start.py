@@ -18,6 +18,9 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
 from tav_nb.sampling.generate import denoise_step
 from tav_nb.sampling.noise import correlated_noise
+from tav_nb.toy.captions import caption
+from tav_nb.toy.reader import read_scene
+from tav_nb.toy.rendering import render
 from tav_nb.toy.tiny_sdxl import (
     FRAMES,
     GUIDANCE,
@@ -29,7 +32,6 @@ from tav_nb.toy.tiny_sdxl import (
     scenes_for_tests,
     start_noise,
 )
-from tav_nb.toy.world import caption, read_scene, render
 
 STEPS = 20
 

@@ -54,7 +54,9 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.generate import generate
 from tav_nb.sampling.memory import MEMORY_PRESETS
 from tav_nb.sampling.request import Frames, Keyframes, Seed, VideoRequest
-from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.toy.captions import caption
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.training.config import TrainConfig, read_config
 from tav_nb.utils.arguments import UsageError, at_least, in_range, numbers
 from tav_nb.utils.decoder import Limits

@@ -33,8 +33,9 @@ from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import by_file, open_source
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet
-from tav_nb.toy.world import OUTFIT, Scene, render
-from tav_nb.toy.world import caption as caption_of
+from tav_nb.toy.captions import caption as caption_of
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import OUTFIT, Scene
 from tav_nb.utils.video_io import write_video
 
 # %% ../nbs/4_real_clips/18_dataset.ipynb #e9f96224

@@ -33,7 +33,8 @@ from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet
 from tav_nb.models.vae import encode_frames, safe_vae
 from tav_nb.sampling.generate import decode_frames
-from tav_nb.toy.world import Scene, render
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import Scene
 from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import VideoReader
 

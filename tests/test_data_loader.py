@@ -30,7 +30,9 @@ from tav_nb.data.loader import (
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
-from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.toy.captions import caption
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.training.losses import adapter_loss, train_adapter
 from tav_nb.utils.video_io import write_video
 

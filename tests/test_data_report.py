@@ -29,7 +29,9 @@ from tav_nb.data.report import (
     summary,
     write_report,
 )
-from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.toy.captions import caption
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.pages import page_asset
 from tav_nb.utils.schema import SchemaError
 

@@ -4,6 +4,7 @@ import sys
 import tempfile
 import threading
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,8 @@ import av
 import numpy as np
 
 from tav_nb.data.shots import FIGURES, ShotOptions, _content, _cv2, _one_thread, plan, read_windows, scan
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import SourceError
 
@@ -21,8 +23,8 @@ from tav_nb.utils.video_reader import SourceError
 @lru_cache
 def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width=128, **changes):
     "Frames [F, H, W, 3] of the cartoon world at 24 pictures a second"
-    scene = toon.random_scene(seed)
-    scene = toon.replace(
+    scene = random_scene(seed)
+    scene = replace(
         scene,
         hold=hold,
         pan=pan,
@@ -30,7 +32,7 @@ def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width
         background=background or scene.background,
         **changes,
     )
-    return toon.render(scene, num_frames=num_frames, height=height, width=width).frames
+    return render(scene, num_frames=num_frames, height=height, width=width).frames
 
 
 def mixed(a, b):

@@ -34,8 +34,9 @@ from tav_nb.data.sources import (
     read_sakuga,
     read_table,
 )
-from tav_nb.toy.world import caption as caption_of
-from tav_nb.toy.world import random_scene, render
+from tav_nb.toy.captions import caption as caption_of
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import VideoReader
 

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import tempfile
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,8 @@ from tav_nb.evaluation.metrics import (
     warp,
     warping_error,
 )
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #e39e3b12
 cv2.setNumThreads(1)
@@ -49,7 +51,7 @@ cv2.setNumThreads(1)
 @lru_cache
 def cartoon(seed, num_frames=12, height=72, width=96, **changes):
     "A clip of the cartoon world with its true optical flow"
-    return toon.render(toon.replace(toon.random_scene(seed), **changes), num_frames, height, width, truth=True)
+    return render(replace(random_scene(seed), **changes), num_frames, height, width, truth=True)
 
 
 def on_twos(frames):
@@ -91,7 +93,7 @@ def estimated_errors(frames):
 def unsteady(clip, amount, seed=0):
     "A clip in which every frame has a brightness of its own"
     shift = np.random.default_rng(seed).normal(0, amount, (len(clip.frames), 1, 1, 1))
-    return toon.replace(clip, frames=np.clip(clip.frames + shift, 0, 255).astype(np.uint8))
+    return replace(clip, frames=np.clip(clip.frames + shift, 0, 255).astype(np.uint8))
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #876eb900
@@ -420,7 +422,7 @@ def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #d3208975
 def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
     clip = cartoon(3, 8, 96, 96, action="stand", pan=0.0, camera="still", hair="pink", outfit="blue")
-    other = toon.render(toon.replace(clip.scene, hair="green", outfit="red"), 8, 96, 96).frames
+    other = render(replace(clip.scene, hair="green", outfit="red"), 8, 96, 96).frames
     mixed = (
         np.stack([((7 - t) * a.astype(float) + t * b) / 7 for t, (a, b) in enumerate(zip(clip.frames, other))])
         .round()

@@ -22,7 +22,8 @@ from tav_nb.models.temporal_unet import temporal_modules
 from tav_nb.models.windows import Context, plan_windows
 from tav_nb.sampling.generate import embedded_pipeline, generate
 from tav_nb.sampling.noise import correlated_noise, noise_correlation
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 
 
 # %% ../nbs/3_does_it_move/28_views.ipynb #a85e338a
@@ -35,7 +36,7 @@ def test_a_coarse_flow_is_the_mean_of_its_cells():
 
 # %% ../nbs/3_does_it_move/28_views.ipynb #86bf3f29
 def test_the_worst_pair_is_what_is_drawn_and_what_is_marked():
-    frames = toon.render(toon.random_scene(3), 6, 48, 64).frames
+    frames = render(random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([frames[:3], frames[::-1][:3]])
     found = measure_video(jump)
     axes = plot_consistency(jump, found, row=7)

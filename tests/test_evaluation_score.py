@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -26,14 +27,15 @@ from tav_nb.evaluation.score import (
     short_names,
     unusual_format,
 )
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_io import read_video, write_video
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #237a3d8b
 def clips(folder, num_frames=8, height=64, width=96, seed=3):
     "Paths of three films: whole, shuffled, frozen"
-    frames = toon.render(toon.random_scene(seed), num_frames, height, width).frames
+    frames = render(random_scene(seed), num_frames, height, width).frames
     films = {
         "whole": frames,
         "shuffled": frames[np.random.default_rng(1).permutation(num_frames)],
@@ -79,7 +81,7 @@ def pngs(folder, *frames):
 
 def bad_films(folder):
     "{words that the complaint has: path} for everything that cannot be scored"
-    folder, one = Path(folder), toon.render(toon.random_scene(3), 1, 48, 64).frames[0]
+    folder, one = Path(folder), render(random_scene(3), 1, 48, 64).frames[0]
     files = {name: folder / name for name in ("still.png", "one.mp4", "cut.mp4", "text.mp4", "missing.mp4")}
     Image.fromarray(one).save(files["still.png"])
     write_video([one], files["one.mp4"])
@@ -142,8 +144,8 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
 def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
     from tav_nb.data.shots import ShotOptions, plan, read_windows, scan
 
-    fields = toon.render(
-        toon.replace(toon.random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192
+    fields = render(
+        replace(random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192
     ).frames
     frames = fields[::2].copy()
     frames[:, 1::2] = fields[1::2, 1::2]

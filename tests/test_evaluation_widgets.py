@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -28,12 +29,13 @@ from tav_nb.evaluation.widgets import (
 )
 from tav_nb.sampling.generate import embedded_pipeline, generate, resolve_noise
 from tav_nb.sampling.noise import correlated_noise
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #1685dcc9
 def test_a_sheet_has_every_frame_in_its_place_and_fits():
-    film = toon.render(toon.replace(toon.random_scene(3), hold=1), 7, 64, 96).frames
+    film = render(replace(random_scene(3), hold=1), 7, 64, 96).frames
     made = sprite_sheet(film)
     pixels = np.asarray(Image.open(io.BytesIO(made["sheet"])))
     assert pixels.shape == (3 * 64, 3 * 96, 3) and (made["columns"], made["count"]) == (3, 7)
@@ -46,7 +48,7 @@ def test_a_sheet_has_every_frame_in_its_place_and_fits():
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #6d92e645
 def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_exist():
-    film = toon.render(toon.random_scene(3), 5, 48, 64).frames
+    film = render(random_scene(3), 5, 48, 64).frames
     widget = FrameScrubber(film, fps=12, label="a film")
     widget.index = 9
     assert widget.index == 4 and widget.get_state()["fps"] == 12 and widget.get_state()["label"] == "a film"
@@ -69,7 +71,7 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #4c72a6cf
 def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_what_the_page_is_told():
-    film = toon.render(toon.random_scene(3), 6, 48, 64).frames
+    film = render(random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([film[:3], film[::-1][:3]])
     found = measure_video(jump)
     widget = ConsistencyExplorer(jump, found, names=("residual", "smoothness"))
@@ -104,7 +106,7 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_w
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #f2eaf2de
 def test_both_films_have_the_same_size_length_and_moment_and_the_wipe_stays_within_the_picture():
-    a, b = toon.render(toon.random_scene(3), 6, 48, 64).frames, toon.render(toon.random_scene(4), 5, 96, 96).frames
+    a, b = render(random_scene(3), 6, 48, 64).frames, render(random_scene(4), 5, 96, 96).frames
     widget = Compare(a, b, ("left", "right"))
     first, second = (Image.open(io.BytesIO(data)) for data in (widget.sheet, widget.other))
     assert first.size == second.size and widget.count == 5 and widget.label == "left and right"
@@ -124,7 +126,7 @@ def test_the_attention_explorer_has_every_head_of_every_block_in_order():
         "down 0": np.array([[[0.25, 0.75], [1, 0]], [[0.5, 0.5], [0.1, 0.9]]]),
         "up 0": np.array([[[0, 1], [0.3, 0.7]]]),
     }
-    widget = AttentionExplorer(toon.render(toon.random_scene(3), 2, 32, 32).frames, attention)
+    widget = AttentionExplorer(render(random_scene(3), 2, 32, 32).frames, attention)
     weights = np.frombuffer(widget.weights, np.uint8).reshape(3, 2, 2) / 255
     assert (
         np.abs(weights[1] - attention["down 0"][1]).max() < 0.002
@@ -141,7 +143,7 @@ def test_the_attention_explorer_has_every_head_of_every_block_in_order():
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #671e1827
 def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_noise_that_is_shown():
     pipe, asked = embedded_pipeline(), []
-    film = toon.render(toon.random_scene(3), 4, 64, 64).frames
+    film = render(random_scene(3), 4, 64, 64).frames
 
     def drawn_at_once(**options):
         asked.append((options["noise_strength"], widgets_made[0].message if widgets_made else ""))
@@ -187,7 +189,7 @@ def test_the_noise_explorer_draws_with_the_real_model():
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #29c8385d
 def test_a_page_holds_all_that_its_widgets_show_and_fetches_nothing():
-    film = toon.render(toon.random_scene(3), 4, 32, 48).frames
+    film = render(random_scene(3), 4, 32, 48).frames
     one, two = FrameScrubber(film, label="</script>"), ConsistencyExplorer(film)
     with tempfile.TemporaryDirectory() as folder:
         page = save_page(Path(folder) / "page.html", one, two, title="<b>").read_text()

@@ -32,7 +32,9 @@ from tav_nb.sampling.conditioning import (
 from tav_nb.sampling.generate import decode_frames, embedded_pipeline, encode_conditioning, generate, start_latents
 from tav_nb.sampling.noise import NOISES, correlated_noise, noise_correlation
 from tav_nb.sampling.request import Keyframes
-from tav_nb.toy.world import Scene, read_scene, render
+from tav_nb.toy.reader import read_scene
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import Scene
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #d648daa3
 SMALL = dict(num_frames=4, height=64, width=64, steps=2, guidance_scale=1.0)

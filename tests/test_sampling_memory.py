@@ -35,7 +35,8 @@ from tav_nb.sampling.memory import (
     predict,
     unet_kwargs_on_meta,
 )
-from tav_nb.toy.world import random_scene, render
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.memory_trace import StorageCounter, flash_attention
 
 

@@ -34,7 +34,8 @@ from tav_nb.sampling.pipelines import (
     switch_pipeline,
     video_latents,
 )
-from tav_nb.toy.world import Scene, render
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import Scene
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #d0a67fed

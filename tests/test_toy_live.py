@@ -9,8 +9,9 @@ import numpy as np
 from tav_nb.data.latents import encode_text
 from tav_nb.data.loader import ClipLoader
 from tav_nb.models.base import load_pipeline
+from tav_nb.toy.captions import caption
 from tav_nb.toy.live import TrainingPlot, cache_command, toon_cache
-from tav_nb.toy.world import caption, random_scene
+from tav_nb.toy.scenes import random_scene
 
 
 # %% ../nbs/5_training/26_live.ipynb #cbaa85f1

@@ -17,6 +17,9 @@ from tav_nb.models.messages import quiet
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.sampling.generate import generate, load_video_pipeline, resolve_noise
 from tav_nb.sampling.noise import noise_correlation
+from tav_nb.toy.captions import caption, vocabulary
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import Scene, random_scene
 from tav_nb.toy.tiny_sdxl import (
     EXPECTED_LOSS,
     FRAMES,
@@ -52,7 +55,6 @@ from tav_nb.toy.tiny_sdxl import (
     to_pixels,
     whiten_latents,
 )
-from tav_nb.toy.world import Scene, caption, random_scene, render, vocabulary
 
 
 # %% ../nbs/internals/16_tiny.ipynb #3e70077c
@@ -234,7 +236,7 @@ def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
 
 # %% ../nbs/internals/16_tiny.ipynb #d5a93e8b
 def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held_out():
-    from tav_nb.toy.world import held_out
+    from tav_nb.toy.scenes import held_out
 
     scenes = scenes_for_tests(64)
     assert all(held_out(s) for s in scenes[::2]) and not any(held_out(s) for s in scenes[1::2])

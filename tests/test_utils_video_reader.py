@@ -3,6 +3,7 @@
 import os
 import struct
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from PIL import Image
 
-from tav_nb.toy import world as toon
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.decoder import Limits, hlg_to_scene, light_to_pq, matrix_to_709
 from tav_nb.utils.video_io import VideoError, read_metadata, read_video, write_video
 from tav_nb.utils.video_reader import SourceError, VideoReader
@@ -22,8 +24,8 @@ from tav_nb.utils.video_reader import SourceError, VideoReader
 @lru_cache
 def film(num_frames=24, height=96, width=128, seed=7, hold=1, pan=0.02):
     "A clip of the cartoon world whose camera pans: uint8 [F, H, W, 3]"
-    scene = toon.replace(toon.random_scene(seed), hold=hold, pan=pan, camera="pan right")
-    return toon.render(scene, num_frames=num_frames, height=height, width=width).frames
+    scene = replace(random_scene(seed), hold=hold, pan=pan, camera="pan right")
+    return render(scene, num_frames=num_frames, height=height, width=width).frames
 
 
 # %% ../nbs/internals/07_reading.ipynb #41df9c40

@@ -27,7 +27,9 @@ from tav_nb.data.loader import ClipLoader, check_cache_model, read_manifest
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet
-from tav_nb.toy.world import caption, random_scene, render
+from tav_nb.toy.captions import caption
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_io import write_video
 
 FILES = "clip", "_empty.npz", "record", "cache.json", "manifest.parquet"

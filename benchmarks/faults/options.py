@@ -137,7 +137,8 @@ def make_files(folder):
     from safetensors.torch import save_file
 
     from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
-    from tav_nb.toy.world import random_scene, render
+    from tav_nb.toy.rendering import render
+    from tav_nb.toy.scenes import random_scene
     from tav_nb.utils.video_io import write_video
 
     frames = render(random_scene(3), 8, 32, 32).frames

@@ -20,8 +20,10 @@ from ..data.shots import ShotOptions
 from ..models.base import check_device, load_pipeline
 from ..models.messages import quiet
 from ..models.vae import encode_frames
+from .captions import caption
+from .rendering import render
+from .scenes import random_scene
 from .tiny_sdxl import worker_pool
-from .world import caption, random_scene, render
 
 # %% ../../nbs/5_training/26_live.ipynb #cdaeafaa
 def render_training_clip(num_frames, size, seed):

@@ -40,20 +40,10 @@ from ..models.temporal_unet import add_temporal, temporal_blocks, temporal_modul
 from ..sampling.generate import resolve_noise
 from ..sampling.guidance import Guidance, apply_guidance, noise_level
 from ..sampling.noise import correlated_noise, design_document_noise
-from tav_nb.toy.world import (
-    ACTIONS,
-    BACKGROUNDS,
-    CAMERAS,
-    HAIR,
-    OUTFIT,
-    STYLES,
-    caption,
-    random_scene,
-    read_scene,
-    render,
-    score_readings,
-    vocabulary,
-)
+from .captions import caption, vocabulary
+from .reader import read_scene, score_readings
+from .rendering import render
+from .scenes import ACTIONS, BACKGROUNDS, CAMERAS, HAIR, OUTFIT, STYLES, random_scene
 from ..training.ema import ExponentialMovingAverage
 from ..training.losses import adapter_loss, draw_timesteps
 from ..training.muon import Muon
