@@ -8,16 +8,17 @@ __all__ = ['HDR_WHITE', 'PQ_M1', 'PQ_M2', 'PQ_C1', 'PQ_C2', 'PQ_C3', 'HLG_A', 'H
            'TRANSFERS', 'FOREIGN_TRANSFERS', 'FOREIGN_MATRICES', 'STRIP_PIXELS', 'QUARTER_TURNS', 'MAX_SKEW',
            'FORMATS_THAT_NAME_FILES', 'DEMUXERS', 'ALPHA_DECODERS', 'DEINTERLACE_FILTERS', 'MIN_LINES',
            'MAX_PROBED_FRAMES', 'GAMMA', 'COLOUR_CHUNKS', 'STILL_SUFFIXES', 'PILLOW_SUFFIXES', 'VIDEO_SUFFIXES',
-           'MIN_FRAME_PIXELS', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light', 'light_to_pq', 'hlg_to_scene',
-           'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours', 'colours_of', 'blend_on_white',
-           'Orientation', 'orientation_of', 'frame_pixels', 'OpenedVideo', 'open_video', 'FieldDetector', 'deinterlace',
-           'detect_fields', 'Clock', 'image_pixels', 'is_image', 'folder_images', 'open_image', 'iter_frames',
-           'iter_images']
+           'MAX_META_BYTES', 'MIN_FRAME_PIXELS', 'DecodeError', 'Limits', 'check_regular', 'pq_to_light', 'light_to_pq',
+           'hlg_to_scene', 'hlg_gamma', 'tone_map', 'xyz_matrix', 'matrix_to_709', 'to_srgb', 'Colours', 'colours_of',
+           'blend_on_white', 'Orientation', 'orientation_of', 'frame_pixels', 'OpenedVideo', 'open_video',
+           'FieldDetector', 'deinterlace', 'detect_fields', 'Clock', 'image_pixels', 'is_image', 'folder_images',
+           'open_image', 'iter_frames', 'iter_images']
 
 # %% ../../nbs/internals/42_decoder.ipynb #174f6ba9
 import io
 import math
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -267,6 +268,17 @@ class Colours:
         return ", ".join(filter(None, words))
 
 
+def _is_dolby_vision_ipt(frame):
+    """Is the base layer of a Dolby Vision frame stored as IPT? FFmpeg's rule: profile 0 of the metadata unit and a
+    full-range base layer
+    """
+    data = next((bytes(data) for data in frame.side_data if data.type.name == "DOVI_METADATA"), b"")
+    header = data[
+        int.from_bytes(data[:8], sys.byteorder) :
+    ]  # AVDOVIMetadata begins with the place of AVDOVIRpuDataHeader
+    return len(data) >= 8 and len(header) > 10 and header[4] == 0 and header[10] == 1  # vdr_rpu_profile, full range
+
+
 def colours_of(frame: av.VideoFrame) -> Colours:
     "What a decoded frame says about its colours; raises a `DecodeError` for what is not converted"
     alpha, plain = _format(frame.format.name)
@@ -275,6 +287,10 @@ def colours_of(frame: av.VideoFrame) -> Colours:
         raise DecodeError(f"its colours are {FOREIGN_TRANSFERS[transfer]} and are not converted")
     if not plain and matrix in FOREIGN_MATRICES:
         raise DecodeError(f"its colours are stored as {FOREIGN_MATRICES[matrix]} and are not converted")
+    if _is_dolby_vision_ipt(frame):
+        raise DecodeError(
+            "its colours are Dolby Vision without a compatible base layer (profile 5) and are not converted"
+        )
     kind = TRANSFERS.get(transfer, "sdr")
     if kind in ("pq", "hlg"):
         return Colours(
@@ -797,6 +813,56 @@ def _cicp(path):
     return None
 
 
+MAX_META_BYTES = 2**20  # of an AVIF: in its first bytes stands what its items are
+
+
+def _boxes(data):
+    "Yield (type, content) of the boxes of an ISO base media file; the last may be cut off"
+    start = 0
+    while start + 8 <= len(data):
+        size, head = int.from_bytes(data[start : start + 4], "big"), 8
+        if size == 1:
+            size, head = int.from_bytes(data[start + 8 : start + 16], "big"), 16
+        size = size or len(data) - start
+        if size < head:
+            return
+        yield data[start + 4 : start + 8], data[start + head : start + size]
+        start += size
+
+
+def _property_numbers(box, item):
+    "The numbers of the properties that a box ipma gives to an item"
+    wide_id, wide_number, at = 4 if box[:1] > b"\0" else 2, 2 if box[3:4] > b"\0" else 1, 8
+    while at < len(box):
+        found, count = (
+            int.from_bytes(box[at : at + wide_id], "big"),
+            int.from_bytes(box[at + wide_id : at + wide_id + 1]),
+        )
+        at += wide_id + 1
+        if found == item:
+            numbers = (box[i : i + wide_number] for i in range(at, at + count * wide_number, wide_number))
+            return [int.from_bytes(number, "big") & (2 ** (8 * wide_number - 1) - 1) for number in numbers]
+        at += count * wide_number
+    return []
+
+
+def _nclx(path):
+    "Primaries, transfer, matrix and range that an AVIF states for its primary item, as in cICP; None if it states none"
+    with open(path, "rb") as file:
+        file_boxes = dict(_boxes(file.read(MAX_META_BYTES)))
+    meta = dict(_boxes(file_boxes.get(b"meta", b"")[4:]))
+    groups, primary = dict(_boxes(meta.get(b"iprp", b""))), meta.get(b"pitm", b"")
+    colours = {
+        number: content[4:]
+        for number, (kind, content) in enumerate(_boxes(groups.get(b"ipco", b"")), 1)
+        if kind == b"colr" and content[:4] == b"nclx" and len(content) >= 11
+    }
+    for number in _property_numbers(groups.get(b"ipma", b""), int.from_bytes(primary[4:], "big")):
+        if number in colours:
+            return (*np.frombuffer(colours[number][:6], ">u2").tolist(), colours[number][6] >> 7)
+    return None
+
+
 @contextmanager
 def open_image(path: Path, limits: Limits = Limits()) -> Iterator[Image.Image]:
     "A Pillow image whose pixels are not read yet, and are few enough"
@@ -809,6 +875,8 @@ def open_image(path: Path, limits: Limits = Limits()) -> Iterator[Image.Image]:
         limits.check_size(*image.size)
         if image.format == "PNG" and (cicp := _cicp(path)):
             image.info["cicp"] = cicp
+        elif image.format == "AVIF" and "icc_profile" not in image.info and (nclx := _nclx(path)):
+            image.info["cicp"] = nclx
         yield image
 
 
