@@ -371,10 +371,9 @@ def test_saved_and_opened_again_it_scrubs_before_any_cell_has_run(page, lab):
 def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
     from dataclasses import replace
 
+    from tav_nb.evaluation.widgets import Compare, ConsistencyExplorer, FrameScrubber, save_page
     from tav_nb.toy.rendering import render
     from tav_nb.toy.scenes import random_scene
-
-    from tav_nb.evaluation.widgets import Compare, ConsistencyExplorer, FrameScrubber, save_page
 
     film = render(replace(random_scene(3), hold=1), 8, 64, 64).frames
     broken = film[[0, 1, 2, 3, 7, 6, 5, 4]]
