@@ -24,7 +24,7 @@ def run(folder, number):
     command = [
         sys.executable,
         "-c",
-        "from tav_nb.cli import main; raise SystemExit(main())",
+        "from tav_nb.cli.main import main; raise SystemExit(main())",
         "generate",
         PROMPT,
         "-o",

@@ -108,7 +108,7 @@ TOY_ROWS = "24 x 1024", "72 x 768", "24 x 1024, low"
 WATCHED = """
 import json, sys, time, torch
 from dataclasses import asdict
-import tav_nb.cli, tav_nb.sampling.memory as fitting, tav_nb.sampling.generate as inference
+import tav_nb.cli.main, tav_nb.sampling.memory as fitting, tav_nb.sampling.generate as inference
 cuda, found = torch.cuda.is_available(), dict(denoising=[], decoding=[], reserved=0.)
 def watched(function, kind):
     def run(*args, **kwargs):
@@ -129,7 +129,7 @@ def chosen(*args, **kwargs):
 fitting.choose_memory = chosen
 inference.denoise_step = watched(inference.denoise_step, "denoising")
 inference.decode_frames = watched(inference.decode_frames, "decoding")
-code = tav_nb.cli.main(sys.argv[2:])
+code = tav_nb.cli.main.main(sys.argv[2:])
 open(sys.argv[1], "w").write(json.dumps(found))
 raise SystemExit(code)
 """

@@ -28,7 +28,7 @@ from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_io import write_video
 
 RUN = """import sys
-from tav_nb.cli import main
+from tav_nb.cli.main import main
 code = main()
 # ru_maxrss would begin with the memory of the process that started this one
 peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))

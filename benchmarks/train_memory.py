@@ -337,8 +337,8 @@ def run_row(config, cache, out, args, variant="", gpus=(0,)):
     main = Path(out.parent, f"main-{out.name}.py")
     main.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r})\nif __name__ == '__main__':\n   "
-        f" import tav_nb.cli, train_memory; train_memory.vary({variant!r}, {gpus[0]}); raise"
-        f" SystemExit(tav_nb.cli.main({words!r}))\n"
+        f" import tav_nb.cli.main, train_memory; train_memory.vary({variant!r}, {gpus[0]}); raise"
+        f" SystemExit(tav_nb.cli.main.main({words!r}))\n"
     )
     command = (
         [sys.executable, str(main)]

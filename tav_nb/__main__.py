@@ -17,7 +17,7 @@ def run(begin=lambda: None) -> int:
     with usable_streams(), interruptible() as signals:
         try:
             begin()
-            from tav_nb.cli import main
+            from tav_nb.cli.main import main
         except BaseException:
             if not signals.asked:
                 raise

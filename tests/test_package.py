@@ -122,7 +122,7 @@ def test_every_import_inside_the_package_finds_its_name():
     [
         ("tav_nb.models.base", "from ..toy.captions import vocabulary", ["tav_nb.toy.captions"]),
         ("tav_nb.sampling.generate", "def f():\n    from tav_nb.data import cache", ["tav_nb.data"]),
-        ("tav_nb.utils.images", "import tav_nb.cli", ["tav_nb.cli"]),
+        ("tav_nb.utils.images", "import tav_nb.cli.main", ["tav_nb.cli.main"]),
         ("tav_nb.training.trainer", "from tav_nb import evaluation", ["tav_nb.evaluation"]),
         (
             "tav_nb.training.trainer",
@@ -138,8 +138,8 @@ def test_the_rule_of_imports_finds_what_it_forbids(name, line, forbidden):
 @pytest.mark.parametrize("argument", ["--help", "generate --help", "--no-such-option"])
 def test_help_and_argument_errors_come_before_torch(argument):
     code = (
-        f"import sys\nsys.argv = 'tav {argument}'.split()\nfrom tav_nb.cli import main\ntry: main()\nexcept SystemExit:"
-        " pass"
+        f"import sys\nsys.argv = 'tav {argument}'.split()\nfrom tav_nb.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass"
     )
     slow = {"torch", "diffusers", "transformers", "matplotlib", "IPython"} & modules_after(code)
     assert not slow, f"`tav {argument}` loads {slow}"

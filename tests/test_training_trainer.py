@@ -236,7 +236,7 @@ def refusal(work):
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b80d3f51
-PROGRAM = "import sys; from tav_nb.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from tav_nb.cli.main import main; sys.exit(main())"
 
 
 def tav_train(out, *words):
@@ -271,7 +271,7 @@ import torch
 import tav_nb.training.setup as setup
 import tav_nb.training.step as step_module
 import tav_nb.training.trainer as trainer
-from tav_nb.cli import main
+from tav_nb.cli.main import main
 from tav_nb.training.memory import TrainMemoryEstimate
 
 torch.set_num_threads(1)

@@ -27,6 +27,7 @@ from tav_nb.utils.notebook_tests import (
     palette_png,
     rebase_links,
     render_readme,
+    run_captured,
     shrink_pictures,
 )
 
@@ -336,6 +337,16 @@ def test_the_pictures_of_notebooks_shrink_once_and_nothing_else_of_them_changes(
         for kind in ("image/png", "text/html"):
             before.cells[-1].outputs[0].data.pop(kind)
         assert after == before
+
+
+# %% ../nbs/internals/90_nbtests.ipynb #080fe1b8
+def test_exit_code_and_both_streams_of_a_command_are_captured():
+    def command(words):
+        print(*words)
+        print("note", file=sys.stderr)
+        return 3
+
+    assert run_captured(command, "a", 1) == (3, "a 1\n", "note\n")
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #637d3eff

@@ -26,7 +26,7 @@ import psutil
 
 import tav_nb
 
-TAV = (sys.executable, "-c", "import sys; from tav_nb.cli import main; sys.exit(main())")
+TAV = (sys.executable, "-c", "import sys; from tav_nb.cli.main import main; sys.exit(main())")
 PROGRESS = ("needs ", "warning: ", "note: ")  # lines of `tav: ...` that are said beside an error and are none
 
 

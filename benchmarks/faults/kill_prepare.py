@@ -22,7 +22,7 @@ import numpy as np
 from bounds import options, record
 from cache import folder_bytes, make_films
 
-from tav_nb import cli
+from tav_nb.cli.main import main as tav
 from tav_nb.data.cache import read_clip
 from tav_nb.models.base import load_pipeline
 from tav_nb.training.checkpoint import find_checkpoint, save_checkpoint
@@ -68,7 +68,7 @@ def kill_prepare(place, kills, seed):
     make_films(place / "films", 4)
 
     def work():
-        return cli.main(["prepare", str(place / "films"), str(place / "cache"), "--resolution", "64", "--workers", "1"])
+        return tav(["prepare", str(place / "films"), str(place / "cache"), "--resolution", "64", "--workers", "1"])
 
     start = time.monotonic()
     in_a_child(work)

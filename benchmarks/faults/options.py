@@ -175,7 +175,7 @@ def make_files(folder):
 
 
 def make_cache(folder):
-    from tav_nb.cli import main
+    from tav_nb.cli.main import main
 
     with contextlib.redirect_stdout(io.StringIO()):
         if main(
@@ -251,7 +251,7 @@ BESIDE = {
 
 def trials(count, seed, files, only=""):
     "`count` commands, `(kind, words)`: every option with values of its kind, in an order that the seed decides"
-    from tav_nb.cli import make_parser
+    from tav_nb.cli.main import make_parser
 
     dice, found = random.Random(seed), []
     for command, parser in make_parser().commands.choices.items():
@@ -300,7 +300,7 @@ def trials(count, seed, files, only=""):
 
 def work():
     "The other process: a line of JSON comes in for each trial, one goes out"
-    from tav_nb.cli import main
+    from tav_nb.cli.main import main
 
     out = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 import tav_nb.training.setup as setup
-from tav_nb.cli import main
+from tav_nb.cli.main import main
 from tav_nb.data.latents import model_fingerprint
 from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline

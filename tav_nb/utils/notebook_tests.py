@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['as_function', 'bound_names', 'needed_names', 'early_names', 'imported_names', 'TestCells', 'merge_imports', 'ruffed',
            'prune', 'rebase_links', 'readme', 'render_readme', 'drop_widgets', 'looks_same', 'palette_png',
-           'shrink_pictures', 'one_thread']
+           'shrink_pictures', 'one_thread', 'run_captured']
 
 # %% ../../nbs/internals/90_nbtests.ipynb #fb23121f
 import ast
 import base64
 import builtins
+import contextlib
 import io
 import os
 import posixpath
@@ -18,6 +19,7 @@ import re
 import subprocess
 import symtable
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -320,3 +322,11 @@ def shrink_pictures(folder="."):
 def one_thread(cells):
     "Give each process that `nbdev-test` starts one thread, unless `OMP_NUM_THREADS` says otherwise."
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# %% ../../nbs/internals/90_nbtests.ipynb #852990c7
+def run_captured(command: Callable[[list[str]], int], *words: object) -> tuple[int, str, str]:
+    "Exit code, standard output and standard error of a command that is called with some words"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
