@@ -18,7 +18,7 @@ from tav_nb.cli.options import limits_of
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.decoder import Limits
+from tav_nb.utils.limits import Limits
 from tav_nb.utils.notebook_tests import run_captured
 from tav_nb.utils.video_io import write_video
 

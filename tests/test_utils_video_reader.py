@@ -16,7 +16,8 @@ from PIL import Image
 
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.decoder import Limits, hlg_to_scene, light_to_pq, matrix_to_709
+from tav_nb.utils.hdr import hlg_to_scene, light_to_pq, matrix_to_709
+from tav_nb.utils.limits import Limits
 from tav_nb.utils.video_io import VideoError, read_metadata, read_video, write_video
 from tav_nb.utils.video_reader import SourceError, VideoReader
 

@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from ..sampling.request import Name, Pixels, Text, options_of
 from ..utils.arguments import UsageError, at_least, in_range, shortened
-from ..utils.decoder import Limits
+from ..utils.limits import Limits
 
 # %% ../../nbs/internals/62_options.ipynb #40fe7527
 USUAL_FPS = 8.0

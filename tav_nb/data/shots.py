@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
-from ..utils.decoder import Limits
+from ..utils.limits import Limits
 from ..utils.video_reader import SourceError, VideoInfo, VideoReader, fit_size
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #d7f40247

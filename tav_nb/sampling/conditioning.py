@@ -14,9 +14,10 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from ..utils.decoder import DecodeError, image_pixels, open_image
 from ..utils.errors import TavError
 from ..utils.images import to_image
+from ..utils.limits import DecodeError
+from ..utils.still_images import image_pixels, open_image
 from ..utils.video_io import READ_ERRORS
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e783cc7f

@@ -13,8 +13,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from .decoder import image_pixels
 from .errors import TavError
+from .still_images import image_pixels
 
 # %% ../../nbs/internals/15_show.ipynb #700782ab
 def to_image(

@@ -29,26 +29,12 @@ from msgspec import Meta
 from PIL import Image, PngImagePlugin
 
 from .atomic_io import atomic_path, recover
-from tav_nb.utils.decoder import (
-    BT709,
-    DEMUXERS,
-    EXACT_INTERPOLATION,
-    Clock,
-    DecodeError,
-    Limits,
-    check_regular,
-    deinterlace,
-    detect_fields,
-    folder_images,
-    frame_pixels,
-    image_pixels,
-    is_image,
-    iter_images,
-    open_image,
-    open_video,
-)
+from .decoder import BT709, DEMUXERS, EXACT_INTERPOLATION, Clock, frame_pixels, open_video
+from .deinterlace import deinterlace, detect_fields
 from .errors import TavError
+from .limits import DecodeError, Limits, check_regular
 from .schema import MAX_BYTES, SchemaError, check_depth, check_type, parse_json
+from .still_images import folder_images, image_pixels, is_image, iter_images, open_image
 
 # %% ../../nbs/internals/06_video.ipynb #70b966c6
 class VideoError(TavError):

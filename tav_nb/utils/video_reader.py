@@ -14,24 +14,11 @@ import numpy as np
 from PIL import Image
 
 from .atomic_io import recover
-from tav_nb.utils.decoder import (
-    FULL,
-    Clock,
-    DecodeError,
-    FieldDetector,
-    Limits,
-    Orientation,
-    colours_of,
-    deinterlace,
-    folder_images,
-    frame_pixels,
-    image_pixels,
-    is_image,
-    iter_images,
-    open_image,
-    open_video,
-)
+from .decoder import FULL, Clock, Orientation, colours_of, frame_pixels, open_video
+from .deinterlace import FieldDetector, deinterlace
 from .errors import TavError
+from .limits import DecodeError, Limits
+from .still_images import folder_images, image_pixels, is_image, iter_images, open_image
 from .video_io import READ_ERRORS, describe_read_error, folder_fps
 
 # %% ../../nbs/internals/07_reading.ipynb #37dc75be
