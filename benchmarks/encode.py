@@ -30,7 +30,7 @@ from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # stabilityai/stable-diffusion-xl-base-1.0, vae/config.json
 SDXL_VAE = dict(

@@ -25,7 +25,7 @@ from tav_nb.evaluation import metrics as consistency
 from tav_nb.evaluation import score
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 RUN = """import sys
 from tav_nb.cli.main import main

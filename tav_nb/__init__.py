@@ -23,7 +23,8 @@ _MODULES = {
     "training.config": ["TrainConfig"],
     "training.trainer": ["train"],
     "evaluation.metrics": ["measure_video"],
-    "utils.video_io": ["read_video", "write_video"],
+    "utils.video_loading": ["read_video"],
+    "utils.video_writer": ["write_video"],
     "utils.errors": ["TavError"],
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

@@ -20,7 +20,7 @@ from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.limits import Limits
 from tav_nb.utils.notebook_tests import run_captured
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #3f2c3b42
 tav = partial(run_captured, main)

@@ -26,7 +26,7 @@ from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.arguments import UsageError
 from tav_nb.utils.notebook_tests import run_captured
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #851c14da
 tav = partial(run_captured, main)

@@ -11,7 +11,7 @@ from tav_nb.cli.main import main
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.notebook_tests import run_captured
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/3_does_it_move/68_score.ipynb #5de811f5
 tav = partial(run_captured, main)

@@ -19,7 +19,7 @@ from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.training.config import TrainConfig, read_config
 from tav_nb.utils.notebook_tests import run_captured
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/5_training/67_train.ipynb #74100fe6
 tav = partial(run_captured, main)

@@ -21,7 +21,8 @@ from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.notebook_tests import run_captured
 from tav_nb.utils.schema import printable
-from tav_nb.utils.video_io import read_metadata, read_video, write_video
+from tav_nb.utils.video_loading import read_metadata, read_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #9ed034d4
 tav = partial(run_captured, main)

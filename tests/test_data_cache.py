@@ -36,7 +36,7 @@ from tav_nb.models.messages import quiet
 from tav_nb.toy.captions import caption as caption_of
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import OUTFIT, Scene
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/4_real_clips/18_dataset.ipynb #e9f96224
 RUN, WALK = (

@@ -35,8 +35,8 @@ from tav_nb.models.vae import encode_frames, safe_vae
 from tav_nb.sampling.generate import decode_frames
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import Scene
-from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import VideoReader
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #fff91a0f

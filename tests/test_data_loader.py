@@ -34,7 +34,7 @@ from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.training.losses import adapter_loss, train_adapter
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #0dd496d9
 MODEL = dict(vae="vae of the cache", text_encoder="its first encoder", text_encoder_2="its second")

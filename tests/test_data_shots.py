@@ -15,8 +15,8 @@ import numpy as np
 from tav_nb.data.shots import FIGURES, ShotOptions, _content, _cv2, _one_thread, plan, read_windows, scan
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import SourceError
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #6b2c1b2e

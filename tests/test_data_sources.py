@@ -37,8 +37,8 @@ from tav_nb.data.sources import (
 from tav_nb.toy.captions import caption as caption_of
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import VideoReader
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #b84f028e

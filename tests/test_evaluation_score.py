@@ -29,7 +29,8 @@ from tav_nb.evaluation.score import (
 )
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_io import read_video, write_video
+from tav_nb.utils.video_loading import read_video
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #237a3d8b

@@ -25,7 +25,8 @@ from tav_nb.sampling.generate import (
 )
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.sampling.noise import NOISES, correlated_noise
-from tav_nb.utils.video_io import read_video, write_video
+from tav_nb.utils.video_loading import read_video
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/2_method/09_inference.ipynb #a2935830

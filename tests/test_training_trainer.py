@@ -55,8 +55,8 @@ from tav_nb.training.step import (
     update_step,
 )
 from tav_nb.training.trainer import train
+from tav_nb.utils.errors import VideoError
 from tav_nb.utils.schema import parse_json
-from tav_nb.utils.video_io import VideoError
 
 # %% ../nbs/5_training/24_trainer.ipynb #965fca7e
 torch.set_num_threads(1)

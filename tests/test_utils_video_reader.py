@@ -16,10 +16,12 @@ from PIL import Image
 
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
+from tav_nb.utils.errors import VideoError
 from tav_nb.utils.hdr import hlg_to_scene, light_to_pq, matrix_to_709
 from tav_nb.utils.limits import Limits
-from tav_nb.utils.video_io import VideoError, read_metadata, read_video, write_video
+from tav_nb.utils.video_loading import read_metadata, read_video
 from tav_nb.utils.video_reader import SourceError, VideoReader
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/internals/07_reading.ipynb #7e5f6812

@@ -30,7 +30,7 @@ from tav_nb.models.messages import quiet
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_io import write_video
+from tav_nb.utils.video_writer import write_video
 
 FILES = "clip", "_empty.npz", "record", "cache.json", "manifest.parquet"
 

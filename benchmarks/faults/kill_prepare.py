@@ -27,7 +27,8 @@ from tav_nb.data.cache import read_clip
 from tav_nb.models.base import load_pipeline
 from tav_nb.training.checkpoint import find_checkpoint, save_checkpoint
 from tav_nb.utils import atomic_io as files
-from tav_nb.utils.video_io import read_video, write_video
+from tav_nb.utils.video_loading import read_video
+from tav_nb.utils.video_writer import write_video
 
 
 def in_a_child(work, kill_after=None):

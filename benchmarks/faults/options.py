@@ -139,7 +139,7 @@ def make_files(folder):
     from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
     from tav_nb.toy.rendering import render
     from tav_nb.toy.scenes import random_scene
-    from tav_nb.utils.video_io import write_video
+    from tav_nb.utils.video_writer import write_video
 
     frames = render(random_scene(3), 8, 32, 32).frames
     write_video(frames, folder / "film.webp", 8, {"prompt": "a girl walks"})

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import tav_nb
 from tav_nb.models.temporal_unet import temporal_blocks
-from tav_nb.utils.video_io import read_video
+from tav_nb.utils.video_loading import read_video
 
 MODEL = Path(tav_nb.__file__).parent / "weights" / "tiny-sdxl"
 ADAPTER = MODEL.parent / "tiny-adapter" / "temporal_adapter.safetensors"

@@ -33,8 +33,10 @@ from ..models.windows import CONTEXT_KINDS, Context
 from ..sampling import conditioning as directing
 from ..sampling.request import Frames, Keyframes, Scale, VideoRequest, options_of
 from ..utils.arguments import UsageError, at_least, in_range
+from ..utils.errors import VideoError
 from ..utils.terminal import say, show
-from ..utils.video_io import MAX_FPS, SUFFIXES, VideoError, check_output, iter_video, write_video
+from ..utils.video_loading import iter_video
+from ..utils.video_writer import MAX_FPS, SUFFIXES, check_output, write_video
 
 # %% ../../nbs/6_making_videos/63_generate.ipynb #628f2422
 def add_generate(parser):

@@ -32,7 +32,7 @@ from tav_nb.utils.terminal import (
     show_json,
     without_output,
 )
-from ..utils.video_io import read_metadata, read_video
+from ..utils.video_loading import read_metadata, read_video
 
 # %% ../../nbs/6_making_videos/13_cli.ipynb #6d2fc7ee
 def add_info(parser):

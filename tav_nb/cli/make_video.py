@@ -25,7 +25,8 @@ from ..models.windows import Context, plan_windows
 from ..sampling import conditioning as directing
 from ..utils.arguments import UsageError
 from ..utils.terminal import say
-from ..utils.video_io import check_space, read_video
+from ..utils.video_loading import read_video
+from ..utils.video_writer import check_space
 
 # %% ../../nbs/6_making_videos/64_make_video.ipynb #b3458d1e
 def choose_adapter(args):

@@ -19,7 +19,7 @@ from ..sampling.request import Frames, Keyframes, Name, Scale, Text, VideoReques
 from ..utils.arguments import UsageError
 from ..utils.schema import SchemaError, check_type, printable
 from ..utils.terminal import say
-from ..utils.video_io import read_metadata
+from ..utils.video_loading import read_metadata
 
 # %% ../../nbs/6_making_videos/65_video_settings.ipynb #0b6c4e07
 class ContextSettings(TypedDict, total=False):

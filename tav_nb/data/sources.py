@@ -28,10 +28,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..utils import decoder
 from ..utils.atomic_io import recover
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, parse_json, printable
+from ..utils.still_images import STILL_SUFFIXES, VIDEO_SUFFIXES
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #a229e31d
 class CollectionError(TavError):
@@ -78,11 +78,11 @@ def item_name(
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #018ac39d
 CLIP_SUFFIXES = tuple(
-    sorted((*decoder.VIDEO_SUFFIXES, ".apng", ".avif", ".gif", ".webp"))
+    sorted((*VIDEO_SUFFIXES, ".apng", ".avif", ".gif", ".webp"))
 )  # the last four are opened by Pillow, and may hold one picture or many
 TABLE_SUFFIXES = ".csv", ".jsonl", ".parquet"
 SINGLE_IMAGE_SUFFIXES = tuple(
-    suffix for suffix in decoder.STILL_SUFFIXES if suffix not in CLIP_SUFFIXES
+    suffix for suffix in STILL_SUFFIXES if suffix not in CLIP_SUFFIXES
 )  # one of them is no clip, a folder of them is
 COMMON_SUFFIXES = ".mp4, .mkv, .mov, .webm, .avi, .gif"  # for messages
 
@@ -727,7 +727,7 @@ def anita_layers(root):
         for path in Path(root).glob("*/scene_*/*")
         if path.name in LAYERS
         and path.is_dir()
-        and any(file.suffix.lower() in decoder.STILL_SUFFIXES for file in path.iterdir())
+        and any(file.suffix.lower() in STILL_SUFFIXES for file in path.iterdir())
     )
 
     def number(path):

@@ -23,10 +23,11 @@ from PIL import Image
 from .metrics import METRICS, ConsistencyError, control_videos, measure_video, shrink
 from ..utils.atomic_io import recover
 from ..utils.decoder import colours_of, open_video
+from ..utils.errors import VideoError
 from ..utils.limits import Limits
 from ..utils.pages import render_page
 from ..utils.still_images import folder_images, image_pixels, is_image, iter_frames, open_image
-from ..utils.video_io import READ_ERRORS, VideoError, describe_read_error, iter_video
+from ..utils.video_loading import READ_ERRORS, describe_read_error, iter_video
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #3ed32343
 def _stream_kind(path, limits):

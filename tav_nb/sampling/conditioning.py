@@ -18,7 +18,7 @@ from ..utils.errors import TavError
 from ..utils.images import to_image
 from ..utils.limits import DecodeError
 from ..utils.still_images import image_pixels, open_image
-from ..utils.video_io import READ_ERRORS
+from ..utils.video_loading import READ_ERRORS
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e783cc7f
 class KeyframeError(TavError):

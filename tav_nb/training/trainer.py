@@ -35,7 +35,8 @@ from tav_nb.training.setup import (
     write_run_record,
 )
 from .step import restore_train_state, save_train_state, update_step
-from ..utils.video_io import VideoError, write_video
+from ..utils.errors import VideoError
+from ..utils.video_writer import write_video
 
 # %% ../../nbs/5_training/24_trainer.ipynb #4dddc7a5
 class UpdateAbandoned(Exception):

@@ -19,7 +19,7 @@ from .deinterlace import FieldDetector, deinterlace
 from .errors import TavError
 from .limits import DecodeError, Limits
 from .still_images import folder_images, image_pixels, is_image, iter_images, open_image
-from .video_io import READ_ERRORS, describe_read_error, folder_fps
+from .video_loading import READ_ERRORS, describe_read_error, folder_fps
 
 # %% ../../nbs/internals/07_reading.ipynb #37dc75be
 class SourceError(TavError):
