@@ -15,11 +15,9 @@ from tav_nb.training.config import TrainConfig
 from tav_nb.training.memory import (
     UNet2DConditionModel,
     estimate_training_memory,
-    free_bytes,
     set_checkpointing,
     suggest_settings,
     training_inputs,
-    usable_bytes,
 )
 from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 
@@ -234,7 +232,3 @@ def test_a_step_that_does_not_fit_is_told_what_would():
             TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, adam_offload=True), 8, 128, 128, one
         )
         assert len(least) == 1 and "--batch-size 1 --accumulation 24" in least[0], least
-    assert free_bytes("cpu", 1e-3) == 2**30 * 1e-3 < free_bytes("cpu")
-    assert 17.5 < usable_bytes(20 * 2**30, 18.5) / 2**30 < 17.8 and usable_bytes(18.5 * 2**30) == usable_bytes(
-        20 * 2**30, 18.5
-    )

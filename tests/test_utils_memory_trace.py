@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from tav_nb.utils.memory_trace import FunctionOverride
+from tav_nb.utils.memory_trace import FunctionOverride, free_bytes, usable_bytes
 
 
 # %% ../nbs/internals/47_memory_trace.ipynb #78423025
@@ -17,3 +17,11 @@ def test_while_attention_is_replaced_in_one_thread_another_one_has_its_own():
         other.join()
         assert (F.scaled_dot_product_attention(x, x, x) == 0).all()
     assert torch.equal(found[0], F.scaled_dot_product_attention(x, x, x))
+
+
+# %% ../nbs/internals/47_memory_trace.ipynb #f4ee0003
+def test_what_is_free_is_bounded_by_a_limit_and_a_gpu_keeps_room_for_its_kernels():
+    assert free_bytes("cpu", 1e-3) == 2**30 * 1e-3 < free_bytes("cpu")
+    assert 17.5 < usable_bytes(20 * 2**30, 18.5) / 2**30 < 17.8 and usable_bytes(18.5 * 2**30) == usable_bytes(
+        20 * 2**30, 18.5
+    )

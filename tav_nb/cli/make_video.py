@@ -110,7 +110,7 @@ def choose_memory_for(args, adapter, context, bar):
     from tav_nb.models.base import check_device
     from tav_nb.sampling import memory as fitting
     from tav_nb.sampling.generate import check_request
-    from tav_nb.training.memory import free_bytes
+    from tav_nb.utils.memory_trace import free_bytes
 
     side = made_for(args.model, args.config)
     film, asked = (args.num_frames, args.height or side, args.width or side), (args.memory, args.frames_at_once)
@@ -152,7 +152,7 @@ def check_room(args, adapter, film):
         return
     from tav_nb.models.base import check_device
     from tav_nb.sampling import memory as fitting
-    from tav_nb.training.memory import free_bytes
+    from tav_nb.utils.memory_trace import free_bytes
 
     device, dtype = compute_on(args)
     check_device(device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEAP_LIMIT', 'HEAP_SHARE', 'OffloadedTensor', 'ActivationOffload', 'recompute', 'set_checkpointing',
            'TrainMemoryEstimate', 'adam_state_bytes', 'unet_on_meta', 'training_inputs', 'heap_bytes',
-           'estimate_training_memory', 'suggest_settings', 'usable_bytes', 'free_bytes']
+           'estimate_training_memory', 'suggest_settings']
 
 # %% ../../nbs/5_training/12_a100.ipynb #1f2f5f3b
 import weakref
@@ -295,20 +295,3 @@ def suggest_settings(config, num_frames, height, width, room, dtype=torch.float1
                 f" {need.total / 2**30:.1f} GiB"
             )
     return lines
-
-
-def usable_bytes(free, limit=0.0):
-    """Bytes of a GPU's `free` ones that tensors can fill: kernels want 0.25 GiB for themselves, and 3 per cent fall
-    between the tensors
-    """
-    return 0.97 * min(free, limit * 2**30 or free) - 2**28
-
-
-def free_bytes(device, limit=0.0):
-    "Bytes that tensors may fill on a device, at most `limit` GiB if that is given"
-    if torch.device(device).type == "cuda":
-        return usable_bytes(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device), limit)
-    import psutil
-
-    free = psutil.virtual_memory().available
-    return min(free, limit * 2**30) if limit else free

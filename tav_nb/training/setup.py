@@ -44,9 +44,10 @@ from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
     TrainError,
 )
-from .memory import estimate_training_memory, free_bytes, set_checkpointing, suggest_settings
+from .memory import estimate_training_memory, set_checkpointing, suggest_settings
 from .step import TrainState, has_sinusoidal_positions, uses_cuda_graphs
 from ..utils.atomic_io import atomic_write
+from ..utils.memory_trace import free_bytes
 
 # %% ../../nbs/5_training/54_setup.ipynb #620af258
 DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
