@@ -24,9 +24,11 @@ import torch
 
 from tav_nb.evaluation.metrics import measure_video
 from tav_nb.sampling.generate import load_video_pipeline, resolve_noise
-from tav_nb.toy import tiny_sdxl as tiny
 from tav_nb.toy.captions import caption
 from tav_nb.toy.scenes import random_scene
+from tav_nb.toy.tiny_model import FRAMES
+from tav_nb.toy.tiny_sdxl import GUIDANCE, environment, sample_latents, scenes_for_tests, start_noise, write_result
+from tav_nb.toy.training_data import images_to_latents, latents_to_images, render_frames, worker_pool
 
 METRICS = (
     "warping_error",
@@ -66,7 +68,7 @@ def figures(frames):
 
 def measured(films, workers):
     "Films [N, F, H, W, 3] -> {metric: [N]}"
-    with tiny.worker_pool(workers) as pool:
+    with worker_pool(workers) as pool:
         rows = pool.map(figures, list(films), chunksize=4)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -122,20 +124,20 @@ def main():
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--pool", type=int, default=512, help="real clips to find partners in (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--frames", type=int, default=tiny.FRAMES)
+    parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--chunk", type=int, default=32, help="films at a time on the device (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/consistency.json"))
     args = parser.parse_args()
-    start, scenes = time.time(), tiny.scenes_for_tests(args.scenes)
+    start, scenes = time.time(), scenes_for_tests(args.scenes)
     pipe = load_video_pipeline(device=args.device, dtype=torch.float32)
     captions = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
-    with tiny.worker_pool(args.workers) as p:
-        real = np.stack(p.map(partial(tiny._clip_of, args.frames), scenes, chunksize=8))
+    with worker_pool(args.workers) as p:
+        real = np.stack(p.map(partial(render_frames, args.frames), scenes, chunksize=8))
         others = np.stack(
             p.map(
-                partial(tiny._clip_of, args.frames),
+                partial(render_frames, args.frames),
                 [random_scene(2 * 10**8 + i) for i in range(args.pool)],
                 chunksize=8,
             )
@@ -147,33 +149,31 @@ def main():
         print(brief(name, table[name]), flush=True)
 
     def decode(latents):
-        return tiny.latents_to_images(pipe.vae, latents.flatten(0, 1)).cpu().numpy().reshape(real.shape)
+        return latents_to_images(pipe.vae, latents.flatten(0, 1)).cpu().numpy().reshape(real.shape)
 
     add("real clips", real)
     add(
         "VAE round trip",
-        decode(tiny.images_to_latents(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])),
+        decode(images_to_latents(pipe.vae, torch.from_numpy(real).flatten(0, 1)).unflatten(0, real.shape[:2])),
     )
     trained = resolve_noise(pipe)
     for name, (noise, on) in ROWS.items():
-        starts = tiny.start_noise(args.scenes, *((noise,) if noise else trained), num_frames=args.frames)
+        starts = start_noise(args.scenes, *((noise,) if noise else trained), num_frames=args.frames)
         add(
             name,
-            decode(
-                tiny.sample_latents(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk)
-            ),
+            decode(sample_latents(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk)),
         )
-    tiny.write_result(
+    write_result(
         args.out,
         command=f"python {' '.join(sys.argv)}",
         scenes=args.scenes,
         pool=args.pool,
         steps=args.steps,
-        guidance=vars(tiny.GUIDANCE),
+        guidance=vars(GUIDANCE),
         frames=args.frames,
         noise=trained,
         seconds=round(time.time() - start, 1),
-        **tiny.environment(args.device),
+        **environment(args.device),
         intervals="95 %, bootstrap over scenes",
         table=table,
     )

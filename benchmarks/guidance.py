@@ -16,7 +16,8 @@ import torch
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.guidance import Guidance
-from tav_nb.toy import tiny_sdxl as tiny
+from tav_nb.toy.tiny_model import load_tiny
+from tav_nb.toy.tiny_sdxl import environment, format_score, score_table, write_result
 
 # (least noise that is guided, temporal guidance): none, each of both on its own, the one that ships, then more and less
 # of both
@@ -49,10 +50,10 @@ def main():
     if args.toy:
         args.scenes, args.device, args.workers = 2, "cpu", 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    start, pipe, rows = time.time(), tiny.load_tiny(EMBEDDED, args.device), []
+    start, pipe, rows = time.time(), load_tiny(EMBEDDED, args.device), []
     load_adapter(pipe.unet, EMBEDDED_ADAPTER)
     for guidance in PLAN[:2] if args.toy else PLAN:
-        score = tiny.score_table(
+        score = score_table(
             pipe,
             args.scenes,
             ["adapter on"],
@@ -67,14 +68,14 @@ def main():
                 score={name: value for name, value in score.items() if not isinstance(value, dict)},
             )
         )
-        print(guidance, tiny.format_score(score), flush=True)
+        print(guidance, format_score(score), flush=True)
         if not args.toy:
-            tiny.write_result(
+            write_result(
                 args.out,
                 command="python " + " ".join(sys.argv).split(" --out")[0],
                 scenes=args.scenes,
                 seconds=round(time.time() - start, 1),
-                **tiny.environment(args.device),
+                **environment(args.device),
                 rows=rows,
             )
 

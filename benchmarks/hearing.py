@@ -21,16 +21,9 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.toy.tiny_sdxl import (
-    ATTRIBUTES,
-    SIZE,
-    ProbedUNet,
-    alphas_cumprod,
-    attribute_targets,
-    embed_captions,
-    images_to_latents,
-    load_tiny,
-)
+from tav_nb.toy.tiny_model import SIZE, load_tiny
+from tav_nb.toy.train_unet import ProbedUNet, alphas_cumprod
+from tav_nb.toy.training_data import ATTRIBUTES, attribute_targets, embed_captions, images_to_latents
 from tav_nb.utils.atomic_io import atomic_write
 
 

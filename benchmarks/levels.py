@@ -17,15 +17,10 @@ from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import LABELS, render
-from tav_nb.toy.tiny_sdxl import (
-    FRAMES,
-    SIZE,
-    alphas_cumprod,
-    embed_captions,
-    images_to_latents,
-    load_tiny,
-    scenes_for_tests,
-)
+from tav_nb.toy.tiny_model import FRAMES, SIZE, load_tiny
+from tav_nb.toy.tiny_sdxl import scenes_for_tests
+from tav_nb.toy.train_unet import alphas_cumprod
+from tav_nb.toy.training_data import embed_captions, images_to_latents
 
 SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
 

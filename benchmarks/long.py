@@ -43,10 +43,12 @@ from tav_nb.evaluation.metrics import measure_video
 from tav_nb.models.windows import Context, plan_windows
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.guidance import resolve_guidance
-from tav_nb.toy import tiny_sdxl as tiny
 from tav_nb.toy.captions import caption
 from tav_nb.toy.reader import read_scene, wilson_interval
 from tav_nb.toy.rendering import render
+from tav_nb.toy.tiny_model import SIZE
+from tav_nb.toy.tiny_sdxl import environment, scenes_for_tests, write_result
+from tav_nb.toy.training_data import worker_pool
 
 ROWS = {  # name: (Context, is the noise shuffled?)
     "attention, overlap 12": (Context(overlap=12), False),
@@ -192,7 +194,7 @@ def keep(path, about, name, found):
             old.get(name) == about[name] for name in ("scenes", "frames", "steps", "guidance", "longest", "noise")
         )
         rows = old["table"] if alike else {}
-        tiny.write_result(
+        write_result(
             path,
             **about,
             **(dict(note=old["note"]) if alike and "note" in old else {}),
@@ -245,7 +247,7 @@ def main():
     args = parser.parse_args()
     if args.toy:
         args.scenes, args.frames, args.steps, args.rows, args.workers = 1, 36, 2, list(TOY), 1
-    _start, scenes = time.time(), tiny.scenes_for_tests(args.scenes)
+    _start, scenes = time.time(), scenes_for_tests(args.scenes)
     pipe = inference.load_video_pipeline(device=args.device, dtype=torch.float32)
     longest, table = pipe.unet.temporal_config["max_frames"], {}
     texts = [caption(scene, 10**8 + i, complete=True) for i, scene in enumerate(scenes)]
@@ -265,16 +267,16 @@ def main():
             guidance=asdict(resolve_guidance(pipe.unet)),
             longest=longest,
             noise=list(inference.resolve_noise(pipe)),
-            **tiny.environment(args.device),
+            **environment(args.device),
             intervals="95 %",
         )
         if out:
             keep(out, about, name, table[name])  # after each row: what is interrupted is not lost
 
-    with tiny.worker_pool(args.workers) as pool:
+    with worker_pool(args.workers) as pool:
         add(
             "real clips",
-            [render(scene, args.frames, tiny.SIZE, tiny.SIZE).frames for scene in scenes],
+            [render(scene, args.frames, SIZE, SIZE).frames for scene in scenes],
             ROWS["attention, overlap 12"][0],
         )
         if args.device == "cuda":

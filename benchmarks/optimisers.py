@@ -20,20 +20,10 @@ from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.toy.tiny_sdxl import (
-    alphas_cumprod,
-    default_generator,
-    embed_tokens,
-    fit_parameters,
-    images_to_latents,
-    load_tiny,
-    loss_weights,
-    make_scheduler,
-    make_unet,
-    read_captions,
-    split_for_muon,
-    timestep_probabilities,
-)
+from tav_nb.toy.tiny_model import load_tiny, make_scheduler, make_unet
+from tav_nb.toy.train_unet import alphas_cumprod, default_generator, loss_weights, timestep_probabilities
+from tav_nb.toy.training_data import embed_tokens, images_to_latents, read_captions
+from tav_nb.toy.training_loop import fit_parameters, split_for_muon
 from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict_clips
 
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])

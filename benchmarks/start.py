@@ -21,17 +21,9 @@ from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.captions import caption
 from tav_nb.toy.reader import read_scene
 from tav_nb.toy.rendering import render
-from tav_nb.toy.tiny_sdxl import (
-    FRAMES,
-    GUIDANCE,
-    SIZE,
-    embed_captions,
-    images_to_latents,
-    latents_to_images,
-    load_tiny,
-    scenes_for_tests,
-    start_noise,
-)
+from tav_nb.toy.tiny_model import FRAMES, SIZE, load_tiny
+from tav_nb.toy.tiny_sdxl import GUIDANCE, scenes_for_tests, start_noise
+from tav_nb.toy.training_data import embed_captions, images_to_latents, latents_to_images
 
 STEPS = 20
 

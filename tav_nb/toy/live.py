@@ -23,7 +23,7 @@ from ..models.vae import encode_frames
 from .captions import caption
 from .rendering import render
 from .scenes import random_scene
-from .tiny_sdxl import worker_pool
+from .training_data import worker_pool
 
 # %% ../../nbs/5_training/26_live.ipynb #cdaeafaa
 def render_training_clip(num_frames, size, seed):
