@@ -25,7 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tav_nb.models.adapter_file import save_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal
-from tav_nb.sampling.memory import decode_slice, load_configs, predict, unet_kwargs_on_meta
+from tav_nb.models.vae import decode_slice
+from tav_nb.sampling.memory import predict
+from tav_nb.sampling.memory_estimate import load_configs, unet_kwargs_on_meta
 from tav_nb.utils.atomic_io import atomic_write
 from tav_nb.utils.memory_trace import GPU_FUNCTIONS, FunctionOverride
 
@@ -108,7 +110,7 @@ TOY_ROWS = "24 x 1024", "72 x 768", "24 x 1024, low"
 WATCHED = """
 import json, sys, time, torch
 from dataclasses import asdict
-import tav_nb.cli.main, tav_nb.sampling.memory as fitting, tav_nb.sampling.generate as inference
+import tav_nb.cli.main, tav_nb.sampling.memory_estimate as fitting, tav_nb.sampling.generate as inference
 cuda, found = torch.cuda.is_available(), dict(denoising=[], decoding=[], reserved=0.)
 def watched(function, kind):
     def run(*args, **kwargs):

@@ -17,7 +17,7 @@ from tav_nb.cli.main import main
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.generate import generate
-from tav_nb.sampling.memory import MEMORY_PRESETS
+from tav_nb.sampling.memory_estimate import MEMORY_PRESETS
 from tav_nb.sampling.request import VideoRequest
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene

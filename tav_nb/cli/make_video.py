@@ -108,22 +108,23 @@ def check_context(args, adapter):
 def choose_memory_for(args, adapter, context, bar):
     "The `Memory` to make the film with, after saying what it needs; raises `TooLarge`."
     from tav_nb.models.base import check_device
-    from tav_nb.sampling import memory as fitting
+    from tav_nb.sampling import memory_estimate
     from tav_nb.sampling.generate import check_request
+    from tav_nb.sampling.memory import Memory
     from tav_nb.utils.memory_trace import free_bytes
 
     side = made_for(args.model, args.config)
     film, asked = (args.num_frames, args.height or side, args.width or side), (args.memory, args.frames_at_once)
     if (*asked, args.memory_limit) == ("auto", None, None) and is_small(args, film):
-        return fitting.Memory()
+        return Memory()
     device, dtype = compute_on(args)
     check_device(device)
-    model = fitting.build_on_meta(fitting.load_configs(args.model, args.config), adapter, dtype)
+    model = memory_estimate.build_on_meta(memory_estimate.load_configs(args.model, args.config), adapter, dtype)
     check_request(model, *film, args.steps, args.images, context)
     if context and context.kind == "predictions":
         film = (min(context.length, args.num_frames), *film[1:])  # no more are in the UNet at once
     room = free_bytes(device, args.memory_limit)
-    memory, peaks = fitting.choose_memory(
+    memory, peaks = memory_estimate.choose_memory(
         model,
         *film,
         room,
@@ -133,7 +134,7 @@ def choose_memory_for(args, adapter, context, bar):
         on_cpu=device == "cpu",
     )
     bar.clear()
-    say(f"needs {peaks}, {fitting.format_bytes(room)} are there: {memory}")
+    say(f"needs {peaks}, {memory_estimate.format_bytes(room)} are there: {memory}")
     if args.memory_limit:
         cap(device, args.memory_limit)
     return memory
@@ -151,17 +152,17 @@ def check_room(args, adapter, film):
     if is_small(args, film):
         return
     from tav_nb.models.base import check_device
-    from tav_nb.sampling import memory as fitting
+    from tav_nb.sampling import memory_estimate
     from tav_nb.utils.memory_trace import free_bytes
 
     device, dtype = compute_on(args)
     check_device(device)
     model, room = (
-        fitting.build_on_meta(fitting.load_configs(args.model, args.config), adapter, dtype),
+        memory_estimate.build_on_meta(memory_estimate.load_configs(args.model, args.config), adapter, dtype),
         free_bytes(device, None),
     )
-    fitting.check_possible(model, *film, room, on_cpu=device == "cpu")
-    peaks = fitting.estimate_memory(
+    memory_estimate.check_possible(model, *film, room, on_cpu=device == "cpu")
+    peaks = memory_estimate.estimate_memory(
         model,
         *film,
         guided=args.guidance_scale is None or args.guidance_scale > 1,
@@ -169,9 +170,9 @@ def check_room(args, adapter, film):
         on_cpu=device == "cpu",
     )
     if peaks.total > room:
-        raise fitting.TooLarge(
-            f"{film[0]} frames of {film[2]} x {film[1]} need {fitting.format_bytes(peaks.total)}, and"
-            f" {fitting.format_bytes(room)} are there: fewer frames or a smaller --height and --width need less"
+        raise memory_estimate.TooLarge(
+            f"{film[0]} frames of {film[2]} x {film[1]} need {memory_estimate.format_bytes(peaks.total)}, and"
+            f" {memory_estimate.format_bytes(room)} are there: fewer frames or a smaller --height and --width need less"
         )
 
 
@@ -231,7 +232,8 @@ def read_sources(args, adapter):
 
 def load_extensions(args, pipe):
     "Put LoRAs, new words and an IP-Adapter into a pipeline."
-    from tav_nb.sampling.pipelines import load_ip_adapter, load_loras, load_new_word
+    from tav_nb.sampling.extensions import load_ip_adapter, load_new_word
+    from tav_nb.sampling.lora import load_loras
 
     if args.lora:
         load_loras(pipe, args.lora)
@@ -244,7 +246,8 @@ def load_extensions(args, pipe):
 def generate_from_sources(args, pipe, request, found, bar):
     "The frames from the stock pipeline that goes with what was found."
     from tav_nb.models.temporal_unet import set_context
-    from tav_nb.sampling.pipelines import generate_with_stock, load_control, stock_pipeline
+    from tav_nb.sampling.extensions import load_control
+    from tav_nb.sampling.pipelines import generate_with_stock, stock_pipeline
 
     if request.context:
         set_context(pipe.unet, request.context)
