@@ -206,6 +206,22 @@ def test_it_can_be_loaded_into_layers_that_are_there_already():
         assert same_adapter(saved, there)
 
 
+# %% ../nbs/6_making_videos/03_adapter.ipynb #127936d2
+def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_before_means_none_of_them():
+    block = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)
+    with tempfile.TemporaryDirectory() as place:
+        saved, loaded = trained_unet(**block), tiny_unet()
+        about = load_adapter(loaded, save_adapter(saved, place))
+        assert same_adapter(saved, loaded) and {name: about[name] for name in block} == block
+        assert "conv_size is 3, but 0" in refusal(add_temporal(tiny_unet(), attention_ratio=0.5), place)
+        path = save_adapter(plain := trained_unet(), place)
+        header = {name: text for name, text in safe_open(path, "pt").metadata().items() if name not in block}
+        del header["checksum"]
+        save_file(load_file(path), path, metadata=header)  # as it was written before there were such layers
+        about = load_adapter(loaded := tiny_unet(), path)
+        assert same_adapter(plain, loaded) and about | dict(attention_ratio=1.0, conv_size=0, ff_ratio=0.0) == about
+
+
 # %% ../nbs/6_making_videos/03_adapter.ipynb #9be8f5e5
 def test_another_base_is_refused():
     with tempfile.TemporaryDirectory() as place:

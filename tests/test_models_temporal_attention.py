@@ -91,9 +91,10 @@ def test_called_with_x_alone_it_is_the_layer_that_it_is_a_subclass_of():
 
 # %% ../nbs/2_method/01_attention.ipynb #8968679d
 def test_the_layer_computes_what_the_loops_compute():
-    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4, positions="learned"))
-    x = torch.randn(3 * 5, 7, 16)  # three clips of five frames, seven places
-    torch.testing.assert_close(layer(x, 5), one_by_one(layer, x, 5))
+    for inner_dim in (None, 8, 24):
+        layer = TemporalSelfAttention(16, num_heads=4, positions="learned", inner_dim=inner_dim)
+        x = torch.randn(3 * 5, 7, 16)  # three clips of five frames, seven places
+        torch.testing.assert_close(randomize_weights(layer)(x, 5), one_by_one(layer, x, 5))
 
 
 # %% ../nbs/2_method/01_attention.ipynb #9d908521

@@ -238,8 +238,10 @@ def test_a_closed_adapter_leaves_sdxl_untouched_bit_for_bit():
     with torch.no_grad():
         stock = tiny_unet()(**call_inputs()).sample
         for zero in ("proj", "gate"):
-            patched = add_temporal(tiny_unet(), zero=zero)
-            assert torch.equal(patched(**call_inputs(), num_frames=4).sample, stock), zero
+            for more in ({}, dict(attention_ratio=0.5, conv_size=3, ff_ratio=1.0), dict(conv_size=5, start="spatial")):
+                if zero == "proj" or not more:
+                    patched = add_temporal(tiny_unet(), zero=zero, **more)
+                    assert torch.equal(patched(**call_inputs(), num_frames=4).sample, stock), (zero, more)
 
 
 # %% ../nbs/2_method/02_unet.ipynb #996551a8

@@ -32,7 +32,7 @@ def sinusoidal_positions(
 class LayerNorm(nn.LayerNorm):
     "`nn.LayerNorm` in the dtype of its input, whatever dtype its parameters are kept in"
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 # %% ../../nbs/2_method/01_attention.ipynb #cc8418d3
@@ -43,7 +43,13 @@ class Linear(nn.Linear):
     the output, and the product of weight and `positions` without bias, in as many parts.
     """
 
-    def forward(self, x, parts=1, gate=None, positions=None):
+    def forward(
+        self,
+        x: torch.Tensor,
+        parts: int = 1,
+        gate: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ):
         weight, bias = self.weight, self.bias
         if hasattr(weight, "__tensor_flatten__"):  # it wraps other tensors, such as integers and their scales
             return self.forward_opaque(x, parts, gate, positions)
@@ -88,17 +94,27 @@ def check_num_frames(batch: int, num_frames: int, max_frames: int) -> None:
 class TemporalSelfAttention(nn.Module):
     """Self-attention of each spatial position over the frames of its clip; its output is zero until it is trained
 
-    - `dim`: channels `c` of a token; `num_heads` must divide it
+    - `dim`: channels `c` of a token
+    - `inner_dim`: channels of queries, keys and values, which `num_heads` must divide; None is `dim`
     - `max_frames`: the longest clip it has positions for
     - `positions`: "sinusoidal", fixed and of unit scale, or "learned", a table that starts at 0.02
     - `zero`: what starts at zero, "proj" or "gate". Exactly one of the two: with both, no gradient is ever nonzero
     """
 
-    def __init__(self, dim, num_heads=8, max_frames=24, positions="sinusoidal", zero="proj"):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        max_frames: int = 24,
+        positions: str = "sinusoidal",
+        zero: str = "proj",
+        inner_dim: int | None = None,
+    ):
         super().__init__()
-        check_choices(dim, num_heads, positions, zero)
+        inner_dim = inner_dim or dim
+        check_choices(inner_dim, num_heads, positions, zero)
         self.num_heads, self.max_frames = num_heads, max_frames
-        self.norm, self.to_qkv, self.proj = LayerNorm(dim), Linear(dim, 3 * dim), Linear(dim, dim)
+        self.norm, self.to_qkv, self.proj = LayerNorm(dim), Linear(dim, 3 * inner_dim), Linear(inner_dim, dim)
         self.gate = nn.Parameter(torch.ones(1))
         for parameter in [self.gate] if zero == "gate" else self.proj.parameters():
             nn.init.zeros_(parameter)
@@ -107,13 +123,13 @@ class TemporalSelfAttention(nn.Module):
         else:
             self.register_buffer("pos_emb", sinusoidal_positions(max_frames, dim))
 
-    def positions(self, num_frames):
+    def positions(self, num_frames: int) -> torch.Tensor:
         "Positions `f c`; beyond `max_frames` they continue by the sinusoidal formula"
         if num_frames <= self.max_frames:
             return self.pos_emb[:num_frames]
         return sinusoidal_positions(num_frames, self.pos_emb.shape[1]).to(self.pos_emb)
 
-    def project_qkv(self, tokens, positions=None):
+    def project_qkv(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> tuple:
         "Queries, keys and values of `tokens`; with `positions` a pair: these, and what the positions add to each"
         if isinstance(self.to_qkv, Linear):
             return self.to_qkv(tokens, parts=3, positions=positions)
@@ -130,7 +146,7 @@ class TemporalSelfAttention(nn.Module):
         return self.gate.to(attn_output.dtype) * self.proj(attn_output)
 
     def attend(self, *qkv: torch.Tensor) -> torch.Tensor:
-        "Attention over frames: queries, keys and values `[b, f, s, c]` in, the same shape out"
+        "Attention over frames: queries, keys and values `[b, f, s, inner_dim]` in, the same shape out"
         (b, f, s, c), h = qkv[0].shape, self.num_heads
         q, k, v = (t.reshape(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
         return short_attention(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
@@ -167,8 +183,14 @@ class TemporalSelfAttention(nn.Module):
 
         With `windows` (chapter 29) frames attend only to frames of their windows, and a clip may have any length.
         """
-        (batch, s, c), longest = x.shape, num_frames if windows else self.max_frames
-        check_num_frames(batch, num_frames, longest)
-        tokens = self.norm(x).reshape(-1, num_frames, s, c)  # (b f) s c -> b f s c
+        return self.attention_residual(self.normalized_clips(x, num_frames, windows), windows)
+
+    def normalized_clips(self, x: torch.Tensor, num_frames: int, windows: Windows | None = None) -> torch.Tensor:
+        "Normalized tokens `[b, f, s, c]` of `x` `[(b f), s, c]`; raises `TavError` unless these are whole clips"
+        check_num_frames(len(x), num_frames, num_frames if windows else self.max_frames)
+        return self.norm(x).unflatten(0, (-1, num_frames))
+
+    def attention_residual(self, tokens: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
+        "`gate * proj(attention over f)` of normalized tokens `[b, f, s, c]`: `[(b f), s, c]`"
         attn_output = self.attend_clip(tokens) if windows is None else self.attend_windows(windows, tokens)
-        return self.project_out(attn_output.view(x.shape))  # b f s c -> (b f) s c
+        return self.project_out(attn_output.flatten(0, 1))

@@ -23,6 +23,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
 from .temporal_attention import TemporalSelfAttention
+from .temporal_block import copy_spatial_attention, make_temporal_layer
 from .windows import Context, Windows, plan_windows
 from ..utils.errors import TavError
 
@@ -202,12 +203,19 @@ def add_temporal(
     positions: str = "sinusoidal",
     num_heads: int | None = None,
     zero: str = "proj",
+    attention_ratio: float = 1.0,
+    conv_size: int = 0,
+    ff_ratio: float = 0.0,
+    start: str = "random",
 ) -> UNet2DConditionModel:
-    """Put a `TemporalSelfAttention` into every transformer block of a stock UNet, in place; returns the UNet
+    """Put a temporal layer into every transformer block of a stock UNet, in place; returns the UNet
 
     - `unet`: a `UNet2DConditionModel`, whose own weights and keys stay as they are
-    - `max_frames`, `positions`, `zero`: as in `TemporalSelfAttention`
-    - `num_heads`: None takes each block's own number, so that a head is as wide as SDXL's
+    - `max_frames`, `positions`, `zero`: as in `TemporalSelfAttention`, which each layer is
+    - `num_heads`: None gives each head as many channels as a head of the block has
+    - `attention_ratio`: channels of queries, keys and values over the block's, 1 as in the design document
+    - `conv_size`, `ff_ratio`: as in `TemporalBlock`; 0 leaves the layer out
+    - `start`: "random", or "spatial" for queries, keys, values and norm of the block's own spatial attention
 
     The layers are made in fp32, where the base is. Raises `TavError` if there are temporal layers already, if
     offloading has begun, or if the installed diffusers cannot take them (`DiffusersError`).
@@ -216,12 +224,27 @@ def add_temporal(
     if temporal_modules(unet):
         raise TavError("this UNet has temporal layers already: remove_temporal(unet) takes them out")
     check_not_offloaded(unet)
+    if start not in ("random", "spatial"):
+        raise TavError(f"start={start!r}: use 'random' or 'spatial'")
+    structure = dict(
+        max_frames=max_frames,
+        positions=positions,
+        num_heads=num_heads,
+        zero=zero,
+        attention_ratio=attention_ratio,
+        conv_size=conv_size,
+        ff_ratio=ff_ratio,
+    )
+    for block in temporal_blocks(unet).values():  # settings that do not go together change nothing
+        with torch.device("meta"):
+            make_temporal_layer(block, **structure)
     for name, block in temporal_blocks(unet).items():
         with block.norm1.weight.device:
-            heads = num_heads or block.attn1.heads
-            block.temporal_attn = TemporalSelfAttention(block.dim, heads, max_frames, positions, zero)
+            block.temporal_attn = make_temporal_layer(block, **structure)
+        if start == "spatial":
+            copy_spatial_attention(block.temporal_attn, block)
         TemporalResidual(block, name)
-    TemporalState(unet, dict(max_frames=max_frames, positions=positions, num_heads=num_heads, zero=zero))
+    TemporalState(unet, structure)
     return unet
 
 
