@@ -27,7 +27,7 @@ import tav_nb.training.trainer
 from tav_nb.models.base import load_pipeline
 from tav_nb.toy.live import toon_cache
 from tav_nb.toy.tiny_sdxl import score_table
-from tav_nb.training.config import read_config
+from tav_nb.training.config_io import read_config
 from tav_nb.training.trainer import build_train_state, train
 
 

@@ -17,7 +17,8 @@ from tav_nb.cli.train import train_settings
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.training.config import TrainConfig, read_config
+from tav_nb.training.config import TrainConfig
+from tav_nb.training.config_io import read_config
 from tav_nb.utils.notebook_tests import run_captured
 from tav_nb.utils.video_writer import write_video
 

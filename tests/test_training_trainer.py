@@ -39,7 +39,8 @@ from tav_nb.training.checkpoint import (
     save_checkpoint,
     with_checksum,
 )
-from tav_nb.training.config import TrainConfig, check_option, read_config
+from tav_nb.training.config import TrainConfig
+from tav_nb.training.config_io import check_option, read_config
 from tav_nb.training.cuda_graphs import GRAPH_BYTES, MAX_GRAPHS, CaptureError
 from tav_nb.training.memory import TrainMemoryEstimate, set_checkpointing
 from tav_nb.training.run_log import RunLog

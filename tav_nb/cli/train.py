@@ -15,18 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from .make_video import let_segments_grow
-from tav_nb.training.config import (
-    OLD_NAMES,
-    ConfigError,
-    TrainConfig,
-    check_config,
-    merge_options,
-    preset_names,
-    read_config,
-    resume_config,
-)
-from ..training.config import check_option as check_setting
-from ..training.config import parse_option as parse_setting
+from ..training.config import OLD_NAMES, ConfigError, TrainConfig
+from ..training.config_io import check_config, merge_options, preset_names, read_config, resume_config
+from ..training.config_io import check_option as check_setting
+from ..training.config_io import parse_option as parse_setting
 from ..utils import process
 from ..utils.arguments import UsageError, at_least
 from ..utils.process import run_workers, worker_command

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'check_optional_packages', 'open_clips', 'batch_shapes', 'largest_batch', 'check_memory', 'prepare_adapter',
-           'check_caption_widths', 'build_train_state', 'describe_run', 'resolve_config', 'write_run_record']
+           'check_caption_widths', 'build_train_state', 'describe_run', 'resolve_config', 'write_run_record',
+           'remove_empty_run']
 
 # %% ../../nbs/5_training/54_setup.ipynb #d5540003
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,13 +35,7 @@ from ..models.geglu_kernel import fuse_geglu
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules
 from .batches import held_out_split
-from tav_nb.training.config import (
-    check_config,
-    check_unchanged,
-    config_to_toml,
-    load_run_config,
-    resume_config,
-)
+from .config_io import check_config, check_unchanged, config_to_toml, load_run_config, resume_config
 from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
     TrainError,
@@ -261,3 +257,10 @@ def write_run_record(run, config, loader, world, need):
         ),
     )
     atomic_write(Path(run) / "config.toml", config_to_toml(config))
+
+
+def remove_empty_run(run):
+    "A run that never began leaves nothing behind"
+    with suppress(OSError):
+        (Path(run) / ".lock").unlink(missing_ok=True)
+        Path(run).rmdir()
