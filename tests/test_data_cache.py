@@ -652,7 +652,8 @@ def test_torchrun_and_accelerate_launch_divide_the_files():
     holder, items_, summary_, files = reference()
     code = """
 import sys
-from tav_nb.data.cache import EncodeOptions, prepare, rank_and_world
+from tav_nb.data.cache import prepare, rank_and_world
+from tav_nb.data.latents import EncodeOptions
 from tav_nb.models.base import load_pipeline
 from tav_nb.data.sources import open_source
 items, pipe = open_source(sys.argv[1], licence="CC0"), load_pipeline(sys.argv[3])

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from tav_nb.data.folders import Item
 from tav_nb.data.latents import (
     PARTS,
     EncodeError,
@@ -28,7 +29,6 @@ from tav_nb.data.latents import (
     truncated_captions,
 )
 from tav_nb.data.shots import ShotOptions, scan
-from tav_nb.data.sources import Item
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet
 from tav_nb.models.vae import encode_frames, safe_vae

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from bounds import options, record
 
-from tav_nb.data.sources import CollectionError, open_source
+from tav_nb.data.sources import open_source
+from tav_nb.data.tables import CollectionError
 
 CAPTIONS = (
     "a girl with pink hair, blue dress",

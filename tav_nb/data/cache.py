@@ -27,6 +27,7 @@ import numpy as np
 from msgspec import Meta
 
 import tav_nb
+from .folders import Item, check_captions
 from tav_nb.data.latents import (
     ROW,
     SCHEMA,
@@ -43,12 +44,13 @@ from tav_nb.data.latents import (
     signature,
 )
 from .loader import CLIP_ARRAYS, CacheError, FileName, check_arrays, check_finite_arrays, read_manifest
-from .shots import ShotOptions, SourceError
-from .sources import Item, by_file, check_captions
+from .shots import ShotOptions
+from .sources import by_file
 from ..models.vae import safe_vae
 from ..utils.atomic_io import atomic_write, remove_stale
 from ..utils.errors import TavError
 from ..utils.schema import check_type, parse_json, printable, read_arrays
+from ..utils.video_reader import SourceError
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #be7dd8f5
 class DatasetError(TavError):

@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .shots import ShotOptions, SourceError, plan, read_windows, scan
-from .sources import Item
+from .folders import Item
+from .shots import ShotOptions, plan, read_windows, scan
 from ..models.base import EMBEDDED
 from ..models.messages import quiet
 from ..models.vae import encode_frames, latent_statistics, safe_vae
 from ..utils.errors import TavError
+from ..utils.video_reader import SourceError
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #6c477f48
 class EncodeError(TavError):
