@@ -27,7 +27,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from tav_nb.data.shots import ShotOptions, plan, read_windows, scan
+from tav_nb.data.clips import plan, read_windows
+from tav_nb.data.scan import scan
+from tav_nb.data.shots import ShotOptions
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 

@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from tav_nb.data import cache as dataset
 from tav_nb.data import latents as encode
+from tav_nb.data.buckets import EncodeOptions
+from tav_nb.data.cache import read_clip
+from tav_nb.data.prepare import prepare
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
@@ -108,19 +110,19 @@ class Clock:
 def measure(items, args, precision):
     "One run over all items into a fresh cache, after a short one to warm up"
     pipe = with_vae(args.vae, args.device, precision)
-    options = encode.EncodeOptions(resolution=args.resolution)
+    options = EncodeOptions(resolution=args.resolution)
     with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
-        dataset.prepare(items[:1], Path(folder) / "warm", pipe, options=options, workers=1)
+        prepare(items[:1], Path(folder) / "warm", pipe, options=options, workers=1)
         if args.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         clock = encode.encode_frames = Clock()
         try:
-            summary = dataset.prepare(items, Path(folder) / "cache", pipe, options=options, workers=args.workers)
+            summary = prepare(items, Path(folder) / "cache", pipe, options=options, workers=args.workers)
         finally:
             encode.encode_frames = clock.encode
-        again = dataset.prepare(items, Path(folder) / "cache", pipe, options=options, workers=args.workers)
+        again = prepare(items, Path(folder) / "cache", pipe, options=options, workers=args.workers)
         sizes = sorted(
-            {tuple(dataset.read_clip(path)["latents"].shape) for path in (Path(folder) / "cache/clips").glob("*.npz")}
+            {tuple(read_clip(path)["latents"].shape) for path in (Path(folder) / "cache/clips").glob("*.npz")}
         )
     busy, span = sum(b - a for a, b in clock.spans), clock.spans[-1][1] - clock.spans[0][0]
     return dict(
@@ -195,7 +197,7 @@ def main():
         size=args.size,
         workers=args.workers,
         clip_fps=ShotOptions().fps,
-        frames_at_once=encode.EncodeOptions().at_once,
+        frames_at_once=EncodeOptions().at_once,
         tf32_in_convolutions=torch.backends.cudnn.allow_tf32,
         tf32_difference=tf32_difference(args) if gpu else None,
         runs=runs,

@@ -31,7 +31,7 @@ from diffusers import UNet2DConditionModel
 from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 
-from tav_nb.data.latents import model_fingerprint
+from tav_nb.data.fingerprints import model_fingerprint
 from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention

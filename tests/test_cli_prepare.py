@@ -17,8 +17,9 @@ import pytest
 from tav_nb.cli.main import main, make_parser
 from tav_nb.cli.make_video import load
 from tav_nb.cli.prepare import shot_options
-from tav_nb.data.latents import EncodeOptions
-from tav_nb.data.loader import ClipLoader, read_manifest
+from tav_nb.data.buckets import EncodeOptions
+from tav_nb.data.cache_reader import read_manifest
+from tav_nb.data.loader import ClipLoader
 from tav_nb.data.shots import ShotOptions
 from tav_nb.models.base_config import made_for
 from tav_nb.toy.captions import caption
@@ -207,7 +208,7 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
         given.update(options=options, workers=workers, device=pipe.device.type, out=out)
         raise KeyboardInterrupt
 
-    with tempfile.TemporaryDirectory() as folder, patch("tav_nb.data.cache.prepare", spy):
+    with tempfile.TemporaryDirectory() as folder, patch("tav_nb.data.prepare.prepare", spy):
         toon_film(f"{folder}/film.webm", 0, 4)
         code, said, err = tav(
             "prepare", folder, f"{folder}/cache", "--resolution", 256, "--flip", "--workers", 3, "--device", "cpu"

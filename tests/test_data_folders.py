@@ -17,8 +17,8 @@ from tav_nb.data.tables import MAX_TABLE_ROWS, CollectionError
 from tav_nb.toy.captions import caption as caption_of
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_io import write_video
 from tav_nb.utils.video_reader import VideoReader
+from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #b84f028e

@@ -16,17 +16,9 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
-from tav_nb.data.cache import prepare
-from tav_nb.data.loader import (
-    CacheError,
-    ClipLoader,
-    check_cache_model,
-    cut_clip,
-    plan_epoch,
-    read_manifest,
-    read_npz,
-    stream_batches,
-)
+from tav_nb.data.cache_reader import CacheError, read_manifest, read_npz
+from tav_nb.data.loader import ClipLoader, check_cache_model, cut_clip, plan_epoch, stream_batches
+from tav_nb.data.prepare import prepare
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules

@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-import threading
 import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
@@ -12,7 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tav_nb.data.shots import FIGURES, ShotOptions, _content, _cv2, _one_thread, plan, read_windows, scan
+from tav_nb.data.clips import plan, read_windows
+from tav_nb.data.scan import FIGURES, scan
+from tav_nb.data.shots import ShotOptions
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_reader import SourceError
@@ -111,43 +112,6 @@ def retimed(frames, times, path):
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
-
-
-# %% ../nbs/4_real_clips/21_shots.ipynb #dd77bfdb
-def test_looking_at_files_leaves_the_threads_of_opencv_as_they_were():
-    cv2 = _cv2()
-    usual = cv2.getNumThreads()
-    try:
-        cv2.setNumThreads(3)
-        seen = []
-
-        def look(barrier, fails):
-            try:
-                with _one_thread(cv2):
-                    barrier.wait(10)
-                    seen.append(cv2.getNumThreads())
-                    barrier.wait(10)
-                    if fails:
-                        raise SourceError("broken")
-            except SourceError:
-                pass
-
-        barrier = threading.Barrier(2)
-        threads = [threading.Thread(target=look, args=(barrier, fails)) for fails in (False, True)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert seen == [1, 1] and cv2.getNumThreads() == 3
-        with tempfile.TemporaryDirectory() as folder:
-            scan(write_video(np.zeros((3, 32, 32, 3), np.uint8), Path(folder) / "a.gif"))
-            try:
-                scan(Path(folder) / "nowhere.mp4")
-            except SourceError:
-                pass
-        assert cv2.getNumThreads() == 3
-    finally:
-        cv2.setNumThreads(usual)
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #51ca7775
@@ -359,20 +323,6 @@ def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_
     assert scratched.problem == "" and scratched.info.refused > 0, scratched.info
     words = [w.reason.split(":")[0] for w in plan(scratched)]
     assert "damaged" in words and words[0] == "", words
-
-
-# %% ../nbs/4_real_clips/21_shots.ipynb #42cb6504
-def test_red_stays_red_on_both_ends_of_the_hue_circle_and_grey_has_no_hue():
-    def flat(*hsv):
-        return np.full((18, 32, 3), hsv, np.uint8)
-
-    assert abs(_content(_cv2(), flat(179, 200, 200), flat(1, 200, 200)) - 2 / 3) < 1e-6
-    assert (
-        _content(_cv2(), flat(90, 10, 200), flat(10, 10, 200))
-        == _content(_cv2(), flat(90, 200, 10), flat(10, 200, 10))
-        == 0
-    )
-    assert abs(_content(_cv2(), flat(30, 100, 100), flat(30, 130, 70)) - 20) < 1e-6
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #2ab0a1f3

@@ -16,12 +16,7 @@ from tav_nb.data.tables import CollectionError, read_table
 from tav_nb.toy.captions import caption as caption_of
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-<<<<<<< HEAD
-from tav_nb.utils.video_reader import VideoReader
 from tav_nb.utils.video_writer import write_video
-=======
-from tav_nb.utils.video_io import write_video
->>>>>>> 63a78e9 (Tables of captions and folders of clips are modules of their own; data.sources keeps the datasets and open_source)
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #a70c0711

@@ -143,7 +143,9 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #4cb00da8
 def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
-    from tav_nb.data.shots import ShotOptions, plan, read_windows, scan
+    from tav_nb.data.clips import plan, read_windows
+    from tav_nb.data.scan import scan
+    from tav_nb.data.shots import ShotOptions
 
     fields = render(
         replace(random_scene(4), hold=1, pan=0.03, camera="pan right"), num_frames=40, height=144, width=192

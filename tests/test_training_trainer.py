@@ -25,7 +25,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from tav_nb.data.latents import model_fingerprint
+from tav_nb.data.fingerprints import model_fingerprint
 from tav_nb.data.loader import ClipLoader
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline

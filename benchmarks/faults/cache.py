@@ -21,9 +21,10 @@ import psutil
 import torch
 from bounds import TAV, options, record, run_bounded
 
-from tav_nb.data.cache import prepare
-from tav_nb.data.latents import EncodeOptions
-from tav_nb.data.loader import ClipLoader, check_cache_model, read_manifest
+from tav_nb.data.buckets import EncodeOptions
+from tav_nb.data.cache_reader import read_manifest
+from tav_nb.data.loader import ClipLoader, check_cache_model
+from tav_nb.data.prepare import prepare
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import tav_nb.training.setup as setup
 from tav_nb.cli.main import main
-from tav_nb.data.latents import model_fingerprint
+from tav_nb.data.fingerprints import model_fingerprint
 from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.training.checkpoint import find_checkpoint

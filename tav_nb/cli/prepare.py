@@ -176,9 +176,11 @@ def shot_options(args):
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #d3ad184c
 def encode_items(args, items, progress, source_items):
     "Fill the cache; returns its rows, or None if other processes are still at it."
-    from tav_nb.data.cache import check_source, prepare, require_pyarrow
-    from tav_nb.data.latents import EncodeOptions, truncated_captions
-    from tav_nb.data.loader import read_manifest
+    from tav_nb.data.buckets import EncodeOptions
+    from tav_nb.data.cache import check_source, require_pyarrow
+    from tav_nb.data.cache_reader import read_manifest
+    from tav_nb.data.latents import truncated_captions
+    from tav_nb.data.prepare import prepare
     from tav_nb.models.messages import quiet
 
     require_pyarrow()
@@ -207,8 +209,10 @@ def encode_items(args, items, progress, source_items):
 
 def plan_items(args, items, progress, source_items):
     "Decide about the clips of all items, and encode none; returns the rows that a manifest would have."
+    from tav_nb.data.buckets import EncodeOptions
     from tav_nb.data.cache import check_source, require_pyarrow
-    from tav_nb.data.latents import EncodeOptions, mark_copies, plan_file
+    from tav_nb.data.fingerprints import mark_copies
+    from tav_nb.data.latents import plan_file
 
     require_pyarrow()
     check_source(args.out, source_items)

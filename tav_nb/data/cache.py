@@ -5,21 +5,15 @@
 # %% auto #0
 __all__ = ['VALUES', 'RecordRow', 'DatasetError', 'write_cache_file', 'npz_bytes', 'file_matches', 'read_clip', 'is_intact',
            'Record', 'record_bytes', 'Cache', 'file_key', 'find_finished', 'write_finished_record', 'require_pyarrow',
-           'write_manifest', 'check_source', 'is_valid_empty', 'write_cache_info', 'prefetch', 'Summary',
-           'rank_and_world', 'prepare']
+           'write_manifest', 'check_source', 'is_valid_empty', 'write_cache_info']
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #a660d12f
 import base64
 import io
 import json
 import os
-import queue
 import re
-import threading
-import time
-from collections import Counter
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -27,30 +21,20 @@ import numpy as np
 from msgspec import Meta
 
 import tav_nb
-from .folders import Item, check_captions
-from tav_nb.data.latents import (
-    ROW,
-    SCHEMA,
-    EncodeOptions,
-    Encoder,
-    clip_arrays,
-    content_hash,
-    encode_text,
-    key_of,
-    mark_copies,
-    plan_file,
-    read_clips,
-    refused_clips,
-    signature,
+from tav_nb.data.cache_reader import (
+    CLIP_ARRAYS,
+    CacheError,
+    FileName,
+    check_arrays,
+    check_finite_arrays,
+    read_manifest,
 )
-from .loader import CLIP_ARRAYS, CacheError, FileName, check_arrays, check_finite_arrays, read_manifest
-from .shots import ShotOptions
-from .sources import by_file
-from ..models.vae import safe_vae
+from .fingerprints import content_hash, key_of, signature
+from .folders import Item
+from .latents import ROW, SCHEMA, encode_text
 from ..utils.atomic_io import atomic_write, remove_stale
 from ..utils.errors import TavError
 from ..utils.schema import check_type, parse_json, printable, read_arrays
-from ..utils.video_reader import SourceError
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #be7dd8f5
 class DatasetError(TavError):
@@ -353,239 +337,3 @@ def write_cache_info(cache, encoder, shots):
     embeds, pooled = encode_text(encoder.pipe, "")
     write_cache_file(empty, npz_bytes({"text_embeds": embeds, "pooled_embeds": pooled}))
     write_cache_file(path, data)
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #c1f13e6c
-class _Prefetcher:
-    "Threads that fill a short queue."
-
-    def __init__(self, jobs, read, workers, depth):
-        self.waiting, self.read, self.ready, self.workers = iter(jobs), read, queue.Queue(depth), workers
-        self.stop, self.lock = threading.Event(), threading.Lock()
-
-    def put(self, thing):
-        while not self.stop.is_set():
-            try:
-                return self.ready.put(thing, timeout=0.1)
-            except queue.Full:
-                pass
-
-    def work(self):
-        "What one thread does: job after job, and tell when there are no more."
-        try:
-            while not self.stop.is_set():
-                with self.lock:
-                    job = next(self.waiting, self.stop)
-                if job is self.stop:
-                    break
-                for thing in self.read(job):
-                    self.put((job, thing))
-                    if self.stop.is_set():
-                        return
-                self.put((job, None))
-        except BaseException as error:
-            self.put(error)
-        self.put(self.stop)
-
-    def things(self):
-        "What all threads have read, until the last has told that there is no more."
-        while self.workers:
-            thing = self.ready.get()
-            if isinstance(thing, BaseException):
-                raise thing
-            if thing is self.stop:
-                self.workers -= 1
-            else:
-                yield thing
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #c8cc184a
-@contextmanager
-def prefetch(jobs, read, workers=2, depth=2):
-    """Inside the `with`, an iterator over (job, thing) for all things that `read(job)` yields; a job's things come in
-    order, `None` after its last.
-    """
-    ahead = _Prefetcher(jobs, read, workers, depth)
-    threads = [threading.Thread(target=ahead.work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield ahead.things()
-    finally:
-        ahead.stop.set()
-        for thread in threads:
-            thread.join()
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #4944791c
-def _read_file(items, cache, encoder, shots):
-    """Yield ('done', record), or ('plan', ...) and then ('clip', clip, frames) for each clip that has to be written;
-    frames is None where old latents will do.
-    """
-    record, sha256, stat = find_finished(cache, items, encoder, shots)
-    if record:
-        return (yield "done", record)
-    info, clips = plan_file(items, shots, encoder.options, sha256)
-    clips = [encoder.keyed(clip) for clip in clips]
-    yield "plan", sha256, stat, [clip.row for clip in clips]
-    kept = [(clip, read_clip(cache.path(clip.row), clip.row).get("meta", {})) for clip in clips if clip.row["kept"]]
-    new = [
-        (clip, meta)
-        for clip, meta in kept
-        if meta.get("cache_key") != clip.row["cache_key"] or not is_intact(cache.path(clip.row), clip.row)
-    ]
-    for clip, meta in new:
-        if meta.get("latents_key") == clip.row["latents_key"]:
-            yield "clip", clip, None
-    drawn = [clip for clip, meta in new if meta.get("latents_key") != clip.row["latents_key"]]
-    try:
-        yield from (("clip", clip, frames) for clip, frames in read_clips(items[0].path, info, drawn))
-    except SourceError as error:
-        yield "broken", str(error)
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #6e353f60
-@dataclass
-class Summary:
-    "What a run did."
-
-    files: int = 0  # source files seen
-    unchanged: int = 0  # of which nothing had to be done
-    kept: int = 0  # clips in the cache
-    reasons: Counter = field(
-        default_factory=Counter
-    )  # of dropped clips: what stands before the first colon -> how many
-    encoded: int = 0  # clips whose latents were computed
-    frames: int = 0  # and their frames
-    reused: int = 0  # clips that were written anew with old latents
-    seconds: float = 0.0
-    waited: float = 0.0  # seconds in which encoding waited for frames
-    complete: bool = False  # is the manifest written, that is, have all ranks finished?
-    problems: list = field(default_factory=list)  # a line for each file that could not be read
-
-    def add(self, rows):
-        "Count the rows of a finished file."
-        self.files += 1
-        self.kept += sum(row["kept"] for row in rows)
-        self.reasons.update(row["reason"].partition(":")[0] for row in rows if not row["kept"])
-        self.problems += dict.fromkeys(
-            f"{row['file']}: {row['reason']}" for row in rows if row["reason"].startswith(("unreadable", "damaged"))
-        )
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #bc18f683
-def rank_and_world():
-    "(rank, world) as `torchrun` and `accelerate launch` say it in the environment; (0, 1) without them."
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #4b62b8d3
-class _Run:
-    "One rank's work in progress."
-
-    def __init__(self, cache, encoder, shots, progress):
-        self.cache, self.encoder, self.shots, self.progress = cache, encoder, shots, progress
-        self.summary, self.plans = Summary(), {}  # plans: id of a file's items -> what came with 'plan'
-
-    def take(self, items, kind, *what):
-        "One thing that a thread has read."
-        if kind == "done":
-            self.plans[id(items)] = what[0]
-        elif kind == "plan":
-            self.plans[id(items)] = list(what)
-            if self.cache.record(items):
-                self.cache.outdated()
-        elif kind == "broken":
-            self.plans[id(items)][2] = [clip.row for clip in refused_clips(items, f"unreadable: {what[0]}")]
-        else:
-            self.write(*what)
-
-    def write(self, clip, frames):
-        "Encode a clip, write it, count it."
-        path = self.cache.path(clip.row)
-        self.cache.stored.setdefault(clip.item, set()).add(path.name)
-        write_cache_file(
-            path, npz_bytes(clip_arrays(self.encoder, clip, frames, read_clip(path, clip.row))), durable=False
-        )
-        if frames is None:
-            self.summary.reused += 1
-        else:
-            self.summary.encoded, self.summary.frames = self.summary.encoded + 1, self.summary.frames + len(frames)
-
-    def finish(self, items):
-        "A file's last clip is written."
-        plan_ = self.plans.pop(id(items))
-        if isinstance(plan_, dict):
-            rows = self.cache.rows(plan_)
-            self.cache.write_record(items, plan_)
-            self.summary.unchanged += 1
-        else:
-            sha256, stat, rows = plan_
-            write_finished_record(
-                self.cache, items, file_key(items, sha256, self.encoder, self.shots), sha256, stat, rows
-            )
-        self.summary.add(rows)
-        if self.progress:
-            self.progress(items, rows)
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #a9220c00
-def _all_rows(cache, groups, encoder, shots):
-    "The rows of all files in order; None if one of them is not finished yet."
-    rows = []
-    for items in groups:
-        record = cache.record(items)
-        if not record or record["key"] != file_key(items, record["sha256"], encoder, shots):
-            return None
-        rows += cache.rows(record)
-    return rows
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #4658f260
-def _checked(items):
-    "The items in groups of one file each; raises an error if they, or this installation, are not fit for a run."
-    check_captions(items)
-    require_pyarrow()
-    if not items:
-        raise DatasetError("there is nothing to prepare")
-    if twice := [name for name, count in Counter(item.name for item in items).items() if count > 1]:
-        raise DatasetError(f"two items have the name {twice[0]}")
-    return by_file(items)
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #05a697ab
-def _work(run, groups, workers):
-    "Take what the threads read until there is no more."
-
-    def read(items):
-        return _read_file(items, run.cache, run.encoder, run.shots)
-
-    with safe_vae(run.encoder.pipe.vae), prefetch(groups, read, workers) as things:
-        while True:
-            asked = time.perf_counter()
-            items, thing = next(things, (None, None))
-            run.summary.waited += time.perf_counter() - asked
-            if items is None:
-                return
-            run.take(items, *thing) if thing else run.finish(items)
-
-# %% ../../nbs/4_real_clips/18_dataset.ipynb #69e2e5d2
-def prepare(
-    items,  # of `open_source`; each with a caption
-    out,  # the folder of the cache; made if need be
-    pipe,  # an SDXL pipeline on the device that shall encode
-    shots=ShotOptions(),  # how clips are cut and chosen
-    options=EncodeOptions(),  # how they become latents
-    rank=None,  # which share of the files is done here; from the environment unless given
-    world=None,  # of how many
-    workers=2,  # threads that read ahead
-    progress=None,  # called after each file with (its items, its rows)
-    source_items=None,  # all items of the source, if `items` are only some of them
-) -> Summary:
-    """Fill a cache with the clips of all items; what is there already and right stays as it is.
-
-    May be killed at any moment and started again. Raises `DatasetError`, `EncodeError` or `CollectionError`, one line.
-    """
-    start, groups = time.perf_counter(), _checked(items)
-    rank, world = (given if given is not None else found for given, found in zip((rank, world), rank_and_world()))
-    check_source(out, items if source_items is None else source_items)
-    run = _Run(Cache(out), Encoder(pipe, options), shots or ShotOptions(), progress)
-    files = {group[0].path: group for group in groups}
-    groups = by_file(mark_copies(items, lambda path: run.cache.content_hash(files[path])[0]))
-    write_cache_info(run.cache, run.encoder, run.shots)
-    _work(run, groups[rank::world], workers)
-    if rows := _all_rows(run.cache, groups, run.encoder, run.shots):
-        write_manifest(run.cache, rows)
-    run.summary.complete, run.summary.seconds = bool(rows), time.perf_counter() - start
-    return run.summary

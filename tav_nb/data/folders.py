@@ -31,7 +31,7 @@ from tav_nb.data.tables import (
     row_times,
     table_rows,
 )
-from ..utils import decoder
+from ..utils.still_images import STILL_SUFFIXES, VIDEO_SUFFIXES
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #ab6d737a
 UNKNOWN_LICENCE = "unknown"
@@ -71,10 +71,10 @@ def item_name(
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #018ac39d
 CLIP_SUFFIXES = tuple(
-    sorted((*decoder.VIDEO_SUFFIXES, ".apng", ".avif", ".gif", ".webp"))
+    sorted((*VIDEO_SUFFIXES, ".apng", ".avif", ".gif", ".webp"))
 )  # the last four are opened by Pillow, and may hold one picture or many
 SINGLE_IMAGE_SUFFIXES = tuple(
-    suffix for suffix in decoder.STILL_SUFFIXES if suffix not in CLIP_SUFFIXES
+    suffix for suffix in STILL_SUFFIXES if suffix not in CLIP_SUFFIXES
 )  # one of them is no clip, a folder of them is
 COMMON_SUFFIXES = ".mp4, .mkv, .mov, .webm, .avi, .gif"  # for messages
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from .loader import read_cache_info, read_manifest
+from .cache_reader import read_cache_info, read_manifest
 from ..utils.atomic_io import atomic_write
 from ..utils.pages import render_page
 from ..utils.schema import parse_json, printable

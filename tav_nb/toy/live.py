@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.buckets import EncodeOptions
 from ..data.cache import Cache, npz_bytes, write_cache_info, write_manifest
-from ..data.latents import EMPTY_ROW, EncodeOptions, Encoder, encode_text, key_of
+from ..data.fingerprints import key_of
+from ..data.latents import EMPTY_ROW, Encoder, encode_text
 from ..data.shots import ShotOptions
 from ..models.base import check_device, load_pipeline
 from ..models.messages import quiet
@@ -23,12 +25,8 @@ from ..models.vae import encode_frames
 from .captions import caption
 from .rendering import render
 from .scenes import random_scene
-<<<<<<< HEAD
 from .training_data import worker_pool
-=======
-from .tiny_sdxl import worker_pool
 from ..utils.atomic_io import atomic_write
->>>>>>> 63a78e9 (Tables of captions and folders of clips are modules of their own; data.sources keeps the datasets and open_source)
 
 # %% ../../nbs/5_training/26_live.ipynb #cdaeafaa
 def render_training_clip(num_frames, size, seed):

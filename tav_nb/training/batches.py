@@ -13,11 +13,8 @@ import signal
 import numpy as np
 import torch
 
-from tav_nb.data.loader import (
-    CacheError,
-    Plan,
-    StepDataset,
-)
+from ..data.cache_reader import CacheError
+from ..data.loader import Plan, StepDataset
 
 # %% ../../nbs/5_training/55_batches.ipynb #50e054ec
 class CheckedSteps(StepDataset):

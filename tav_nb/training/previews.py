@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ..data.loader import read_manifest
+from ..data.cache_reader import read_manifest
 from ..sampling.generate import decode_frames, denoise_step, encode_conditioning, start_latents
 from ..sampling.guidance import resolve_guidance
 from .step import batch_losses

@@ -18,13 +18,8 @@ from pathlib import Path
 import torch
 
 import tav_nb
-from tav_nb.data.loader import (
-    PREPARE_AGAIN,
-    CacheError,
-    ClipLoader,
-    check_cache_model,
-    read_cache_info,
-)
+from ..data.cache_reader import PREPARE_AGAIN, CacheError, read_cache_info
+from ..data.loader import ClipLoader, check_cache_model
 from tav_nb.models.adapter_file import (
     STRUCTURE,
     load_adapter,
