@@ -84,7 +84,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
         "2e-3",
         "--lengths",
         "8,4",
-        "--adam8bit",
+        "--optimizer",
         "true",
         "--noise-strength",
         "none",
@@ -92,7 +92,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
         "run",
     )
     assert changed == replace(
-        read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), adam8bit=True, noise_strength=None, adapter="run"
+        read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), optimizer="adamw8bit", noise_strength=None, adapter="run"
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed), clips="0" * 12, micro_steps=8)))

@@ -142,7 +142,7 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
         ("uncond_zero_prob = 0.6\nuncond_empty_prob = 0.6", "together"),
         ("zeros = 0.6\nempty = 0.6", "together"),
         ("zeros = 0.6\nuncond_zero_prob = 0.6", "former name"),
-        ("adam8bit = true\nadam_offload = true", "--adam8bit false"),
+        ("adam8bit = true\nadam_offload = true", "--optimizer adamw"),
         ("lengths = [32]", "max_frames is 24"),
         ("model = 3", "a text"),
         ("adapter = '?'", "--adapter"),
@@ -292,7 +292,7 @@ def test_every_preset_is_right_and_what_is_written_is_read_again():
 # %% ../nbs/5_training/45_config_io.ipynb #972fcef2
 def test_every_setting_has_a_reason_and_only_a_few_may_change_in_the_middle():
     assert all(len(f.metadata["help"]) > 15 for f in fields(TrainConfig)) and set(RESUMABLE_FIELDS) <= set(FIELD_TYPES)
-    assert not {"lr", "batch_size", "accumulation", "noise", "seed", "model", "lengths", "adam8bit"} & set(
+    assert not {"lr", "batch_size", "accumulation", "noise", "seed", "model", "lengths", "optimizer"} & set(
         RESUMABLE_FIELDS
     )
     assert check_config(TrainConfig()) and all(

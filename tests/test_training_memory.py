@@ -202,14 +202,17 @@ def test_what_needs_less_is_known_to_need_less():
         )
         assert of(frames=4).activations < 0.7 * most.activations and of(side=64).activations < 0.5 * most.activations
         assert (
-            of(adam_offload=True).total < most.total - 0.9 * most.moments
-            and of(adam_offload=True).activations == most.activations
+            of(offload_optimizer=True).total < most.total - 0.9 * most.moments
+            and of(offload_optimizer=True).activations == most.activations
         )
-        assert of(adam8bit=True).moments < 0.6 * most.moments and of(adam8bit=True).activations == most.activations
-        recorded = of(adam_offload=True, cuda_graphs=True)
+        assert (
+            of(optimizer="adamw8bit").moments < 0.6 * most.moments
+            and of(optimizer="adamw8bit").activations == most.activations
+        )
+        recorded = of(offload_optimizer=True, cuda_graphs=True)
         assert recorded.moments == most.moments < 6 * CHUNK_BYTES and recorded.activations == most.activations
         with patch("tav_nb.training.memory.CHUNK_BYTES", 1000):
-            assert of(adam_offload=True, cuda_graphs=True).moments == 6000
+            assert of(offload_optimizer=True, cuda_graphs=True).moments == 6000
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
 
 
@@ -229,6 +232,6 @@ def test_a_step_that_does_not_fit_is_told_what_would():
         assert suggest_settings(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
         one = estimate_training_memory(TrainConfig(batch_size=1), 8, 128, 128).total
         least = suggest_settings(
-            TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, adam_offload=True), 8, 128, 128, one
+            TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, offload_optimizer=True), 8, 128, 128, one
         )
         assert len(least) == 1 and "--batch-size 1 --accumulation 24" in least[0], least

@@ -80,9 +80,9 @@ def test_each_of_its_matrices_moves_evenly_however_the_weight_is_stored():
     for p in weights:
         p.grad = torch.randn_like(p)
     weights[3].grad = weights[1].grad.to(memory_format=torch.channels_last)
-    Muon(weights, 1.0).step()
-    for p, old in zip(weights, before):
-        for move in as_matrices(old - p.detach()).flatten(2):
+    Muon([dict(params=weights[:1], parts=3), dict(params=weights[1:])], 1.0).step()
+    for p, old, parts in zip(weights, before, (3, 1, 1, 1)):
+        for move in as_matrices(old - p.detach(), parts).flatten(2):
             lengths = torch.linalg.svdvals(move) / (0.2 * max(move.shape) ** 0.5)
             assert lengths.max() < 1.3 and lengths.median() > 0.6
     torch.testing.assert_close(before[1] - weights[1], before[3] - weights[3], atol=0.02, rtol=0)

@@ -21,7 +21,7 @@ def trained(make, device="cpu", updates=10, width=32):
         if update % 3 == 1:
             weights[2].grad = None
         optimizer.step()
-    if hasattr(optimizer, "settle"):
+    if hasattr(optimizer, "synchronize"):
         optimizer.synchronize()
     return [
         tensor.cpu()

@@ -664,10 +664,10 @@ def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_i
         for first, second in ((True, False), (False, True)):
             run = f"{place}/{first}"
             try:
-                run_small(run, replace(SMALL, adam_offload=first), on_event=die)
+                run_small(run, replace(SMALL, offload_optimizer=first), on_event=die)
             except Death:
                 pass
-            train_state, _ = run_small(run, replace(SMALL, adam_offload=second), resume=True)
+            train_state, _ = run_small(run, replace(SMALL, offload_optimizer=second), resume=True)
             assert hasattr(train_state.optimizer, "synchronize") == second
             inside, mixed = state_of(f"{place}/inside")[0], state_of(run)[0]
             assert inside.keys() == mixed.keys() and all(torch.equal(inside[key], mixed[key]) for key in inside), run
@@ -1026,7 +1026,7 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
                 replace(SMALL, positions="learned", preview_every=1, preview_frames=9),
                 CACHE,
             ),
-            *([] if find_spec("torchao") else [("tav_nb[adam8bit]", replace(SMALL, adam8bit=True), CACHE)]),
+            *([] if find_spec("torchao") else [("tav_nb[adam8bit]", replace(SMALL, optimizer="adamw8bit"), CACHE)]),
         ):
             message = refusal(lambda: run_small(f"{place}/run", config, cache))
             assert said in message, (said, message)

@@ -234,8 +234,8 @@ def load_optimizer_tensors(optimizer, names, tensors):
             }
             if parts:
                 state[key] = eight_bit_state(parts, signed=key == "exp_avg", shape=parameter.shape)
-            elif key != "step" and hasattr(optimizer, "to_host"):
-                state[key] = optimizer.to_host(tensors[f"{name}|{key}"])
+            elif key != "step" and hasattr(optimizer, "place_moment"):
+                state[key] = optimizer.place_moment(tensors[f"{name}|{key}"], device)
             else:
                 state[key] = tensors[f"{name}|{key}"].to(device if key != "step" or fused else "cpu", copy=True)
         optimizer.state[parameter] = state
@@ -269,9 +269,9 @@ def read_tensors_checked(path, expected):
     return tensors
 
 
-def read_moments(path, names, parameters):
+def read_moments(path: Path, names: list[str], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimiser's tensors of a checkpoint, as `load_optimizer_tensors` takes them. Raises `CheckpointError` unless
-    each parameter has both moments and a step, or none has anything
+    each parameter has what the optimiser remembers of it (Adam both moments and a step), or none has anything
     """
     try:
         with safe_open(path, "pt") as file:
@@ -279,10 +279,14 @@ def read_moments(path, names, parameters):
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     known = {full.split("|")[0] for full in keys}
-    expected = {}
-    for name, parameter in zip(names, parameters, strict=True):
+    expected, groups = {}, optimizer.param_groups
+    matrices = {p: group.get("parts", 0) for group in groups for p in group["params"]}  # of Muon's matrices
+    for name, parameter in zip(names, matrices, strict=True):
         if name not in known and len(known) == 0:
             continue  # no update was made yet
+        if matrices[parameter]:
+            expected[f"{name}|momentum_buffer"] = parameter.shape
+            continue
         expected[f"{name}|step"] = torch.Size([])
         for moment in ("exp_avg", "exp_avg_sq"):
             parts = [

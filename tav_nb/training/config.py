@@ -64,6 +64,32 @@ class TrainConfig:
         highest=10_000,
         also="heads attention_heads num_attention_heads",
     )
+    attention_ratio: float = config_field(
+        1.0,
+        "of a new adapter: channels of queries, keys and values over those of the block; SDXL's layers have 4 of them"
+        " squared parameters at 1",
+        lowest=0.01,
+        highest=16,
+        also="attention_width inner_ratio",
+    )
+    conv_size: int = config_field(
+        0,
+        "of a new adapter: frames of a convolution over time beside the attention, 3 or 5; 0 for none (chapter 100)",
+        highest=5,
+        also="kernel_size temporal_conv",
+    )
+    ff_ratio: float = config_field(
+        0.0,
+        "of a new adapter: hidden channels of a feed-forward layer over those of the block; 0 for none (chapter 100)",
+        highest=16,
+        also="feed_forward ff_mult mlp_ratio",
+    )
+    start: str = config_field(
+        "random",
+        "of a new adapter's queries, keys and values: random numbers, or the block's own spatial attention",
+        ("random", "spatial"),
+        also="init_attention",
+    )
     zero: str = config_field(
         "proj",
         "what starts at zero in a new adapter; a closed gate learns in a crawl",
@@ -186,9 +212,16 @@ class TrainConfig:
     )
     lr: float = config_field(
         1e-4,
-        "learning rate of projections; gates, norms and learned positions have ten times as much",
+        "learning rate of matrices: projections and feed-forward layers",
         below=1,
         also="learning_rate",
+    )
+    other_lr: float | None = config_field(
+        None,
+        "learning rate of all else: gates, norms, biases, convolutions and learned positions; none is 10 lr with adamw"
+        " and 2 lr with muon",
+        below=1,
+        also="lr_other bias_lr",
     )
     weight_decay: float = config_field(1e-4, "of projections only", below=1, also="wd adam_weight_decay")
     warmup_steps: int = config_field(
@@ -209,16 +242,18 @@ class TrainConfig:
         highest=1e10,
         also="max_grad_norm grad_clip clip_grad_norm gradient_clipping",
     )
-    adam8bit: bool = config_field(
-        False,
-        "keep Adam's moments in 8 bits: 2.3 GiB less on SDXL; needs torchao: pip install 'tav_nb[adam8bit]'",
-        also="use_8bit_adam optimizer optim",
+    optimizer: str = config_field(
+        "adamw",
+        "muon, which makes each update of a matrix even in all directions (chapter 36); adamw; adamw8bit, whose moments"
+        " take 2.3 GiB less on SDXL and which needs torchao: pip install 'tav_nb[adam8bit]'",
+        ("muon", "adamw", "adamw8bit"),
+        also="use_8bit_adam optim optimizer_type",
     )
-    adam_offload: bool = config_field(
+    offload_optimizer: bool = config_field(
         False,
-        "Adam's moments wait in the computer's memory and visit the card for an update: 3.1 GiB less on SDXL, the same"
-        " numbers bit for bit (chapter 35)",
-        also="offload_optimizer optimizer_cpu_offload cpu_offload",
+        "the optimiser's moments wait in the computer's memory and visit the card for an update: 3.1 GiB less on SDXL,"
+        " the same numbers bit for bit (chapter 35)",
+        also="optimizer_cpu_offload cpu_offload",
     )
     ema_decay: float = config_field(
         0.999,
@@ -289,14 +324,17 @@ class TrainConfig:
 # %% ../../nbs/5_training/23_config.ipynb #c163a0c6
 # settings and values of runs, files and command lines that were made before they were renamed: they still load
 OLD_NAMES = dict(neighbours="temporal_difference_weight", zeros="uncond_zero_prob", empty="uncond_empty_prob")
+OLD_NAMES |= dict(adam_offload="offload_optimizer", adam8bit="optimizer")
 OLD_VALUES = {("weighting", "picture"): "min-snr-x0", ("timesteps", "noisy"): "high-noise"}
+OLD_VALUES |= {("optimizer", True): "adamw8bit", ("optimizer", False): "adamw"}
+OLD_VALUES |= {("optimizer", "true"): "adamw8bit", ("optimizer", "false"): "adamw"}
 
 RESUMABLE_FIELDS = (
     "steps",
     "workers",
     "memory_limit",
     "checkpointing",
-    "adam_offload",
+    "offload_optimizer",
     "compile",
     "cuda_graphs",
     "checkpoint_every",

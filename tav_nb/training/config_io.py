@@ -72,7 +72,7 @@ def check_option(name, value, where=""):
     "The value that the field `name` takes for `value`; raises `ConfigError` if it can take none"
     about, kind = next(f.metadata for f in fields(TrainConfig) if f.name == name), FIELD_TYPES[name]
     given = value
-    if isinstance(value, str):
+    if isinstance(value, (str, bool)):
         value = OLD_VALUES.get((name, value), value)
 
     def wrong(what):
@@ -126,9 +126,10 @@ def check_config(config):
                 f"{name} has to be given: --{name.replace('_', '-')}"
                 f" ({next(f.metadata['help'] for f in fields(config) if f.name == name)})"
             )
-    if config.adam8bit and config.adam_offload:
+    if config.optimizer == "adamw8bit" and config.offload_optimizer:
         raise ConfigError(
-            "adam8bit and adam_offload are two ways to the same end; the second changes no number: --adam8bit false"
+            "adamw8bit and offload_optimizer are two ways to the same end; the second changes no number:"
+            " --optimizer adamw"
         )
     if config.uncond_zero_prob + config.uncond_empty_prob > 1:
         raise ConfigError(

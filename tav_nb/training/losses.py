@@ -15,6 +15,7 @@ from diffusers.training_utils import EMAModel
 
 from ..models.temporal_unet import temporal_modules, train_only_temporal
 from ..sampling.noise import correlated_noise
+from .muon import matrices_of
 from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/08_training.ipynb #f381db81
@@ -118,17 +119,27 @@ def adapter_loss(
     return (losses if gamma is None else losses * min_snr_weight(alphas, timesteps, kind, gamma)).mean()
 
 # %% ../../nbs/2_method/08_training.ipynb #94e864e1
-def parameter_groups(unet, lr, weight_decay):
-    """Two groups for the optimiser: projections; and gates, norms and learned positions, ten times faster and without
-    decay
+def parameter_groups(
+    unet: torch.nn.Module,
+    lr: float,  # of matrices
+    weight_decay: float,  # of matrices
+    other_lr: float | None = None,  # of all else; None is 10 `lr`, with `muon` 2 `lr`
+    muon: bool = False,  # groups for `Muon`, each with its `parts`
+) -> list[dict]:
+    """Groups for the optimiser: projections and feed-forward layers; and gates, norms, convolutions and learned
+    positions, faster and without decay. For AdamW biases of projections are with their weights
     """
-    projections, others = [], []
+    groups = {}
     for layer in temporal_modules(unet).values():
         for name, parameter in layer.named_parameters():
-            (projections if name.startswith(("to_qkv", "proj")) else others).append(parameter)
+            projection = name.startswith(("to_qkv", "proj", "feed_forward.proj"))
+            parts = matrices_of(name) if muon and projection and parameter.ndim == 2 else 0
+            groups.setdefault((parts > 0 if muon else projection, parts), []).append(parameter)
+    other_lr = other_lr if other_lr is not None else (2 if muon else 10) * lr
     return [
-        dict(params=projections, lr=lr, weight_decay=weight_decay),
-        dict(params=others, lr=10 * lr, weight_decay=0.0),
+        dict(params=parameters, lr=lr if matrix else other_lr, weight_decay=weight_decay if matrix else 0.0)
+        | (dict(parts=parts) if muon else {})
+        for (matrix, parts), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAP_LIMIT', 'HEAP_SHARE', 'OffloadedTensor', 'ActivationOffload', 'recompute', 'set_checkpointing',
-           'TrainMemoryEstimate', 'adam_state_bytes', 'unet_on_meta', 'training_inputs', 'heap_bytes',
+           'TrainMemoryEstimate', 'optimizer_state_bytes', 'unet_on_meta', 'training_inputs', 'heap_bytes',
            'estimate_training_memory', 'suggest_settings']
 
 # %% ../../nbs/5_training/12_a100.ipynb #1f2f5f3b
@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from ..models.base import find_config, loading_error
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules, train_only_temporal
+from .config import TrainConfig
+from .losses import parameter_groups
 from .offloaded_adamw import CHUNK_BYTES
 from ..utils.memory_trace import GPU_FUNCTIONS, FunctionOverride, StorageCounter, allocator_bytes
 
@@ -135,13 +137,20 @@ class TrainMemoryEstimate:
         )
 
 
-def adam_state_bytes(parameters, adam8bit=False):
-    "Of Adam's two moments: 4 bytes each, or 1 and a scale for 256 (torchao leaves small tensors in 4)"
+def optimizer_state_bytes(unet: torch.nn.Module, config: TrainConfig) -> int:
+    """Of moments: Adam's two in 4 bytes each, or in 1 and a scale for 256 (torchao leaves small tensors in 4); one of
+    Muon's for a matrix
+    """
 
-    def small(p):
-        return not adam8bit or p.numel() < 4096 or p.numel() % 256
+    def of(p, parts):
+        if parts:
+            return 4 * p.numel()
+        if config.optimizer != "adamw8bit" or p.numel() < 4096 or p.numel() % 256:
+            return 8 * p.numel()
+        return 2 * (p.numel() + p.numel() // 64 + 1024)
 
-    return sum(2 * (4 * p.numel() if small(p) else p.numel() + p.numel() // 64 + 1024) for p in parameters)
+    groups = parameter_groups(unet, 1.0, 0.0, muon=config.optimizer == "muon")
+    return sum(of(p, group.get("parts", 0)) for group in groups for p in group["params"])
 
 
 def unet_on_meta(model, config, dtype, structure):
@@ -188,7 +197,7 @@ def heap_bytes(checkpointing, size):
 
 
 def estimate_training_memory(
-    config,  # `TrainConfig`; model, checkpointing, adam8bit, adam_offload, cuda_graphs and batch_size count
+    config,  # `TrainConfig`; model, checkpointing, optimizer, offload_optimizer, cuda_graphs and batch_size count
     num_frames,
     height,  # in pixels
     width,
@@ -202,6 +211,9 @@ def estimate_training_memory(
         positions=config.positions,
         num_heads=config.num_heads or None,
         zero=config.zero,
+        attention_ratio=config.attention_ratio,
+        conv_size=config.conv_size,
+        ff_ratio=config.ff_ratio,
     )
     unet = unet_on_meta(config.model, config, dtype, structure)
     parameters = train_only_temporal(unet)
@@ -210,7 +222,7 @@ def estimate_training_memory(
         return sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)
 
     adapter = size(parameters)
-    base, moments = size([*unet.parameters(), *unet.buffers()]) - adapter, adam_state_bytes(parameters, config.adam8bit)
+    base, moments = size([*unet.parameters(), *unet.buffers()]) - adapter, optimizer_state_bytes(unet, config)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     with (
@@ -231,8 +243,8 @@ def estimate_training_memory(
     )  # then the room of activations is theirs for good (chapter 39)
     if cpu:
         return TrainMemoryEstimate(base, adapter, adapter, moments, live.peak, adapter)
-    if not config.adam_offload or recorded:
-        return TrainMemoryEstimate(base, adapter, adapter, visit if config.adam_offload else moments, live.peak)
+    if not config.offload_optimizer or recorded:
+        return TrainMemoryEstimate(base, adapter, adapter, visit if config.offload_optimizer else moments, live.peak)
     return TrainMemoryEstimate(
         base, adapter, adapter, 0, max(live.peak, visit)
     )  # moments come when activations are gone
@@ -240,6 +252,8 @@ def estimate_training_memory(
 # %% ../../nbs/5_training/12_a100.ipynb #b97b197a
 def suggest_settings(config, num_frames, height, width, room, dtype=torch.float16, structure=None, cpu=False):
     "Lines that say which settings would fit into `room` bytes; empty if none does"
+
+    outside = config.optimizer != "adamw8bit"  # its moments are small and stay
 
     def smaller(**changes):
         found = replace(config, **changes)
@@ -252,17 +266,17 @@ def suggest_settings(config, num_frames, height, width, room, dtype=torch.float1
     tries = [
         smaller(checkpointing="blocks") if config.checkpointing == "none" else None,
         smaller(cuda_graphs=False),
-        smaller(adam_offload=not config.adam8bit),
+        smaller(offload_optimizer=outside),
         smaller(**halves),
         smaller(checkpointing="offload"),
-        smaller(adam8bit=True, adam_offload=False),
-        smaller(checkpointing="offload", adam_offload=not config.adam8bit, **halves),
+        smaller(optimizer="adamw8bit", offload_optimizer=False) if config.optimizer == "adamw" else None,
+        smaller(checkpointing="offload", offload_optimizer=outside, **halves),
     ]
     lines, ones = [], dict(batch_size=1, accumulation=config.accumulation * config.batch_size)
     lasts = (
         [
             smaller(checkpointing="blocks" if config.checkpointing == "none" else config.checkpointing, **ones),
-            smaller(checkpointing="offload", adam_offload=not config.adam8bit, **ones),
+            smaller(checkpointing="offload", offload_optimizer=outside, **ones),
         ]
         if config.batch_size > 3
         else []
@@ -273,7 +287,7 @@ def suggest_settings(config, num_frames, height, width, room, dtype=torch.float1
         need = estimate_training_memory(other, num_frames, height, width, dtype, structure, cpu)
         changed = " ".join(
             f"--{name.replace('_', '-')} {str(getattr(other, name)).lower()}"
-            for name in ("batch_size", "accumulation", "checkpointing", "adam8bit", "adam_offload", "cuda_graphs")
+            for name in ("batch_size", "accumulation", "checkpointing", "optimizer", "offload_optimizer", "cuda_graphs")
             if getattr(other, name) != getattr(config, name)
         )
         if need.total <= room:
@@ -281,7 +295,7 @@ def suggest_settings(config, num_frames, height, width, room, dtype=torch.float1
     shorter = [length for length in config.lengths if length < num_frames]
     if not lines and shorter:
         need = estimate_training_memory(
-            replace(config, adam8bit=False, adam_offload=True, checkpointing="offload", batch_size=1),
+            replace(config, offload_optimizer=outside, checkpointing="offload", batch_size=1),
             shorter[0],
             height,
             width,
@@ -291,7 +305,7 @@ def suggest_settings(config, num_frames, height, width, room, dtype=torch.float1
         )
         if need.total <= room:
             lines.append(
-                f"--lengths {shorter[0]} --batch-size 1 --adam-offload true --checkpointing offload needs"
+                f"--lengths {shorter[0]} --batch-size 1 --offload-optimizer true --checkpointing offload needs"
                 f" {need.total / 2**30:.1f} GiB"
             )
     return lines

@@ -47,12 +47,13 @@ DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloa
 def check_optional_packages(config):
     "Raises `TrainError` if something is asked for that is not installed"
     for wanted, package, extra in (
-        (config.adam8bit, "torchao", "adam8bit"),
+        (config.optimizer == "adamw8bit", "torchao", "adam8bit"),
         (config.tensorboard, "tensorboard", "train"),
     ):
         if wanted and not find_spec(package):
             raise TrainError(
-                f"{'adam8bit' if extra == 'adam8bit' else 'tensorboard'} needs {package}: pip install 'tav_nb[{extra}]'"
+                f"{'adamw8bit' if extra == 'adam8bit' else 'tensorboard'} needs {package}:"
+                f" pip install 'tav_nb[{extra}]'"
             )
 
 
@@ -127,7 +128,17 @@ def prepare_adapter(unet, config):
     "The adapter that `config` asks for into a UNet, in float32"
     if not config.adapter:
         torch.default_generator.manual_seed(config.seed)
-        add_temporal(unet, config.max_frames, config.positions, config.num_heads or None, config.zero)
+        add_temporal(
+            unet,
+            config.max_frames,
+            config.positions,
+            config.num_heads or None,
+            config.zero,
+            config.attention_ratio,
+            config.conv_size,
+            config.ff_ratio,
+            config.start,
+        )
     else:
         about = load_adapter(unet, config.adapter, dtype=torch.float32)
         if about.get("noise", config.noise) != config.noise:

@@ -50,6 +50,7 @@ from tav_nb.training.losses import (
     parameter_groups,
     predict_clips,
 )
+from .muon import Muon
 from .offloaded_adamw import OffloadedAdamW
 from ..utils.atomic_io import atomic_path, remove_stale
 from ..utils.schema import SchemaError, check_type
@@ -153,11 +154,14 @@ def flat_gradient_buffer(parameters):
 
 
 def make_optimizer(unet, config):
-    "AdamW (0.9, 0.999) on the groups of chapter 08"
-    groups = parameter_groups(unet, config.lr, config.weight_decay)
-    if config.adam_offload:
+    "The optimiser that `config` names, on the groups of chapter 08; AdamW's betas are (0.9, 0.999)"
+    muon = config.optimizer == "muon"
+    groups = parameter_groups(unet, config.lr, config.weight_decay, config.other_lr, muon)
+    if muon:
+        return Muon(groups, betas=(0.9, 0.999), offload=config.offload_optimizer)
+    if config.offload_optimizer:
         return OffloadedAdamW(groups, betas=(0.9, 0.999))
-    if not config.adam8bit:
+    if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
     from torchao.optim import AdamW8bit
 
@@ -352,7 +356,7 @@ def read_checkpoint(train_state, path, state):
         name.replace("_orig_mod.", ""): tensor.shape for name, tensor in temporal_state_dict(train_state.unet).items()
     }
     tensors = [read_tensors_checked(path / name, expected) for name in ("weights.safetensors", FILE_NAME)]
-    return state, *tensors, read_moments(path / "optimizer.safetensors", train_state.names, train_state.parameters)
+    return state, *tensors, read_moments(path / "optimizer.safetensors", train_state.names, train_state.optimizer)
 
 
 def restore_train_state(train_state, run, say=print):

@@ -258,7 +258,8 @@ def explain_error(error, train_state, run):
     )
     if not memory:
         return error
-    less = " --adam-offload true" * (not train_state.config.adam8bit) + " --checkpointing offload"
+    outside = train_state.config.optimizer != "adamw8bit"
+    less = " --offload-optimizer true" * outside + " --checkpointing offload"
     return TrainError(
         f"step {train_state.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so"
         f" does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter"
