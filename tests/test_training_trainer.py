@@ -659,18 +659,24 @@ def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_i
         if event["step"] == 6:
             raise Death
 
-    with tempfile.TemporaryDirectory() as place:
-        run_small(f"{place}/inside")
-        for first, second in ((True, False), (False, True)):
-            run = f"{place}/{first}"
-            try:
-                run_small(run, replace(SMALL, offload_optimizer=first), on_event=die)
-            except Death:
-                pass
-            train_state, _ = run_small(run, replace(SMALL, offload_optimizer=second), resume=True)
-            assert hasattr(train_state.optimizer, "synchronize") == second
-            inside, mixed = state_of(f"{place}/inside")[0], state_of(run)[0]
-            assert inside.keys() == mixed.keys() and all(torch.equal(inside[key], mixed[key]) for key in inside), run
+    MUON = replace(SMALL, optimizer="muon", attention_ratio=0.5, conv_size=3, ff_ratio=1.0, start="spatial")
+    for config in (SMALL, MUON):
+        with tempfile.TemporaryDirectory() as place:
+            run_small(f"{place}/inside", config)
+            for first, second in ((True, False), (False, True)):
+                run = f"{place}/{first}"
+                try:
+                    run_small(run, replace(config, offload_optimizer=first), on_event=die)
+                except Death:
+                    pass
+                train_state, _ = run_small(run, replace(config, offload_optimizer=second), resume=True)
+                assert getattr(train_state.optimizer, "offload", False) == second
+                inside, mixed = state_of(f"{place}/inside")[0], state_of(run)[0]
+                assert inside.keys() == mixed.keys() and all(torch.equal(inside[key], mixed[key]) for key in inside), (
+                    run
+                )
+            names = {name.split("|")[1] for file, name in inside if file == "optimizer.safetensors"}
+            assert names == {"exp_avg", "exp_avg_sq", "step"} | ({"momentum_buffer"} if config is MUON else set())
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #d0f41867
