@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from tav_nb.utils.memory_trace import FunctionOverride, free_bytes, usable_bytes
+from tav_nb.utils.memory_trace import FunctionOverride, free_bytes, limited_memory, usable_bytes
 
 
 # %% ../nbs/internals/47_memory_trace.ipynb #78423025
@@ -25,3 +25,27 @@ def test_what_is_free_is_bounded_by_a_limit_and_a_gpu_keeps_room_for_its_kernels
     assert 17.5 < usable_bytes(20 * 2**30, 18.5) / 2**30 < 17.8 and usable_bytes(18.5 * 2**30) == usable_bytes(
         20 * 2**30, 18.5
     )
+
+
+# %% ../nbs/internals/47_memory_trace.ipynb #f8d8c3b1
+def test_a_limit_of_memory_ends_with_the_call_also_after_an_error():
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    share = {1: 0.9}
+    gpu = dict(
+        get_device_properties=lambda device: SimpleNamespace(total_memory=40 * 2**30),
+        get_per_process_memory_fraction=share.get,
+        set_per_process_memory_fraction=lambda fraction, index: share.update({index: fraction}),
+    )
+    with patch.multiple(torch.cuda, create=True, **gpu):
+        try:
+            with limited_memory("cuda:1", 10.0):
+                inside = share[1]
+                raise InterruptedError
+        except InterruptedError:
+            pass
+        for device, limit in ("cuda:1", None), ("cuda:1", 0), ("cpu", 10.0):
+            with limited_memory(device, limit):
+                assert share == {1: 0.9}, (device, limit)
+    assert inside == 0.25 and share == {1: 0.9}

@@ -11,6 +11,7 @@ import tempfile
 from itertools import permutations
 from pathlib import Path
 
+import pytest
 from fastcore.nbio import mk_cell, new_nb, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.process import NBProcessor
@@ -82,7 +83,7 @@ def png(picture):
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #90fd4eb5
-IMPORTS_ALONE = """
+PROCESS_STATE = """
 import importlib, locale, logging, os, pkgutil, random, signal, sys, threading, warnings
 import accelerate, av, cv2, diffusers, matplotlib.pyplot, msgspec, numpy, peft, PIL.Image, PIL.ImageFile, psutil
 import safetensors.torch, torch, tqdm, transformers
@@ -116,14 +117,54 @@ def state():
         "hooks": (sys.excepthook, sys.unraisablehook, sys.displayhook, threading.excepthook),
     }
 
-for name in sorted(module.name for module in pkgutil.iter_modules(tav_nb.__path__)):
+def compare(name, call):
     before = state()
-    importlib.import_module("tav_nb." + name)
+    result = call()
     after = state()
     for what in before:
         if before[what] != after[what]:
             print(name, "changes", what)
+    return result
 """
+IMPORTS_ALONE = (
+    PROCESS_STATE
+    + """
+names = [module.name for module in pkgutil.walk_packages(tav_nb.__path__, "tav_nb.")]
+for name in sorted(name for name in names if not name.endswith(("__main__", "_kernel"))):
+    compare(name, lambda: importlib.import_module(name))
+print(len(names), "modules")
+"""
+)
+
+# %% ../nbs/internals/90_nbtests.ipynb #af7f14e2
+CALLS_ALONE = (
+    PROCESS_STATE
+    + """
+tqdm.tqdm.monitor_interval = 0  # no thread that watches progress bars
+from pathlib import Path
+from tav_nb import generate, load_video_pipeline, measure_video, read_video, write_video
+from tav_nb.cli.main import main
+
+folder = Path(sys.argv[1])
+size = "--num-frames", "8", "--steps", "1", "--height", "64", "--width", "64"
+pipe = compare("load_video_pipeline", load_video_pipeline)
+frames = compare("generate", lambda: generate("a girl waves", pipe, num_frames=8, height=64, width=64, steps=1))
+compare("write_video", lambda: write_video(frames, folder / "clips/a.mp4"))
+compare("read_video", lambda: read_video(folder / "clips/a.mp4"))
+compare("measure_video", lambda: measure_video(frames))
+(folder / "clips/a.txt").write_text("a girl waves")
+settings = "--config", "toon-cpu", "--steps", "1", "--held-out", "0", "--preview-every", "0"
+for words in (
+    ("generate", "a girl waves", *size, "-o", folder / "made.mp4"),
+    ("generate", "a girl waves", "--lora", folder / "none.safetensors", *size, "-o", folder / "made.mp4"),
+    ("info", folder / "made.mp4"),
+    ("score", folder / "made.mp4"),
+    ("prepare", folder / "clips", folder / "cache", "--resolution", "64"),
+    ("train", folder / "cache", folder / "run", *settings),
+):
+    print(words[0], "ends with", compare(words[0], lambda: main(list(map(str, words)))))
+"""
+)
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e729281d
@@ -353,7 +394,21 @@ def test_exit_code_and_both_streams_of_a_command_are_captured():
 def test_importing_any_module_changes_nothing_that_belongs_to_the_whole_process():
     said = subprocess.run([sys.executable, "-c", IMPORTS_ALONE], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
+    assert " changes " not in said.stdout and int(said.stdout.split()[0]) > 80, said.stdout
+
+
+# %% ../nbs/internals/90_nbtests.ipynb #448f6bd8
+@pytest.mark.long
+def test_no_call_and_no_command_changes_what_belongs_to_the_whole_process():
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "clips").mkdir()
+        said = subprocess.run([sys.executable, "-c", CALLS_ALONE, folder], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
     assert " changes " not in said.stdout, said.stdout
+    codes = [tuple(line.split(" ends with ")) for line in said.stdout.splitlines() if " ends with " in line]
+    assert codes == [(name, "2" if n == 1 else "0") for n, (name, _) in enumerate(codes)] and len(codes) == 6, (
+        said.stderr
+    )
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e4e66e2f

@@ -3,8 +3,21 @@
 import contextlib
 import io
 import json
+import os
 
-from tav_nb.utils.terminal import interrupted, refused, show_json
+from tav_nb.utils.terminal import environment_defaults, interrupted, refused, show_json
+
+
+# %% ../nbs/internals/61_terminal.ipynb #0e5c440e
+def test_an_environment_variable_is_set_inside_the_with_alone_and_a_value_of_the_user_stays():
+    os.environ["TAV_TEST_HERE"] = "mine"
+    try:
+        with environment_defaults(TAV_TEST_HERE="other", TAV_TEST_NEW="new"):
+            inside = os.environ["TAV_TEST_HERE"], os.environ["TAV_TEST_NEW"]
+            raise InterruptedError
+    except InterruptedError:
+        pass
+    assert inside == ("mine", "new") and os.environ.pop("TAV_TEST_HERE") == "mine" and "TAV_TEST_NEW" not in os.environ
 
 
 # %% ../nbs/internals/61_terminal.ipynb #52a00006

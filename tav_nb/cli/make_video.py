@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['choose_adapter', 'load', 'compute_on', 'context_of', 'check_context', 'choose_memory_for', 'is_small', 'check_room',
-           'cap', 'let_segments_grow', 'read_sources', 'load_extensions', 'generate_from_sources', 'check_space_for',
+           'command_environment', 'read_sources', 'load_extensions', 'generate_from_sources', 'check_space_for',
            'make_frames', 'settings_for']
 
 # %% ../../nbs/6_making_videos/64_make_video.ipynb #e22f60f7
 import math
 import os
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..models.base_config import made_for
 from ..models.windows import Context, plan_windows
 from ..sampling import conditioning as directing
 from ..utils.arguments import UsageError
-from ..utils.terminal import say
+from ..utils.terminal import environment_defaults, say
 from ..utils.video_loading import read_video
 from ..utils.video_writer import check_space
 
@@ -135,8 +136,6 @@ def choose_memory_for(args, adapter, context, bar):
     )
     bar.clear()
     say(f"needs {peaks}, {memory_estimate.format_bytes(room)} are there: {memory}")
-    if args.memory_limit:
-        cap(device, args.memory_limit)
     return memory
 
 
@@ -176,25 +175,13 @@ def check_room(args, adapter, film):
         )
 
 
-def cap(device, limit):
-    "Let PyTorch take no more than `limit` GiB of a GPU."
-    import torch
-
-    if "cuda" in device:
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory),
-            torch.device(device).index or 0,
-        )
-
-
-def let_segments_grow():
-    """Tell PyTorch, before it is loaded, to let its pieces of a GPU's memory grow; tensors of many sizes would leave
-    holes.
+def command_environment() -> dict[str, str]:
+    """Environment variables of a command that loads PyTorch and a model: no messages of the Hub's library, and pieces
+    of a GPU's memory that can grow, since tensors of many sizes would leave holes. The libraries read them once.
     """
     major, minor = map(int, version("torch").split(".")[:2])
-    os.environ.setdefault(
-        "PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
-    )
+    allocator = "PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF"
+    return {"HF_HUB_VERBOSITY": "error", allocator: "expandable_segments:True"}
 
 # %% ../../nbs/6_making_videos/64_make_video.ipynb #d3a12b0c
 def read_sources(args, adapter):
@@ -273,11 +260,10 @@ def check_space_for(args, path) -> None:
 
 def make_frames(args, request, path=None):
     "The frames of a request, uint8 [F, H, W, 3], and `VideoSettings`: all that one needs to make them again."
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when huggingface_hub is imported
-    let_segments_grow()
     from tqdm import tqdm
 
     with (
+        environment_defaults(**command_environment()),
         tqdm(total=args.steps, desc="loading", unit="step", leave=False, disable=None) as bar,
         warnings.catch_warnings(action="ignore"),
     ):
@@ -288,13 +274,16 @@ def make_frames(args, request, path=None):
 
         from tav_nb.models.messages import quiet
         from tav_nb.sampling.generate import generate
+        from tav_nb.utils.memory_trace import limited_memory
 
-        with quiet(tell):
+        with quiet(tell), ExitStack() as during:
             adapter = choose_adapter(args)
             request = replace(request, context=check_context(args, adapter))
             found = read_sources(args, adapter) if args.video or args.control or args.ip_image else {}
             memory = None if found else choose_memory_for(args, adapter, request.context, bar)
             request = replace(request, height=args.height, width=args.width, memory=memory)
+            if args.memory_limit and not found:
+                during.enter_context(limited_memory(compute_on(args)[0], args.memory_limit))
             if path:
                 check_space_for(args, path)
             pipe = load(args, adapter, bool(memory) and memory.offload)

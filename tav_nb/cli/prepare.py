@@ -19,7 +19,7 @@ from ..data.sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from ..models.base_config import made_for
 from ..utils.arguments import UsageError, at_least
 from ..utils.schema import printable
-from ..utils.terminal import show
+from ..utils.terminal import environment_defaults, show
 
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #e5140897
 MOST_FRAMES = 1000  # of a clip to train on
@@ -225,14 +225,12 @@ def plan_items(args, items, progress, source_items):
     return rows
 
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #45707403
+# threads of PyTorch on a CPU sleep while they wait for each other: the threads that read files need the cores
+@environment_defaults(HF_HUB_VERBOSITY="error", OMP_WAIT_POLICY="PASSIVE")
 def prepare_command(args):
     "Make the cache that `args` ask for, and say what became of the clips."
     source_items = chosen_items(args)
     items = [item for group in by_file(source_items)[: args.limit] for item in group]
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    # PyTorch's threads on a CPU shall sleep, not spin, when they wait for each other: the threads that read files need
-    # the cores
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tav_nb.data.report import Progress
 
     with Progress(len(by_file(items))) as progress, warnings.catch_warnings(action="ignore"):

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from .make_video import let_segments_grow
+from .make_video import command_environment
 from ..training.config import OLD_NAMES, ConfigError, TrainConfig
 from ..training.config_io import check_config, merge_options, preset_names, read_config, resume_config
 from ..training.config_io import check_option as check_setting
@@ -22,6 +22,7 @@ from ..training.config_io import parse_option as parse_setting
 from ..utils import process
 from ..utils.arguments import UsageError, at_least
 from ..utils.process import run_workers, worker_command
+from ..utils.terminal import environment_defaults
 
 # %% ../../nbs/5_training/67_train.ipynb #b354ae4c
 def setting(name):
@@ -106,9 +107,7 @@ def train_command(args):
             )
         if args.processes > 1:
             raise SystemExit(run_workers(worker_command(args.words), args.processes))
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    let_segments_grow()
-    with warnings.catch_warnings(action="ignore"):
+    with environment_defaults(**command_environment()), warnings.catch_warnings(action="ignore"):
         from tav_nb.training.distributed import AgreedError, LostProcessError
         from tav_nb.training.trainer import train
 

@@ -363,7 +363,8 @@ def load_adapter(unet, where, dtype=None):
         raise AdapterError(f"{path}: {error}") from None
     tensors = read_adapter_tensors(path, header)
     if not temporal_modules(unet):
-        add_temporal(unet, **{name: metadata[name] for name in STRUCTURE})
+        with torch.random.fork_rng(devices=[]):  # random weights of new layers, which those of the file replace
+            add_temporal(unet, **{name: metadata[name] for name in STRUCTURE})
     for name, layer in temporal_modules(unet).items():
         state = {key: tensors[f"{name}.{key}"] for key in layer.state_dict()}
         layer.to(dtype or state["gate"].dtype).load_state_dict(state)

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'SCORE_ROWS', 'STAGES', 'sample_latents', 'scenes_for_tests', 'start_noise', 'score_table', 'format_score',
-           'environment', 'write_result', 'begin_stage', 'run_stage', 'tiny_command']
+           'environment', 'write_result', 'begin_stage', 'fast_kernels', 'run_stage', 'tiny_command']
 
 # %% ../../nbs/internals/16_tiny.ipynb #80680955
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -215,9 +217,21 @@ def begin_stage(stage, folder, seed=0):
     return pipe
 
 
+@contextmanager
+def fast_kernels() -> Iterator[None]:
+    "Inside the `with`, CUDA rounds factors of products to TF32, and cuDNN measures which convolution is the fastest"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@fast_kernels()
 def run_stage(stage, folder, adapter_folder, results, device="cuda", seed=0, **options):
     "Run one stage on what the stages before it left in `folder`, save what it made and record its loss curve"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start = time.time()
     pipe = begin_stage(stage, folder, seed)
     log = STAGES[stage](pipe, device=device, seed=seed, **options)
@@ -250,6 +264,7 @@ def run_stage(stage, folder, adapter_folder, results, device="cuda", seed=0, **o
     return pipe
 
 # %% ../../nbs/internals/16_tiny.ipynb #9f7509db
+@fast_kernels()
 def tiny_command(argv=None):
     "`python -m tav_nb.toy.tiny_sdxl STAGE`"
     import argparse
@@ -293,7 +308,6 @@ def tiny_command(argv=None):
             **(dict(seconds=args.seconds) if args.seconds else {}),
         )
         return
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     start, pipe = time.time(), load_tiny(base, args.device)
     meta = load_adapter(pipe.unet, adapter)
     table = score_table(pipe, args.scenes, noise=meta["noise"], noise_strength=meta["noise_strength"])

@@ -9,7 +9,7 @@ __all__ = ['UpdateAbandoned', 'Trainer', 'explain_error', 'train', 'train_in_pro
 import json
 import re
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,7 @@ from tav_nb.training.setup import (
 )
 from .step import restore_train_state, save_train_state, update_step
 from ..utils.errors import VideoError
+from ..utils.memory_trace import limited_memory
 from ..utils.video_writer import write_video
 
 # %% ../../nbs/5_training/24_trainer.ipynb #4dddc7a5
@@ -304,17 +305,15 @@ def train_in_process(config, cache, run, resume, accelerator, processes, say, on
     rank, world, where = processes.rank, processes.world, accelerator.device
     main = rank == 0
     say = say if main else lambda line: None
-    with lock_run(run, resume) if main and not dry_run else nullcontext():
+    with ExitStack() as during:
+        if main and not dry_run:
+            during.enter_context(lock_run(run, resume))
         fresh = not resume and not dry_run
         try:
             config = resolve_config(run, config() if callable(config) else config, resume)
             check_optional_packages(config)
             dtype = DTYPES.get(config.dtype) or (torch.float16 if where.type == "cuda" else torch.float32)
-            if config.memory_limit and where.type == "cuda":
-                torch.cuda.set_per_process_memory_fraction(
-                    min(1.0, config.memory_limit * 2**30 / torch.cuda.get_device_properties(where).total_memory),
-                    where.index or 0,
-                )
+            during.enter_context(limited_memory(where, config.memory_limit))
             loader, held_out = open_clips(config, cache)
             need = check_memory(config, loader.clips, where, dtype, say)
             train_state, pipe = build_train_state(config, loader, cache, where, dtype, rank, world)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['GPU_FUNCTIONS', 'allocator_bytes', 'StorageCounter', 'FunctionOverride', 'flash_attention', 'usable_bytes',
-           'free_bytes']
+           'free_bytes', 'limited_memory']
 
 # %% ../../nbs/internals/47_memory_trace.ipynb #a1c0ffe3
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -87,3 +89,26 @@ def free_bytes(device: torch.device | str, limit: float | None = 0.0) -> float:
 
     free = psutil.virtual_memory().available
     return min(free, limit * 2**30) if limit else free
+
+# %% ../../nbs/internals/47_memory_trace.ipynb #76505fbd
+@contextmanager
+def limited_memory(
+    device: torch.device | str,
+    limit: float | None,  # GiB; 0 and None are without a limit
+) -> Iterator[None]:
+    """Inside the `with`, PyTorch takes no more than `limit` GiB of a GPU; afterwards the share of this process is what
+    it was. A CPU has no such limit
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or not limit:
+        yield
+        return
+    index = device.index or 0
+    share = min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory)
+    # PyTorch before 2.8 does not report the share
+    before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
+    torch.cuda.set_per_process_memory_fraction(share, index)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, index)

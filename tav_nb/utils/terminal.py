@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['say', 'OutputFailed', 'show', 'json_escaped', 'show_json', 'interrupted', 'refused', 'without_output',
-           'finish_output', 'quiet_imports']
+           'finish_output', 'environment_defaults', 'quiet_imports']
 
 # %% ../../nbs/internals/61_terminal.ipynb #52a00003
 import json
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .process import redirect_to_null
@@ -102,15 +103,26 @@ def finish_output():
 
 
 @contextmanager
-def quiet_imports():
-    "Inside the `with`, libraries that another one loads, wanted or not, do not tell what they lack"
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # both are read when the libraries are imported
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+def environment_defaults(**values: str) -> Iterator[None]:
+    "Inside the `with`, environment variables that were not set have these values; afterwards they are not set again"
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    "Inside the `with`, libraries that are imported do not report missing optional packages"
     before = {name: logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")}
     for name in before:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        with environment_defaults(DIFFUSERS_VERBOSITY="error", HF_HUB_VERBOSITY="error"):  # read at their import
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
