@@ -16,11 +16,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from tav_nb.cli.generate import fps_of_source, free_name, read_request, write_beside_others
+from tav_nb.cli.generate import USUAL_FPS, free_name, read_job, with_rate, write_beside_others
 from tav_nb.cli.main import main, make_parser
-from tav_nb.cli.options import USUAL_FPS
 from tav_nb.sampling.generate import generate
-from tav_nb.sampling.request import VideoRequest
+from tav_nb.sampling.request import VideoJob, VideoRequest
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.notebook_tests import run_captured
@@ -127,7 +126,6 @@ import os, resource, sys
 import numpy as np
 from pathlib import Path
 from tav_nb.cli import generate
-from tav_nb.cli.main import make_parser
 frames, write = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), np.uint8), generate.write_video
 def limited(frames, path, *more, **named):  # files in `full` may have 1000 bytes
     small = os.path.abspath(path).startswith(os.path.abspath("full")) or sys.argv[1] == "everywhere"
@@ -135,8 +133,7 @@ def limited(frames, path, *more, **named):  # files in `full` may have 1000 byte
     return write(frames, path, *more, **named)
 generate.write_video = limited
 for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif", "full/film.webm"):
-    args = make_parser().parse_args(["generate", "a girl", "--fps", "8", "-o", output])
-    try: generate.write_finished(frames, args, Path(output), {"seed": 1})
+    try: generate.write_finished(frames, Path(output), {"seed": 1, "fps": 8})
     except ValueError as error: print(error)
     else: sys.exit("it was written")
 """
@@ -174,12 +171,10 @@ def test_a_video_that_follows_another_one_plays_as_fast_and_it_is_said_where_it_
 
         def fps_of(source, *words):
             with contextlib.redirect_stderr(io.StringIO()) as err:
-                found = fps_of_source(
-                    make_parser().parse_args(
-                        ["generate", "a girl", "--video", str(source), "--num-frames", "5", *words]
-                    )
-                )
-            return found, err.getvalue()
+                words = ["generate", "a girl", "--video", str(source), "--num-frames", "5", *words]
+                args = make_parser().parse_args(words)
+                job = with_rate(read_job(args), args.output)
+            return job.fps, err.getvalue()
 
         for rate in (24, 12.5, 23.976, 90):
             found, err = fps_of(write_video(frames, f"{folder}/{rate}.mp4", rate))
@@ -240,8 +235,8 @@ def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #bd15399d
 def test_the_command_and_the_function_agree_about_defaults():
-    request = read_request(make_parser().parse_args(["generate", GIRL]))
-    assert request.settings() == VideoRequest().settings()
+    job = with_rate(read_job(make_parser().parse_args(["generate", GIRL])), None)
+    assert job.settings() == VideoJob(GIRL, fps=8.0).settings()
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #fefd48c5

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tav_nb.cli.main import COMMANDS, main, make_parser
-from tav_nb.cli.options import limits_of
+from tav_nb.cli.options import read_limits
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
@@ -365,6 +365,6 @@ def test_a_source_beyond_a_limit_is_one_line_in_every_command_that_reads_one():
             code == 2
             and "64 x 64 pixels, more than 1000 (--max-pixels)" in Path(folder, "cache/report.html").read_text()
         )
-        assert limits_of(make_parser().parse_args(["score", film])) == Limits() and limits_of(
-            make_parser().parse_args(["score", film, "--max-duration", "9"])
+        assert read_limits(vars(make_parser().parse_args(["score", film]))) == Limits() and read_limits(
+            vars(make_parser().parse_args(["score", film, "--max-duration", "9"]))
         ) == Limits(max_duration=9.0)

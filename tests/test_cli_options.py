@@ -2,8 +2,8 @@
 
 import argparse
 
-from tav_nb.cli.options import Rate, share, side, weighted
-from tav_nb.sampling.request import Frames, Seed
+from tav_nb.cli.options import file_and_weight, fraction
+from tav_nb.sampling.request import Frames, Pixels, Rate, Seed
 from tav_nb.utils.arguments import at_least, in_range, numbers
 
 
@@ -13,11 +13,11 @@ def test_numbers_out_of_range_are_named():
     for parse, *wrong in (
         (at_least(1), "0", "x", "1.5", "", "nan", "-0", huge, digits, "1e3"),
         (at_least(0, float), "nan", "inf", "-inf", "", huge, "1e999", "-1e-9"),
-        (side, "12", "0", "-8", huge, "16392"),
+        (in_range(Pixels), "0", "-8", huge, "16392"),
         (in_range(Frames), "0", str(10**12)),
         (in_range(Rate), "0", "1e-300", "1001"),
         (in_range(Seed), "-1", str(2**63)),
-        (share, "0", "-0", "1.0001", "nan"),
+        (fraction, "0", "-0", "1.0001", "nan"),
         (numbers(4, most=1), "0,0,1,nan", "0,0,1,2", "1", "0,0,0,0,0", ",,,"),
         (numbers(number=int), "3,x", huge),
     ):
@@ -28,7 +28,7 @@ def test_numbers_out_of_range_are_named():
                 assert bad[:50] in str(error) and len(str(error)) < 200, (bad, str(error))
             else:
                 raise AssertionError(f"{bad} became {found}")
-    assert (at_least(1)("1"), at_least(0, float)("0.5"), side("136"), numbers(number=int)("3,5")) == (
+    assert (at_least(1)("1"), at_least(0, float)("0.5"), in_range(Pixels)("136"), numbers(number=int)("3,5")) == (
         1,
         0.5,
         136,
@@ -36,6 +36,6 @@ def test_numbers_out_of_range_are_named():
     )
     assert (
         str(at_least(0, float)("-0")) == "0.0"
-        and weighted("a:b.safetensors:0.5") == ("a:b.safetensors", 0.5)
-        and weighted("C:x") == ("C:x", 1.0)
+        and file_and_weight("a:b.safetensors:0.5") == ("a:b.safetensors", 0.5)
+        and file_and_weight("C:x") == ("C:x", 1.0)
     )

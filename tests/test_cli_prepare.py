@@ -15,13 +15,12 @@ from unittest.mock import patch
 import pytest
 
 from tav_nb.cli.main import main, make_parser
-from tav_nb.cli.make_video import load
-from tav_nb.cli.prepare import shot_options
+from tav_nb.cli.prepare import read_prepare
 from tav_nb.data.buckets import EncodeOptions
 from tav_nb.data.cache_reader import read_manifest
 from tav_nb.data.loader import ClipLoader
 from tav_nb.data.shots import ShotOptions
-from tav_nb.models.base_config import made_for
+from tav_nb.models.base_config import read_base_size
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
@@ -117,7 +116,7 @@ def test_a_dry_run_decides_the_same_and_encodes_nothing():
             and "64 \u00d7 64" in page
             and "128 \u00d7 128" not in page
         )
-        assert made_for(None) == 128 and made_for("somebody/some-sdxl") == 1024
+        assert read_base_size(None) == (128, 8) and read_base_size("somebody/some-sdxl") == (1024, 8)
         code, said, err = tav("prepare", folder, f"{folder}/dry", "--dry-run", "--min-motion", 0.05)
         assert (
             code == 2
@@ -189,7 +188,7 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
     def read(*words):
         return make_parser().parse_args(["prepare", "films", "cache", *words])
 
-    assert shot_options(read()) == ShotOptions()
+    assert read_prepare(read()).shots == ShotOptions()
     changed = dict(
         fps=8.0,
         timing="drawings",
@@ -201,7 +200,7 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
         max_still=0.5,
     )
     words = [word for name, value in changed.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    assert shot_options(read(*words)) == ShotOptions(**changed)
+    assert read_prepare(read(*words)).shots == ShotOptions(**changed)
     given = {}
 
     def spy(items, out, pipe, shots, options, workers, progress, source_items):
@@ -276,24 +275,6 @@ def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said(
                 and err.count("\n") == 1
             ), (code, said, err)
         assert before == {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
-
-
-# %% ../nbs/4_real_clips/66_prepare.ipynb #c87199da
-def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
-    given = []
-
-    def load_spy(model, device, dtype, **parts):
-        given.append(device)
-
-    with patch("tav_nb.models.base.load_pipeline", load_spy):
-        args = make_parser().parse_args(["prepare", "films", "cache", "--device", "cuda"])
-        load(args)
-        with patch.dict(os.environ, LOCAL_RANK="3"):
-            load(args)
-        args.device = "cpu"
-        with patch.dict(os.environ, LOCAL_RANK="3"):
-            load(args)
-    assert given == ["cuda", "cuda:3", "cpu"]
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #83964fc4

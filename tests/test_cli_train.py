@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from tav_nb.cli.main import main, make_parser
-from tav_nb.cli.train import train_settings
+from tav_nb.cli.train import read_train
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
@@ -74,7 +74,7 @@ if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("somethin
 # %% ../nbs/5_training/67_train.ipynb #4e07820e
 def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
     def read(*words):
-        return train_settings(make_parser().parse_args(["train", "cache", "out", *words]))
+        return read_train(make_parser().parse_args(["train", "cache", "out", *words])).resolve()
 
     assert read() == TrainConfig() and read("--config", "toon-cpu") == read_config("toon-cpu")
     changed = read(
@@ -85,7 +85,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
         "--lengths",
         "8,4",
         "--optimizer",
-        "true",
+        "adamw8bit",
         "--noise-strength",
         "none",
         "--adapter",
@@ -96,7 +96,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed), clips="0" * 12, micro_steps=8)))
-        again = train_settings(make_parser().parse_args(["train", "cache", folder, "--resume", "--steps", "7"]))
+        again = read_train(make_parser().parse_args(["train", "cache", folder, "--resume", "--steps", "7"])).resolve()
         assert again == replace(changed, steps=7)
 
 

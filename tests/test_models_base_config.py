@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import tav_nb
-from tav_nb.models.base_config import made_for
+from tav_nb.models.base_config import read_base_size
 
 
 # %% ../nbs/6_making_videos/69_base_config.ipynb #a3109ecc
@@ -15,6 +15,9 @@ def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_hav
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory() as folder:
+
+        def pixels(*base):
+            return read_base_size(*base).pixels
 
         def made(unet, vae, name="base"):
             for part, text in ("unet", unet), ("vae", vae):
@@ -27,9 +30,9 @@ def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_hav
         base, single = made(*right), Path(folder) / "single.safetensors"
         save_file({"model.diffusion_model.label_emb.0.0.weight": np.zeros((1, 1), np.float32)}, single)
         assert (
-            made_for(base) == 24 * 8
-            and made_for(str(single), str(Path(tav_nb.__file__).parent / "weights/tiny-sdxl")) == 128
-            and made_for(made(right[0], dict(block_out_channels=[8]))) == 24
+            pixels(base) == 24 * 8
+            and pixels(str(single), str(Path(tav_nb.__file__).parent / "weights/tiny-sdxl")) == 128
+            and pixels(made(right[0], dict(block_out_channels=[8]))) == 24
         )
         for unet in (
             {},
@@ -44,7 +47,7 @@ def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_hav
             "[" * 100_000,
             "",
         ):
-            assert made_for(made(unet, right[1], "odd")) == 1024, unet
+            assert pixels(made(unet, right[1], "odd")) == 1024, unet
         for vae in (
             {},
             dict(block_out_channels=8),
@@ -52,5 +55,5 @@ def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_hav
             dict(block_out_channels=[8] * 40),
             dict(block_out_channels=["8"]),
         ):
-            assert made_for(made(right[0], vae, "odd")) == 1024, vae
-        assert made_for(f"{folder}/empty-name") == 1024 == made_for(folder)
+            assert pixels(made(right[0], vae, "odd")) == 1024, vae
+        assert pixels(f"{folder}/empty-name") == 1024 == pixels(folder)

@@ -154,7 +154,8 @@ def fit_frames(
     num_frames,
     height,  # of the film, in pixels
     width,
-    name,  # of the file, for what is said about it
+    name,  # of the file, for error messages
+    multiple=8,  # of which height and width are multiples: what the VAE takes together
 ):
     "The first frames of a video in the size of the film, uint8 `[F, height, width, 3]`; raises `PipelineError`"
     missing, (high, wide) = num_frames - len(frames), frames.shape[1:3]
@@ -162,8 +163,8 @@ def fit_frames(
         raise PipelineError(
             f"{name}: {len(frames)} frame{'s' * (len(frames) > 1)}, {missing} fewer than the {num_frames} of the film"
         )
-    if min(abs(wide * height / high - width), abs(high * width / wide - height)) >= 8:
-        like = size_like(frames, round((height * width) ** 0.5))
+    if min(abs(wide * height / high - width), abs(high * width / wide - height)) >= multiple:
+        like = size_like(frames, round((height * width) ** 0.5), multiple)
         raise PipelineError(
             f"{name}: {wide} x {high} pixels have another shape than {width} x {height}; {like[1]} x {like[0]} would"
             " fit, or leave out the size"
@@ -178,10 +179,14 @@ def fit_frames(
     )
 
 
-def size_like(frames, side):
-    "`(height, width)` of a film in the shape of a video, about as large as a square with this side, in multiples of 8"
+def size_like(
+    frames: np.ndarray,  # [F, H, W, 3]
+    side: int,  # in pixels
+    multiple: int = 8,  # of which height and width are multiples
+) -> tuple[int, int]:
+    "`(height, width)` of a video in the shape of another one, about as large as a square with this side"
     high, wide = frames.shape[1:3]
-    return tuple(max(8, round(side * (n * n / high / wide) ** 0.5 / 8) * 8) for n in (high, wide))
+    return tuple(max(1, round(side * (n * n / high / wide) ** 0.5 / multiple)) * multiple for n in (high, wide))
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #b8fe7622
 def encode_vae_image(vae, image, generator):

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.generate import generate
 from tav_nb.sampling.memory_estimate import MEMORY_PRESETS
-from tav_nb.sampling.request import VideoRequest
+from tav_nb.sampling.request import PipelineOptions, VideoRequest
+from tav_nb.sampling.video_job import load_parts
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.notebook_tests import run_captured
@@ -75,13 +77,11 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #96dcb658
 def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
-    from unittest.mock import patch
-
     with tempfile.TemporaryDirectory() as folder:
         usage = shutil.disk_usage(folder)
         with (
             patch("shutil.disk_usage", return_value=usage._replace(free=50_000)),
-            patch("tav_nb.cli.make_video.load", side_effect=AssertionError("a model was loaded")),
+            patch("tav_nb.sampling.video_job.load_parts", side_effect=AssertionError("a model was loaded")),
         ):
             for name in "frames", "film.webp", "film.gif":
                 code, said, err = tav("generate", "a girl walks", "-o", f"{folder}/{name}", "--num-frames", 30)
@@ -220,3 +220,18 @@ def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_
                 and said in last
                 and all(line.startswith("tav: needs ") for line in before)
             ), err
+
+
+# %% ../nbs/6_making_videos/64_make_video.ipynb #c87199da
+def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
+    given = []
+
+    def load_spy(model, device, dtype, **parts):
+        given.append(device)
+
+    with patch("tav_nb.sampling.video_job.load_pipeline", load_spy):
+        load_parts(PipelineOptions(device="cuda"))
+        with patch.dict(os.environ, LOCAL_RANK="3"):
+            load_parts(PipelineOptions(device="cuda"))
+            load_parts(PipelineOptions(device="cpu"))
+    assert given == ["cuda", "cuda:3", "cpu"]

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tav_nb.cli.main import going_on, main, make_parser
-from tav_nb.cli.video_settings import OWN_MODEL
+from tav_nb.cli.generate import read_job
+from tav_nb.cli.main import main, make_parser
+from tav_nb.models.windows import Context
 from tav_nb.sampling.generate import generate
-from tav_nb.sampling.request import Keyframes
+from tav_nb.sampling.request import Keyframes, MemoryOptions, PipelineOptions, SourceOptions
+from tav_nb.sampling.video_settings import OWN_MODEL
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.notebook_tests import run_captured
@@ -26,6 +28,12 @@ from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #9ed034d4
 tav = partial(run_captured, main)
+
+
+def job_of(*words):
+    "The job that words of `tav generate` describe"
+    return read_job(make_parser().parse_args(["generate", *words]))
+
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #08c79cad
 QUICK = "--num-frames", 2, "--steps", 2, "--height", 64, "--width", 64
@@ -214,7 +222,7 @@ def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_
             assert (code, err) == (0, "") and json.loads(said) == settings and printable(said, keep="\n") == said
         for context in ({"kind": "attention"}, {"loop": True}, {}):  # without its length
             write_video(frames, path, 8, {"prompt": "a girl", "context": context})
-            assert going_on(["generate", "--extend", path]).context_length is None
+            assert job_of("--extend", path).request.context in (None, Context())
         write_video(
             frames,
             path,
@@ -290,22 +298,20 @@ def test_what_stands_in_a_video_chooses_no_file_and_no_model_and_is_said():
             command="train",
         )
         write_video(frames, path, 8, {**numbers_, **files})
-        plain = vars(make_parser().parse_args(["generate"]))
         with contextlib.redirect_stderr(io.StringIO()) as err:
-            args = going_on(["generate", "--extend", path])
-        assert all(
-            getattr(args, name) == plain[name] for name in files if name in plain and name not in ("extend", "before")
+            job = job_of("--extend", path)
+        assert (job.pipeline, job.sources, job.memory) == (
+            PipelineOptions(),
+            SourceOptions(extend=path),
+            MemoryOptions(),
         ), "a file chose"
-        assert (args.prompt, args.extend, args.command, args.height, args.width) == (
-            "a girl walks",
-            path,
-            "generate",
-            16,
-            24,
-        ) and np.array_equal(args.before, frames)
-        assert all(
-            getattr(args, name) == value for name, value in numbers_.items() if name not in ("prompt", "context")
-        ) and (args.context, args.context_length, args.context_overlap) == ("predictions", 12, None)
+        keyframes = job.request.keyframes
+        assert (keyframes.first_frame, keyframes.last_frame, keyframes.seeds) == (None, None, None), "a file chose"
+        assert (job.prompt, job.request.height, job.request.width) == ("a girl walks", 16, 24)
+        assert np.array_equal(keyframes.before, frames)
+        assert job.request.context == Context("predictions", 12)
+        settings = job.settings()
+        assert all(settings[name] == value for name, value in numbers_.items() if name not in ("prompt", "context"))
         note = (
             f"tav: note: {path} was made with --model somebody/else --config a/b --adapter /etc/passwd --lora 'x"
             " y.safetensors:0.5' --textual-inversion '\\x1b[2Jword.safetensors'; this video is made with the tiny SDXL"
@@ -313,29 +319,32 @@ def test_what_stands_in_a_video_chooses_no_file_and_no_model_and_is_said():
         )
         assert err.getvalue().startswith(note) and err.getvalue().count("\n") == 1, err.getvalue()
         with contextlib.redirect_stderr(io.StringIO()) as err:
-            args = going_on(
-                [
-                    "generate",
-                    "--extend",
-                    path,
-                    "a boy",
-                    "--model",
-                    "somebody/else",
-                    "--config",
-                    "a/b",
-                    "--adapter",
-                    "/etc/passwd",
-                    "--lora",
-                    "x y.safetensors:0.5",
-                    "--steps",
-                    "3",
-                    "--fps",
-                    "9",
-                    "--textual-inversion",
-                    files["textual_inversion"][0],
-                ]
+            job = job_of(
+                "--extend",
+                path,
+                "a boy",
+                "--model",
+                "somebody/else",
+                "--config",
+                "a/b",
+                "--adapter",
+                "/etc/passwd",
+                "--lora",
+                "x y.safetensors:0.5",
+                "--steps",
+                "3",
+                "--fps",
+                "9",
+                "--textual-inversion",
+                files["textual_inversion"][0],
             )
-        assert err.getvalue() == "" and (args.prompt, args.model, args.steps, args.fps, args.seed) == (
+        assert err.getvalue() == "" and (
+            job.prompt,
+            job.pipeline.model,
+            job.request.steps,
+            job.fps,
+            job.request.seed,
+        ) == (
             "a boy",
             "somebody/else",
             3,
@@ -345,8 +354,8 @@ def test_what_stands_in_a_video_chooses_no_file_and_no_model_and_is_said():
         write_video(frames, path, 8, {**numbers_, "images": True, "model": OWN_MODEL, "adapter": None})
         with contextlib.redirect_stderr(io.StringIO()) as err:
             assert (
-                going_on(["generate", "--extend", path]).images
-                and not going_on(["generate", "--extend", path, "--adapter", "a/b"]).images
+                job_of("--extend", path).request.images
+                and not job_of("--extend", path, "--adapter", "a/b").request.images
             )
         assert (
             err.getvalue().count("made with the tiny SDXL of tav_nb alone; this video is made with --adapter a/b") == 1
