@@ -26,7 +26,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from tav_nb.evaluation.metrics import dis_flow, motion
+from tav_nb.evaluation.flow import dis_flow
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.conditioning import KnownFrames, encode_known_image, join_videos, prepare_known_frames
 from tav_nb.sampling.generate import decode_frames, generate, load_video_pipeline
@@ -36,6 +36,7 @@ from tav_nb.toy.captions import caption
 from tav_nb.toy.reader import CHECKS, read_scene
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
+from tav_nb.utils.frame_changes import motion
 
 
 def drawn(pipe, pictures, context_frames, latents, *rest):

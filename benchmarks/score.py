@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tav_nb.evaluation import metrics as consistency
-from tav_nb.evaluation import score
+from tav_nb.evaluation import score, score_page
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_writer import write_video
@@ -118,7 +118,7 @@ def shares(path):
             Clock(part, name)
     table = score.score_videos([read])
     middle = time.perf_counter()
-    score.as_page(table)
+    score_page.as_page(table)
     Clock.spent["page"] = time.perf_counter() - middle
     total = time.perf_counter() - start
     Clock.spent["everything else"] = total - sum(Clock.spent.values())

@@ -15,34 +15,33 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
+from tav_nb.evaluation.flow import (
+    ConsistencyError,
+    _grid,
+    dis_flow,
+    raft_flow,
+    tof,
+    top_speed,
+    visible_mask,
+    warping_error,
+)
 from tav_nb.evaluation.metrics import (
     METRICS,
-    ConsistencyError,
     _flags,
-    _grid,
     all_pairs,
-    colour_drift,
     control_videos,
-    dis_flow,
     dynamic_degree,
     feature_consistency,
     flickering,
     held_pairs,
     image_features,
     measure_video,
-    motion,
-    plot_scores,
-    raft_flow,
     smoothness,
-    tof,
-    top_speed,
-    track_box,
-    visible_mask,
-    warp,
-    warping_error,
 )
+from tav_nb.evaluation.plots import plot_scores
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
+from tav_nb.utils.frame_changes import motion
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #e39e3b12
 cv2.setNumThreads(1)
@@ -137,59 +136,6 @@ def tiny_clip(folder, seed=0):
     return folder
 
 
-# %% ../nbs/3_does_it_move/10_consistency.ipynb #ffb47d42
-def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighter_one_has_its_closed_form():
-    pattern = np.random.default_rng(0).integers(40, 180, (40, 60, 3), dtype=np.uint8)
-    moved = np.roll(pattern, (2, -3), (0, 1))
-    along = np.full((40, 60, 2), (-3, 2), np.float32)
-    inside = visible_mask(along, -along)
-    assert inside.mean() == 57 * 38 / (60 * 40), "what leaves the picture is not visible"
-    assert warping_error(pattern, moved, along, inside) == 0 < warping_error(pattern, moved, along * 0, inside)
-    assert abs(warping_error(pattern, moved + np.uint8(51), along, inside) - 3 * 0.2**2) < 1e-7
-    assert math.isnan(warping_error(pattern, moved, along, ~inside & inside))
-
-
-# %% ../nbs/3_does_it_move/10_consistency.ipynb #6ca6ac63
-def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample():
-    rng = np.random.default_rng(1)
-    picture = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
-    way = rng.uniform(-6, 6, (24, 32, 2)).astype(np.float32)
-    ys, xs = np.mgrid[:24, :32]
-    at = torch.from_numpy(np.stack([(xs + way[..., 0]) / 31, (ys + way[..., 1]) / 23], -1) * 2 - 1).float()
-    expected = torch.nn.functional.grid_sample(
-        torch.from_numpy(picture).permute(2, 0, 1)[None], at[None], padding_mode="border", align_corners=True
-    )
-    difference = np.abs(warp(picture, way) - expected[0].permute(1, 2, 0).numpy())
-    assert difference.max() < 255 / 16 and difference.mean() < 2, "OpenCV rounds places to 1/32 pixel"
-    whole = way.round()
-    columns, rows = (xs + whole[..., 0]).clip(0, 31).astype(int), (ys + whole[..., 1]).clip(0, 23).astype(int)
-    assert (warp(picture, whole) == picture[rows, columns]).all()
-
-
-# %% ../nbs/3_does_it_move/10_consistency.ipynb #8975e0a6
-def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agrees():
-    forward, backward = np.zeros((2, 20, 30, 2), np.float32)
-    forward[5:15, 5:15], backward[5:15, 9:19] = (4, 0), (-4, 0)
-    hidden = ~visible_mask(forward, backward)
-    assert hidden[5:15, 15:19].all() and hidden.sum() == 40, "the square hides 4 columns of what is to its right"
-    assert (~visible_mask(forward, backward, boundaries=True)).sum() == 40 + 4 * 10 - 1, (
-        "the four edges of the flow have a corner in common"
-    )
-    rng = np.random.default_rng(2)
-    forward, backward = rng.integers(-2, 3, (2, 20, 30, 2)).astype(np.float32)
-    for boundaries in (False, True):
-        seen = visible_mask(forward, backward, boundaries)
-        for y in range(4, 16):
-            for x in range(4, 26):
-                w = forward[y, x]
-                back = backward[int(y + w[1]), int(x + w[0])]
-                slope = ((forward[y, x + 1] - w) ** 2).sum() + ((forward[y + 1, x] - w) ** 2).sum()
-                by_hand = ((w + back) ** 2).sum() <= 0.01 * ((w**2).sum() + (back**2).sum()) + 0.5 and not (
-                    boundaries and slope > 0.01 * (w**2).sum() + 0.002
-                )
-                assert seen[y, x] == by_hand, (x, y, boundaries)
-
-
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #3a094af7
 def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_and_sees_damage_as_it_does():
     clips = [cartoon(seed, 5) for seed in range(8)]
@@ -274,39 +220,6 @@ def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_
     assert math.isclose(tof(*frames), np.hypot(*np.moveaxis(flows[0] - flows[1], -1, 0)).mean(), rel_tol=1e-5)
     assert abs(tof(at(0, 0), at(0, 0), at(0, 0), at(2, 1)) - math.hypot(2, 1)) < 0.1
     assert abs(tof(at(0, 0), at(-1, 0), at(0, 0), at(2, 0)) - 3) < 0.15
-
-
-# %% ../nbs/3_does_it_move/10_consistency.ipynb #644810f9
-def test_a_region_is_followed_and_its_drift_has_the_closed_form():
-    rng = np.random.default_rng(4)
-    ground, thing = (
-        cv2.normalize(
-            cv2.GaussianBlur(rng.integers(0, 200, (64, 96, 3), dtype=np.uint8), (0, 0), 2),
-            None,
-            0,
-            200,
-            cv2.NORM_MINMAX,
-        )
-        for _ in range(2)
-    )
-    frames = np.stack([ground] * 6)
-    for t, frame in enumerate(frames):
-        frame[20:44, 10 + 3 * t : 34 + 3 * t] = thing[:24, :24]
-    boxes = [(22.0, 12.0, 20.0, 20.0)]
-    for a, b in pairwise(frames):
-        boxes.append(track_box(boxes[-1], dis_flow(a, b)))
-    assert abs(boxes[-1][1] - 27) < 3 and abs(boxes[-1][0] - 22) < 1, boxes[-1]
-    assert track_box((22.0, 12.0, 20.0, 20.0), np.full((64, 96, 2), (3, -1.5), np.float32)) == (20.5, 15, 20, 20)
-    exact = [(22, 12 + 3 * t, 20, 20) for t in range(6)]
-    assert (colour_drift(frames, exact) == 0).all()
-    brighter = frames + np.arange(0, 30, 5, dtype=np.uint8)[:, None, None, None]
-    assert np.allclose(colour_drift(brighter, exact), np.arange(0, 30, 5) / 255)
-    assert track_box((40.0, 70.0, 20.0, 20.0), np.full((64, 96, 2), 50, np.float32)) == (
-        44,
-        76,
-        20,
-        20,
-    ), "the region stays in the picture"
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #514ab348

@@ -16,7 +16,8 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from tav_nb.evaluation import plots as views
-from tav_nb.evaluation.metrics import dis_flow, measure_video
+from tav_nb.evaluation.flow import dis_flow
+from tav_nb.evaluation.metrics import measure_video
 from tav_nb.evaluation.widgets import (
     AttentionExplorer,
     Compare,

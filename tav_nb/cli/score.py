@@ -157,7 +157,7 @@ def score_command(args: argparse.Namespace) -> None:
     options = read_score(args)
     from tqdm import tqdm
 
-    from tav_nb.evaluation import score
+    from tav_nb.evaluation import score, score_page
 
     def watch(jobs):
         return tqdm(jobs, desc="measuring", unit="video", leave=False, disable=None)
@@ -183,7 +183,7 @@ def score_command(args: argparse.Namespace) -> None:
     texts = {
         "json": lambda: json_escaped(score.as_json(scored, **about)),
         "csv": lambda: score.as_csv(scored),
-        "html": lambda: score.as_page(scored),
+        "html": lambda: score_page.as_page(scored),
     }
     for form, name in options.results.items():
         # names of videos may hold what no text can

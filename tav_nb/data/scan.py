@@ -16,16 +16,12 @@ import numpy as np
 from PIL import Image
 
 from .shots import ShotOptions, find_shots
+from ..utils.frame_changes import DisFlow, HoldDetector, flow_lengths, import_cv2, motion
 from ..utils.video_reader import SourceError, VideoInfo, VideoReader, fit_size
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #3d29ee21
 def _cv2():
-    "OpenCV, imported late: only preparing data needs it."
-    try:
-        import cv2
-    except ImportError:
-        raise SourceError("looking for shots needs OpenCV: pip install 'tav_nb[prepare]'") from None
-    return cv2
+    return import_cv2("looking for shots", "prepare", SourceError)
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #e42674fd
 class _OneThread:
@@ -63,34 +59,16 @@ def _content(cv2, hsv, before):
     coloured = cv2.inRange(cv2.min(hsv, before), (0, GREY_LEVEL, GREY_LEVEL), (255, 255, 255))
     return (cv2.mean(cv2.bitwise_and(hue, coloured))[0] + cv2.mean(saturation)[0] + cv2.mean(value)[0]) / 3
 
-# %% ../../nbs/4_real_clips/72_scan.ipynb #f4102abd
-def _cells(cv2, a, b):
-    "The largest mean difference of two pictures of half size in any cell of 4x4 pixels."
-    d = cv2.absdiff(a, b)
-    height, width = d.shape[:2]
-    return float(cv2.resize(d, (max(1, width // 4), max(1, height // 4)), interpolation=cv2.INTER_AREA).max())
-
 # %% ../../nbs/4_real_clips/72_scan.ipynb #79560f22
-class _Motion:
-    "Optical flow between two small pictures, with OpenCV's DIS."
-
-    def __init__(self, cv2):
-        self.cv2, self.flow = cv2, cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-
-    def __call__(self, before, now):  # grey uint8 [H, W] -> (motion, pan)
-        "Mean motion as a share of the diagonal, and the share of pixels that move with the median, if that moves."
-        if min(now.shape) < 16:
-            return 0.0, 0.0
-        flow = self.flow.calc(before, now, None)  # h w 2
-        flow = flow.astype(np.float64)  # sums of float32 depend on where the array happens to lie in memory
-        common = np.median(flow[::4, ::4].reshape(-1, 2), 0)
-        length = math.hypot(*common)
-        together = (_lengths(flow - common) < max(0.5, 0.25 * length)).mean() if length > 0.5 else 0.0
-        return float(_lengths(flow).mean() / math.hypot(*now.shape)), float(together)
-
-
-def _lengths(flow):
-    return np.sqrt((flow**2).sum(-1))
+def _motion_and_pan(flow, before, now):  # a `DisFlow`, two grey images uint8 [H, W]
+    "Mean motion as a share of the diagonal, and the share of pixels that move with the median, if that moves."
+    if min(now.shape) < 16:
+        return 0.0, 0.0
+    moved = flow(before, now).astype(np.float64)  # sums of float32 depend on where the array happens to lie in memory
+    common = np.median(moved[::4, ::4].reshape(-1, 2), 0)
+    length = math.hypot(*common)
+    together = (flow_lengths(moved - common) < max(0.5, 0.25 * length)).mean() if length > 0.5 else 0.0
+    return motion(moved), float(together)
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #edecb20a
 class _Bars:
@@ -167,25 +145,18 @@ class _Store:
 def measure_frames(reader, options):
     "Look at every picture once; a dict of arrays, the thumbnails, the bars."
     cv2 = _cv2()
-    rows, store, bars, motion, drawing, grey, hsv, seen = (
-        [],
-        _Store(),
-        _Bars(),
-        _Motion(cv2),
-        None,
-        None,
-        None,
-        -math.inf,
-    )
+    rows, store, bars, flow = [], _Store(), _Bars(), DisFlow("ultrafast")
+    holds = HoldDetector(options.change, cell=4, means_first=False)  # cells of 8 x 8 pixels, as the frames are halved
+    grey, hsv, seen = None, None, -math.inf
     for i, picture in enumerate(reader):
         small = np.ascontiguousarray(picture.rgb(fit_size(picture.size, options.side)))
         before, hsv, now = hsv, cv2.cvtColor(small, cv2.COLOR_RGB2HSV), cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         half = cv2.resize(small, fit_size(small.shape[:2], max(small.shape) // 2)[::-1], interpolation=cv2.INTER_AREA)
-        score, difference = (_content(cv2, hsv, before), _cells(cv2, half, drawing)) if i else (0.0, 255.0)
-        changed = difference >= options.change
-        moved = motion(grey, now) if i and changed else (0.0, 0.0)
+        score = _content(cv2, hsv, before) if i else 0.0
+        difference, changed = holds(half)
+        moved = _motion_and_pan(flow, grey, now) if i and changed else (0.0, 0.0)
         if changed:
-            drawing, grey = half, now
+            grey = now
         rows.append((score, difference, changed, *moved, *(float(x[0, 0]) for x in cv2.meanStdDev(now))))
         store.sign(cv2, small)
         if picture.time < seen + THUMB_EVERY:

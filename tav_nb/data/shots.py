@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..utils.frame_changes import peaks
 from ..utils.limits import Limits
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #d7f40247
@@ -59,13 +60,6 @@ class ShotOptions:
         )
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #042bb568
-def _around(x, reach):
-    "x [N] -> [N, 2*reach]: the neighbours of each value, without itself; 0 beyond the ends."
-    padded = np.pad(x, reach)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    return np.delete(windows, reach, axis=1)
-
-
 def find_cuts(
     score,  # [N], change against the picture before
     signature,  # [N, h, w, 3]
@@ -74,12 +68,9 @@ def find_cuts(
 ):  # sorted list of picture numbers at which a shot starts
     "The peak rule: a cut is a change that stands alone. Two that stand alone together are a flash, or two cuts."
     reach = max(3, round(options.cut_window * rate))
-    around = np.sort(_around(score, reach), 1)
-    high = score >= options.cut_score
-    cuts = set(np.flatnonzero(high & (score >= options.cut_ratio * around[:, -1])).tolist())
-    for t in np.flatnonzero(
-        high & (score < options.cut_ratio * around[:, -1]) & (score >= options.cut_ratio * around[:, -2])
-    ):
+    alone, with_one = (peaks(score, options.cut_score, options.cut_ratio, reach, rank) for rank in (1, 2))
+    cuts = set(np.flatnonzero(alone).tolist())
+    for t in np.flatnonzero(with_one & ~alone):
         start = max(0, t - reach)
         near = score[start : t + reach + 1].copy()
         near[t - start] = 0

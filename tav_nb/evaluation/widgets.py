@@ -21,7 +21,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from . import plots as views
-from .metrics import METRICS, check_video, dis_flow, measure_video
+from .flow import check_video, dis_flow
+from .metrics import METRICS, measure_video
 from ..sampling.generate import embedded_pipeline, generate, resolve_noise
 from ..sampling.noise import correlated_noise
 from ..utils.images import contact_sheet
