@@ -260,6 +260,22 @@ def test_several_loras_have_each_their_weight():
     load_loras(base, [])
 
 
+# %% ../nbs/6_making_videos/86_lora.ipynb #e1296bc9
+def test_an_interruption_leaves_no_lora_behind():
+    from unittest.mock import patch
+
+    pipe = embedded_pipeline()
+    with tempfile.TemporaryDirectory() as folder, patch.object(pipe, "set_adapters", side_effect=KeyboardInterrupt):
+        as_kohya(make_lora(pipe), Path(folder, "x.safetensors"))
+        try:
+            load_loras(pipe, [(Path(folder, "x.safetensors"), 1.0)])
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("the interruption is passed on")
+    assert lora_layers(pipe, "lora_0") == 0
+
+
 # %% ../nbs/6_making_videos/86_lora.ipynb #3d1e9955
 def test_a_lora_that_is_none_or_for_another_base_is_refused_and_leaves_nothing_behind():
     pipe = embedded_pipeline()

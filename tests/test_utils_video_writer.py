@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tav_nb.utils.errors import VideoError
 from tav_nb.utils.video_loading import read_video
-from tav_nb.utils.video_writer import MIN_COMPRESSION, _finished, check_output, check_space, write_video
+from tav_nb.utils.video_writer import MIN_COMPRESSION, WRITERS, _finished, check_output, check_space, write_video
 
 
 # %% ../nbs/internals/06_video.ipynb #644c7147
@@ -146,6 +146,23 @@ def test_an_encoder_that_fails_leaves_the_old_file_and_no_other():
         else:
             raise AssertionError("no WebP is that wide")
         assert path.read_text() == "the old one" and len(list(Path(folder).iterdir())) == 1
+
+
+# %% ../nbs/internals/06_video.ipynb #3abd23cf
+def test_a_fault_of_this_program_is_not_reported_as_a_fault_of_the_file():
+    from unittest.mock import patch
+
+    def faulty(frames, path, rate, text):
+        raise ValueError("a fault")
+
+    with tempfile.TemporaryDirectory() as folder, patch.dict(WRITERS, {".webp": faulty}):
+        try:
+            write_video(drawn(2), Path(folder) / "clip.webp", 8)
+        except ValueError as error:
+            assert not isinstance(error, VideoError) and str(error) == "a fault"
+        else:
+            raise AssertionError("the writer raises")
+        assert not list(Path(folder).iterdir())
 
 
 # %% ../nbs/internals/06_video.ipynb #7f9423d7

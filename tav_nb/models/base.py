@@ -73,8 +73,8 @@ def hub_file(where: str, name: str) -> Path:
     """
     try:
         return Path(hf_hub_download(str(where), name))
-    except Exception as error:
-        raise ModelError(f"{where}: {hub_reason(error, name) or ' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # of the Hub's library and of the network: many classes
+        raise ModelError(f"{where}: {hub_reason(error, name) or ' '.join(str(error).split())[:300]}") from error
 
 
 def cached_folder(where: str | Path) -> Path | None:
@@ -83,7 +83,7 @@ def cached_folder(where: str | Path) -> Path | None:
         return Path(where)
     try:
         return Path(snapshot_download(str(where), local_files_only=True))
-    except Exception:
+    except (OSError, errors.EntryNotFoundError, errors.HFValidationError):
         return None  # nothing of it is there
 
 
@@ -273,7 +273,7 @@ def load_pipeline(
             known = read_prediction(where) if where != config else {}
             pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **known)
         except Exception as error:  # missing or broken files: many classes, one answer
-            raise loading_error(where, error) from None
+            raise loading_error(where, error) from error
         check_complete(pipe, where, heard)
         check_tokens(pipe, where)
         pipe.register_to_config(scheduler=("diffusers", "DPMSolverMultistepScheduler"))

@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple, TypedDict
 from msgspec import Meta
 
 import tav_nb
+from ..utils.errors import TavError
 from ..utils.schema import parse_json
 
 # %% ../../nbs/6_making_videos/69_base_config.ipynb #ea60302b
@@ -68,8 +69,8 @@ def read_base_size(model: str | None, config: str | None = None) -> BaseSize:
             from tav_nb.models.base import hub_file
 
             files = [hub_file(str(place), f"{part}/config.json") for part in ("unet", "vae")]
-        unet, vae = (parse_json(file.read_text(), type, file) for file, type in zip(files, (UNetSize, VAELevels)))
-    except (OSError, ValueError):
+        unet, vae = (parse_json(file.read_bytes(), type, file) for file, type in zip(files, (UNetSize, VAELevels)))
+    except (OSError, TavError):
         return BaseSize()
     factor = vae_factor(vae["block_out_channels"])
     return BaseSize(unet["sample_size"] * factor, factor)

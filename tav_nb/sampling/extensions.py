@@ -60,7 +60,7 @@ def load_control(pipe, where):
     except (ModelError, PipelineError) as error:
         raise PipelineError(str(error)) from None
     except Exception as error:  # missing or broken files: many classes, one answer
-        raise PipelineError(str(loading_error(where, error, " as a ControlNet"))) from None
+        raise PipelineError(str(loading_error(where, error, " as a ControlNet"))) from error
     for name in "cross_attention_dim", "block_out_channels", "addition_embed_type":
         if control.config[name] != pipe.unet.config[name]:
             raise PipelineError(
@@ -99,7 +99,7 @@ def load_ip_adapter(
     except Exception as error:
         raise PipelineError(
             f"{path}: does not fit this base or its CLIP ({' '.join(str(error).split())[:200]})"
-        ) from None
+        ) from error
     pipe.set_ip_adapter_scale(scale)
 
 

@@ -269,7 +269,7 @@ def resolve_request(
         raise TavError("a video that continues another one has a beginning: it cannot be a loop")
     try:
         check_request(pipe, context + request.num_frames, *size, request.steps, request.images, request.context)
-    except ValueError as error:
+    except TavError as error:
         raise TavError(f"{error}{f', and {context} of them are the end of the video before' * bool(context)}") from None
     check_keyframes(request.keyframes, prompts, request.num_frames, *size)
     for text in prompts.values():

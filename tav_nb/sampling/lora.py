@@ -209,7 +209,7 @@ def load_loras(pipe, loras):
             load_one_lora(pipe, name, Path(path))
         if names:
             pipe.set_adapters(names, [weight for _, weight in loras])
-    except PipelineError:
+    except BaseException:
         with quiet(), without_temporal(pipe.unet):
             pipe.unload_lora_weights()
         raise
@@ -238,7 +238,7 @@ def load_one_lora(pipe, name, path):
     except Exception as error:
         raise PipelineError(
             f"{path}: does not fit this base ({printable(' '.join(str(error).split()))[:200]})"
-        ) from None
+        ) from error
     count = len(state) // 2
     if (found := lora_layers(pipe, name)) != count:
         raise PipelineError(f"{path}: a LoRA for another base: of its {count} layers {found} have a place in this one")

@@ -46,7 +46,7 @@ def load_configs(model=None, config=None):
         try:
             return dict(where=where) | {name: read(where, subfolder=name) for name, read in kinds.items()}
         except Exception as error:  # as in `load_pipeline`
-            raise loading_error(where, error) from None
+            raise loading_error(where, error) from error
 
 
 def weight_bytes(module):
@@ -68,7 +68,7 @@ def build_on_meta(
                 text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]),
             )
         except Exception as error:  # values that do not go together: many classes, one answer
-            raise loading_error(where, error) from None
+            raise loading_error(where, error) from error
     parts = dict(unet=unet, vae=vae, **encoders)
     for part in parts.values():
         nn.Module.to(part, dtype).requires_grad_(False).eval()

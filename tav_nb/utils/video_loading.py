@@ -90,7 +90,7 @@ def _about_folder(path):
     """
     try:
         text = (path / "metadata.json").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, UnicodeDecodeError):
         return {}
     about = _own_json(text, path / "metadata.json")
     if not {"fps", "metadata"} <= about.keys():

@@ -110,7 +110,7 @@ def _finished(path, replace):
             yield unfinished
     except FileExistsError:
         raise  # only without `replace`
-    except (OSError, ValueError, av.FFmpegError) as error:
+    except (OSError, av.FFmpegError) as error:
         raise VideoError(f"{path}: cannot be written: {error_reason(error)}") from None
 
 # %% ../../nbs/internals/06_video.ipynb #3c837568
@@ -222,7 +222,10 @@ def _webp_frame(before, frame, milliseconds):
     "One `ANMF` chunk: what of `frame` differs from `before`, without loss."
     ys, xs = _changed(before, frame)
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame[ys, xs])).save(out, "WEBP", lossless=True)
+    try:
+        Image.fromarray(np.ascontiguousarray(frame[ys, xs])).save(out, "WEBP", lossless=True)
+    except ValueError as error:  # Pillow's error of an encoder that fails
+        raise OSError(str(error)) from error
     place = _u24(xs.start // 2, ys.start // 2, xs.stop - xs.start - 1, ys.stop - ys.start - 1, milliseconds)
     return _chunk(b"ANMF", place + b"\x02" + out.getvalue()[12:])  # 2: replace what was there
 
