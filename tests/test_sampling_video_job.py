@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -17,12 +18,15 @@ from safetensors.torch import save_file
 from tav_nb.cli.main import main
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.models.base import EMBEDDED
-from tav_nb.sampling.generate import generate
+from tav_nb.models.base_config import read_base_size
+from tav_nb.sampling.generate import generate, load_video_pipeline
 from tav_nb.sampling.memory_estimate import MEMORY_PRESETS
+from tav_nb.sampling.pipelines import size_like
 from tav_nb.sampling.request import PipelineOptions, VideoRequest
 from tav_nb.sampling.video_job import load_parts
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
+from tav_nb.utils.errors import TavError
 from tav_nb.utils.notebook_tests import run_captured
 from tav_nb.utils.video_loading import read_metadata, read_video
 from tav_nb.utils.video_writer import write_video
@@ -220,6 +224,42 @@ def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_
                 and said in last
                 and all(line.startswith("tav: needs ") for line in before)
             ), err
+
+
+# %% ../nbs/6_making_videos/64_make_video.ipynb #b5c82785
+def test_a_base_whose_vae_takes_4_or_16_pixels_together_makes_videos_of_its_own_multiples():
+    def base_with_vae(folder, levels):
+        "The embedded base with another VAE, of random weights"
+        for name in os.listdir(EMBEDDED):
+            if name != "vae":
+                os.symlink(EMBEDDED / name, f"{folder}/{name}")
+        blocks = dict(down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)
+        vae = AutoencoderKL(**blocks, block_out_channels=[8] * levels, layers_per_block=1, norm_num_groups=4)
+        vae.save_pretrained(f"{folder}/vae")
+        return folder
+
+    for levels, right, wrong, near in ((3, 68, 66, "64 and 68"), (5, 80, 72, "64 and 80")):
+        with tempfile.TemporaryDirectory() as folder:
+            base, factor, out = base_with_vae(folder, levels), 2 ** (levels - 1), f"{folder}/out.webp"
+            assert read_base_size(base) == (16 * factor, factor)
+            words = "generate", GIRL, "--model", base, "--adapter", EMBEDDED_ADAPTER, "-o", out, "--num-frames", 2
+            code, said, err = tav(*words, "--steps", 1, "--height", right, "--width", 64)
+            assert (code, read_video(out)[0].shape) == (0, (2, right, 64, 3)), err
+            for height, width in ((wrong, 64), (64, wrong)):
+                code, said, err = tav(*words, "--height", height, "--width", width)
+                assert code == 2 and f"must be a multiple of {factor}, not {wrong}; {near} are near\n" in err, err
+            try:
+                generate(GIRL, load_video_pipeline(base, EMBEDDED_ADAPTER), num_frames=2, height=wrong, width=64)
+            except TavError as error:
+                assert f"the height must be a multiple of {factor}, not {wrong}" in str(error)
+            else:
+                raise AssertionError("a height of half a latent")
+            video = write_video(render(random_scene(3), 2, right, 64).frames, f"{folder}/given.webp", 8)
+            code, said, err = tav(
+                *words, "--steps", 1, "--strength", 1, "--video", video, "--height", right, "--width", 64
+            )
+            assert (code, read_video(out)[0].shape) == (0, (2, right, 64, 3)), err
+            assert size_like(np.zeros((1, 100, 100, 3)), 16 * factor, factor) == (16 * factor, 16 * factor)
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #c87199da

@@ -30,7 +30,7 @@ from tav_nb.cli.options import (
     prompt_text,
     read_limits,
 )
-from ..models.base_config import has_local_config, not_a_multiple, read_base_size
+from ..models.base_config import BaseSize, has_local_config, not_a_multiple, read_base_size
 from ..models.messages import quiet
 from ..sampling.conditioning import KeyframeError, check_keyframes, join_videos, parse_frame_values
 from tav_nb.sampling.request import (
@@ -151,9 +151,9 @@ def read_job(args: argparse.Namespace) -> VideoJob:
 def check_job(job: VideoJob) -> None:
     "Refuse files that are missing, and sizes that the base or the images do not have, without PyTorch"
     request, pipeline = job.request, job.pipeline
-    side = read_base_size(*pipeline.base).pixels if has_local_config(pipeline.model) else None
-    height, width = request.height or side, request.width or side
-    check_keyframes(request.keyframes, job.prompt, request.num_frames, height, width)
+    base = read_base_size(*pipeline.base) if has_local_config(pipeline.model) else BaseSize(None)
+    size = request.height or base.pixels, request.width or base.pixels
+    check_keyframes(request.keyframes, job.prompt, request.num_frames, *size, base.vae_factor)
     check_names(pipeline, job.sources.controlnet)
     check_size(pipeline, request.height, request.width)
     for option, name in job.files():

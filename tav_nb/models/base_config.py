@@ -32,7 +32,7 @@ class VAELevels(TypedDict):
 class BaseSize(NamedTuple):
     "What the configs of a base say about the size of images"
 
-    pixels: int = 1024  # side of the squares that it was made for
+    pixels: int | None = 1024  # side of the squares that it was made for; None is unknown
     vae_factor: int = 8  # pixels of an image for one of its latents, in each direction
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .base_config import vae_factor
+
 # %% ../../nbs/internals/57_vae.ipynb #f58dbf09
 @contextmanager
 def upcast_vae(vae: nn.Module) -> Iterator[nn.Module]:
@@ -81,7 +83,7 @@ def encode_images(
 @contextmanager
 def in_tiles(vae: nn.Module, tile: int) -> Iterator[nn.Module]:
     "Inside the `with`, the VAE decodes in overlapping tiles with a side of `tile` pixels"
-    latent = tile // 2 ** (len(vae.config.block_out_channels) - 1)
+    latent = tile // vae_factor(vae.config.block_out_channels)
     with patch.multiple(vae, use_tiling=True, tile_sample_min_size=tile, tile_latent_min_size=latent):
         yield vae
 
@@ -91,7 +93,7 @@ def decode_slice(vae: nn.Module, latents: torch.Tensor, tile: int | None = None)
     """Latents `f c h w`, as the VAE wants them, to pixels, uint8 `f 3 h w`; in tiles if a frame has more pixels than a
     square of side `tile`
     """
-    pixels = latents[0, 0].numel() * 4 ** (len(vae.config.block_out_channels) - 1)
+    pixels = latents[0, 0].numel() * vae_factor(vae.config.block_out_channels) ** 2
     with in_tiles(vae, tile) if tile and pixels > tile**2 else nullcontext():
         decoded = vae.decode(latents, return_dict=False)[0].float()
     return ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -108,11 +108,11 @@ def read_frame_image(
         raise KeyframeError(f"{picture}: cannot be read as a picture") from None
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #0ba89077
-def check_image_size(picture, what, height, width):
+def check_image_size(picture, what, height, width, multiple=8):
     "Raises `KeyframeError` unless a picture has the size of the film, as far as that is known (None is not)"
     h, w = picture.shape[:2]
     if (h, w) != (height or h, width or w):
-        fits = not (h % 8 or w % 8)
+        fits = not (h % multiple or w % multiple)
         raise KeyframeError(
             f"the {what} is {w} x {h} pixels, the film {width} x {height}: scale it to {width} x {height}"
             + (f", or make the film {w} wide and {h} high" if fits else "")
@@ -232,7 +232,7 @@ def noise_by_seed(
     return correlate_frames(shared, own, kind, strength, loop)
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #033d210a
-def known_images(keyframes, num_frames, height, width):
+def known_images(keyframes, num_frames, height, width, multiple=8):
     """`{frame: uint8 [H, W, 3]}`: all that is known, counted from the first frame that stands in the window. Raises
     `KeyframeError`
     """
@@ -253,11 +253,11 @@ def known_images(keyframes, num_frames, height, width):
             if frame == 0 and keyframes.first_frame is not None
             else "last frame"
         )
-        check_image_size(picture, what, height, width)
+        check_image_size(picture, what, height, width, multiple)
     return known
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #f2e0ece9
-def check_keyframes(keyframes, prompt, num_frames, height, width):
+def check_keyframes(keyframes, prompt, num_frames, height, width, multiple=8):
     "Raises `KeyframeError`, one line, for prompts, seeds or pictures that such a film cannot have"
     for what, given in dict(prompt=prompt, seed=keyframes.seeds).items():
         last = max(parse_frame_values(given, what), default=0) if given is not None else 0
@@ -266,7 +266,7 @@ def check_keyframes(keyframes, prompt, num_frames, height, width):
                 f"there is a {what} for frame {last}, but the {'new ' * bool(keyframes.context_frames)}film has"
                 f" {num_frames} frames, 0 to {num_frames - 1}"
             )
-    known_images(keyframes, num_frames, height, width)
+    known_images(keyframes, num_frames, height, width, multiple)
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #bf4b1eec
 def join_videos(keyframes, frames):

@@ -19,6 +19,7 @@ import torch
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread_words
+from ..models.base_config import not_a_multiple, vae_factor
 from ..models.temporal_unet import attention_windows, temporal_modules
 from ..models.vae import decode_latents
 from ..models.windows import Context, Windows, blend_windows, plan_windows, slice_window
@@ -187,8 +188,8 @@ def check_request(pipe, num_frames, height, width, steps, images=False, context=
     if steps < 1:
         raise TavError(f"at least 1 step is needed, not {steps}")
     for name, pixels in dict(height=height, width=width).items():
-        if pixels < 8 or pixels % 8:
-            raise TavError(f"the {name} must be a multiple of 8, not {pixels}")
+        if text := not_a_multiple(pixels, vae_factor(pipe.vae.config.block_out_channels)):
+            raise TavError(f"the {name} {text}")
     if images:
         return
     if not temporal_modules(pipe.unet):
@@ -271,7 +272,7 @@ def resolve_request(
         check_request(pipe, context + request.num_frames, *size, request.steps, request.images, request.context)
     except TavError as error:
         raise TavError(f"{error}{f', and {context} of them are the end of the video before' * bool(context)}") from None
-    check_keyframes(request.keyframes, prompts, request.num_frames, *size)
+    check_keyframes(request.keyframes, prompts, request.num_frames, *size, pipe.vae_scale_factor)
     for text in prompts.values():
         check_prompt(pipe, text)
     return with_defaults(pipe, request)

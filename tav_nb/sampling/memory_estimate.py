@@ -20,6 +20,7 @@ from torch import nn
 
 from ..models.adapter_file import load_adapter
 from ..models.base import check_loadable, find_config, loading_error
+from ..models.base_config import vae_factor
 from ..models.messages import quiet
 from ..models.vae import decode_slice, slice_size, unscale_latents, upcast_vae
 from .memory import Memory, predict
@@ -142,7 +143,7 @@ def simulated_gpu(model, on_cpu=False):
 
 
 def estimate_denoising(model, num_frames, height, width, memory, guided, images, on_cpu):
-    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
+    scale = vae_factor(model.vae.config.block_out_channels)
     with simulated_gpu(model, on_cpu) as live:
         latents, *remembered = (
             torch.empty(num_frames, model.unet.config.in_channels, height // scale, width // scale, device="meta")
@@ -158,7 +159,7 @@ def estimate_denoising(model, num_frames, height, width, memory, guided, images,
 
 def estimate_decoding(model, num_frames, height, width, memory, on_cpu):
     "Bytes of the VAE's weights while it decodes, and of all else at the worst moment"
-    scale, channels = 2 ** (len(model.vae.config.block_out_channels) - 1), model.vae.config.latent_channels
+    scale, channels = vae_factor(model.vae.config.block_out_channels), model.vae.config.latent_channels
     with upcast_vae(model.vae), simulated_gpu(model, on_cpu) as live:
         latents = torch.empty(num_frames, channels, height // scale, width // scale, device="meta")
         scaled = unscale_latents(model.vae, latents.to(model.vae.dtype))
@@ -225,7 +226,7 @@ def minimum_estimate(model, num_frames, height, width, on_cpu=False):
     """What a film needs whatever the settings, as `MemoryEstimate`, in no time: weights, latents with what is
     remembered of them, the first skip, a decoded frame, and on a CPU all finished frames
     """
-    scale, about = 2 ** (len(model.vae.config.block_out_channels) - 1), model.unet.config
+    scale, about = vae_factor(model.vae.config.block_out_channels), model.unet.config
     places = num_frames * (height // scale) * (width // scale)
     weights = sum(model.sizes.values()) if on_cpu else model.sizes["unet"]
     denoising = places * (3 * 4 * about.in_channels + model.unet.dtype.itemsize * about.block_out_channels[0])

@@ -203,10 +203,11 @@ def fit_sources(
     job: VideoJob,
     videos: dict[str, np.ndarray],  # from `read_sources`
     size: tuple[int, int],
+    multiple: int,  # of which the size is one
 ) -> dict:
     "The videos and the image of a job, as `stock_pipeline` takes them"
     found = {
-        name: fit_frames(frames, job.request.num_frames, *size, getattr(job.sources, name))
+        name: fit_frames(frames, job.request.num_frames, *size, getattr(job.sources, name), multiple)
         for name, frames in videos.items()
     }
     if "mask" in found:
@@ -255,7 +256,7 @@ def make_video(
     size, memory, found = (job.request.num_frames, height, width), None, {}
     if stock:
         check_room(job, size, adapter)
-        found = fit_sources(job, videos, (height, width))
+        found = fit_sources(job, videos, (height, width), base.vae_factor)
         job = replace(job, request=replace(job.request, height=height, width=width))
     else:
         memory = choose_memory_for(job, size, adapter, progress.line)

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from ..models.base import find_config, loading_error
+from ..models.base_config import read_base_size
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules, train_only_temporal
 from .config import TrainConfig
@@ -171,7 +172,7 @@ def unet_on_meta(model, config, dtype, structure):
     return unet
 
 # %% ../../nbs/5_training/12_a100.ipynb #cc5b22c9
-def training_inputs(unet, num_clips, num_frames, height, width, tokens=77):
+def training_inputs(unet, num_clips, num_frames, height, width, tokens=77, factor=8):
     "Arguments of one call for training, on `meta`"
     about, n = unet.config, num_clips * num_frames
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
@@ -180,7 +181,7 @@ def training_inputs(unet, num_clips, num_frames, height, width, tokens=77):
         return torch.empty(shape, dtype=unet.dtype, device="meta")
 
     cond = dict(text_embeds=empty(n, pooled), time_ids=torch.empty(n, 6, device="meta"))
-    return (empty(n, 4, height // 8, width // 8), torch.empty(n, dtype=torch.long, device="meta")), dict(
+    return (empty(n, 4, height // factor, width // factor), torch.empty(n, dtype=torch.long, device="meta")), dict(
         encoder_hidden_states=empty(n, tokens, about.cross_attention_dim), added_cond_kwargs=cond, num_frames=num_frames
     )
 
@@ -216,7 +217,10 @@ def estimate_training_memory(
         ff_ratio=config.ff_ratio,
     )
     unet = unet_on_meta(config.model, config, dtype, structure)
-    parameters = train_only_temporal(unet)
+    parameters, factor = (
+        train_only_temporal(unet),
+        read_base_size(config.model or None, config.model_config or None).vae_factor,
+    )
 
     def size(tensors):
         return sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)
@@ -229,7 +233,7 @@ def estimate_training_memory(
         FunctionOverride(GPU_FUNCTIONS),
         StorageCounter(partial(heap_bytes, config.checkpointing) if cpu else allocator_bytes) as live,
     ):
-        args, kwargs = training_inputs(unet, config.batch_size, num_frames, height, width)
+        args, kwargs = training_inputs(unet, config.batch_size, num_frames, height, width, factor=factor)
         for tensor in [*unet.parameters(), *unet.buffers()]:
             live.sizes[tensor.untyped_storage()._cdata] = 0  # counted above
         for parameter in parameters:
