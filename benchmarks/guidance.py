@@ -17,7 +17,7 @@ from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.toy.tiny_model import load_tiny
-from tav_nb.toy.tiny_sdxl import environment, format_score, score_table, write_result
+from tav_nb.toy.tiny_sdxl import ScoreSettings, environment, format_score, score_table, write_result
 
 # (least noise that is guided, temporal guidance): none, each of both on its own, the one that ships, then more and less
 # of both
@@ -55,10 +55,8 @@ def main():
     for guidance in PLAN[:2] if args.toy else PLAN:
         score = score_table(
             pipe,
-            args.scenes,
+            ScoreSettings(args.scenes, steps=2 if args.toy else 20, guidance=guidance),
             ["adapter on"],
-            steps=2 if args.toy else 20,
-            guidance=guidance,
             workers=args.workers,
             log=None,
         )["adapter on"]

@@ -26,7 +26,7 @@ import torch
 import tav_nb.training.trainer
 from tav_nb.models.base import load_pipeline
 from tav_nb.toy.live import toon_cache
-from tav_nb.toy.tiny_sdxl import score_table
+from tav_nb.toy.tiny_sdxl import ScoreSettings, score_table
 from tav_nb.training.config_io import read_config
 from tav_nb.training.trainer import build_train_state, train
 
@@ -73,11 +73,8 @@ class Scores:
             with half:
                 table = score_table(
                     self.pipe,
-                    self.videos,
+                    ScoreSettings(self.videos, self.config.noise, self.config.noise_strength, self.steps),
                     ["adapter on"],
-                    self.config.noise,
-                    self.config.noise_strength,
-                    steps=self.steps,
                     workers=self.workers,
                     log=None,
                 )

@@ -21,10 +21,19 @@ from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_model import load_tiny, make_scheduler, make_unet
-from tav_nb.toy.train_unet import alphas_cumprod, default_generator, loss_weights, timestep_probabilities
+from tav_nb.toy.train_unet import alphas_cumprod, default_generator
 from tav_nb.toy.training_data import embed_tokens, images_to_latents, read_captions
-from tav_nb.toy.training_loop import fit_parameters, split_for_muon
-from tav_nb.training.losses import adapter_loss, clip_errors, draw_timesteps, noisy_and_target, predict_clips
+from tav_nb.toy.training_loop import FitSettings, fit_parameters, split_for_muon
+from tav_nb.training.losses import (
+    LossSettings,
+    adapter_loss,
+    clip_errors,
+    draw_timesteps,
+    noisy_and_target,
+    predict_clips,
+    timestep_density,
+    timestep_weights,
+)
 
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])
 ROWS = {  # name: (what learns, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)
@@ -56,6 +65,10 @@ def clips_of(pipe):
     return dict(latents=latents, prompt_embeds=tokens[:, 0].float(), pooled=pooled[:, 0].float(), time_ids=IDS)
 
 
+def loss_weights():
+    return timestep_weights(alphas_cumprod("cpu"), "v_prediction", "min-snr-x0")
+
+
 def some(clips, i):
     return {name: value if name == "time_ids" else value[i] for name, value in clips.items()}
 
@@ -63,7 +76,7 @@ def some(clips, i):
 @torch.no_grad()
 def held_out(unet, clips):
     "`{t: [error, of frame differences]}` on the clips that were not seen, with fixed noise"
-    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas_cumprod("cpu"), loss_weights("cpu")
+    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas_cumprod("cpu"), loss_weights()
     for t in AT:
         noise = correlated_noise(unseen["latents"].shape, "progressive", 1.0, torch.Generator().manual_seed(t))
         times = torch.full((UNSEEN,), t)
@@ -80,13 +93,10 @@ def run(row, clips, steps):
     unet = load_tiny(EMBEDDED).unet if kind == "adapter" else make_unet()
     if kind == "adapter":
         add_temporal(unet, max_frames=FRAMES), train_only_temporal(unet)
-    generator, scheduler, weights = default_generator("cpu"), make_scheduler(), loss_weights("cpu")
-    options = dict(
-        noise="progressive",
-        noise_strength=1.0,
-        temporal_difference_weight=temporal_difference_weight,
-        caption_dropout=0.0,
-        timestep_weights=weights,
+    generator, scheduler, weights = default_generator("cpu"), make_scheduler(), loss_weights()
+    density = timestep_density(alphas_cumprod("cpu"), "high-noise")
+    settings = LossSettings(
+        "progressive", 1.0, caption_dropout=0.0, temporal_difference_weight=temporal_difference_weight
     )
 
     def loss_of():
@@ -96,8 +106,9 @@ def run(row, clips, steps):
                 scheduler,
                 some(clips, torch.randint(CLIPS, (4,))),
                 generator,
-                timestep_density=timestep_probabilities("cpu"),
-                **options,
+                settings,
+                density,
+                weights,
             )
         batch = some(clips, torch.randint(CLIPS, (32,)))
         batch["latents"] = batch["latents"][torch.arange(32), torch.randint(FRAMES, (32,))][:, None]
@@ -116,13 +127,8 @@ def run(row, clips, steps):
             ]
         ),
         loss_of,
-        adam,
-        0,
-        steps,
-        decay=0.99,
-        matrices=matrices if muon else (),
-        matrix_lr=muon or 0.0,
-        log_every=50,
+        FitSettings(adam, 0, steps, ema_decay=0.99, matrix_lr=muon or 0.0, log_every=50),
+        matrices if muon else (),
     )
     if kind == "unet":
         add_temporal(unet, max_frames=FRAMES)  # silent: it only lets frames come as clips

@@ -25,7 +25,7 @@ from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.training.losses import adapter_loss, train_adapter
+from tav_nb.training.losses import LossSettings, adapter_loss, train_adapter
 from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #0dd496d9
@@ -294,7 +294,14 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
             before = [layer.proj.weight.clone() for layer in temporal_modules(unet).values()]
             fed = ClipLoader(f"{place}/cache", 2, lengths=8, pipe=sdxl)
             log = train_adapter(
-                unet, sdxl.scheduler, fed.batch, steps=2, lr=1e-3, ema_decay=0.0, caption_dropout=0, log_every=1
+                unet,
+                sdxl.scheduler,
+                fed.batch,
+                steps=2,
+                lr=1e-3,
+                ema_decay=0.0,
+                log_every=1,
+                loss=LossSettings(caption_dropout=0),
             )
             after = [layer.proj.weight.detach().clone() for layer in temporal_modules(unet).values()]
             results.append([line["loss"] for line in log] + [p.double().sum().item() for p in after])
@@ -334,7 +341,7 @@ def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip(
 
         unet_spy.dtype, alphas = torch.float32, torch.linspace(0.99, 0.01, 10)
         scheduler = SimpleNamespace(alphas_cumprod=alphas, config=SimpleNamespace(prediction_type="epsilon"))
-        adapter_loss(unet_spy, scheduler, fed, torch.Generator().manual_seed(0), caption_dropout=0)
+        adapter_loss(unet_spy, scheduler, fed, torch.Generator().manual_seed(0), LossSettings(caption_dropout=0))
         captions, sizes = fed["clip"].repeat_interleave(8) + 1, fed["time_ids"].repeat_interleave(8, 0)  # b -> (b f)
         assert found["num_frames"] == 8 and found["noisy"].shape == (16, 4, 8, 8)
         assert torch.equal(found["text"][:, 0, 0], captions.float()) and torch.equal(

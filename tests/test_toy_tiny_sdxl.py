@@ -12,7 +12,17 @@ from tav_nb.models.adapter_file import read_adapter_metadata
 from tav_nb.sampling.generate import generate, load_video_pipeline, resolve_noise
 from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_model import load_tiny, make_pipeline
-from tav_nb.toy.tiny_sdxl import begin_stage, run_stage, sample_latents, scenes_for_tests, score_table, start_noise
+from tav_nb.toy.tiny_sdxl import (
+    ScoreSettings,
+    begin_stage,
+    run_stage,
+    sample_latents,
+    scenes_for_tests,
+    score_table,
+    start_noise,
+)
+from tav_nb.toy.train_encoders import TextSettings, VaeSettings
+from tav_nb.toy.train_unet import AdapterSettings, BaseSettings
 from tav_nb.toy.training_data import latents_to_images
 
 
@@ -26,7 +36,7 @@ def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held
 
 
 # %% ../nbs/internals/16_tiny.ipynb #893a0167
-def test_many_films_at_once_are_the_films_that_generate_makes():
+def test_many_videos_at_once_are_the_videos_that_generate_makes():
     pipe = load_video_pipeline()
     prompt = "a girl with green hair waves in the snow"
     noise = start_noise(1, *resolve_noise(pipe), 8)
@@ -42,7 +52,7 @@ def test_many_films_at_once_are_the_films_that_generate_makes():
 @pytest.mark.long
 def test_eight_scenes_of_the_test_split_who_and_where_and_in_what_frame_after_frame():
     pipe = load_video_pipeline()
-    row = score_table(pipe, 8, rows=["adapter on"], steps=8, num_frames=8, workers=1, log=None)["adapter on"]
+    row = score_table(pipe, ScoreSettings(8, steps=8, num_frames=8), ["adapter on"], workers=1, log=None)["adapter on"]
     assert row["found"] == 1 and row["drift"] < 0.15
     assert row["hair"][0] >= 0.87 and row["outfit"][0] >= 0.87 and row["background"][0] >= 0.75
     assert row["jitter"] < 0.1 and row["direction"][0] > 0.5, (
@@ -58,7 +68,9 @@ def test_eight_scenes_of_the_test_split_who_and_where_and_in_what_frame_after_fr
 @pytest.mark.slow
 def test_sixteen_scenes_of_the_test_split_in_twelve_steps_keep_who_and_where_they_are():
     pipe = load_video_pipeline()
-    row = score_table(pipe, 16, rows=["adapter on"], steps=12, num_frames=8, workers=1, log=None)["adapter on"]
+    row = score_table(pipe, ScoreSettings(16, steps=12, num_frames=8), ["adapter on"], workers=1, log=None)[
+        "adapter on"
+    ]
     assert row["found"] == 1 and row["drift"] < 0.05, "4 of the 128 frames, in two films, are of somebody else: .031"
     assert row["hair"][0] >= 0.93 and row["outfit"][0] >= 0.93 and row["background"][0] >= 0.8
     assert row["jitter"] < 0.03 and row["direction"][0] > 0.9, (
@@ -75,17 +87,18 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
     with TemporaryDirectory() as folder:
         base, adapter, records = Path(folder, "tiny-sdxl"), Path(folder, "tiny-adapter"), Path(folder, "results")
         small = dict(
-            text=dict(captions=60, batch=16),
-            vae=dict(clips=2, batch=2),
-            base=dict(scenes=3, batch=3),
-            adapter=dict(clips=2, long_clips=1, lengths=((8, 0.5), (10, 0.5)), frames_a_step=20),
+            text=TextSettings(captions=60, batch=16, steps=1),
+            vae=VaeSettings(clips=2, batch=2, steps=1),
+            base=BaseSettings(scenes=3, batch=3, steps=1),
+            adapter=AdapterSettings(clips=2, long_clips=1, lengths=((8, 0.5), (10, 0.5)), frames_a_step=20, steps=1),
         )
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            for stage, options in small.items():
-                run_stage(stage, base, adapter, records, "cpu", steps=1, workers=1, **options)
+            for stage, settings in small.items():
+                run_stage(stage, base, adapter, records, settings, "cpu", workers=1)
             trained = load_tiny(base).unet.state_dict()
             again, fresh = begin_stage("base", base).unet.state_dict(), make_pipeline().unet.state_dict()
-        assert all(json.loads((records / f"tiny_{stage}.json").read_text())["seed"] == 0 for stage in small)
+        records_of = {stage: json.loads((records / f"tiny_{stage}.json").read_text()) for stage in small}
+        assert all(record["seed"] == 0 and record["options"]["steps"] == 1 for record in records_of.values())
         assert all(torch.equal(v, fresh[k]) for k, v in again.items()) and not all(
             torch.equal(v, trained[k]) for k, v in again.items()
         ), "a stage run twice begins from nothing twice"

@@ -13,16 +13,16 @@ from tav_nb.toy.training_data import images_to_latents, latents_to_images, to_pi
 
 
 # %% ../nbs/internals/98_train_encoders.ipynb #b8efeddd
-def test_whitening_makes_latents_even_and_leaves_the_pictures_alone():
+def test_whitening_makes_latents_even_and_changes_no_image():
     torch.manual_seed(0)
     vae = make_vae().requires_grad_(False)
     frames = torch.from_numpy(render(random_scene(1), 4).frames)
-    seen, before = latents_to_images(vae, images_to_latents(vae, frames)), vae.encode(to_pixels(frames)).latent_dist
+    images, before = latents_to_images(vae, images_to_latents(vae, frames)), vae.encode(to_pixels(frames)).latent_dist
     whiten_latents(vae, frames)
     latents = images_to_latents(vae, frames).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.cov(latents), torch.eye(4), atol=1e-3, rtol=0)
     assert latents.mean(1).abs().max() < 1e-3
-    assert (latents_to_images(vae, images_to_latents(vae, frames)).int() - seen.int()).abs().max() <= 1
+    assert (latents_to_images(vae, images_to_latents(vae, frames)).int() - images.int()).abs().max() <= 1
     after, flat = vae.encode(to_pixels(frames)).latent_dist, lambda x: x.transpose(0, 1).flatten(1).double()
     turn = torch.linalg.lstsq(
         flat(before.mean - before.mean.mean((0, 2, 3), keepdim=True)).T, flat(after.mean).T
@@ -33,7 +33,7 @@ def test_whitening_makes_latents_even_and_leaves_the_pictures_alone():
 
 
 # %% ../nbs/internals/98_train_encoders.ipynb #9c16db70
-def test_the_trained_vae_keeps_pictures_above_27_db():
+def test_the_trained_vae_keeps_images_above_27_db():
     truth = np.stack([render(random_scene(seed), 1).frames[0] for seed in range(40, 48)])
     vae = AutoencoderKL.from_pretrained(EMBEDDED / "vae")
     back = latents_to_images(vae, images_to_latents(vae, torch.from_numpy(truth))).numpy()

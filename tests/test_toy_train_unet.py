@@ -12,15 +12,9 @@ from tav_nb.sampling.noise import noise_correlation
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import Scene
 from tav_nb.toy.tiny_model import FRAMES, SIZE, WIDTH_TEXT, make_unet
-from tav_nb.toy.train_unet import (
-    EXPECTED_LOSS,
-    ProbedUNet,
-    alphas_cumprod,
-    balanced_weights,
-    loss_weights,
-    timestep_probabilities,
-)
+from tav_nb.toy.train_unet import EXPECTED_LOSS, ProbedUNet, adapter_tables, alphas_cumprod
 from tav_nb.toy.training_data import images_to_latents
+from tav_nb.training.losses import timestep_weights
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #3e70077c
@@ -72,22 +66,18 @@ def test_at_the_last_step_a_stumble_is_hidden_in_the_noise_and_sdxl_s_last_step_
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #31c93db5
-def test_importance_is_the_v_loss_under_the_roof_of_min_snr():
+def test_importance_is_the_v_loss_with_the_upper_bound_of_min_snr():
     a = alphas_cumprod("cpu").double()
-    snr, weights = a / (1 - a), loss_weights("cpu").double()
-    picture = weights * (snr + 1)  # what it makes of an error in the picture
-    torch.testing.assert_close(picture, (snr + 1).clamp(max=5), rtol=1e-4, atol=0)
+    snr, weights = a / (1 - a), timestep_weights(alphas_cumprod("cpu"), "v_prediction", "min-snr-x0").double()
+    image = weights * (snr + 1)  # the weight of an error in the image
+    torch.testing.assert_close(image, (snr + 1).clamp(max=5), rtol=1e-4, atol=0)
     assert (weights[snr < 4] > 0.9999).all() and weights[0] < 0.01
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #02085928
-def test_evened_weights_make_levels_nearer_to_each_other_and_keep_the_mean():
-    a, often, before, after = (
-        alphas_cumprod("cpu"),
-        timestep_probabilities("cpu"),
-        loss_weights("cpu"),
-        balanced_weights("cpu"),
-    )
+def test_balanced_weights_bring_noise_levels_nearer_to_each_other_and_keep_the_mean():
+    a, (often, after) = alphas_cumprod("cpu"), adapter_tables()
+    before = timestep_weights(a, "v_prediction", "min-snr-x0")
     torch.testing.assert_close((after * often).sum(), (before * often).sum())
     sigma = ((1 - a) / a).sqrt()
     at = [int((sigma - s).abs().argmin()) for s in EXPECTED_LOSS]
@@ -105,6 +95,6 @@ def test_evened_weights_make_levels_nearer_to_each_other_and_keep_the_mean():
 
 # %% ../nbs/internals/99_train_unet.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
-    p = timestep_probabilities("cpu")
+    p = adapter_tables()[0]
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))
     assert p[900] > 2 * p[100] and p.min() >= 0.5 / 1000

@@ -19,23 +19,23 @@ from tav_nb.toy.training_data import (
 
 
 # %% ../nbs/internals/97_training_data.ipynb #dfba24a9
-def test_films_are_drawn_into_one_file_frame_by_frame_as_they_would_be_drawn_alone():
-    films = RenderedClips(SerialPool(), [5, 9], (0, 5, 6, 11)).wait()
-    assert films.shape == (2, 4, SIZE, SIZE, 3)
+def test_clips_are_drawn_into_one_file_frame_by_frame_as_they_would_be_drawn_alone():
+    clips = RenderedClips(SerialPool(), [5, 9], (0, 5, 6, 11)).wait()
+    assert clips.shape == (2, 4, SIZE, SIZE, 3)
     assert all(
-        np.array_equal(films[1, i], render(random_scene(9, "train"), 1, SIZE, SIZE, start=t).frames[0])
+        np.array_equal(clips[1, i], render(random_scene(9, "train"), 1, SIZE, SIZE, start=t).frames[0])
         for i, t in enumerate((0, 5, 6, 11))
     )
     weighted = RenderedClips(SerialPool(), [5], (5,), weights=True).wait()
-    assert np.array_equal(weighted[0, ..., :3], films[0, 1:2]) and set(np.unique(weighted[..., 3])) <= set(
+    assert np.array_equal(weighted[0, ..., :3], clips[0, 1:2]) and set(np.unique(weighted[..., 3])) <= set(
         PIXEL_WEIGHTS.tolist()
     )
 
 
 # %% ../nbs/internals/97_training_data.ipynb #74bc1b79
-def test_captions_read_by_workers_are_embedded_as_the_pipeline_does_it():
+def test_captions_read_by_workers_are_embedded_as_the_pipeline_embeds_them():
     pipe = load_tiny(EMBEDDED)
     tokens, pooled = embed_tokens(pipe, [read_captions(2, "train", seed) for seed in (3, 4)])
-    said = [caption(random_scene(seed, "train"), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
-    for ours, theirs in zip((tokens, pooled), embed_captions(pipe, said)):
+    captions = [caption(random_scene(seed, "train"), 1000 * seed + k) for seed in (3, 4) for k in range(2)]
+    for ours, theirs in zip((tokens, pooled), embed_captions(pipe, captions)):
         torch.testing.assert_close(ours.flatten(0, 1).float(), theirs, atol=0.01, rtol=0.01)

@@ -28,7 +28,7 @@ def test_on_a_cpu_and_switched_off_all_calls_are_plain():
 
 # %% ../nbs/internals/39_graphs.ipynb #5a8ba592
 @pytest.mark.cuda
-def test_on_a_gpu_what_is_played_back_is_what_would_have_been_computed():
+def test_on_a_gpu_a_replay_computes_what_a_plain_call_computes():
     torch.manual_seed(0)
     layer, runs = torch.nn.Linear(8, 8, device="cuda"), []
     for p in layer.parameters():
@@ -68,6 +68,25 @@ def test_on_a_gpu_what_is_played_back_is_what_would_have_been_computed():
     assert kept > 0 and graphs.peak() >= torch.cuda.memory_allocated() + kept
     graphs.clear()
     assert graphs.pool_bytes == 0 and not graphs.graphs
+
+
+# %% ../nbs/internals/39_graphs.ipynb #0cf6a15c
+@pytest.mark.cuda
+def test_on_a_gpu_a_replay_draws_new_random_numbers_and_each_value_that_is_no_tensor_has_its_own_recording():
+    runs = []
+
+    def draw(count):
+        runs.append(count)
+        return torch.randn(count, device="cuda")
+
+    graphs = CudaGraphRunner(draw)
+    assert (
+        {graphs(count).shape[0] for count in (4, 6, 4, 6)} == {4, 6}
+        and runs == [4, 6, 4, 6]
+        and len(graphs.graphs) == 2
+    )
+    assert len({tuple(graphs(4).tolist()) for _ in range(5)}) == 5 and runs == [4, 6, 4, 6], "the same numbers again"
+    assert CudaGraphRunner(draw, off=True)(3).shape == (3,)
 
 
 # %% ../nbs/internals/39_graphs.ipynb #2ce8e530

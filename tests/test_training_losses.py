@@ -12,8 +12,10 @@ from torch import nn
 
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules, temporal_state_dict
 from tav_nb.training.losses import (
+    LossSettings,
     Updates,
     adapter_loss,
+    balance_weights,
     clip_errors,
     draw_timesteps,
     drop_captions,
@@ -21,8 +23,11 @@ from tav_nb.training.losses import (
     min_snr_weight,
     noisy_and_target,
     parameter_groups,
+    timestep_density,
+    timestep_weights,
     train_adapter,
 )
+from tav_nb.utils.errors import TavError
 
 
 # %% ../nbs/2_method/08_training.ipynb #e1054f69
@@ -44,13 +49,13 @@ alphas_cumprod = scheduler.alphas_cumprod
 
 
 # %% ../nbs/2_method/08_training.ipynb #c4f2a966
-class Listener(nn.Module):
-    "Stands for a UNet: answers zeros, and keeps what it was called with"
+class RecordingUNet(nn.Module):
+    "Stands for a UNet: predicts zeros, and keeps what it was called with"
 
     dtype = torch.float32
 
     def forward(self, sample, timestep, **kwargs):
-        self.heard = dict(sample=sample, timestep=timestep, **kwargs)
+        self.arguments = dict(sample=sample, timestep=timestep, **kwargs)
         return SimpleNamespace(sample=torch.zeros_like(sample))
 
 
@@ -113,6 +118,30 @@ def test_a_schedule_that_ends_without_any_signal_gives_no_nan_and_a_wrong_type_i
         assert "'sample'" in str(error)
 
 
+# %% ../nbs/2_method/08_training.ipynb #fa1fd301
+def test_weights_have_their_closed_forms_and_densities_are_densities_that_prefer_heavy_noise():
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    for kind, by in (("epsilon", snr), ("v_prediction", snr + 1)):
+        torch.testing.assert_close(timestep_weights(alphas_cumprod, kind, "min-snr", 3.0), snr.clamp(max=3) / by)
+        torch.testing.assert_close(timestep_weights(alphas_cumprod, kind, "min-snr-x0"), (snr + 1).clamp(max=5) / by)
+        assert (timestep_weights(alphas_cumprod, kind, "none") == 1).all()
+    even, heavy = timestep_density(alphas_cumprod), timestep_density(alphas_cumprod, "high-noise")
+    assert (even == 1 / 1000).all() and heavy.min() >= 0.5 / 1000 and heavy[900] > 2 * heavy[100]
+    torch.testing.assert_close(heavy.sum(), torch.tensor(1.0))
+    flat = balance_weights(snr, heavy, alphas_cumprod, {0.1: 2.0, 10.0: 2.0})
+    torch.testing.assert_close(flat, snr)  # the same loss everywhere changes nothing
+    steep = balance_weights(torch.ones(1000), even, alphas_cumprod, {0.01: 1e-4, 100.0: 1.0})
+    torch.testing.assert_close((steep * even).sum(), torch.tensor(1.0))
+    sigmas = snr.rsqrt()
+    torch.testing.assert_close(steep[900] / steep[500], (sigmas[500] / sigmas[900]).sqrt(), rtol=1e-3, atol=0)
+    for call, wrong in ((timestep_weights, dict(weighting="max")), (timestep_density, dict(timesteps="odd"))):
+        try:
+            call(alphas_cumprod, **wrong)
+            raise AssertionError(f"{wrong} was accepted")
+        except TavError as error:
+            assert repr(*wrong.values()) in str(error)
+
+
 # %% ../nbs/2_method/08_training.ipynb #32cbd6d7
 def test_captions_are_dropped_in_both_parts_and_as_often_as_asked():
     clips = dict(prompt_embeds=torch.ones(4000, 2, 3), pooled=torch.ones(4000, 5), other=1)
@@ -145,59 +174,60 @@ def test_an_error_that_all_frames_share_costs_nothing_more_and_one_of_each_frame
 
 # %% ../nbs/2_method/08_training.ipynb #3cb3362b
 def test_every_frame_of_a_clip_has_the_timestep_and_the_caption_of_its_clip():
-    clips, listener = snow_clips(3, 5, seed=1), Listener()
+    clips, recorder = snow_clips(3, 5, seed=1), RecordingUNet()
     clips["prompt_embeds"] += torch.arange(3.0)[:, None, None]
     clips["time_ids"] = torch.arange(18.0).view(3, 6)
-    adapter_loss(listener, scheduler, clips, torch.Generator().manual_seed(0), caption_dropout=0.0)
-    heard = listener.heard
-    assert heard["num_frames"] == 5 and heard["sample"].shape == (15, 4, 4, 4)
-    clip_times = heard["timestep"].view(3, 5)
+    adapter_loss(recorder, scheduler, clips, torch.Generator().manual_seed(0), LossSettings(caption_dropout=0.0))
+    arguments = recorder.arguments
+    assert arguments["num_frames"] == 5 and arguments["sample"].shape == (15, 4, 4, 4)
+    clip_times = arguments["timestep"].view(3, 5)
     assert (clip_times == clip_times[:, :1]).all() and len(clip_times[:, 0].unique()) == 3
-    assert torch.equal(heard["encoder_hidden_states"][:, 0, 0].view(3, 5), torch.arange(3.0)[:, None].expand(3, 5))
-    assert torch.equal(heard["added_cond_kwargs"]["time_ids"].view(3, 5, 6)[:, 2], clips["time_ids"])
+    assert torch.equal(arguments["encoder_hidden_states"][:, 0, 0].view(3, 5), torch.arange(3.0)[:, None].expand(3, 5))
+    assert torch.equal(arguments["added_cond_kwargs"]["time_ids"].view(3, 5, 6)[:, 2], clips["time_ids"])
 
 
 # %% ../nbs/2_method/08_training.ipynb #3f0960d1
-def test_timesteps_are_drawn_as_often_as_asked():
-    def drawn(**options):
-        listener = Listener()
-        adapter_loss(listener, scheduler, snow_clips(400, 1, seed=1), torch.Generator().manual_seed(0), **options)
-        return listener.heard["timestep"]
+def test_timesteps_are_drawn_as_often_as_the_density_says():
+    def drawn(density=None):
+        recorder = RecordingUNet()
+        adapter_loss(recorder, scheduler, snow_clips(400, 1, seed=1), torch.Generator().manual_seed(0), density=density)
+        return recorder.arguments["timestep"]
 
     density = torch.zeros(1000)
     density[600:700], density[900:] = 1, 3
-    late = drawn(timestep_density=density)
+    late = drawn(density=density)
     assert set((late // 100).tolist()) == {6, 9} and 0.68 < (late >= 900).float().mean() < 0.82
     assert abs(drawn().float().mean() - 499.5) < 50 and drawn().min() < 20 and drawn().max() > 980
 
 
 # %% ../nbs/2_method/08_training.ipynb #149a106e
-def test_the_noise_is_of_the_kind_and_strength_that_was_asked_for():
+def test_the_noise_is_of_the_kind_and_strength_of_the_settings():
     only_noise = torch.zeros(1000)
     only_noise[999] = 1  # all but no signal is left at the last timestep
     for kind, strength, expected in (("mixed", 2.0, 0.8), ("mixed", None, 0.5), ("independent", None, 0.0)):
-        listener, clips = Listener(), snow_clips(200, 2, seed=1)
+        recorder, clips = RecordingUNet(), snow_clips(200, 2, seed=1)
         clips["latents"] = torch.zeros(200, 2, 4, 4, 4)
         generator = torch.Generator().manual_seed(0)
-        adapter_loss(listener, scheduler, clips, generator, kind, strength, timestep_density=only_noise)
-        one, other = listener.heard["sample"].view(200, 2, -1).transpose(0, 1).flatten(1)  # (b f) c h w -> f (b c h w)
+        adapter_loss(recorder, scheduler, clips, generator, LossSettings(kind, strength), density=only_noise)
+        one, other = (
+            recorder.arguments["sample"].view(200, 2, -1).transpose(0, 1).flatten(1)
+        )  # (b f) c h w -> f (b c h w)
         assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1] - expected) < 0.04, (kind, strength)
 
 
 # %% ../nbs/2_method/08_training.ipynb #5a902221
 def test_the_weight_of_a_clip_is_applied_before_the_mean_over_clips():
-    clips, listener = snow_clips(6, 2, seed=1), Listener()
+    clips, recorder = snow_clips(6, 2, seed=1), RecordingUNet()
     given = torch.linspace(1, 3, 1000)
-    for options in (dict(gamma=5.0), dict(gamma=None), dict(gamma=0.05), dict(timestep_weights=given)):
-        loss = adapter_loss(
-            listener, scheduler, clips, torch.Generator().manual_seed(0), caption_dropout=0.0, **options
-        )
-        times = listener.heard["timestep"][::2]
+    for gamma, table in ((5.0, None), (None, None), (0.05, None), (5.0, given)):
+        settings = LossSettings(gamma=gamma, caption_dropout=0.0)
+        loss = adapter_loss(recorder, scheduler, clips, torch.Generator().manual_seed(0), settings, weights=table)
+        times = recorder.arguments["timestep"][::2]
         signal, spread = alphas_cumprod[times].sqrt()[:, None], (1 - alphas_cumprod[times]).sqrt()[:, None]
-        noise = (listener.heard["sample"].view(6, -1) - signal * clips["latents"].reshape(6, -1)) / spread
-        weights = given[times] if "timestep_weights" in options else torch.ones(6)
-        if options.get("gamma"):
-            weights = min_snr_weight(alphas_cumprod, times, gamma=options["gamma"])
+        noise = (recorder.arguments["sample"].view(6, -1) - signal * clips["latents"].reshape(6, -1)) / spread
+        weights = torch.ones(6) if table is None else table[times]
+        if gamma and table is None:
+            weights = min_snr_weight(alphas_cumprod, times, gamma=gamma)
         torch.testing.assert_close(loss, (weights * noise.square().mean(dim=1)).mean(), atol=1e-5, rtol=1e-4)
 
 
@@ -217,10 +247,12 @@ def test_the_loss_falls():
 
     def loss_now():
         with torch.no_grad():
-            return adapter_loss(unet, scheduler, clips, torch.Generator().manual_seed(7), noise="independent")
+            return adapter_loss(unet, scheduler, clips, torch.Generator().manual_seed(7), LossSettings("independent"))
 
     first = loss_now()
-    train_adapter(unet, scheduler, lambda step: clips, steps=60, lr=5e-3, ema_decay=0.9, noise="independent")
+    train_adapter(
+        unet, scheduler, lambda step: clips, steps=60, lr=5e-3, ema_decay=0.9, loss=LossSettings("independent")
+    )
     assert loss_now() < 0.85 * first, f"{loss_now()} after {first}"
 
 
@@ -232,9 +264,8 @@ def test_the_adapter_learns_from_the_neighbours_what_no_single_frame_can_tell():
     optimizer = torch.optim.AdamW(base, lr=2e-3)
     for step in range(250):
         generator = torch.Generator().manual_seed(step)
-        adapter_loss(
-            unet, scheduler, snow_clips(64, 1, seed=step), generator, noise="independent", gamma=None
-        ).backward()
+        settings = LossSettings("independent", gamma=None)
+        adapter_loss(unet, scheduler, snow_clips(64, 1, seed=step), generator, settings).backward()
         optimizer.step(), optimizer.zero_grad()
     train_adapter(
         unet,
@@ -243,12 +274,11 @@ def test_the_adapter_learns_from_the_neighbours_what_no_single_frame_can_tell():
         steps=160,
         lr=3e-3,
         ema_decay=0.95,
-        noise="independent",
-        gamma=None,
+        loss=settings,
     )
     with torch.no_grad():
         unseen, generator = snow_clips(64, 8, seed=10**6), torch.Generator().manual_seed(1)
-        loss = adapter_loss(unet, scheduler, unseen, generator, noise="independent", gamma=None)
+        loss = adapter_loss(unet, scheduler, unseen, generator, settings)
     assert loss < 0.7 * alphas_cumprod.mean(), "no better than the best image model, whose error is SNR / (1 + SNR)"
 
 
@@ -302,7 +332,9 @@ def test_the_learning_rate_rises_and_falls():
 def test_the_adapter_ends_with_the_average_of_its_weights():
     def last_weights(ema_decay, steps=4):
         unet = snow_unet()
-        train_adapter(unet, scheduler, lambda step: snow_clips(1, 2, seed=step), steps, lr=1e-2, ema_decay=ema_decay)
+        train_adapter(
+            unet, scheduler, lambda step: snow_clips(1, 2, seed=step), steps=steps, lr=1e-2, ema_decay=ema_decay
+        )
         return next(iter(temporal_modules(unet).values())).proj.weight.detach()
 
     plain, averaged = last_weights(0.0), last_weights(0.999)
@@ -327,7 +359,7 @@ def test_gradients_are_clipped_and_learning_rates_follow_the_factor():
 def test_half_precision_trains_full_precision_weights_and_scales_gradients_for_fp16():
     scaled = []
 
-    class Spy(Updates):
+    class RecordedUpdates(Updates):
         def __init__(self, *args):
             super().__init__(*args)
             scaled.append(self.scaler.is_enabled())
@@ -337,7 +369,7 @@ def test_half_precision_trains_full_precision_weights_and_scales_gradients_for_f
         for layer in temporal_modules(unet).values():
             layer.float()
         before = [p.clone() for layer in temporal_modules(unet).values() for p in layer.parameters()]
-        with patch.dict(train_adapter.__globals__, Updates=Spy):
+        with patch.dict(train_adapter.__globals__, Updates=RecordedUpdates):
             log = train_adapter(
                 unet, scheduler, lambda step: snow_clips(2, 4, seed=step), steps=4, lr=1e-2, ema_decay=0.0, dtype=dtype
             )

@@ -10,6 +10,7 @@ __all__ = ['SIZE', 'FRAMES', 'WIDTH_TEXT', 'keeps_random_state', 'byte_pairs', '
 import copy
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 
@@ -28,8 +29,8 @@ SIZE, FRAMES = 128, 16  # pixels a side, frames a clip: what the embedded model 
 WIDTH_TEXT = 64  # of each text encoder; SDXL has 768 and 1280
 
 
-def keeps_random_state(function):
-    "A function that seeds PyTorch's generators, and leaves the caller's where they were"
+def keeps_random_state(function: Callable) -> Callable:
+    "A function that seeds PyTorch's generators, and restores their state at its end"
 
     @wraps(function)
     def call(*args, **kwargs):
@@ -39,7 +40,7 @@ def keeps_random_state(function):
     return call
 
 # %% ../../nbs/internals/95_tiny_model.ipynb #77ba0b0f
-def byte_pairs(words):
+def byte_pairs(words: Iterable[str]) -> list[tuple[str, str]]:
     """Merges that make every word of `words` one token (Sennrich et al. 2016): join the commonest pair until no word
     has two pieces
     """
@@ -51,7 +52,7 @@ def byte_pairs(words):
     return merges
 
 
-def _join(pieces, pair):
+def _join(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     out = []
     for p in pieces:
         if out and (out[-1], p) == pair:
@@ -61,7 +62,7 @@ def _join(pieces, pair):
     return tuple(out)
 
 # %% ../../nbs/internals/95_tiny_model.ipynb #ef67f9d0
-def make_tokenizer(words, pad_token="<|endoftext|>"):
+def make_tokenizer(words: Iterable[str], pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     "A `CLIPTokenizer` in which each of `words` is one token and everything else is spelled in bytes"
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -72,7 +73,7 @@ def make_tokenizer(words, pad_token="<|endoftext|>"):
     return CLIPTokenizer({t: i for i, t in enumerate(tokens)}, merges, pad_token=pad_token, model_max_length=77)
 
 # %% ../../nbs/internals/95_tiny_model.ipynb #076cc08e
-def text_config(tokenizer, **kwargs):
+def text_config(tokenizer: CLIPTokenizer, **kwargs) -> CLIPTextConfig:
     "Three small CLIP layers; the special tokens are the tokenizer's"
     ids = dict(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -91,7 +92,7 @@ def text_config(tokenizer, **kwargs):
     )
 
 # %% ../../nbs/internals/95_tiny_model.ipynb #d07472b7
-def make_vae():
+def make_vae() -> AutoencoderKL:
     "SDXL's VAE, narrower: factor 8, 4 latent channels"
     return AutoencoderKL(
         in_channels=3,
@@ -108,7 +109,7 @@ def make_vae():
     )
 
 
-def make_unet():
+def make_unet() -> UNet2DConditionModel:
     "SDXL's UNet, narrower, with transformers on all three levels"
     return UNet2DConditionModel(
         sample_size=SIZE // 8,
@@ -129,7 +130,7 @@ def make_unet():
     )
 
 
-def make_scheduler():
+def make_scheduler() -> EulerDiscreteScheduler:
     "SDXL Base's own scheduler settings, but for v, and with so much noise at the end that it hides a clip"
     return EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -143,7 +144,7 @@ def make_scheduler():
 
 
 @keeps_random_state
-def make_pipeline(seed=0):
+def make_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
     "The whole tiny SDXL, untrained"
     torch.manual_seed(seed)
     words = vocabulary()
@@ -161,7 +162,7 @@ def make_pipeline(seed=0):
     )
 
 # %% ../../nbs/internals/95_tiny_model.ipynb #3170e2c9
-def save_tiny(pipe, folder):
+def save_tiny(pipe: StableDiffusionXLPipeline, folder: Path | str) -> None:
     """The pipeline in half precision, in diffusers' layout. The text encoders' configs say float32, or transformers
     would keep them in half precision beside a float32 UNet.
     """
@@ -172,14 +173,14 @@ def save_tiny(pipe, folder):
         small.save_pretrained(folder)
     for file in (Path(folder, "model_index.json"), *Path(folder).glob("*/config.json")):
         config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # where it lay while it was made is nobody's business
+        config.pop("_name_or_path", None)  # a folder of the machine that saved it
         if "dtype" in config:
             config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def load_tiny(folder, device="cpu"):
-    "The pipeline of a stage before, in float32, without a progress bar"
+def load_tiny(folder: Path | str, device: torch.device | str = "cpu") -> StableDiffusionXLPipeline:
+    "A saved pipeline in float32, without a progress bar"
     with quiet():
         pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -12,16 +12,21 @@ __all__ = ['ATTRIBUTES', 'TIME_ATTRIBUTES', 'PIXEL_WEIGHTS', 'attribute_targets'
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from transformers import CLIPTokenizer
 
 from .captions import caption, vocabulary
 from .rendering import render
-from .scenes import ACTIONS, BACKGROUNDS, CAMERAS, HAIR, OUTFIT, STYLES, random_scene
+from .scenes import ACTIONS, BACKGROUNDS, CAMERAS, HAIR, OUTFIT, STYLES, Scene, random_scene
 from .tiny_model import SIZE, make_tokenizer
 from .training_loop import autocast
 
@@ -40,47 +45,48 @@ ATTRIBUTES = dict(
 TIME_ATTRIBUTES = ("action", "camera", "hold")  # what a single frame shows in part, or not at all
 
 
-def attribute_targets(scenes):
+def attribute_targets(scenes: Iterable[Scene]) -> torch.Tensor:  # int64 [N, attributes]
+    "The index of each attribute's value, in the order of `ATTRIBUTES`"
     return torch.tensor([[names.index(getattr(s, k)) for k, names in ATTRIBUTES.items()] for s in scenes])
 
 # %% ../../nbs/internals/97_training_data.ipynb #aba4d705
 class SerialPool:
-    "What a pool of one worker does, without the worker"
+    "What a pool of one worker does, in this process"
 
-    def __enter__(self):
+    def __enter__(self) -> "SerialPool":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         pass
 
-    def map(self, function, items, chunksize=None):
+    def map(self, function: Callable[[Any], Any], items: Iterable, chunksize: int | None = None) -> list:
         return [function(item) for item in items]
 
     imap = map
 
-    def map_async(self, function, items, chunksize=None):
+    def map_async(self, function: Callable[[Any], Any], items: Iterable, chunksize: int | None = None) -> "ReadyResult":
         return ReadyResult(self.map(function, items))
 
 
 class ReadyResult:
-    def __init__(self, result):
+    def __init__(self, result: list):
         self.result = result
 
-    def get(self):
+    def get(self) -> list:
         return self.result
 
 
-def worker_pool(workers):
+def worker_pool(workers: int | None) -> Pool | SerialPool:
     "Worker processes that share no GPU with this one: they come from a server that has only imported this module"
-    if workers < 2:
+    if (workers or 1) < 2:
         return SerialPool()
     context = get_context("forkserver")
     context.set_forkserver_preload(["tav_nb.toy.training_data"])
     return context.Pool(workers)
 
 # %% ../../nbs/internals/97_training_data.ipynb #c19d5b09
-def noisy_caption(seed):
-    "Any scene and one noisy way to say it: now and then a word is lost, or one comes in that nobody knows"
+def noisy_caption(seed: int) -> tuple[Scene, str]:
+    "A random scene and a noisy caption of it: sometimes a word is left out, or one outside the vocabulary is put in"
     rng, scene = np.random.default_rng([seed, 5]), random_scene(seed)
     words = caption(scene, seed).split()
     if rng.random() < 0.1:
@@ -93,82 +99,111 @@ def noisy_caption(seed):
 
 # %% ../../nbs/internals/97_training_data.ipynb #e07322e9
 @lru_cache
-def tokenizers():
+def tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
     "Both, made again in each process that reads captions"
     words = vocabulary()
     return make_tokenizer(words), make_tokenizer(words, pad_token="!")
 
 
-def read_captions(ways, split, seed):
-    "Tokens of `ways` captions of a scene, for both encoders: [2, ways, 77]"
-    said = [caption(random_scene(seed, split), 1000 * seed + k) for k in range(ways)]
+def read_captions(
+    ways: int,  # captions of the scene
+    split: str | None,  # of `random_scene`
+    seed: int,
+) -> np.ndarray:  # int16 [2, ways, 77]
+    "Tokens of captions of a scene, for both encoders"
+    captions = [caption(random_scene(seed, split), 1000 * seed + k) for k in range(ways)]
     return np.stack(
         [
-            np.array(t(said, padding="max_length", max_length=77, truncation=True).input_ids, np.int16)
+            np.array(t(captions, padding="max_length", max_length=77, truncation=True).input_ids, np.int16)
             for t in tokenizers()
         ]
     )
 
 # %% ../../nbs/internals/97_training_data.ipynb #1a7b1c1e
-PIXEL_WEIGHTS = np.array(
-    [1, 1, 1, 4, 4, 4, 16, 6], np.uint8
-)  # of an error in each of `LABELS`: hands are 40 pixels of 16,384, and half of what a wave is
+# of an error in each of `LABELS`: hands are 40 pixels of 16,384, and decide half of the wave
+PIXEL_WEIGHTS = np.array([1, 1, 1, 4, 4, 4, 16, 6], np.uint8)
 
 
 class RenderedClips:
-    """Frames `frames` (numbers) of the scenes of some seeds, drawn by a pool into one file: uint8 `[N, F, 128, 128,
-    3]`, with `weights` 4: how much each pixel matters
+    """Frames of the scenes of some seeds, drawn by a pool into one file: uint8 `[N, F, 128, 128, 3]`, or 4 with
+    `weights`, which is the weight of each pixel
 
     `wait()` returns the array when all of it is there.
     """
 
-    def __init__(self, workers, seeds, frames, split="train", weights=False):
+    def __init__(
+        self,
+        pool: Pool | SerialPool,
+        seeds: Sequence[int],
+        frames: Sequence[int],  # numbers of the frames to draw
+        split: str | None = "train",  # of `random_scene`
+        weights: bool = False,
+    ):
         shape = (len(seeds), len(frames), SIZE, SIZE, 3 + weights)
         memory = Path("/dev/shm")  # a folder in memory, where there is one, and room in it
         has_space = memory.is_dir() and shutil.disk_usage(memory).free > 1.2 * np.prod(shape)
         self.folder = tempfile.TemporaryDirectory(dir=memory if has_space else None)
-        self.path = os.path.join(self.folder.name, "films")
+        self.path = os.path.join(self.folder.name, "frames")
         self.array = np.memmap(self.path, np.uint8, "w+", shape=shape)
-        self.done = workers.map_async(
+        self.done = pool.map_async(
             partial(render_into, self.path, shape, frames, split, weights), list(enumerate(seeds)), chunksize=16
         )
 
-    def wait(self):
+    def wait(self) -> np.ndarray:
         self.done.get()
         return self.array
 
-    def images_to_latents(self, vae, out, chunk=64):
-        "Latents of all of them into `out` [N, F, 4, 16, 16]"
-        for some, films in zip(out.split(chunk), np.array_split(self.wait(), range(chunk, len(out), chunk))):
+    def images_to_latents(
+        self,
+        vae: AutoencoderKL,
+        out: torch.Tensor,  # [N, F, 4, 16, 16], to be filled
+        chunk: int = 64,  # clips at once
+    ) -> None:
+        "Latents of all of them"
+        for some, clips in zip(out.split(chunk), np.array_split(self.wait(), range(chunk, len(out), chunk))):
             some.copy_(
-                images_to_latents(vae, torch.from_numpy(np.array(films)).flatten(0, 1)).unflatten(0, some.shape[:2])
+                images_to_latents(vae, torch.from_numpy(np.array(clips)).flatten(0, 1)).unflatten(0, some.shape[:2])
             )
 
 
-def render_into(path, shape, frames, split, weights, item):
+def render_into(
+    path: str,
+    shape: tuple[int, ...],  # of the array in that file
+    frames: Sequence[int],
+    split: str | None,
+    weights: bool,
+    item: tuple[int, int],  # row of the array, seed of the scene
+) -> None:
+    "Draw one row of a `RenderedClips`"
     row, seed = item
     clips = [render(random_scene(seed, split), 1, SIZE, SIZE, truth=weights, start=int(t)) for t in frames]
-    pictures = [
+    images = [
         np.concatenate([c.frames, PIXEL_WEIGHTS[c.labels][..., None]], -1) if weights else c.frames for c in clips
     ]
-    np.memmap(path, np.uint8, "r+", shape=shape)[row] = np.concatenate(pictures)
+    np.memmap(path, np.uint8, "r+", shape=shape)[row] = np.concatenate(images)
 
 
-def render_frames(num_frames, scene):
+def render_frames(num_frames: int, scene: Scene) -> np.ndarray:  # uint8 [F, 128, 128, 3]
     return render(scene, num_frames, SIZE, SIZE).frames
 
 # %% ../../nbs/internals/97_training_data.ipynb #37af5c29
-def to_pixels(frames):
+def to_pixels(frames: torch.Tensor) -> torch.Tensor:
+    "uint8 [N, H, W, 3] -> [N, 3, H, W], -1 to 1"
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1  # n h w c -> n c h w
 
 
-def to_frames(pixels):
+def to_frames(pixels: torch.Tensor) -> torch.Tensor:
+    "[N, 3, H, W], -1 to 1 -> uint8 [N, H, W, 3]"
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)  # n c h w -> n h w c
 
 
 @torch.no_grad()
-def images_to_latents(vae, frames, chunk=256):
-    "uint8 [N, H, W, 3] -> latents [N, 4, H/8, W/8], mode of the posterior, scaled"
+def images_to_latents(
+    vae: AutoencoderKL,
+    frames: torch.Tensor,  # uint8 [N, H, W, 3]
+    chunk: int = 256,  # frames at once
+) -> torch.Tensor:  # [N, 4, H/8, W/8]
+    "Mode of the posterior, scaled"
     with autocast(vae.device):
         out = torch.cat(
             [vae.encode(to_pixels(f.to(vae.device))).latent_dist.mode().float() for f in frames.split(chunk)]
@@ -177,15 +212,20 @@ def images_to_latents(vae, frames, chunk=256):
 
 
 @torch.no_grad()
-def latents_to_images(vae, latents, chunk=128):
-    "latents [N, 4, h, w] -> uint8 [N, 8h, 8w, 3]"
+def latents_to_images(
+    vae: AutoencoderKL,
+    latents: torch.Tensor,  # [N, 4, h, w]
+    chunk: int = 128,  # frames at once
+) -> torch.Tensor:  # uint8 [N, 8h, 8w, 3]
     with autocast(vae.device):
         return torch.cat([to_frames(vae.decode(z / vae.config.scaling_factor).sample) for z in latents.split(chunk)])
 
 
 @torch.no_grad()
-def embed_captions(pipe, captions, chunk=1024):
-    "Captions -> (prompt_embeds [N, 77, 128], pooled [N, 64]), as the pipeline itself makes them"
+def embed_captions(
+    pipe: StableDiffusionXLPipeline, captions: Sequence[str], chunk: int = 1024
+) -> tuple[torch.Tensor, torch.Tensor]:  # prompt_embeds [N, 77, 128], pooled [N, 64]
+    "Embeddings of captions, as the pipeline itself makes them"
     parts = [
         pipe.encode_prompt(captions[i : i + chunk], device=pipe.unet.device, do_classifier_free_guidance=False)
         for i in range(0, len(captions), chunk)
@@ -194,11 +234,13 @@ def embed_captions(pipe, captions, chunk=1024):
 
 
 @torch.no_grad()
-def embed_tokens(pipe, read, chunk=1024):
-    """What `embed_captions` makes of captions [N, 2, ways, 77] that are tokens already: [N, ways, 77, 128] and
-    [N, ways, 64], in half precision
-    """
-    ids = torch.from_numpy(np.stack(read)).transpose(0, 1).flatten(1, 2)  # n 2 w t -> 2 (n w) t
+def embed_tokens(
+    pipe: StableDiffusionXLPipeline,
+    tokens: Sequence[np.ndarray],  # N arrays [2, ways, 77] from `read_captions`
+    chunk: int = 1024,  # captions at once
+) -> tuple[torch.Tensor, torch.Tensor]:  # float16 [N, ways, 77, 128] and [N, ways, 64]
+    "`embed_captions` for captions that are tokens already, in half precision"
+    ids = torch.from_numpy(np.stack(tokens)).transpose(0, 1).flatten(1, 2)  # n 2 w t -> 2 (n w) t
     parts = [
         [
             encoder(x.to(pipe.unet.device).long(), output_hidden_states=True)
@@ -206,40 +248,28 @@ def embed_tokens(pipe, read, chunk=1024):
         ]
         for both in zip(*(x.split(chunk) for x in ids))
     ]
-    tokens, pooled = (
-        torch.cat([torch.cat([o.hidden_states[-2] for o in p], -1).half() for p in parts]),
-        torch.cat([p[1].text_embeds.half() for p in parts]),
-    )
-    return tokens.unflatten(0, (len(read), -1)), pooled.unflatten(0, (len(read), -1))
+    embeds = torch.cat([torch.cat([o.hidden_states[-2] for o in p], -1).half() for p in parts])
+    pooled = torch.cat([p[1].text_embeds.half() for p in parts])
+    return embeds.unflatten(0, (len(tokens), -1)), pooled.unflatten(0, (len(tokens), -1))
 
 # %% ../../nbs/internals/97_training_data.ipynb #e3542f0a
-def drop_conditioning(tokens, pooled, empty, rng_device):
+def drop_conditioning(
+    embeds: torch.Tensor,  # [B, 77, 128]
+    pooled: torch.Tensor,  # [B, 64]
+    empty: Sequence[torch.Tensor],  # both embeddings of the empty caption
+    device: torch.device | str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Caption dropout for guidance: 5 % zeros (what the pipeline uses without a negative prompt), 5 % the empty caption"
-    u = torch.rand(len(tokens), 1, device=rng_device)
+    u = torch.rand(len(embeds), 1, device=device)
 
-    def where(x, e):
-        return torch.where(
-            u.view(-1, *[1] * (x.ndim - 1)) < 0.05,
-            torch.zeros_like(x),
-            torch.where(u.view(-1, *[1] * (x.ndim - 1)) < 0.1, e.to(x.dtype), x),
-        )
+    def where(x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        draw = u.view(-1, *[1] * (x.ndim - 1))
+        return torch.where(draw < 0.05, torch.zeros_like(x), torch.where(draw < 0.1, e.to(x.dtype), x))
 
-    return where(tokens, empty[0]), where(pooled, empty[1])
+    return where(embeds, empty[0]), where(pooled, empty[1])
 
 
-def random_ids(n, device):
-    """Sizes and crops that mean nothing here: the tiny model learns not to mind them, so any --height and --width will
-    do
-    """
+def random_ids(n: int, device: torch.device | str) -> torch.Tensor:  # [n, 6]
+    "Random sizes without crops: the tiny model learns to ignore them, so that any --height and --width will do"
     sizes = torch.randint(64, 257, (n, 4), device=device).float()
-    return torch.stack(
-        [
-            sizes[:, 0],
-            sizes[:, 1],
-            torch.zeros_like(sizes[:, 0]),
-            torch.zeros_like(sizes[:, 0]),
-            sizes[:, 2],
-            sizes[:, 3],
-        ],
-        1,
-    )
+    return torch.cat([sizes[:, :2], torch.zeros_like(sizes[:, :2]), sizes[:, 2:]], 1)

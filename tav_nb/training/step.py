@@ -40,15 +40,17 @@ from tav_nb.training.checkpoint import (
     read_tensors_checked,
     save_checkpoint,
 )
+from .config import TrainConfig
 from .cuda_graphs import CudaGraphRunner
 from .ema import ExponentialMovingAverage
 from tav_nb.training.losses import (
     clip_errors,
     lr_factor,
-    min_snr_weight,
     noisy_and_target,
     parameter_groups,
     predict_clips,
+    timestep_density,
+    timestep_weights,
 )
 from .muon import Muon
 from .offloaded_adamw import OffloadedAdamW
@@ -56,21 +58,13 @@ from ..utils.atomic_io import atomic_path, remove_stale
 from ..utils.schema import SchemaError, check_type
 
 # %% ../../nbs/5_training/51_step.ipynb #6c4caabd
-def timestep_tables(scheduler, config, device="cpu"):
-    "`(weights, density)`, both `[T]`: what a loss counts at each timestep, and how often each is drawn"
-    alphas, kind = scheduler.alphas_cumprod.float(), scheduler.config.prediction_type
-    snr = alphas / (1 - alphas)
-    if config.weighting == "min-snr":
-        weights = min_snr_weight(alphas, torch.arange(len(alphas)), kind, config.gamma)
-    elif config.weighting == "min-snr-x0":
-        weights = (snr + 1).clamp(max=config.gamma) / (snr if kind == "epsilon" else snr + 1)
-    else:
-        weights = torch.ones_like(snr)
-    sigmas = snr.rsqrt().clamp(0.5, 8)
-    density = (
-        torch.ones_like(snr) / len(snr) if config.timesteps == "even" else 0.5 / len(snr) + 0.5 * sigmas / sigmas.sum()
-    )
-    return weights.to(device), density.to(device)
+def timestep_tables(
+    scheduler, config: TrainConfig, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:  # (weights, density), both [T]
+    "The weight of a loss at each timestep, and how often each is drawn"
+    alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
+    weights = timestep_weights(alphas, kind, config.weighting, config.gamma)
+    return weights.to(device), timestep_density(alphas, config.timesteps).to(device)
 
 
 def clip_generator(seed, number, device="cpu"):
