@@ -21,8 +21,9 @@ from tav_nb.cli.options import (
     check_names,
     read_limits,
 )
+from ..data.folders import Item
 from ..data.shots import ShotOptions
-from ..data.sources import LAYERS, Item, anita_layers, by_file, is_sakuga, open_source
+from ..data.sources import LAYERS, anita_layers, by_file, is_sakuga, open_source
 from ..models.base_config import read_base_size
 from ..sampling.request import PipelineOptions, read_options
 from ..utils.arguments import UsageError, at_least

@@ -7,6 +7,7 @@ __all__ = ['MAX_SIDE', 'EncodeError', 'EncodeOptions', 'buckets', 'nearest_bucke
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #841ec76b
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,9 +50,9 @@ class EncodeOptions:
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #c65023be
 @lru_cache
 def buckets(
-    resolution,  # side of the square, in pixels
-    multiple=64,
-    max_aspect=2.5,
+    resolution: int,  # side of the square, in pixels
+    multiple: int = 64,
+    max_aspect: float = 2.5,
 ) -> list[tuple[int, int]]:  # (height, width), from tall to wide
     "The sizes that clips can have: for every width the largest height that keeps within the pixels of the square."
     found = {
@@ -63,7 +64,7 @@ def buckets(
     )
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #f55f23a9
-def nearest_bucket(height, width, sizes):
+def nearest_bucket(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     "The bucket whose shape differs least from a picture's; of two alike, the larger."
     return min(
         sizes, key=lambda size: (round(abs(math.log(size[1] / size[0] * height / width)), 6), -size[0] * size[1])
@@ -80,7 +81,7 @@ class MicroConditioning:
     scaled: tuple  # (height, width) of the scaled picture; not part of the conditioning
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #59fffb86
-def sizes_for(height, width, target, flip=False):
+def sizes_for(height: int, width: int, target: tuple[int, int], flip: bool = False) -> MicroConditioning:
     "Scale so that the bucket is covered, and cut off what is over on both sides alike."
     scale = max(target[0] / height, target[1] / width)
     scaled = tuple(max(t, round(n * scale)) for t, n in zip(target, (height, width)))
@@ -91,10 +92,10 @@ def sizes_for(height, width, target, flip=False):
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #49b619c2
 def to_bucket(
-    frame,  # uint8 [H, W, 3]
-    sizes,  # `MicroConditioning` of a picture of this size
-    flip=False,  # mirror it first
-):  # uint8 [h, w, 3]
+    frame: np.ndarray,  # uint8 [H, W, 3]
+    sizes: MicroConditioning,  # `MicroConditioning` of a picture of this size
+    flip: bool = False,  # mirror it first
+) -> np.ndarray:  # uint8 [h, w, 3]
     "A frame scaled and cut to its bucket."
     if flip:
         frame = frame[:, ::-1]

@@ -15,6 +15,7 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -31,7 +32,8 @@ from tav_nb.data.cache_reader import (
 )
 from .fingerprints import content_hash, key_of, signature
 from .folders import Item
-from .latents import ROW, SCHEMA, encode_text
+from .latents import ROW, SCHEMA, Encoder, encode_text
+from .shots import ShotOptions
 from ..utils.atomic_io import atomic_write, remove_stale
 from ..utils.errors import TavError
 from ..utils.schema import check_type, parse_json, printable, read_arrays
@@ -41,7 +43,7 @@ class DatasetError(TavError):
     "A cache cannot be made; the message is one line."
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #68add163
-def write_cache_file(path, data, durable=True):
+def write_cache_file(path: Path, data: bytes, durable: bool = True) -> None:
     "Write bytes to a file that is there completely or not at all. Raises `DatasetError` if that cannot be."
     try:
         atomic_write(path, data, durable)
@@ -52,7 +54,7 @@ def write_cache_file(path, data, durable=True):
         ) from None
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #a94df898
-def npz_bytes(arrays):
+def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     "Arrays as the bytes of an uncompressed .npz; equal arrays give equal bytes."
     out = io.BytesIO()
     np.savez(out, allow_pickle=False, **arrays)
@@ -64,7 +66,7 @@ def file_matches(path: Path, arrays: dict) -> bool:
     return path.read_bytes() == npz_bytes(arrays)
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #8043a1bd
-def read_clip(path, row=None) -> dict:
+def read_clip(path: Path, row: dict[str, Any] | None = None) -> dict:
     """The arrays of a clip, `meta` as a dict; empty if there is no such file, none that can be read, one whose arrays
     are no clip's, or not of the size that `row` says.
     """
@@ -80,7 +82,7 @@ def read_clip(path, row=None) -> dict:
         return {}  # whatever it is, the answer is to make it anew
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #4ba32e0f
-def is_intact(path, row) -> bool:
+def is_intact(path: Path, row: dict[str, Any]) -> bool:
     "Is this file the clip of a row, to the last byte? Reads all of it: a millisecond for a megabyte."
     clip = read_clip(path, row)
     if clip.keys() != {*CLIP_ARRAYS, "scaling_factor", "meta"}:
@@ -110,7 +112,7 @@ class Record(TypedDict):
     checksum: NotRequired[str]  # over all the rest; older caches have none
 
 
-def record_bytes(record):
+def record_bytes(record: dict[str, Any]) -> bytes:
     "A record as it is stored, with its checksum."
     content = {name: value for name, value in record.items() if name != "checksum"}
     return json.dumps(content | {"checksum": key_of(**content)}, ensure_ascii=False).encode()
@@ -119,7 +121,7 @@ def record_bytes(record):
 class Cache:
     "A folder OUT: clips/*.npz, records/*.json, cache.json, _empty.npz, manifest.parquet."
 
-    def __init__(self, out):
+    def __init__(self, out: Path | str):
         self.out, self.clips, self.records, self.manifest = (
             Path(out) / name for name in ("", "clips", "records", "manifest.parquet")
         )
@@ -135,13 +137,13 @@ class Cache:
             if match := re.fullmatch(r"(.+)-\d{7,}-\d+(-flip)?\.npz", name):
                 self.stored.setdefault(match[1], set()).add(name)
 
-    def path(self, row):
+    def path(self, row: dict[str, Any]) -> Path:
         return self.clips / f"{row['clip']}.npz"
 
-    def record_path(self, items):
+    def record_path(self, items: list[Item]) -> Path:
         return self.records / f"{items[0].name}.json"
 
-    def record(self, items):
+    def record(self, items: list[Item]) -> dict[str, Any]:
         "What is remembered of a file; empty if nothing is, or if it is damaged."
         path = self.record_path(items)
         try:
@@ -154,7 +156,7 @@ class Cache:
         except (OSError, ValueError):
             return {}
 
-    def write_record(self, items, record):
+    def write_record(self, items: list[Item], record: dict[str, Any]) -> None:
         "Remember what is known of a file, unless that is what is remembered."
         path, data = self.record_path(items), record_bytes(record)
         try:
@@ -164,7 +166,7 @@ class Cache:
         if not same:
             write_cache_file(path, data)
 
-    def content_hash(self, items):
+    def content_hash(self, items: list[Item]) -> tuple[str, str]:
         """The hash and the signature of a file, the hash from its record as long as the signature is the one in there;
         both empty if there is no such file.
         """
@@ -175,16 +177,16 @@ class Cache:
         except OSError:
             return "", ""
 
-    def rows(self, record):
+    def rows(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         "The rows of a record."
         return [row | {"thumbs": base64.b64decode(row["thumbs"], validate=True)} for row in record["rows"]]
 
-    def outdated(self):
+    def outdated(self) -> None:
         "Take away the manifest: something that it lists is about to change."
         self.manifest.unlink(missing_ok=True)
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #12f28808
-def file_key(items, sha256, encoder, shots):
+def file_key(items: list[Item], sha256: str, encoder: Encoder, shots: ShotOptions) -> str:
     "A key over everything that decides which clips a file gives and what is in them."
     about = [
         {name: value for name, value in (asdict(item) | {"path": str(item.path)}).items() if name != "refusal" or value}
@@ -202,7 +204,9 @@ def file_key(items, sha256, encoder, shots):
     )
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #cf369f59
-def find_finished(cache, items, encoder, shots):
+def find_finished(
+    cache: Cache, items: list[Item], encoder: Encoder, shots: ShotOptions
+) -> tuple[dict[str, Any] | None, str, str]:
     """The record of a file if it is finished and nothing has changed since; and the file's hash, empty if there is no
     such file.
     """
@@ -216,7 +220,9 @@ def find_finished(cache, items, encoder, shots):
     return (record | {"sha256": sha256, "signature": stat} if whole else None), sha256, stat
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #9b76d9f1
-def write_finished_record(cache, items, key, sha256, stat, rows):
+def write_finished_record(
+    cache: Cache, items: list[Item], key: str, sha256: str, stat: str, rows: list[dict[str, Any]]
+) -> None:
     "All clips of a file are written: remove those of an earlier plan, and remember."
     sizes = {(path := cache.path(row)).name: path.stat().st_size for row in rows if row["kept"]}
     for item in items:
@@ -234,7 +240,7 @@ def write_finished_record(cache, items, key, sha256, stat, rows):
     )
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #5321c898
-def require_pyarrow():
+def require_pyarrow() -> ModuleType:
     "pyarrow; raises `DatasetError` if it or OpenCV is missing."
     try:
         import cv2  # noqa: F401
@@ -245,7 +251,7 @@ def require_pyarrow():
     return pyarrow
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #5e6963b9
-def write_manifest(cache, rows):
+def write_manifest(cache: Cache, rows: list[dict[str, Any]]) -> None:
     "All rows as one parquet table; an equal one is left alone."
     arrow = require_pyarrow()
     table = arrow.Table.from_pylist(
@@ -260,7 +266,7 @@ def write_manifest(cache, rows):
 def check_source(
     out: Path,  # a cache, or where one will be
     items: list[Item],  # all of the source
-):
+) -> None:
     """Raise `DatasetError` if the manifest in `out` lists kept clips of files that are there, but are not of this
     source.
     """
@@ -291,7 +297,7 @@ def check_source(
         )
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #9d2a1d47
-def is_valid_empty(path, encoder):
+def is_valid_empty(path: Path, encoder: Encoder) -> bool:
     "Is this file embeddings of a caption by these text encoders, to the last byte?"
     first, second = (getattr(encoder.pipe, part).config for part in ("text_encoder", "text_encoder_2"))
     try:
@@ -311,7 +317,7 @@ def is_valid_empty(path, encoder):
     ) and arrays["pooled_embeds"].shape == (second.projection_dim,)
 
 
-def write_cache_info(cache, encoder, shots):
+def write_cache_info(cache: Cache, encoder: Encoder, shots: ShotOptions) -> None:
     "cache.json, which says what made the cache, and the entry for no caption."
     about = {
         "schema_version": SCHEMA,

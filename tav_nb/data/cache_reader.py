@@ -9,14 +9,18 @@ __all__ = ['MAX_MANIFEST_ROWS', 'MAX_TABLE_BYTES', 'PREPARE_AGAIN', 'FileName', 
 
 # %% ../../nbs/4_real_clips/77_cache_reader.ipynb #4dcbc6a8
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 from msgspec import Meta
 
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, check_type, parse_json, read_arrays
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 # %% ../../nbs/4_real_clips/77_cache_reader.ipynb #4c614117
 class CacheError(TavError):
@@ -58,9 +62,9 @@ class Row(TypedDict, total=False):
 
 
 def read_manifest(
-    folder,  # a cache, as `tav prepare` makes it
-    columns=None,  # the names that are wanted; None is all of them
-):  # list of dicts
+    folder: Path | str,  # a cache, as `tav prepare` makes it
+    columns: Sequence[str] | None = None,  # the names that are wanted; None is all of them
+) -> list[dict[str, Any]]:  # list of dicts
     "One row for every clip of a cache, kept or dropped; raises `CacheError` if there is no table, or another one"
     path = Path(folder) / "manifest.parquet"
     if not path.is_file():
@@ -91,7 +95,7 @@ def read_manifest(
         raise CacheError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); {PREPARE_AGAIN}") from None
 
 
-def table_bytes(metadata, names):
+def table_bytes(metadata: "FileMetaData", names: Sequence[str]) -> int:
     "The unfolded size of some columns of a parquet file, as it says itself"
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
@@ -110,7 +114,7 @@ class CacheInfo(TypedDict, total=False):
     shots: dict[str, Any]
 
 
-def read_cache_info(folder) -> dict:
+def read_cache_info(folder: Path | str) -> dict:
     "What made a cache, out of its cache.json; raises `CacheError`"
     path = Path(folder) / "cache.json"
     try:
@@ -174,7 +178,7 @@ def check_finite_arrays(arrays: dict) -> str:
     return f"{bad[0]} has numbers that are not finite" if bad else ""
 
 
-def read_npz(path, names=CLIP_ARRAYS, finite=True):
+def read_npz(path: Path | str, names: Sequence[str] = CLIP_ARRAYS, finite: bool = True) -> dict[str, np.ndarray]:
     """Arrays of a clip by name; raises `CacheError` where the file is missing, broken, lacks one, or has other arrays.
     `finite=False` leaves out the look for numbers that are not finite
     """

@@ -7,13 +7,16 @@ __all__ = ['DCT_BASIS', 'Window', 'perceptual_hash', 'plan', 'read_windows']
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #894dbbce
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .scan import Scan
 from .shots import ShotOptions
-from ..utils.video_reader import VideoReader
+from ..utils.video_reader import VideoInfo, VideoReader
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #575fb566
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Window:
     jpegs: tuple = ()  # a few small pictures
 
     @property
-    def thumbs(self):  # list of uint8 [h, w, 3]
+    def thumbs(self) -> list[np.ndarray]:  # list of uint8 [h, w, 3]
         "The small pictures as pixels."
         return [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in self.jpegs]
 
@@ -75,8 +78,8 @@ DCT_BASIS = (
 
 
 def perceptual_hash(
-    signature,  # uint8 [18, 32, 3]
-):  # int of 64 bits
+    signature: np.ndarray,  # uint8 [18, 32, 3]
+) -> int:  # int of 64 bits
     "A perceptual hash: the signs of the 8x8 slowest waves of the brightness, about their median."
     across, down = DCT_BASIS
     waves = (down @ signature.mean(-1) @ across.T).ravel()  # (8 8)
@@ -167,8 +170,8 @@ def _window(scan, number, shot, taken, seen, options):
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #1d578b4e
 def plan(
-    scan,
-    options=ShotOptions(),
+    scan: Scan,
+    options: ShotOptions = ShotOptions(),
 ) -> list[Window]:
     "Every clip of a file, kept or dropped, in order; nothing is read."
     windows, seen = [], []
@@ -185,10 +188,10 @@ def plan(
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #357de37c
 def read_windows(
-    path,  # as given to `scan`
-    windows,  # of `plan`, in its order; any choice of them
-    info,  # `Scan.info`
-):  # yields uint8 [F, H, W, 3] a window
+    path: Path | str,  # as given to `scan`
+    windows: Sequence[Window],  # of `plan`, in its order; any choice of them
+    info: VideoInfo,  # `Scan.info`
+) -> Iterator[np.ndarray]:  # yields uint8 [F, H, W, 3] a window
     "The clips' pictures in full size, upright, with square pixels, without combs and bars, in one pass."
     waiting, filled = list(windows), []
     if not waiting:

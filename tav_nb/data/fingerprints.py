@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +20,11 @@ from .buckets import EncodeError
 from .folders import Item
 from ..models.vae import latent_statistics
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 # %% ../../nbs/4_real_clips/76_fingerprints.ipynb #58c46a67
-def key_of(**parts):
+def key_of(**parts: Any) -> str:
     "A hash of anything that JSON can hold."
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
@@ -38,7 +42,7 @@ def _weights(module, *about):
 PARTS = "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"
 
 
-def check_model(pipe):
+def check_model(pipe: "StableDiffusionXLPipeline") -> None:
     "Raises `EncodeError` if the model lacks a part that is needed here."
     for part in PARTS:
         if getattr(pipe, part, None) is None:
@@ -48,7 +52,7 @@ def check_model(pipe):
 
 # %% ../../nbs/4_real_clips/76_fingerprints.ipynb #6cab558a
 def model_fingerprint(
-    pipe,  # an SDXL pipeline
+    pipe: "StableDiffusionXLPipeline",  # an SDXL pipeline
 ) -> dict[str, str]:
     """What a cache remembers about its model: a hash of each part that shapes what is stored. Raises `EncodeError` if a
     part is missing.
@@ -73,12 +77,12 @@ def _files(path):
     return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
 
 
-def signature(path):
+def signature(path: Path) -> str:
     "Size and date of a source, as a hash."
     return key_of(files=[(p.name, (stat := p.stat()).st_size, stat.st_mtime_ns) for p in _files(path)])
 
 # %% ../../nbs/4_real_clips/76_fingerprints.ipynb #138e197c
-def content_hash(path):
+def content_hash(path: Path) -> str:
     "The hash of a source's bytes."
     codes = []
     for p in _files(path):

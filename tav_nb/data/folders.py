@@ -13,9 +13,10 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tav_nb.data.tables import (
     KNOWN_COLUMNS,
@@ -54,9 +55,9 @@ class Item:
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #16b7ba93
 def item_name(
-    path,  # as the collection calls it: relative, with forward slashes
-    start=None,  # seconds, if it is only a part
-    stop=None,
+    path: Path | str,  # as the collection calls it: relative, with forward slashes
+    start: float | None = None,  # seconds, if it is only a part
+    stop: float | None = None,
 ) -> str:
     "A readable name that only this path and part has."
     path = Path(path)
@@ -157,7 +158,7 @@ class Listing:
                 )
 
 
-def find_videos(root) -> list[Path]:
+def find_videos(root: Path | str) -> list[Path]:
     "All videos below a folder, in the order of their paths."
     return Listing(root).videos
 
@@ -211,7 +212,9 @@ def _refusal(path: Path) -> str:
     )
 
 
-def make_item(root, path, row, where, captions=None, **known):
+def make_item(
+    root: Path, path: Path, row: dict[str, Any], where: Path | str, captions: CaptionFiles | None = None, **known: Any
+) -> Item:
     "The item that a row of the table at `where` describes; what it leaves open is taken from `known`."
     if not is_utf8(str(path)):
         raise CollectionError(f"{path}: this name is not UTF-8; rename the file or folder")
@@ -227,7 +230,7 @@ def make_item(root, path, row, where, captions=None, **known):
     return Item(path, name, **{"caption": beside, "refusal": _refusal(path), **known, **said, **times, "extra": extra})
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #0902d2d5
-def find_table(root):
+def find_table(root: Path) -> Path | None:
     "The table in a folder; None if there is none."
     tables = sorted(
         path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith(".")
@@ -302,7 +305,7 @@ def rows_by_path(table: Path | None, places: PathResolver) -> dict[Path, list[tu
 NO_CAPTION = "no caption: a folder of pictures is a clip if a text beside it or a table says what it shows"
 
 
-def check_files_exist(table: Path, root: Path, rows: dict):
+def check_files_exist(table: Path, root: Path, rows: dict) -> None:
     "Raise `CollectionError` if none of the files in a table is there."
     if not rows or any(os.path.exists(path) for path in rows):
         return
@@ -316,9 +319,9 @@ def check_files_exist(table: Path, root: Path, rows: dict):
 
 
 def read_folder(
-    root,  # a folder of videos, at any depth
-    table=None,  # its .csv, .jsonl or .parquet; the only one in the folder unless given
-    **known,  # caption, source, licence, fps: for items that nothing else is said about
+    root: Path | str,  # a folder of videos, at any depth
+    table: Path | str | None = None,  # its .csv, .jsonl or .parquet; the only one in the folder unless given
+    **known: Any,  # caption, source, licence, fps: for items that nothing else is said about
 ) -> list[Item]:
     """The videos in a folder, with captions from `clip.txt` beside `clip.mp4` or from one table. Raises
     `CollectionError`.
@@ -360,7 +363,7 @@ def read_folder(
     return sorted(items, key=lambda item: bool(item.refusal))
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #3e973f5e
-def check_captions(items):
+def check_captions(items: Sequence[Item]) -> None:
     "Raises `CollectionError` with the items that have no caption and what to do about them."
     if not (missing := [item for item in items if item.caption is None and not item.refusal]):
         return

@@ -11,9 +11,11 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,19 +31,23 @@ from tav_nb.data.buckets import (
 )
 from .clips import plan, read_windows
 from .fingerprints import content_hash, key_of, model_fingerprint
+from .folders import Item
 from .scan import scan
 from .shots import ShotOptions
 from ..models.base import EMBEDDED
 from ..models.messages import quiet
 from ..models.vae import encode_frames, safe_vae
-from ..utils.video_reader import SourceError
+from ..utils.video_reader import SourceError, VideoInfo
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #852efa2d
 SCHEMA = 1  # goes into every key: a later version of this chapter that changes what is stored counts it up
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #67e96e5a
 @torch.no_grad()
-def encode_text(pipe, caption):
+def encode_text(pipe: "StableDiffusionXLPipeline", caption: str) -> tuple[np.ndarray, np.ndarray]:
     """`text_embeds` float16 [77, D] and `pooled_embeds` float16 [P] of a caption; what goes beyond 77 tokens is not
     read.
     """
@@ -52,7 +58,7 @@ def encode_text(pipe, caption):
     return embeds[0].half().cpu().numpy(), pooled[0].half().cpu().numpy()
 
 
-def truncated_captions(pipe, captions):
+def truncated_captions(pipe: "StableDiffusionXLPipeline", captions: Iterable[str]) -> list[str]:
     """Those of `captions` that go on beyond what the model reads, `pipe.tokenizer.model_max_length` tokens with start
     and end.
     """
@@ -103,7 +109,7 @@ class Planned:
     repair: str = ""  # what was done to its pictures: `VideoInfo.treatment`
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #45615f67
-def thumb_strip(thumbs, height=64, count=6):
+def thumb_strip(thumbs: Sequence[np.ndarray], height: int = 64, count: int = 6) -> tuple[bytes, int]:
     "A few small frames [H, W, 3] side by side as a JPEG, and how many there are."
     if not len(thumbs):
         return b"", 0
@@ -130,7 +136,7 @@ def _about(item):
     }
 
 
-def refused_clips(items, reason):
+def refused_clips(items: Sequence[Item], reason: str) -> list[Planned]:
     "The plan of a file that gives no clip at all: one row an item."
     return [
         Planned(_about(item) | {"reason": reason, "start": item.start or 0.0, "stop": item.stop or 0.0})
@@ -187,10 +193,10 @@ def _planned(item, window, info, flip, options, sha256):
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #2e3bec72
 def plan_file(
-    items,  # all items of one file
-    shots,  # `ShotOptions`
-    options,  # `EncodeOptions` with a resolution
-    sha256="",  # of the file
+    items: Sequence[Item],  # all items of one file
+    shots: ShotOptions,  # `ShotOptions`
+    options: EncodeOptions,  # `EncodeOptions` with a resolution
+    sha256: str = "",  # of the file
 ) -> tuple[object, list[Planned]]:  # what is known about the file, and its clips in order
     "What will become of a file; its pixels are only looked at in small."
     made = [clip for item in items if item.refusal for clip in refused_clips([item], item.refusal)]
@@ -214,7 +220,7 @@ def plan_file(
     return scanned.info, made
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #24b30537
-def read_clips(path, info, clips):
+def read_clips(path: Path | str, info: VideoInfo, clips: Sequence[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
     "Yield (clip, frames uint8 [F, h, w, 3]) for the clips of one file, in the order of time."
     unique = {}
     for clip in clips:
@@ -231,7 +237,7 @@ def read_clips(path, info, clips):
 class Encoder:
     "Turns frames and captions into what a clip of the cache holds."
 
-    def __init__(self, pipe, options=EncodeOptions()):
+    def __init__(self, pipe: "StableDiffusionXLPipeline", options: EncodeOptions = EncodeOptions()):
         self.pipe, self.model = pipe, model_fingerprint(pipe)
         self.options = replace(
             options, resolution=options.resolution or pipe.default_sample_size * pipe.vae_scale_factor
@@ -245,7 +251,7 @@ class Encoder:
         self.dtypes = {"vae": str(pipe.vae.dtype), "text": str(pipe.text_encoder.dtype)}
         self.text = lru_cache(4096)(lambda caption: encode_text(pipe, caption))
 
-    def keyed(self, clip):
+    def keyed(self, clip: Planned) -> Planned:
         "The same clip with its keys: one for the latents, one for the text, one for everything."
         if not clip.row["kept"]:
             return clip
@@ -292,7 +298,9 @@ def _meta(row, sha256):
     }
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #0514ee1f
-def clip_arrays(encoder, clip, frames=None, old=None):
+def clip_arrays(
+    encoder: Encoder, clip: Planned, frames: np.ndarray | None = None, old: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
     """What is stored of a clip: a dict of arrays.
 
     Latents come from `frames`, or from `old`, an earlier file of the same clip whose `latents_key` is the same; so do
@@ -333,10 +341,12 @@ def clip_arrays(encoder, clip, frames=None, old=None):
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #19bf5ec2
 def encode_file(
-    items,  # all items of one file, see `by_file`
-    encoder,  # an `Encoder`
-    shots=None,  # `ShotOptions`
-):  # yields (row, arrays); arrays is None for what is dropped
+    items: Sequence[Item],  # all items of one file, see `by_file`
+    encoder: Encoder,  # an `Encoder`
+    shots: ShotOptions | None = None,  # `ShotOptions`
+) -> Iterator[
+    tuple[dict[str, Any], dict[str, np.ndarray] | None]
+]:  # yields (row, arrays); arrays is None for what is dropped
     "One source file as its clips: their rows of the manifest, and what is stored of them."
     info, clips = plan_file(
         items, shots or ShotOptions(), encoder.options, content_hash(items[0].path) if items[0].path.exists() else ""

@@ -11,7 +11,9 @@ import hashlib
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,8 +30,13 @@ from .fingerprints import model_fingerprint
 from ..utils.errors import TavError
 from ..utils.schema import printable
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 # %% ../../nbs/4_real_clips/19_loader.ipynb #ab168859
-def plan_epoch(clips, lengths, size, seed, epoch):
+def plan_epoch(
+    clips: Sequence[dict[str, Any]], lengths: Sequence[int], size: int, seed: int, epoch: int
+) -> list[tuple[list[int], int]]:
     """The batches of an epoch, in order: clip numbers `[size]` and a length each; every clip is in at least one
 
     - `clips`: dicts with frames, height and width
@@ -48,7 +55,13 @@ def plan_epoch(clips, lengths, size, seed, epoch):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #1668cbdf
-def cut_clip(arrays, length, empty, shares, rng):
+def cut_clip(
+    arrays: dict[str, np.ndarray],
+    length: int,
+    empty: dict[str, np.ndarray],
+    shares: tuple[float, float],
+    rng: np.random.Generator,
+) -> dict[str, torch.Tensor]:
     """`length` frames of a clip from a random one on, perhaps without its caption, as tensors for `adapter_loss`
 
     - `arrays`: of its `.npz`; `empty`: those of the empty caption
@@ -71,7 +84,7 @@ def cut_clip(arrays, length, empty, shares, rng):
     return {name: torch.as_tensor(np.array(value)) for name, value in found.items()}
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #51f521e5
-def check_cache_model(folder, pipe):
+def check_cache_model(folder: Path | str, pipe: "StableDiffusionXLPipeline") -> None:
     "Raises `CacheError` unless the cache was made with the VAE and the text encoders of this pipeline"
 
     about, ours = read_cache_info(folder), model_fingerprint(pipe)
@@ -88,10 +101,10 @@ class Plan:
 
     def __init__(
         self,
-        clips,  # rows of the manifest that are long enough
-        lengths,  # in ascending order
-        size,  # clips in a step, over all ranks
-        seed,
+        clips: Sequence[dict[str, Any]],  # rows of the manifest that are long enough
+        lengths: Sequence[int],  # in ascending order
+        size: int,  # clips in a step, over all ranks
+        seed: int,
     ):
         self.clips, self.lengths, self.size, self.seed, self.epoch, self.batches = (
             clips,
@@ -115,7 +128,7 @@ class Plan:
         return self.batches[place]
 
     @property
-    def identity(self):
+    def identity(self) -> str:
         """12 hex digits that change with everything that the steps depend on: clips, what they were made from, lengths,
         size, seed
         """
@@ -124,7 +137,7 @@ class Plan:
         ).hexdigest()[:12]
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #6d8cdcee
-def check_arguments(batch_size, lengths, rank, world, zeros, empty):
+def check_arguments(batch_size: int, lengths: Sequence[int], rank: int, world: int, zeros: float, empty: float) -> None:
     "Raises `ValueError` for arguments of `ClipLoader` that make no sense"
     if batch_size < 1:
         raise TavError(f"batch_size={batch_size}: at least 1 clip")
@@ -141,17 +154,23 @@ class ClipLoader:
 
     def __init__(
         self,
-        folder,  # a cache made by `tav prepare`
-        batch_size=2,  # clips in a batch of each rank
-        lengths=(8, 12, 16, 20, 24),  # frames that a batch may have; clips shorter than the shortest are left out
-        seed=0,
-        rank=0,  # which of
-        world=1,  # so many processes this one is
-        zeros=0.05,  # share of clips whose caption becomes zeros, as in sampling without a negative prompt
-        empty=0.05,  # share whose caption becomes the empty one, as in sampling with an empty negative prompt
-        pipe=None,  # if given: `CacheError` unless its VAE and text encoders made this cache
+        folder: Path | str,  # a cache made by `tav prepare`
+        batch_size: int = 2,  # clips in a batch of each rank
+        lengths: Sequence[int] | int = (
+            8,
+            12,
+            16,
+            20,
+            24,
+        ),  # frames that a batch may have; clips shorter than the shortest are left out
+        seed: int = 0,
+        rank: int = 0,  # which of
+        world: int = 1,  # so many processes this one is
+        zeros: float = 0.05,  # share of clips whose caption becomes zeros, as in sampling without a negative prompt
+        empty: float = 0.05,  # share whose caption becomes the empty one, as in sampling with an empty negative prompt
+        pipe: "StableDiffusionXLPipeline | None" = None,  # if given, it has to be the model that made the cache
         # raise `CacheError` for a clip with numbers that are not finite; False leaves that to whoever takes the batches
-        finite=True,
+        finite: bool = True,
     ):
         lengths = sorted(set(np.atleast_1d(lengths).tolist()))
         check_arguments(batch_size, lengths, rank, world, zeros, empty)
@@ -182,7 +201,7 @@ class ClipLoader:
     def __len__(self):
         return len(self.plan)  # steps in an epoch
 
-    def batch(self, step):
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The clips of a step, a dict of tensors: latents `[B, F, 4, h, w]`, prompt_embeds `[B, 77, d]`, pooled `[B,
         p]`, time_ids `[B, 6]`; frame_times and hold_mask `[B, F]`, fps `[B]`, and clip `[B]`, their numbers in
         `self.clips`
@@ -197,7 +216,7 @@ class ClipLoader:
         ]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
-    def clip(self, number, length, rng):
+    def clip(self, number: int, length: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         "One clip of a batch"
         row = self.clips[number]
         path, shape = (
@@ -222,7 +241,7 @@ class ClipLoader:
 class StepDataset(torch.utils.data.Dataset):
     "A loader as PyTorch's `DataLoader` wants it: a thing with an item for each step"
 
-    def __init__(self, loader):
+    def __init__(self, loader: ClipLoader):
         self.loader = loader
 
     def __getitem__(self, step):
@@ -230,11 +249,11 @@ class StepDataset(torch.utils.data.Dataset):
 
 
 def stream_batches(
-    loader,  # a `ClipLoader`
-    start=0,  # the first step; that after the last one done, to go on
-    stop=None,  # the step before which to end; None never ends
-    workers=0,  # processes that read ahead; 0 reads when asked
-):
+    loader: ClipLoader,  # a `ClipLoader`
+    start: int = 0,  # the first step; that after the last one done, to go on
+    stop: int | None = None,  # the step before which to end; None never ends
+    workers: int = 0,  # processes that read ahead; 0 reads when asked
+) -> Iterator[dict[str, torch.Tensor]]:
     "Iterate over the batches from step `start` on, in order; the number of workers changes nothing but the speed"
     steps = itertools.count(start) if stop is None else range(start, stop)
     return iter(

@@ -11,8 +11,11 @@ import queue
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .buckets import EncodeOptions
 from tav_nb.data.cache import (
@@ -31,12 +34,15 @@ from tav_nb.data.cache import (
     write_manifest,
 )
 from .fingerprints import mark_copies
-from .folders import check_captions
+from .folders import Item, check_captions
 from .latents import Encoder, clip_arrays, plan_file, read_clips, refused_clips
 from .shots import ShotOptions
 from .sources import by_file
 from ..models.vae import safe_vae
 from ..utils.video_reader import SourceError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #c1f13e6c
 class _Prefetcher:
@@ -83,7 +89,9 @@ class _Prefetcher:
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #c8cc184a
 @contextmanager
-def prefetch(jobs, read, workers=2, depth=2):
+def prefetch(
+    jobs: Iterable[Any], read: Callable[[Any], Iterable[Any]], workers: int = 2, depth: int = 2
+) -> Iterator[Iterator[tuple[Any, Any]]]:
     """Inside the `with`, an iterator over (job, thing) for all things that `read(job)` yields; a job's things come in
     order, `None` after its last.
     """
@@ -143,7 +151,7 @@ class Summary:
     complete: bool = False  # is the manifest written, that is, have all ranks finished?
     problems: list = field(default_factory=list)  # a line for each file that could not be read
 
-    def add(self, rows):
+    def add(self, rows: list[dict[str, Any]]) -> None:
         "Count the rows of a finished file."
         self.files += 1
         self.kept += sum(row["kept"] for row in rows)
@@ -153,7 +161,7 @@ class Summary:
         )
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #bc18f683
-def rank_and_world():
+def rank_and_world() -> tuple[int, int]:
     "(rank, world) as `torchrun` and `accelerate launch` say it in the environment; (0, 1) without them."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -246,16 +254,17 @@ def _work(run, groups, workers):
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #69e2e5d2
 def prepare(
-    items,  # of `open_source`; each with a caption
-    out,  # the folder of the cache; made if need be
-    pipe,  # an SDXL pipeline on the device that shall encode
-    shots=ShotOptions(),  # how clips are cut and chosen
-    options=EncodeOptions(),  # how they become latents
-    rank=None,  # which share of the files is done here; from the environment unless given
-    world=None,  # of how many
-    workers=2,  # threads that read ahead
-    progress=None,  # called after each file with (its items, its rows)
-    source_items=None,  # all items of the source, if `items` are only some of them
+    items: Sequence[Item],  # of `open_source`; each with a caption
+    out: Path | str,  # the folder of the cache; made if need be
+    pipe: "StableDiffusionXLPipeline",  # an SDXL pipeline on the device that shall encode
+    shots: ShotOptions | None = ShotOptions(),  # how clips are cut and chosen
+    options: EncodeOptions = EncodeOptions(),  # how they become latents
+    rank: int | None = None,  # which share of the files is done here; from the environment unless given
+    world: int | None = None,  # of how many
+    workers: int = 2,  # threads that read ahead
+    progress: Callable[[list[Item], list[dict[str, Any]]], None]
+    | None = None,  # called after each file with (its items, its rows)
+    source_items: Sequence[Item] | None = None,  # all items of the source, if `items` are only some of them
 ) -> Summary:
     """Fill a cache with the clips of all items; what is there already and right stays as it is.
 

@@ -14,7 +14,9 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TextIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -25,24 +27,24 @@ from ..utils.pages import render_page
 from ..utils.schema import parse_json, printable
 
 # %% ../../nbs/4_real_clips/20_report.ipynb #906cf138
-def reason_group(row):
+def reason_group(row: dict[str, Any]) -> str:
     "`kept`, or the word that a reason begins with"
     return "kept" if row["kept"] else row["reason"].split(":")[0].strip() or "dropped"
 
 
-def total_seconds(rows):
+def total_seconds(rows: Iterable[dict[str, Any]]) -> float:
     "Length of all these clips together"
     return sum(row["stop"] - row["start"] for row in rows)
 
 
-def rows_by_group(rows):
+def rows_by_group(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     "A dict from each group to its rows: kept ones first, then the largest group first"
     counts = Counter(map(reason_group, rows))
     order = sorted(counts, key=lambda name: (name != "kept", -counts[name], name))
     return {name: [row for row in rows if reason_group(row) == name] for name in order}
 
 
-def summary(rows):
+def summary(rows: list[dict[str, Any]]) -> str:
     """Lines that say how many clips were kept, and how many were dropped for what, with one reason as an example; of
     what was not read, all kinds
     """
@@ -70,7 +72,7 @@ def summary(rows):
 class Progress(tqdm):
     "A bar over source files with the clips kept and dropped so far; `prepare` calls it after each file"
 
-    def __init__(self, total, file=None, disable=None):
+    def __init__(self, total: int, file: TextIO | None = None, disable: bool | None = None):
         bar = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} files, {elapsed} gone, {remaining} left{postfix}"
         super().__init__(
             total=total,
@@ -84,7 +86,7 @@ class Progress(tqdm):
         )
         self.kept = self.dropped = 0
 
-    def start(self, what):
+    def start(self, what: str) -> None:
         "Say what is done now; the clock starts again"
         self.reset()
         self.set_description_str(what)
@@ -154,7 +156,7 @@ def row_thumbnails(row: dict) -> Image.Image | None:
         return None
 
 
-def clip_record(row):
+def clip_record(row: dict[str, Any]) -> dict[str, Any]:
     "A row as the page wants it"
     strip = row_thumbnails(row)
     width, height = strip.size if strip else (0, 0)
@@ -204,9 +206,9 @@ def render_report(
 
 # %% ../../nbs/4_real_clips/20_report.ipynb #fb073c58
 def write_report(
-    folder,  # a cache, as `tav prepare` makes it
-    path=None,  # of the page; `report.html` in the cache unless given
-    rows=None,  # of the manifest; read from the cache unless given
+    folder: Path | str,  # a cache, as `tav prepare` makes it
+    path: Path | str | None = None,  # of the page; `report.html` in the cache unless given
+    rows: list[dict[str, Any]] | None = None,  # of the manifest; read from the cache unless given
 ) -> Path:
     "Write the page of a cache, kept and dropped clips alike; returns where it is"
     path, about = Path(path or Path(folder) / "report.html"), Path(folder) / "cache.json"
@@ -222,9 +224,9 @@ class show_clips:
 
     def __init__(
         self,
-        rows,  # of a manifest, or the folder of a cache
-        limit=100,  # clips at most: they are stored in the notebook
-        height=640,  # of the frame, in pixels
+        rows: list[dict[str, Any]] | Path | str,  # of a manifest, or the folder of a cache
+        limit: int = 100,  # clips at most: they are stored in the notebook
+        height: int = 640,  # of the frame, in pixels
     ):
         self.rows = (rows if isinstance(rows, list) else read_manifest(rows))[:limit]
         self.height = height

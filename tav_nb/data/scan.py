@@ -11,6 +11,8 @@ import math
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -142,7 +144,7 @@ class _Store:
         return np.concatenate(self.blocks)[: self.count], {i: pool[a : a + n] for i, (a, n) in self.spans.items()}
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #38ebd6d5
-def measure_frames(reader, options):
+def measure_frames(reader: VideoReader, options: ShotOptions) -> tuple[dict[str, Any], "_Bars"]:
     "Look at every picture once; a dict of arrays, the thumbnails, the bars."
     cv2 = _cv2()
     rows, store, bars, flow = [], _Store(), _Bars(), DisFlow("ultrafast")
@@ -205,9 +207,9 @@ def _problem(info, options):
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #bec0769e
 def scan(
-    path,  # a video, an animated GIF or WebP, or a folder of pictures
-    options=ShotOptions(),
-    fps=None,  # pictures a second of a folder of pictures
+    path: Path | str,  # a video, an animated GIF or WebP, or a folder of pictures
+    options: ShotOptions = ShotOptions(),
+    fps: float | None = None,  # pictures a second of a folder of pictures
 ) -> Scan:
     """Look once at every picture of a file, in at most `options.side` pixels, and keep figures only.
 

@@ -6,6 +6,7 @@
 __all__ = ['TRANSITION_SPANS', 'SHOT_KINDS', 'ShotOptions', 'find_cuts', 'find_transitions', 'hold_length', 'Shot', 'find_shots']
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #724e1b31
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -61,11 +62,11 @@ class ShotOptions:
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #042bb568
 def find_cuts(
-    score,  # [N], change against the picture before
-    signature,  # [N, h, w, 3]
-    rate,  # pictures a second
-    options=ShotOptions(),
-):  # sorted list of picture numbers at which a shot starts
+    score: np.ndarray,  # [N], change against the picture before
+    signature: np.ndarray,  # [N, h, w, 3]
+    rate: float,  # pictures a second
+    options: ShotOptions = ShotOptions(),
+) -> list[int]:  # sorted list of picture numbers at which a shot starts
     "The peak rule: a cut is a change that stands alone. Two that stand alone together are a flash, or two cuts."
     reach = max(3, round(options.cut_window * rate))
     alone, with_one = (peaks(score, options.cut_score, options.cut_ratio, reach, rank) for rank in (1, 2))
@@ -105,11 +106,11 @@ TRANSITION_SPANS = 0.125, 0.25, 0.5, 1.0  # half lengths in seconds
 
 
 def find_transitions(
-    signature,  # uint8 [N, h, w, 3]
-    cuts,  # picture numbers
-    rate,  # pictures a second
-    options=ShotOptions(),
-):  # list of (start, stop)
+    signature: np.ndarray,  # uint8 [N, h, w, 3]
+    cuts: Sequence[int],  # picture numbers
+    rate: float,  # pictures a second
+    options: ShotOptions = ShotOptions(),
+) -> list[tuple[int, int]]:  # list of (start, stop)
     "Dissolves and fades: stretches whose middle is the mean of their ends, pixel for pixel."
     found, n = [], len(signature)
     for reach in sorted({max(2, round(span * rate)) for span in TRANSITION_SPANS}):
@@ -134,8 +135,8 @@ def _best(found, signature, cuts):
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #16114947
 def hold_length(
-    changed,  # bool [N]: does a new drawing start here?
-):  # int, in pictures
+    changed: np.ndarray,  # bool [N]: does a new drawing start here?
+) -> int:  # int, in pictures
     "How long a drawing usually stays: the median distance between changes."
     at = np.flatnonzero(changed[1:]) + 1
     return len(changed) if len(at) < 2 else int(np.median(np.diff(at)))
@@ -164,7 +165,9 @@ def _blank(contrast, signature, rate, options):
 SHOT_KINDS = "shot", "dissolve", "fade", "blank"
 
 
-def find_shots(figures, rate, options):  # tuple of `Shot`s
+def find_shots(
+    figures: dict[str, np.ndarray], rate: float, options: ShotOptions
+) -> tuple[Shot, ...]:  # tuple of `Shot`s
     "Cut the pictures into shots; what belongs to no shot is a transition."
     n, contrast = len(figures["score"]), figures["contrast"]
     cuts = find_cuts(figures["score"], figures["signature"], rate, options)

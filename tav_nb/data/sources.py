@@ -10,8 +10,10 @@ __all__ = ['LAYERS', 'BY', 'NC', 'ANITA', 'SAKUGA', 'SAKUGA_LICENCE', 'SAKUGA_KE
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tav_nb.data.folders import (
     CLIP_SUFFIXES,
@@ -67,12 +69,12 @@ def _plain(name):
     return re.sub(r"\W|_", "", name).lower()
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #6568ff0b
-def anita_licence(production):
+def anita_licence(production: str) -> str:
     "The licence of one of the productions, however its folder is spelled."
     return {_plain(name): licence for name, licence in ANITA.items()}.get(_plain(production), UNKNOWN_LICENCE)
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #3f3be6e0
-def anita_layers(root):
+def anita_layers(root: Path | str) -> list[Path]:
     "Folders of one scene's one layer in the Anita layout below `root`, in order."
     found = (
         path
@@ -89,11 +91,13 @@ def anita_layers(root):
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #84438ba0
 def read_anita(
-    root,  # the folder with the productions
-    table=None,  # with a column `file` such as Hero/scene_1/composition; the only one in the folder unless given
-    layer="composition",  # or "color", "sketch"
-    fps=12.0,  # drawings a second, which the dataset does not say
-    **known,  # caption, source, licence: for items that nothing else is said about
+    root: Path | str,  # the folder with the productions
+    table: Path
+    | str
+    | None = None,  # with a column `file` such as Hero/scene_1/composition; the only one in the folder unless given
+    layer: str = "composition",  # or "color", "sketch"
+    fps: float = 12.0,  # drawings a second, which the dataset does not say
+    **known: Any,  # caption, source, licence: for items that nothing else is said about
 ) -> list[Item]:
     """The scenes of the Anita dataset, each a folder of PNGs, with the licence of its production. Raises
     `CollectionError`.
@@ -150,7 +154,7 @@ SAKUGA_LICENCE = "copyright of its creators; table (Sakuga-42M, withdrawn) CC BY
 SAKUGA_KEPT = "anime_tags", "user_tags", "rating", "aesthetic_score", "dynamic_score", "text_prob", "url_link"
 
 
-def is_sakuga(path):
+def is_sakuga(path: Path) -> bool:
     "Is this a parquet table of Sakuga-42M?"
     try:
         return path.suffix.lower() == ".parquet" and {"identifier", "scene_start_time"} <= set(
@@ -207,9 +211,9 @@ def _scene(root, path, number, row, table, captions, known):
 
 
 def read_sakuga(
-    table,  # a parquet table of Sakuga-42M
-    videos=None,  # the folder with 140633.mp4 and so on; the table's own unless given
-    **known,  # caption, source, licence: for items that nothing else is said about
+    table: Path | str,  # a parquet table of Sakuga-42M
+    videos: Path | str | None = None,  # the folder with 140633.mp4 and so on; the table's own unless given
+    **known: Any,  # caption, source, licence: for items that nothing else is said about
 ) -> list[Item]:
     """The scenes that a Sakuga-42M table lists in the videos that are there. Raises `CollectionError`.
 
@@ -266,9 +270,9 @@ def _reader(path):
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #265e0a6e
 def open_source(
-    path,  # a folder of videos, the Anita dataset, a table, or one video
-    caption=None,  # for the items that have none
-    **options,  # of the reader: table, layer, fps, videos; source, licence where nothing is said
+    path: Path | str,  # a folder of videos, the Anita dataset, a table, or one video
+    caption: str | None = None,  # for the items that have none
+    **options: Any,  # of the reader: table, layer, fps, videos; source, licence where nothing is said
 ) -> list[Item]:
     """All items of a source, each with a caption or with a `refusal`; those with a refusal come last.
 
@@ -307,7 +311,7 @@ def open_source(
     return items
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #3c9b139f
-def by_file(items) -> list[list[Item]]:
+def by_file(items: Iterable[Item]) -> list[list[Item]]:
     "Items in groups of one file each, in the order of their first appearance."
     groups = {}
     for item in items:

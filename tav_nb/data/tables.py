@@ -17,13 +17,17 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, parse_json, printable
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 # %% ../../nbs/4_real_clips/70_tables.ipynb #a229e31d
 class CollectionError(TavError):
@@ -80,7 +84,7 @@ def read_text(
     return text
 
 # %% ../../nbs/4_real_clips/70_tables.ipynb #88889415
-def cell_value(value):
+def cell_value(value: Any) -> Any:
     "A cell of a table, with None for every kind of empty."
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -195,7 +199,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def open_parquet(path: Path):
+def open_parquet(path: Path) -> "ParquetFile":
     "A parquet file, opened but not read. Raises `CollectionError`."
     try:
         from pyarrow.parquet import ParquetFile
@@ -246,13 +250,13 @@ def table_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
 
 
 def read_table(
-    path,  # .csv (with a header), .jsonl (an object a line) or .parquet
+    path: Path | str,  # .csv (with a header), .jsonl (an object a line) or .parquet
 ) -> list[dict]:  # a dict a row; empty cells are None
     "The rows of a table. Raises `CollectionError`, which names the line or row, if it cannot be read."
     return [row for _, row in table_rows(Path(path))[1]]
 
 # %% ../../nbs/4_real_clips/70_tables.ipynb #0dfd5170
-def check_columns(path, there, needed):
+def check_columns(path: Path | str, there: Sequence[str], needed: Sequence[str]) -> None:
     "Raises `CollectionError` unless all the columns that are needed are there."
     if missing := [name for name in needed if name not in there]:
         raise CollectionError(
@@ -265,8 +269,8 @@ MAX_SECONDS = 10**7  # 115 days
 
 
 def parse_seconds(
-    value,  # a number, "62.5", "1:02.5", "00:01:02.500", or None
-):
+    value: float | str | Decimal | timedelta | None,  # a number, "62.5", "1:02.5", "00:01:02.500", or None
+) -> float | None:
     "A time as a number of seconds; None stays None. Raises `ValueError` for what is no time."
     if value is None:
         return None
@@ -305,7 +309,7 @@ def is_utf8(text: str) -> bool:
         return False
 
 
-def check_text(what: str, value, where: str) -> str | None:
+def check_text(what: str, value: Any, where: str) -> str | None:
     "The value if it is text that can be stored; raises `CollectionError` with the place."
     if value is None:
         return None

@@ -9,14 +9,18 @@ __all__ = ['METRICS', 'dynamic_degree', 'flickering', 'smoothness', 'held_pairs'
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #88dea135
 import json
 import math
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from tav_nb.evaluation.flow import (
+    Box,
     ConsistencyError,
+    Flow,
     check_video,
     colour_drift,
     dis_flow,
@@ -33,10 +37,10 @@ from ..utils.frame_changes import HoldDetector, motion, peaks
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #872d8685
 def dynamic_degree(
-    speeds,  # `top_speed` of each pair, of frames taken about 8 times a second
-    size,  # (height, width) in pixels
-    fps=8,  # frames a second of the film; slower films may move faster per pair
-):  # 1.0 or 0.0
+    speeds: Sequence[float],  # `top_speed` of each pair, of frames taken about 8 times a second
+    size: tuple[int, int],  # (height, width) in pixels
+    fps: float = 8,  # frames a second of the film; slower films may move faster per pair
+) -> float:  # 1.0 or 0.0
     """Does the film move? At least round(4 N/16) of N frames are followed by a pair faster than 6 min(H, W)/256 max(1,
     8/fps) pixels (VBench).
     """
@@ -45,28 +49,28 @@ def dynamic_degree(
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #21bf54f2
 def flickering(
-    now,
-    after,  # uint8 [H, W, 3]
-):  # float, 1 is no change
+    now: np.ndarray,
+    after: np.ndarray,  # uint8 [H, W, 3]
+) -> float:  # float, 1 is no change
     "(255 - mean |x_t - x_t+1|)/255 (VBench, temporal flickering)."
     return 1 - require_cv2().absdiff(now, after).mean(dtype=np.float64) / 255
 
 
 def smoothness(
-    before,
-    now,
-    after,  # uint8 [H, W, 3]
-    flow,  # float32 [H, W, 2], from before to after
-):  # float, 1 is perfectly smooth
+    before: np.ndarray,
+    now: np.ndarray,
+    after: np.ndarray,  # uint8 [H, W, 3]
+    flow: np.ndarray,  # float32 [H, W, 2], from before to after
+) -> float:  # float, 1 is perfectly smooth
     "(255 - mean |x_t - between(x_t-1, x_t+1)|)/255 (VBench, motion smoothness, with the flow in the place of AMT)."
     between = (warp(before, -flow / 2) + warp(after, flow / 2)) / 2
     return 1 - float(np.abs(now - between).mean(dtype=np.float64)) / 255
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #aa36a956
 def held_pairs(
-    frames,  # uint8 [F, H, W, 3]
-    change=6,  # of 255, in the mean of an 8 x 8 cell
-):  # bool [F-1]: is the second frame of the pair still the same drawing?
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    change: float = 6,  # of 255, in the mean of an 8 x 8 cell
+) -> np.ndarray:  # bool [F-1]: is the second frame of the pair still the same drawing?
     "Which pairs hold a drawing; compared with the drawing's first frame, so that a slow drift adds up."
     require_cv2()
     detector = HoldDetector(change, cell=8, means_first=True)
@@ -74,8 +78,8 @@ def held_pairs(
 
 
 def step_ratio(
-    frames,  # uint8 [F, H, W, 3]
-):  # float; nan for fewer than three frames or a film that is one picture
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+) -> float:  # float; nan for fewer than three frames or a film that is one picture
     "How much changes over one frame, compared with two."
     one, two = (
         np.mean([1 - flickering(*pair) for pair in zip(frames, frames[d:])]) if len(frames) > d else 0 for d in (1, 2)
@@ -84,11 +88,12 @@ def step_ratio(
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #34dc5e86
 def image_features(
-    frames,  # uint8 [F, H, W, 3]
-    folder,  # of a CLIP, or of a DINO or another vision transformer with a class token, and its preprocessor
-    device="cpu",
-    batch=16,  # pictures at a time
-):  # float32 [F, C], of length 1
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    folder: Path
+    | str,  # of a CLIP, or of a DINO or another vision transformer with a class token, and its preprocessor
+    device: str = "cpu",
+    batch: int = 16,  # pictures at a time
+) -> np.ndarray:  # float32 [F, C], of length 1
     """What a network sees in each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where
     there is no such network.
     """
@@ -132,8 +137,8 @@ def _embedded(model, pixels):
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #4e504927
 def feature_consistency(
-    features,  # [F, C], of length 1
-):  # float [F-1]
+    features: np.ndarray,  # [F, C], of length 1
+) -> np.ndarray:  # float [F-1]
     """(max(0, c(f_t, f_t-1)) + max(0, c(f_t, f_1)))/2 for t >= 2, c the cosine (VBench: subject consistency from DINO,
     background consistency from CLIP).
     """
@@ -142,8 +147,8 @@ def feature_consistency(
 
 
 def all_pairs(
-    features,  # [F, C], of length 1
-):  # float
+    features: np.ndarray,  # [F, C], of length 1
+) -> float:  # float
     "Mean cosine of all pairs of different frames (CLIP frame consistency in LOVEU-TGVE)."
     return float((features @ features.T)[~np.eye(len(features), dtype=bool)].mean())
 
@@ -187,11 +192,11 @@ class Scores:
     boxes: list = field(repr=False)  # the tracked region in each frame: (top, left, height, width) in pixels of `size`
 
     @property
-    def worst(self):  # int
+    def worst(self) -> int:  # int
         "The pair with the largest residual."
         return int(np.argmax(self.per_pair["residual"]))
 
-    def to_json(self):  # str
+    def to_json(self) -> str:  # str
         "Everything as JSON; nan becomes null."
 
         def plain(x):
@@ -214,9 +219,9 @@ class Scores:
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #7afee9d3
 def shrink(
-    frames,  # uint8 [F, H, W, 3]
-    side,  # of at most so many pixels; None: as they are
-):  # uint8 [F, h, w, 3]
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    side: int | None,  # of at most so many pixels; None: as they are
+) -> np.ndarray:  # uint8 [F, h, w, 3]
     "Smaller pictures of the same shape; small ones stay as they are."
     height, width = frames.shape[1:3]
     if not side or max(height, width) <= side:
@@ -300,17 +305,22 @@ def _seen(frames, dino, clip, device):
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #4bd1e570
 def measure_video(
-    frames,  # uint8 [F, H, W, 3], or a sequence of pictures of one size
-    fps=None,  # frames a second; only VBench's dynamic degree asks for it, and 8 are assumed
-    flow="dis",  # 'dis', a file with RAFT's weights, or a function (now, after) -> float32 [H, W, 2]
-    reference=None,  # the real film, frame by frame the same thing: for tOF and the warping error along its flow
-    region=None,  # (top, left, height, width) in shares of the picture to track; its middle half unless given
-    windows=(),  # numbers of the frames at which a new window began, for the seam score
-    side=512,  # look at pictures of at most this size, in pixels; None: as they are
-    dino=None,  # folder of a DINO: subject consistency
-    clip=None,  # folder of a CLIP: background and CLIP frame consistency
-    device="cpu",  # where the networks compute
-):  # Scores
+    frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3], or a sequence of pictures of one size
+    fps: float | None = None,  # frames a second; only VBench's dynamic degree asks for it, and 8 are assumed
+    flow: Flow
+    | Path
+    | str = "dis",  # 'dis', a file with RAFT's weights, or a function (now, after) -> float32 [H, W, 2]
+    reference: Sequence[np.ndarray]
+    | np.ndarray
+    | None = None,  # the real film, frame by frame the same thing: for tOF and the warping error along its flow
+    region: Box
+    | None = None,  # (top, left, height, width) in shares of the picture to track; its middle half unless given
+    windows: Sequence[int] = (),  # numbers of the frames at which a new window began, for the seam score
+    side: int | None = 512,  # look at pictures of at most this size, in pixels; None: as they are
+    dino: Path | str | None = None,  # folder of a DINO: subject consistency
+    clip: Path | str | None = None,  # folder of a CLIP: background and CLIP frame consistency
+    device: str = "cpu",  # where the networks compute
+) -> Scores:  # Scores
     "Everything that can be said about how a film holds together. Raises `ConsistencyError`, one line."
     if flow == "dis":
         flow = dis_flow
@@ -366,9 +376,9 @@ def _smooth(frames, flow):
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #94baf803
 def control_videos(
-    frames,  # uint8 [F, H, W, 3]
-    seed=0,  # of the shuffle
-):  # dict of uint8 [F, H, W, 3]: static, shuffled, flickering
+    frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3]
+    seed: int = 0,  # of the shuffle
+) -> dict[str, np.ndarray]:  # dict of uint8 [F, H, W, 3]: static, shuffled, flickering
     "The film broken in three ways, to read its scores against."
     frames, rng = check_video(frames), np.random.default_rng(seed)
     sign = np.where(np.arange(len(frames)) % 2, 8, -8).astype(np.int16)[:, None, None, None]

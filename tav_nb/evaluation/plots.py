@@ -7,24 +7,31 @@ __all__ = ['coarse_flow', 'plot_scores', 'plot_consistency', 'wipe_images', 'plo
            'record_attention', 'generate_with_attention', 'block_label', 'plot_attention', 'noise_image', 'plot_noise']
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #1e189769
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from .flow import ConsistencyError, dis_flow
-from .metrics import METRICS
+from .metrics import METRICS, Scores
+from ..models.temporal_attention import TemporalSelfAttention
 from ..models.temporal_unet import temporal_modules
-from ..models.windows import slice_window
+from ..models.windows import Windows, slice_window
 from ..sampling.generate import embedded_pipeline, generate
 from ..sampling.noise import noise_correlation
 from ..utils.images import to_image, xt_slice
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 # %% ../../nbs/3_does_it_move/28_views.ipynb #c8c3e903
 def coarse_flow(
-    flow,  # float32 [H, W, 2], in pixels
-    cells=16,  # along the longer side
-):  # float32 [h, w, 2], in pixels of the whole picture
+    flow: np.ndarray,  # float32 [H, W, 2], in pixels
+    cells: int = 16,  # along the longer side
+) -> np.ndarray:  # float32 [h, w, 2], in pixels of the whole picture
     "Means of the flow over about square cells."
     height, width = flow.shape[:2]
     size = [max(1, round(side * cells / max(height, width))) for side in (width, height)]
@@ -47,14 +54,14 @@ def _arrows(ax, frame, flow):
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #c9b9a609
 def plot_scores(
-    scores,  # dict of name: Scores, or one Scores
-    names=(
+    scores: dict[str, Scores] | Scores,  # dict of name: Scores, or one Scores
+    names: Sequence[str] = (
         "warping_error",
         "visible",
         "motion",
         "flickering",
     ),  # what to draw over time, from `METRICS`, per frame or per pair
-):  # array of axes, one a name and one more
+) -> np.ndarray:  # array of axes, one a name and one more
     """Curves over time, one colour a film, and the warping error against the motion: further right is livelier, lower
     is steadier. Squared colours get a logarithmic axis that has a zero; still films are drawn dotted and hollow.
     """
@@ -103,12 +110,12 @@ def _curve(ax, found, name, **style):
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #208b1a42
 def plot_consistency(
-    frames,  # uint8 [F, H, W, 3]
-    scores,  # consistency.Scores of these frames
-    pair=None,  # which two frames; the worst unless given
-    row=None,  # of pixels, for the slice through time; the middle one unless given
-    names=("warping_error", "visible"),  # of the curves
-):  # array of axes: frame, next frame, difference, flow, slice, and the curves
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    scores: Scores,  # consistency.Scores of these frames
+    pair: int | None = None,  # which two frames; the worst unless given
+    row: int | None = None,  # of pixels, for the slice through time; the middle one unless given
+    names: Sequence[str] = ("warping_error", "visible"),  # of the curves
+) -> np.ndarray:  # array of axes: frame, next frame, difference, flow, slice, and the curves
     "Two neighbouring frames, what changed, where it went, a row over time, and the curves with the pair marked."
     from matplotlib import pyplot as plt
 
@@ -141,22 +148,22 @@ def _with_mark(ax, values, t, name):
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #66c58a09
 def wipe_images(
-    a,
-    b,  # uint8 [H, W, 3], of one size
-    share,  # of the width that shows a, from 0 to 1
-):  # uint8 [H, W, 3]
+    a: np.ndarray,
+    b: np.ndarray,  # uint8 [H, W, 3], of one size
+    share: float,  # of the width that shows a, from 0 to 1
+) -> np.ndarray:  # uint8 [H, W, 3]
     "The left part of one picture beside the right part of another."
     x = round(a.shape[1] * share)
     return np.concatenate([a[:, :x], b[:, x:]], 1)  # h w c
 
 
 def plot_compare(
-    a,
-    b,  # uint8 [F, H, W, 3], of one size; as many frames as the shorter has
-    titles=("A", "B"),
-    share=0.5,  # of the width that shows a
-    count=6,  # frames to show
-):  # array of axes [3, count]: A, the wipe, B
+    a: np.ndarray,
+    b: np.ndarray,  # uint8 [F, H, W, 3], of one size; as many frames as the shorter has
+    titles: tuple[str, str] = ("A", "B"),
+    share: float = 0.5,  # of the width that shows a
+    count: int = 6,  # frames to show
+) -> np.ndarray:  # array of axes [3, count]: A, the wipe, B
     "Both films with the wipe between them, at the same moments."
     from matplotlib import pyplot as plt
 
@@ -176,11 +183,11 @@ def plot_compare(
 # %% ../../nbs/3_does_it_move/28_views.ipynb #830f4e3a
 @torch.no_grad()
 def attention_weights(
-    layer,  # TemporalSelfAttention
-    x,  # its input: tokens [(b f), s, c]
-    num_frames,  # f
-    windows=None,  # through which a long film goes (chapter 29)
-):  # float32 [b, s, h, f, f]: for each place and head, how much each frame takes from each
+    layer: TemporalSelfAttention,  # TemporalSelfAttention
+    x: torch.Tensor,  # its input: tokens [(b f), s, c]
+    num_frames: int,  # f
+    windows: Windows | None = None,  # through which a long film goes (chapter 29)
+) -> torch.Tensor:  # float32 [b, s, h, f, f]: for each place and head, how much each frame takes from each
     """softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several
     windows the weighted sum.
     """
@@ -203,8 +210,10 @@ def attention_weights(
 # %% ../../nbs/3_does_it_move/28_views.ipynb #0435d913
 @contextmanager
 def record_attention(
-    unet,  # with temporal layers
-):  # gives a dict that fills up: block: (sum of float32 [h, f, f], number of calls)
+    unet: nn.Module,  # with temporal layers
+) -> Iterator[
+    dict[str, tuple[torch.Tensor, int]]
+]:  # gives a dict that fills up: block: (sum of float32 [h, f, f], number of calls)
     "Inside the `with`, every temporal layer notes what its heads look at."
     seen = {}
 
@@ -225,10 +234,12 @@ def record_attention(
 
 
 def generate_with_attention(
-    prompt,  # what shall be seen
-    pipe=None,  # from `load_video_pipeline`; None for the embedded one
-    **options,  # of `generate`
-):  # frames uint8 [F, H, W, 3], and {block: float32 [h, f, f]}, rows sum to 1
+    prompt: str,  # what shall be seen
+    pipe: "StableDiffusionXLPipeline | None" = None,  # from `load_video_pipeline`; None for the embedded one
+    **options: Any,  # of `generate`
+) -> tuple[
+    np.ndarray, dict[str, np.ndarray]
+]:  # frames uint8 [F, H, W, 3], and {block: float32 [h, f, f]}, rows sum to 1
     """Generate a film and read out what its frames looked at in each other: means over places and steps, a matrix for
     each block and head, from the picture's side to the depth of the UNet and back.
     """
@@ -238,19 +249,19 @@ def generate_with_attention(
     return frames, {block_label(name): (total / count).numpy() for name, (total, count) in seen.items()}
 
 
-def block_label(name):
+def block_label(name: str) -> str:
     "`down 1.0.1` for `down_blocks.1.attentions.0.transformer_blocks.1.temporal_attn`."
     words = [word for word in name.split(".") if word.isdigit()]
     return f"{name.split('_')[0]} {'.'.join(words)}"
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #6dc4f073
 def plot_attention(
-    frames,  # uint8 [F, H, W, 3]
-    attention,  # float32 [h, f, f], of one block
-    query=None,  # which frame looks; the middle one unless given
-    head=None,  # which head; the mean of all unless given
-    title="",
-):  # array of axes: the matrix, then the frames
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    attention: np.ndarray,  # float32 [h, f, f], of one block
+    query: int | None = None,  # which frame looks; the middle one unless given
+    head: int | None = None,  # which head; the mean of all unless given
+    title: str = "",
+) -> np.ndarray:  # array of axes: the matrix, then the frames
     "The matrix of one head, and the frames as bright as the chosen one looks at them."
     from matplotlib import pyplot as plt
 
@@ -277,8 +288,8 @@ def plot_attention(
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #cfc9927b
 def noise_image(
-    latents,  # [f, c, h, w], about normal
-):  # uint8 [f, h, w, 3]
+    latents: torch.Tensor,  # [f, c, h, w], about normal
+) -> np.ndarray:  # uint8 [f, h, w, 3]
     "The first three channels of latents as colours, grey for 0, full for 2.5."
     return (
         ((latents[:, :3].float().cpu() / 5 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -286,10 +297,12 @@ def noise_image(
 
 
 def plot_noise(
-    results,  # {strength: (start noise [f, c, h, w], frames uint8 [F, H, W, 3])}
-    kind="mixed",  # of the noise
-    count=4,  # frames of each to show
-):  # array of axes [strengths, 1 + 2 count]: correlation, starts, frames
+    results: dict[
+        float, tuple[torch.Tensor, np.ndarray]
+    ],  # {strength: (start noise [f, c, h, w], frames uint8 [F, H, W, 3])}
+    kind: str = "mixed",  # of the noise
+    count: int = 4,  # frames of each to show
+) -> np.ndarray:  # array of axes [strengths, 1 + 2 count]: correlation, starts, frames
     "For each strength a row: correlations, the noise that it starts from, the film that it becomes."
     from matplotlib import pyplot as plt
 

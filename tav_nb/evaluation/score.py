@@ -11,15 +11,17 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .flow import ConsistencyError
-from .metrics import METRICS, control_videos, measure_video, shrink
+from .metrics import METRICS, Scores, control_videos, measure_video, shrink
 from ..utils.atomic_io import recover
 from ..utils.decoder import colours_of, open_video
 from ..utils.errors import VideoError
@@ -89,9 +91,9 @@ def _image_kinds(path, limits):
 
 
 def unusual_format(
-    path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
+    path: Path | str,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
     limits: Limits = Limits(),  # how much of it is looked at
-):  # str
+) -> str:  # str
     """What is unusual about the pictures of a film: 'grey', 'transparent', 'of 10 bits a colour', 'HDR (PQ)'; empty if
     nothing is. A file that cannot be read has nothing unusual.
     """
@@ -144,11 +146,11 @@ def _plain_frames(path, limits):
 
 
 def load_video(
-    path,  # a video, an animated GIF or WebP, or a folder of PNGs
-    side=512,  # make larger pictures this small, in pixels; None: as they are
-    convert=False,  # make 8-bit RGB of grey, transparent, deep and HDR pictures?
+    path: Path | str,  # a video, an animated GIF or WebP, or a folder of PNGs
+    side: int | None = 512,  # make larger pictures this small, in pixels; None: as they are
+    convert: bool = False,  # make 8-bit RGB of grey, transparent, deep and HDR pictures?
     limits: Limits = Limits(),  # how much of it is looked at
-):  # Film
+) -> Video:  # Film
     "Read a film to be measured; raises `VideoError` or `ConsistencyError`, one line that names the file."
     frames, times, sizes = [], [], set()
     for frame, time in iter_video(path, limits) if convert else _plain_frames(path, limits):
@@ -167,9 +169,9 @@ def load_video(
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #5cb8b609
 def fit_reference(
-    reference,  # Film
-    film,  # Film
-):  # uint8, of the shape of `film.frames`
+    reference: Video,  # Film
+    film: Video,  # Film
+) -> np.ndarray:  # uint8, of the shape of `film.frames`
     "The reference's frames in the size of the film's; raises `ConsistencyError` if it has another length or shape."
     if len(reference.frames) != len(film.frames):
         raise ConsistencyError(
@@ -186,7 +188,7 @@ def fit_reference(
     )
 
 
-def short_names(paths):
+def short_names(paths: Iterable[Path | str]) -> list[str]:
     "The shortest ends of the paths that tell them apart."
     paths = [Path(path).absolute() for path in paths]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
@@ -206,12 +208,14 @@ class ScoredVideo:
 
 
 def score_videos(
-    films,  # Films
-    reference=None,  # Film: measured too, and what the others are compared with
-    breaks=False,  # also the controls of each film?
-    watch=lambda x: x,  # is given the list of what is to be measured, and gives it back one by one: a progress bar
-    **options,  # of `measure`
-):  # dict of name: Scored
+    films: Sequence[Video],  # Films
+    reference: Video | None = None,  # Film: measured too, and what the others are compared with
+    breaks: bool = False,  # also the controls of each film?
+    watch: Callable[[list[Any]], Iterable[Any]] = lambda x: (
+        x
+    ),  # is given the list of what is to be measured, and gives it back one by one: a progress bar
+    **options: Any,  # of `measure`
+) -> dict[str, ScoredVideo]:  # dict of name: Scored
     "Measure all films, each under a name of its own."
     films = [*films, *([reference] if reference else [])]
     jobs = []
@@ -232,8 +236,8 @@ FIRST_METRICS = "motion", "visible", "held"
 
 
 def known_metrics(
-    scored,  # dict of name: Scored
-):  # list of names of metrics
+    scored: dict[str, ScoredVideo],  # dict of name: Scored
+) -> list[str]:  # list of names of metrics
     "The metrics that could be said of at least one film, motion first."
     known = {name for one in scored.values() for name, value in one.scores.video.items() if not math.isnan(value)}
     return [
@@ -242,8 +246,8 @@ def known_metrics(
 
 
 def verdict(
-    scores,  # consistency.Scores
-):  # str
+    scores: Scores,  # consistency.Scores
+) -> str:  # str
     "What a film's numbers must not be read without."
     flags = scores.flags
     words = ["still: its scores mean nothing"] * flags["still"] + ["disordered"] * flags["disordered"]
@@ -264,9 +268,9 @@ def short_number(
 
 
 def as_table(
-    scored,  # dict of name: Scored
-    width=100,  # of the terminal, in letters
-):  # str
+    scored: dict[str, ScoredVideo],  # dict of name: Scored
+    width: int = 100,  # of the terminal, in letters
+) -> str:  # str
     "A row a metric, a column a film; films that do not fit side by side come in several tables."
     names, rows = list(scored), known_metrics(scored)
     first = max(map(len, rows)) + 2
@@ -308,9 +312,9 @@ def _columns(scored, rows, first, wide):
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #66d747d1
 def as_json(
-    scored,  # dict of name: Scored
-    **about,  # how it was measured; goes along
-):  # str
+    scored: dict[str, ScoredVideo],  # dict of name: Scored
+    **about: Any,  # how it was measured; goes along
+) -> str:  # str
     "Everything as JSON; what cannot be said is null."
     films = {
         name: {
@@ -331,8 +335,8 @@ def as_json(
 
 
 def as_csv(
-    scored,  # dict of name: Scored
-):  # str
+    scored: dict[str, ScoredVideo],  # dict of name: Scored
+) -> str:  # str
     """A line a value: film, metric, per (video, pair or frame), number of the frame or of the pair's first frame,
     value. What cannot be said is left out.
     """

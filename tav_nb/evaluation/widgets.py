@@ -10,8 +10,10 @@ __all__ = ['sprite_sheet', 'static_text', 'VideoWidget', 'figure_jpeg', 'FrameSc
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #c1b4c5d6
 import base64
 import io
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import numpy as np
@@ -22,19 +24,22 @@ from PIL import Image
 
 from . import plots as views
 from .flow import check_video, dis_flow
-from .metrics import METRICS, measure_video
+from .metrics import METRICS, Scores, measure_video
 from ..sampling.generate import embedded_pipeline, generate, resolve_noise
 from ..sampling.noise import correlated_noise
 from ..utils.images import contact_sheet
 from ..utils.pages import render_page
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #8e4d7f81
 def sprite_sheet(
-    frames,  # uint8 [F, H, W, 3]
-    max_bytes=100_000,  # of the picture; in a saved notebook it takes a third more
-    width=256,  # of a frame at most, in pixels
-    exact=False,  # without loss? For noise, which has nothing to leave out
-):  # dict of the traits sheet (bytes), width, height (of a frame), columns, count
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    max_bytes: int = 100_000,  # of the picture; in a saved notebook it takes a third more
+    width: int = 256,  # of a frame at most, in pixels
+    exact: bool = False,  # without loss? For noise, which has nothing to leave out
+) -> dict[str, Any]:  # dict of the traits sheet (bytes), width, height (of a frame), columns, count
     "The frames in rows, as one WebP."
     columns = int(np.ceil(len(frames) ** 0.5))
     width = min(width, frames.shape[2])
@@ -70,7 +75,7 @@ class VideoWidget(anywidget.AnyWidget):
     fps = T.Float(8.0).tag(sync=True)
     label = T.Unicode("film").tag(sync=True)  # read out by screen readers
 
-    def __init__(self, frames, fps=8, label="film", **traits):
+    def __init__(self, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 8, label: str = "film", **traits: Any):
         self.frames = check_video(frames)
         super().__init__(**(sprite_sheet(self.frames) | dict(fps=float(fps), label=label) | traits))
 
@@ -78,7 +83,7 @@ class VideoWidget(anywidget.AnyWidget):
     def _within(self, proposal):
         return min(max(proposal["value"], 0), self.count - 1)
 
-    def figure(self):  # Matplotlib axes
+    def figure(self) -> np.ndarray:  # Matplotlib axes
         "What is shown where the widget cannot run."
         return contact_sheet(self.frames, every=-(-len(self.frames) // 6), width=0.9)
 
@@ -88,8 +93,8 @@ class VideoWidget(anywidget.AnyWidget):
 
 
 def figure_jpeg(
-    draw,  # makes a figure, and returns its axes
-):  # bytes, JPEG
+    draw: Callable[[], Any],  # makes a figure, and returns its axes
+) -> bytes:  # bytes, JPEG
     "A figure as a small picture; it is closed afterwards."
     from matplotlib import pyplot as plt
 
@@ -108,10 +113,10 @@ class FrameScrubber(VideoWidget):
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #ba57f741
 def packed_flow(
-    frames,  # uint8 [F, H, W, 3]
-    width,  # of a frame in the browser, in pixels
-    cells=12,  # along the longer side
-):  # bytes, int8 [F-1, h, w, 2] in quarters of a pixel of the browser's frame; and [h, w]
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    width: int,  # of a frame in the browser, in pixels
+    cells: int = 12,  # along the longer side
+) -> tuple[bytes, list[int]]:  # bytes, int8 [F-1, h, w, 2] in quarters of a pixel of the browser's frame; and [h, w]
     "Coarse flow of every pair."
     coarse = np.stack([views.coarse_flow(dis_flow(a, b), cells) for a, b in zip(frames, frames[1:])]) * (
         4 * width / frames.shape[2]
@@ -135,10 +140,10 @@ class ConsistencyExplorer(VideoWidget):
 
     def __init__(
         self,
-        frames,
-        scores=None,
-        names=("warping_error", "residual", "visible", "motion", "flickering", "drift"),
-        **options,
+        frames: Sequence[np.ndarray] | np.ndarray,
+        scores: Scores | None = None,
+        names: Sequence[str] = ("warping_error", "residual", "visible", "motion", "flickering", "drift"),
+        **options: Any,
     ):
         self.scores = scores or measure_video(frames)
         super().__init__(
@@ -160,11 +165,11 @@ class ConsistencyExplorer(VideoWidget):
             shift=0.5 if paired else 0,
         )
 
-    def figure(self):
+    def figure(self) -> np.ndarray:
         return views.plot_consistency(self.frames, self.scores, min(self.index, len(self.frames) - 2) or None)
 
 
-def said(scores):
+def said(scores: Scores) -> str:
     "The flags in words."
     flags = scores.flags
     return (
@@ -178,9 +183,9 @@ def said(scores):
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #0d683c3e
 def sprite_sheets(
-    a,
-    b,  # uint8 [F, H, W, 3], both of one shape
-):  # two dicts, as from `sprite_sheet`
+    a: np.ndarray,
+    b: np.ndarray,  # uint8 [F, H, W, 3], both of one shape
+) -> tuple[dict[str, Any], dict[str, Any]]:  # two dicts, as from `sprite_sheet`
     "Two sheets that are cut alike: what one has to be made smaller for, the other is made smaller for as well."
     first = sprite_sheet(a)
     second = sprite_sheet(b, width=first["width"])
@@ -199,7 +204,13 @@ class Compare(VideoWidget):
     mode = T.Enum(("wipe", "side by side"), "wipe").tag(sync=True)
     wipe = T.Float(0.5).tag(sync=True)
 
-    def __init__(self, a, b, titles=("A", "B"), **options):
+    def __init__(
+        self,
+        a: Sequence[np.ndarray] | np.ndarray,
+        b: Sequence[np.ndarray] | np.ndarray,
+        titles: tuple[str, str] = ("A", "B"),
+        **options: Any,
+    ):
         a, b = check_video(a), check_video(b)
         count, size = min(len(a), len(b)), a.shape[2:0:-1]
         self.second = np.stack(
@@ -214,7 +225,7 @@ class Compare(VideoWidget):
     def _share(self, proposal):
         return min(max(proposal["value"], 0.0), 1.0)
 
-    def figure(self):
+    def figure(self) -> np.ndarray:
         return views.plot_compare(self.frames, self.second, self.titles, self.wipe, count=4)
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #4aa0fc3b
@@ -230,7 +241,7 @@ class AttentionExplorer(VideoWidget):
     block = T.Int(0).tag(sync=True)
     head = T.Int(-1).tag(sync=True)
 
-    def __init__(self, frames, attention, **options):
+    def __init__(self, frames: np.ndarray, attention: dict[str, np.ndarray], **options: Any):
         self.attention = attention
         weights = np.concatenate([w for w in attention.values()])  # (b h) f f
         super().__init__(
@@ -245,7 +256,7 @@ class AttentionExplorer(VideoWidget):
     def _known(self, proposal):
         return min(max(proposal["value"], -1), self.heads[self.block] - 1)
 
-    def figure(self):
+    def figure(self) -> np.ndarray:
         block = self.blocks[self.block]
         return views.plot_attention(
             self.frames,
@@ -271,14 +282,14 @@ class NoiseExplorer(VideoWidget):
 
     def __init__(
         self,
-        prompt,
-        pipe=None,
-        strengths=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
-        num_frames=6,
-        steps=8,
-        seed=1,
-        label="the strength of the noise",
-        **options,
+        prompt: str,
+        pipe: "StableDiffusionXLPipeline | None" = None,
+        strengths: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+        num_frames: int = 6,
+        steps: int = 8,
+        seed: int = 1,
+        label: str = "the strength of the noise",
+        **options: Any,
     ):
         self.pipe, self.drawn = pipe or embedded_pipeline(), {}
         kind, usual = resolve_noise(self.pipe)
@@ -301,15 +312,15 @@ class NoiseExplorer(VideoWidget):
     def _one(self, proposal):
         return min(max(proposal["value"], 0), len(self.strengths) - 1)
 
-    def figure(self):
+    def figure(self) -> np.ndarray:
         return views.plot_noise({self.strengths[i]: self.drawn[i] for i in sorted(self.drawn)}, self.kind)
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #2651a14c
 def generate_stop(
-    widget,  # NoiseExplorer
-    stop,  # number of the strength
-    strength,
-):  # dict of WebPs: start, video
+    widget: "NoiseExplorer",  # NoiseExplorer
+    stop: int,  # number of the strength
+    strength: float,
+) -> dict[str, bytes]:  # dict of WebPs: start, video
     "Draw the film of one strength, keep it, and return it as it is sent."
     frames, unet = generate(pipe=widget.pipe, noise_strength=strength, **widget.settings), widget.pipe.unet
     shape = (
@@ -328,7 +339,7 @@ def generate_stop(
     }
 
 
-def on_stop_change(widget, stop):
+def on_stop_change(widget: "NoiseExplorer", stop: int) -> None:
     "Somebody wants another strength."
     if str(stop) in widget.results:
         return
