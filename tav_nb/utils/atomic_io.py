@@ -18,6 +18,7 @@ import secrets
 import shutil
 import stat
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ except ImportError:
     fcntl = None  # Windows has no such locks
 
 # %% ../../nbs/internals/33_files.ipynb #bd667637
-def sync(path):
+def sync(path: Path) -> None:
     "Wait until a file or folder is on the disk, where the file system has a way to say so"
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot, and need not
@@ -133,7 +134,7 @@ def exchange(one: Path, other: Path) -> bool:
         return False
 
 
-def replace_folder(part: Path, path: Path, aside: Path):
+def replace_folder(part: Path, path: Path, aside: Path) -> None:
     "The folder `part` becomes `path`, which is a folder already; the old one is left at `part` or `aside`"
     if exchange(part, path):
         return
@@ -142,14 +143,14 @@ def replace_folder(part: Path, path: Path, aside: Path):
     os.replace(part, path)
 
 
-def restore_folder(aside: Path, path: Path):
+def restore_folder(aside: Path, path: Path) -> None:
     "A folder that stepped aside comes back if nothing has taken its place"
     with suppress(OSError):
         if os.path.lexists(aside) and not os.path.lexists(path):
             os.replace(aside, path)
 
 # %% ../../nbs/internals/33_files.ipynb #30bacc3d
-def finish_file(path: Path, mode: int):
+def finish_file(path: Path, mode: int) -> None:
     "Permissions as any new file has them (some writers keep theirs to the owner), and all bytes on the disk"
     about = path.lstat()
     if stat.S_ISREG(about.st_mode) and stat.S_IMODE(about.st_mode) != mode:
@@ -158,7 +159,7 @@ def finish_file(path: Path, mode: int):
         sync(path)
 
 
-def publish(part: Path, path: Path):
+def publish(part: Path, path: Path) -> None:
     "Give a finished file or folder its name; raises `FileExistsError` if the name is taken"
     if part.is_dir():
         path.mkdir()  # a folder may take the place of an empty one
@@ -174,7 +175,7 @@ def publish(part: Path, path: Path):
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike, durable: bool = True, replace: bool = True):
+def atomic_path(path: str | os.PathLike, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """A name in a hidden folder beside `path` for a file or a folder, which becomes `path` at the end of the block; if
     the block fails, it goes away, and `path` is what it was
 
@@ -211,7 +212,7 @@ def atomic_path(path: str | os.PathLike, durable: bool = True, replace: bool = T
             os.close(lock)
 
 
-def atomic_write(path: str | os.PathLike, data: str | bytes, durable: bool = True):
+def atomic_write(path: str | os.PathLike, data: str | bytes, durable: bool = True) -> None:
     "Write a text, as UTF-8, or bytes to a file, all of it or nothing; raises `OSError`"
     with atomic_path(path, durable) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -232,7 +233,7 @@ def is_abandoned(hidden: Path) -> tuple[bool, int | None]:
     return lock is not None or comparable, lock
 
 
-def remove_stale(folder: str | os.PathLike):
+def remove_stale(folder: str | os.PathLike) -> None:
     "Bring back folders that were being replaced, and remove what writers that are gone left unfinished in a folder"
     for name in os.listdir(folder):
         if not HIDDEN.fullmatch(name):

@@ -254,7 +254,7 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # codec: the decoder th
 class OpenedVideo:
     "A container and the stream that is meant, with its decoder"
 
-    def __init__(self, container, stream, limits):
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, limits: Limits):
         self.container, self.stream, self.limits = container, stream, limits
         self.stretch = float(stream.sample_aspect_ratio or 1)
         self.rate = float(stream.average_rate or stream.guessed_rate or 0)

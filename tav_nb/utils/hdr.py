@@ -81,11 +81,11 @@ def matrix_to_709(primaries: int) -> np.ndarray:
     return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../../nbs/internals/81_hdr.ipynb #ce1e8f55
-def srgb_from_linear(light):
+def srgb_from_linear(light: np.ndarray) -> np.ndarray:
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
 
 
-def linear_from_srgb(signal):
+def linear_from_srgb(signal: np.ndarray) -> np.ndarray:
     return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
 
 

@@ -9,6 +9,8 @@ __all__ = ['to_image', 'show_images', 'contact_sheet', 'strip', 'xt_slice', 'enc
 # %% ../../nbs/internals/15_show.ipynb #d12585b4
 import base64
 import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,10 +18,14 @@ from PIL import Image
 from .errors import TavError
 from .still_images import image_pixels
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 # %% ../../nbs/internals/15_show.ipynb #700782ab
 def to_image(
-    image,  # a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; floats are in 0..1
-):  # uint8 [H, W, 3]
+    # a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; floats are in 0..1
+    image: np.ndarray | Image.Image,
+) -> np.ndarray:  # uint8 [H, W, 3]
     """Any picture as an array of bytes; floats outside 0..1 are clipped, transparency becomes white; a Pillow image
     comes upright and in sRGB.
     """
@@ -32,11 +38,11 @@ def to_image(
 
 # %% ../../nbs/internals/15_show.ipynb #e5df8da8
 def show_images(
-    images,  # a sequence of pictures, of any sizes
-    titles=None,  # one text a picture
-    columns=8,  # pictures in a row
-    width=1.2,  # of one picture, in inches
-):  # array of Matplotlib axes, one a picture
+    images: Sequence[np.ndarray | Image.Image],  # a sequence of pictures, of any sizes
+    titles: Sequence[object] | None = None,  # one text a picture
+    columns: int = 8,  # pictures in a row
+    width: float = 1.2,  # of one picture, in inches
+) -> np.ndarray:  # array of Matplotlib axes, one a picture
     "Pictures in a grid, without ticks."
     from matplotlib import pyplot as plt
 
@@ -56,23 +62,23 @@ def show_images(
 
 # %% ../../nbs/internals/15_show.ipynb #96e5dc1a
 def contact_sheet(
-    frames,  # [F, H, W, 3], or a list of pictures
-    every=1,  # show every n-th frame
-    titles=None,  # one text a picture shown; the frames' numbers unless given
-    columns=8,
-    width=1.2,  # of one picture, in inches
-):  # array of axes
+    frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3], or a list of pictures
+    every: int = 1,  # show every n-th frame
+    titles: Sequence[object] | None = None,  # one text a picture shown; the frames' numbers unless given
+    columns: int = 8,
+    width: float = 1.2,  # of one picture, in inches
+) -> np.ndarray:  # array of axes
     "The frames of a video side by side, in rows."
     shown = frames[::every]
     return show_images(shown, range(0, len(frames), every) if titles is None else titles, columns, width)
 
 # %% ../../nbs/internals/15_show.ipynb #faa06d65
 def strip(
-    *videos,  # one or more of [F, H, W, 3], a row each
-    count=8,  # pictures in a row
-    titles=None,  # one text a video, written over the first picture of its row
-    width=1.2,  # of one picture, in inches
-):  # array of axes, row after row
+    *videos: Sequence[np.ndarray | Image.Image],  # one or more of [F, H, W, 3], a row each
+    count: int = 8,  # pictures in a row
+    titles: Sequence[str] | None = None,  # one text a video, written over the first picture of its row
+    width: float = 1.2,  # of one picture, in inches
+) -> np.ndarray:  # array of axes, row after row
     "One row of frames a video, at equal distances from its first to its last."
     count = min(count, *map(len, videos)) if len(videos) > 1 else min(count, len(videos[0]))
     rows = [[video[round(i)] for i in np.linspace(0, len(video) - 1, count)] for video in videos]
@@ -83,10 +89,10 @@ def strip(
 
 # %% ../../nbs/internals/15_show.ipynb #bef63623
 def xt_slice(
-    frames,  # [F, H, W, 3]
-    row=None,  # which row of pixels; the middle one unless given
-    ax=None,  # Matplotlib axes to draw into
-):  # the axes
+    frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3]
+    row: int | None = None,  # which row of pixels; the middle one unless given
+    ax: "Axes | None" = None,  # Matplotlib axes to draw into
+) -> "Axes":  # the axes
     "One row of pixels over time: x to the right, time downwards."
     from matplotlib import pyplot as plt
 
@@ -101,7 +107,7 @@ def xt_slice(
     return ax
 
 # %% ../../nbs/internals/15_show.ipynb #8b2c10ef
-def encode_webp(frames, fps, width, quality=80):
+def encode_webp(frames: Sequence[np.ndarray | Image.Image], fps: float, width: int, quality: int = 80) -> bytes:
     "An animated, looping WebP as bytes; frame times are rounded to milliseconds without drifting."
     images = [Image.fromarray(to_image(frame)) for frame in frames]
     height = max(1, round(images[0].height * width / images[0].width))
@@ -121,7 +127,9 @@ def encode_webp(frames, fps, width, quality=80):
     return out.getvalue()
 
 # %% ../../nbs/internals/15_show.ipynb #303a51a1
-def encode_sheet(frames, count=8, width=64, colors=96):
+def encode_sheet(
+    frames: Sequence[np.ndarray | Image.Image], count: int = 8, width: int = 64, colors: int = 96
+) -> bytes:
     "A small PNG with `count` frames side by side, as bytes."
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
     images = [Image.fromarray(to_image(frames[i])) for i in chosen]
@@ -138,10 +146,10 @@ class play:
 
     def __init__(
         self,
-        frames,  # [F, H, W, 3], or a list of pictures
-        fps=8,  # frames a second
-        width=None,  # shown this wide, in pixels; as wide as the frames, but at most 256, unless given
-        max_bytes=100_000,  # of the loop as stored in the notebook
+        frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3], or a list of pictures
+        fps: float = 8,  # frames a second
+        width: int | None = None,  # shown this wide, in pixels; as wide as the frames, but at most 256, unless given
+        max_bytes: int = 100_000,  # of the loop as stored in the notebook
     ):
         if not len(frames):
             raise TavError("there is no frame to play")
@@ -163,8 +171,8 @@ class play:
 
 # %% ../../nbs/internals/15_show.ipynb #6077bc55
 def small_figures(
-    quality=85,  # of the JPEGs
-):
+    quality: int = 85,  # of the JPEGs
+) -> None:
     "From here on, figures in this notebook are kept as JPEG; outside a notebook nothing happens."
     try:
         from IPython import get_ipython

@@ -8,7 +8,7 @@ __all__ = ['GPU_FUNCTIONS', 'allocator_bytes', 'StorageCounter', 'FunctionOverri
 
 # %% ../../nbs/internals/47_memory_trace.ipynb #a1c0ffe3
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # %% ../../nbs/internals/47_memory_trace.ipynb #8bb685e3
-def allocator_bytes(size):
+def allocator_bytes(size: int) -> int:
     "Bytes that CUDA's allocator takes for a tensor: it deals in pieces of 512"
     return -(-size // 512) * 512
 
@@ -26,7 +26,7 @@ def allocator_bytes(size):
 class StorageCounter(TorchDispatchMode):
     "Bytes of all storages that live, `now`, and the most at any moment, `peak`; `weigh(bytes)` is what a storage costs"
 
-    def __init__(self, weigh=allocator_bytes):
+    def __init__(self, weigh: Callable[[int], int] = allocator_bytes):
         super().__init__()
         self.sizes, self.now, self.peak, self.weigh = {}, 0, 0, weigh
 
@@ -37,7 +37,7 @@ class StorageCounter(TorchDispatchMode):
                 self.add(tensor)
         return out
 
-    def add(self, tensor):
+    def add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.sizes:
@@ -47,7 +47,7 @@ class StorageCounter(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.drop, key)
 
-    def drop(self, key):
+    def drop(self, key: int) -> None:
         self.now -= self.sizes.pop(key, 0)
 
 # %% ../../nbs/internals/47_memory_trace.ipynb #9ea5a141
@@ -62,7 +62,16 @@ class FunctionOverride(TorchFunctionMode):
         return self.functions.get(function, function)(*args, **(kwargs or {}))
 
 
-def flash_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
     "`F.scaled_dot_product_attention` as a GPU does it"
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
 

@@ -19,18 +19,19 @@ import re
 import subprocess
 import symtable
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from fastcore.basics import patch
-from fastcore.nbio import nb2str, read_nb, write_nb
+from fastcore.nbio import NbCell, nb2str, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.process import NBProcessor, Processor
 from PIL import Image, ImageChops, ImageStat
 
 # %% ../../nbs/internals/90_nbtests.ipynb #c0a16e1f
-def as_function(name, source):
+def as_function(name: str, source: str) -> str:
     """`source` as the body of a function called `name`, with every string as it was.
 
     Raises `SyntaxError` where it cannot be one: magics, star imports, not a single statement.
@@ -45,13 +46,13 @@ def as_function(name, source):
     return function
 
 # %% ../../nbs/internals/90_nbtests.ipynb #77262fae
-def bound_names(source):
+def bound_names(source: str) -> set[str]:
     "Names that code binds at its top level."
     table = symtable.symtable(source, "cell", "exec")
     return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
 
 # %% ../../nbs/internals/90_nbtests.ipynb #139f02e0
-def needed_names(source):
+def needed_names(source: str) -> set[str]:
     "Names that code takes from outside of it, Python's builtins left out."
 
     def read(table, top=False):
@@ -65,7 +66,7 @@ def needed_names(source):
     return read(symtable.symtable(source, "cell", "exec"), top=True) - bound_names(source) - set(dir(builtins))
 
 # %% ../../nbs/internals/90_nbtests.ipynb #62719462
-def early_names(source):
+def early_names(source: str) -> set[str]:
     "Names that an assignment at the top level of `source` reads before they are bound."
     early, bound = set(), set()
     for node in ast.parse(source).body:
@@ -81,7 +82,7 @@ def early_names(source):
     return early
 
 # %% ../../nbs/internals/90_nbtests.ipynb #09ed44fb
-def imported_names(source):
+def imported_names(source: str) -> dict[str, str]:
     "A dict from each name that code imports at its top level to the one import statement that gives it."
     found = {}
     for node in ast.parse(source).body:
@@ -101,12 +102,12 @@ class TestCells(Processor):
 
     __test__ = False  # pytest takes every class called Test... for tests
 
-    def begin(self):
+    def begin(self) -> None:
         self.notebook = Path(self.nb.path_).resolve()
         self.config = get_config(self.notebook.parent)
         self.module, self.imports, self.exports, self.setups, self.tests = None, {}, {}, [], []
 
-    def cell(self, cell):
+    def cell(self, cell: NbCell) -> None:
         if cell.cell_type != "code":
             return
         self.module = cell.directives_.get("default_exp", self.module)
@@ -116,7 +117,7 @@ class TestCells(Processor):
             self.setups.append(cell)
         self.note_names(cell)
 
-    def end(self):
+    def end(self) -> None:
         folder = self.config.config_path / "tests"
         target = folder / f"test_{self.module.replace('.', '_')}.py" if self.tests else None
         if target:
@@ -126,7 +127,7 @@ class TestCells(Processor):
 
 # %% ../../nbs/internals/90_nbtests.ipynb #1931c75a
 @patch
-def note_names(self: TestCells, cell):
+def note_names(self: TestCells, cell: NbCell) -> None:
     "Remember which names the tests can take from this cell."
     try:
         imported = imported_names(cell.source)
@@ -139,13 +140,13 @@ def note_names(self: TestCells, cell):
 
 # %% ../../nbs/internals/90_nbtests.ipynb #1c33e621
 @patch
-def refuse(self: TestCells, cell, reason):
+def refuse(self: TestCells, cell: NbCell, reason: str) -> NoReturn:
     "Stop the export because of one cell."
     raise ValueError(f"{self.notebook.name}, cell #{cell.id}: {reason}")
 
 # %% ../../nbs/internals/90_nbtests.ipynb #50a6c306
 @patch
-def function_of(self: TestCells, cell):
+def function_of(self: TestCells, cell: NbCell) -> tuple[str, str]:
     "The name and the code of a `#| test` cell as a function, with a pytest mark for each of nbdev's test flags on it."
     name = "test_" + re.sub(r"\W+", "_", cell.directives_["test"].lower()).strip("_")
     if name == "test_":
@@ -159,7 +160,7 @@ def function_of(self: TestCells, cell):
 
 # %% ../../nbs/internals/90_nbtests.ipynb #dcd15e82
 @patch
-def imports_of(self: TestCells, cell, known):
+def imports_of(self: TestCells, cell: NbCell, known: set[str]) -> set[str]:
     "The import statements that a `#| setup` or `#| test` cell needs beside the names that are `known`."
     outer = known | self.exports.keys()
     if taken := ", ".join(sorted((bound_names(cell.source) - imported_names(cell.source).keys()) & outer)):
@@ -171,7 +172,7 @@ def imports_of(self: TestCells, cell, known):
     return {sources[name] for name in needed}
 
 # %% ../../nbs/internals/90_nbtests.ipynb #88d994cc
-def merge_imports(statements):
+def merge_imports(statements: Iterable[str]) -> str:
     "Import statements of one name each as sorted lines, one a module."
     lines = {}
     for statement in sorted(statements):
@@ -181,7 +182,7 @@ def merge_imports(statements):
 
 # %% ../../nbs/internals/90_nbtests.ipynb #bc7c0bb1
 @patch
-def test_pieces(self: TestCells):
+def test_pieces(self: TestCells) -> Iterator[tuple[NbCell, str, set[str]]]:
     "Yields the cells of the test file in order, each with its code there and the import statements it needs."
     known, names = set(), set()
     for cell in self.setups:
@@ -204,7 +205,7 @@ def ruffed(code: str, path: Path) -> str:
 
 
 @patch
-def test_file(self: TestCells, target):
+def test_file(self: TestCells, target: Path) -> str:
     "The text of this notebook's test file `target`."
     notebook = Path(os.path.relpath(self.notebook, target.parent)).as_posix()
     pieces = list(self.test_pieces())
@@ -214,7 +215,7 @@ def test_file(self: TestCells, target):
     return ruffed("\n\n".join(filter(None, [top, imports, *code])) + "\n", target)
 
 # %% ../../nbs/internals/90_nbtests.ipynb #9fdbb5af
-def prune(folder, notebook, target):
+def prune(folder: Path, notebook: Path, target: Path | None) -> None:
     "Delete the generated files in `folder` whose notebook is gone, and those of `notebook` other than `target`."
     for path in folder.glob("test_*.py"):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
@@ -224,7 +225,7 @@ def prune(folder, notebook, target):
             path.unlink()
 
 # %% ../../nbs/internals/90_nbtests.ipynb #06e9b57b
-def rebase_links(markdown, folder):
+def rebase_links(markdown: str, folder: str) -> str:
     "Markdown with its relative links, made for a file in `folder`, changed for one beside that folder."
 
     def rebase(match):
@@ -233,7 +234,7 @@ def rebase_links(markdown, folder):
     return re.sub(r'(\]\(|(?:src|href)=")(?![a-z]+:|#|/)([^)"\s]+)', rebase, markdown)
 
 # %% ../../nbs/internals/90_nbtests.ipynb #a81ca46b
-def readme(notebook):
+def readme(notebook: str | Path) -> str:
     "A notebook as markdown for the folder above it, without hidden cells, `#|` lines and stored pictures."
     from nbconvert import MarkdownExporter  # slow to import, and no export needs it
     from nbformat import reads
@@ -253,14 +254,14 @@ def readme(notebook):
     return f"<!-- Made from nbs/{Path(notebook).name} by `make readme`: edit that. -->\n\n{body.strip()}\n"
 
 # %% ../../nbs/internals/90_nbtests.ipynb #1fc9d79f
-def render_readme(folder="."):
+def render_readme(folder: str | Path = ".") -> None:
     "Write README.md, of the project that `folder` is in, from its index notebook."
     config = get_config(folder)
     text = readme(config.nbs_path / config.readme_nb)
     (config.config_path / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 # %% ../../nbs/internals/90_nbtests.ipynb #2e91e5b9
-def drop_widgets(folder="."):
+def drop_widgets(folder: str | Path = ".") -> None:
     """Take widgets and their state out of the chapters of the project that `folder` is in; the pictures beside them
     stay.
     """
@@ -273,7 +274,7 @@ def drop_widgets(folder="."):
             write_nb(notebook, path)
 
 # %% ../../nbs/internals/90_nbtests.ipynb #f411ba5d
-def looks_same(one, other):
+def looks_same(one: Image.Image, other: Image.Image) -> bool:
     """Would nobody see a difference between two RGB pictures? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8
     pixels.
     """
@@ -281,7 +282,7 @@ def looks_same(one, other):
     return max(ImageStat.Stat(apart).mean) <= 1.5 and max(high for _, high in apart.reduce(8).getextrema()) <= 12
 
 # %% ../../nbs/internals/90_nbtests.ipynb #447e3422
-def palette_png(data):
+def palette_png(data: bytes) -> bytes:
     """The bytes of a PNG with the fewest colours that look the same; `data` itself if it has a palette, can be seen
     through, or would become hardly smaller.
     """
@@ -299,7 +300,7 @@ def palette_png(data):
     return file.getvalue() if file.tell() < 0.9 * len(data) else data
 
 # %% ../../nbs/internals/90_nbtests.ipynb #4386d834
-def shrink_pictures(folder="."):
+def shrink_pictures(folder: str | Path = ".") -> None:
     """Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a
     page in a frame out that has a picture beside it; says how much that saves.
     """
@@ -319,7 +320,7 @@ def shrink_pictures(folder="."):
             print(f"{path.name}: smaller pictures, {saved / 1000:.0f} kB less")
 
 # %% ../../nbs/internals/90_nbtests.ipynb #49381c54
-def one_thread(cells):
+def one_thread(cells: object) -> None:
     "Give each process that `nbdev-test` starts one thread, unless `OMP_NUM_THREADS` says otherwise."
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -19,7 +19,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NoReturn, TextIO
 
 from .errors import TavError
 
@@ -35,7 +37,7 @@ active_interrupt = []  # the `InterruptState` of this process, inside `interrupt
 
 
 @contextmanager
-def interruptible():
+def interruptible() -> Iterator[InterruptState]:
     """Inside the `with`, Ctrl-C and SIGTERM raise `KeyboardInterrupt`, again if a destructor has swallowed it; gives an
     `InterruptState`
     """
@@ -76,7 +78,7 @@ def interruptible():
         active_interrupt.clear()
 
 # %% ../../nbs/internals/46_process.ipynb #5b1f0c0b
-def redirect_to_null(stream):
+def redirect_to_null(stream: TextIO) -> None:
     """Let what is still in a stream, and all that follows, go to the null device: Python would try once more at its
     end, and complain
     """
@@ -89,7 +91,7 @@ def redirect_to_null(stream):
 
 
 @contextmanager
-def usable_streams():
+def usable_streams() -> Iterator[None]:
     """Inside the `with`, printing raises nothing but `OSError`: characters that a stream cannot encode become escapes,
     and there is a stream where there was none
     """
@@ -121,7 +123,7 @@ class WorkerError(TavError):
     "One of several processes has ended without a word; the message is one line"
 
 
-def end_without_launcher():
+def end_without_launcher() -> NoReturn:
     "Wait until the launcher is gone, or has no more use for this process; then save and end, in silence"
     while os.read(0, 1):
         pass
@@ -131,7 +133,7 @@ def end_without_launcher():
     os._exit(2)
 
 
-def as_worker():
+def as_worker() -> None:
     "Let this process be one of those that `run_workers` has started"
     global is_worker
     is_worker = True
@@ -141,7 +143,7 @@ def as_worker():
 
 
 @contextmanager
-def collect_signals():
+def collect_signals() -> Iterator[list[int]]:
     "Inside the `with`, SIGINT and SIGTERM do nothing but become members of a list"
     asked, before = [], {}
     try:
@@ -183,7 +185,7 @@ def start_workers(command: list[str], said: list) -> list[subprocess.Popen]:
     return copies
 
 
-def stop_workers(copies):
+def stop_workers(copies: list[subprocess.Popen]) -> None:
     "Kill those that are still there"
     for copy in copies:
         copy.kill()
@@ -191,7 +193,7 @@ def stop_workers(copies):
         copy.stdin.close()
 
 
-def wait_for_workers(copies, asked) -> list[int]:
+def wait_for_workers(copies: list[subprocess.Popen], asked: list[int]) -> list[int]:
     """The ranks of the processes that ended by themselves, in that order; the others were told to, `GRACE_SECONDS`
     after the first failure. Signals in `asked` are handed on
     """

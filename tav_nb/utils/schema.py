@@ -17,7 +17,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -35,7 +35,7 @@ MAX_BYTES = 64 * 2**20  # of one JSON text: the largest that this package writes
 MAX_DEPTH = 32  # of lists and objects inside each other: this package writes at most 5
 
 
-def check_depth(value, where, max_depth=MAX_DEPTH):
+def check_depth(value: object, where: str | os.PathLike, max_depth: int = MAX_DEPTH) -> None:
     """Raise a `SchemaError` for lists and objects nested deeper than `max_depth`, which would end whatever walks
     through them
     """
@@ -52,7 +52,7 @@ def check_depth(value, where, max_depth=MAX_DEPTH):
     raise SchemaError(f"{where}: lists and objects are nested more than {max_depth} deep")
 
 
-def refuse_constant(name):
+def refuse_constant(name: str) -> NoReturn:
     raise TavError(f"{name} is not JSON")
 
 # %% ../../nbs/internals/41_schema.ipynb #2964c0b0

@@ -20,7 +20,7 @@ from .process import redirect_to_null
 from .schema import INVISIBLE, printable
 
 # %% ../../nbs/internals/61_terminal.ipynb #b79d9a59
-def say(text):
+def say(text: object) -> None:
     "One line on the standard error, without the codes that a terminal would obey"
     line = printable(" ".join(str(text).split()))
     if len(line) > 2000:
@@ -35,7 +35,7 @@ class OutputFailed(Exception):
     "What a command prints cannot be written; its argument is the system's error."
 
 
-def show(text):
+def show(text: object) -> None:
     "Lines on the standard output, without the codes that a terminal would obey"
     try:
         print(printable(text, keep="\n"), flush=True)
@@ -44,12 +44,12 @@ def show(text):
         raise OutputFailed(error) from None
 
 
-def json_escaped(text):
+def json_escaped(text: str) -> str:
     "JSON whose texts have an escape for whatever a terminal would obey or a file in UTF-8 cannot hold"
     return "".join(json.dumps(c)[1:-1] if unicodedata.category(c) in INVISIBLE and c != "\n" else c for c in text)
 
 
-def show_json(value):
+def show_json(value: object) -> None:
     "A value as JSON on the standard output, with an escape for whatever a terminal would obey or cannot show"
     text = json_escaped(json.dumps(value, indent=2, ensure_ascii=False))
     try:
@@ -59,12 +59,12 @@ def show_json(value):
     show(text)
 
 
-def interrupted(reason=""):
+def interrupted(reason: object = "") -> int:
     say(f"interrupted; {str(reason) or 'nothing was written'}")
     return 130
 
 
-def refused(error):
+def refused(error: Exception) -> int:
     "Say why a command cannot be carried out; raises what is no reason but a fault of this program"
     if (
         isinstance(error, MemoryError)
@@ -84,7 +84,7 @@ def refused(error):
     return 2
 
 
-def without_output(error):
+def without_output(error: OSError) -> int:
     "The exit code of a command whose output cannot be written"
     if isinstance(error, BrokenPipeError):
         return 141  # nobody reads it any more; a shell counts programs that end so
@@ -92,7 +92,7 @@ def without_output(error):
     return 2
 
 
-def finish_output():
+def finish_output() -> int:
     "Write what was printed and not yet written; the exit code"
     try:
         sys.stdout.flush()

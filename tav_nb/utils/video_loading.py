@@ -9,6 +9,7 @@ __all__ = ['READ_ERRORS', 'FolderSettings', 'folder_fps', 'describe_read_error',
 import json
 import struct
 import zlib
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -135,9 +136,9 @@ def describe_read_error(error: Exception, path: Path) -> str:
 
 # %% ../../nbs/internals/84_video_loading.ipynb #1bd48067
 def iter_video(
-    path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
+    path: str | Path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
     limits: Limits = Limits(),  # how much of it is looked at
-):  # yields (frame uint8 [H, W, 3], time in seconds)
+) -> Iterator[tuple[np.ndarray, float]]:  # yields (frame uint8 [H, W, 3], time in seconds)
     "The frames of a file one after the other, for clips too long to hold in memory; the rest as `read_video`."
     path = recover(path)
     decode = _decode_folder if path.is_dir() else iter_images if is_image(path) else _decode
@@ -155,7 +156,7 @@ def iter_video(
 
 # %% ../../nbs/internals/84_video_loading.ipynb #3753237b
 def read_video(
-    path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
+    path: str | Path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
     limits: Limits = Limits(),  # how much of it is looked at
     most: int | None = None,  # stop after so many frames
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +196,7 @@ def _comment(path):
 
 # %% ../../nbs/internals/84_video_loading.ipynb #66be80f3
 def read_metadata(
-    path,  # a file or a folder that `write_video` made, or one PNG of it
+    path: str | Path,  # a file or a folder that `write_video` made, or one PNG of it
 ) -> dict:
     """The `metadata` that was given to `write_video`; empty if the file says nothing.
 

@@ -8,6 +8,7 @@ __all__ = ['DECODER_DELAY', 'READERS', 'SourceError', 'fit_size', 'DecodedFrame'
 # %% ../../nbs/internals/07_reading.ipynb #06fdcc0b
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 import numpy as np
@@ -27,9 +28,9 @@ class SourceError(TavError):
 
 # %% ../../nbs/internals/07_reading.ipynb #43dbdf67
 def fit_size(
-    size,  # (height, width)
-    side,  # neither shall be larger than this
-):  # (height, width)
+    size: tuple[int, int],  # (height, width)
+    side: int,  # neither shall be larger than this
+) -> tuple[int, int]:  # (height, width)
     "The size scaled down so that it fits into a square; never up."
     scale = min(1, side / max(size))
     return tuple(max(1, round(n * scale)) for n in size)
@@ -51,8 +52,8 @@ class DecodedFrame:
 
     def rgb(
         self,
-        size=None,  # (height, width); its own unless given
-    ):  # uint8 [H, W, 3]
+        size: tuple[int, int] | None = None,  # (height, width); its own unless given
+    ) -> np.ndarray:  # uint8 [H, W, 3]
         "The pixels in full-range sRGB, scaled if need be. Raises `SourceError` for a frame that cannot be converted."
         size = size or self.size
         if isinstance(self.source, av.VideoFrame):
@@ -61,7 +62,7 @@ class DecodedFrame:
             return self.source
         return np.asarray(Image.fromarray(self.source).resize(size[::-1], Image.Resampling.BOX, reducing_gap=2))
 
-    def grey(self):  # uint8 [H, W]
+    def grey(self) -> np.ndarray:  # uint8 [H, W]
         "The brightness alone, in full size. Raises `SourceError` for a frame that cannot be converted."
         if isinstance(self.source, av.VideoFrame):
             return self._converted(self.size, "gray")
@@ -294,9 +295,9 @@ class VideoReader(_Found):
 
     def __init__(
         self,
-        path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
-        fps=None,  # pictures a second of a folder; what its `metadata.json` says, or 8, unless given
-        repair="",  # 'interlaced' or 'telecined': take the combs out, as an earlier reading found them
+        path: str | Path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
+        fps: float | None = None,  # pictures a second of a folder; what its `metadata.json` says, or 8, unless given
+        repair: str = "",  # 'interlaced' or 'telecined': take the combs out, as an earlier reading found them
         limits: Limits = Limits(),  # how much of the source is looked at
     ):
         super().__init__()

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import struct
+from collections.abc import Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -59,8 +60,8 @@ def _own_folder(path):
 
 
 def check_output(
-    path,  # where a video shall go
-    fps=8,  # frames a second
+    path: str | Path,  # where a video shall go
+    fps: float = 8,  # frames a second
 ) -> Path:
     """The path, if `write_video` can write such a video there; otherwise raises `VideoError`. Nothing is written or
     created.
@@ -270,12 +271,12 @@ def _as_frames(frames):
 
 # %% ../../nbs/internals/06_video.ipynb #4439a0cf
 def write_video(
-    frames,  # uint8 [F, H, W, 3], or a list of arrays or Pillow images of one size
-    path,  # .mp4, .webm, .gif or .webp; without a suffix or with / at the end a folder of PNGs
-    fps=8,  # frames a second; at most 50 for a GIF and 90 for a WebP
-    metadata=None,  # a dict that JSON can hold: prompt, seed, settings; `read_metadata` gives it back
+    frames: Sequence[np.ndarray | Image.Image],  # uint8 [F, H, W, 3], or a list of arrays or Pillow images of one size
+    path: str | Path,  # .mp4, .webm, .gif or .webp; without a suffix or with / at the end a folder of PNGs
+    fps: float = 8,  # frames a second; at most 50 for a GIF and 90 for a WebP
+    metadata: dict | None = None,  # a dict that JSON can hold: prompt, seed, settings; `read_metadata` gives it back
     # take the place of a file or folder that is there; else raise `FileExistsError`, also if it has come meanwhile
-    replace=True,
+    replace: bool = True,
 ) -> Path:
     """Write a video that browsers play and that remembers how it was made; returns its path.
 
