@@ -11,6 +11,7 @@ __all__ = ['EMBEDDED', 'REQUIRED_PARTS', 'VOCABULARY', 'SMALL_VOCABULARY', 'hub_
 # %% ../../nbs/6_making_videos/14_models.ipynb #d62054fd
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def loading_error(where: str | Path, error: Exception, kind: str = "") -> ModelE
     return ModelError(f"{where}: cannot be loaded{kind} ({said})")
 
 
-def check_loadable(where: str | Path):
+def check_loadable(where: str | Path) -> None:
     "Raises `ModelError` if a folder or what is known of a repository on the Hub is no SDXL that can be loaded"
     if not is_hub_id(where):
         return check_model_folder(Path(where))
@@ -113,8 +114,9 @@ def check_loadable(where: str | Path):
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #0ca225fa
 def find_model(
-    model=None,  # None for the embedded one, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
-):
+    # None for the embedded one, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
+    model: str | Path | None = None,
+) -> str | Path:
     "The folder, file or Hub id to load from; raises `ModelError` if it can be none of them"
     path = Path(EMBEDDED if model is None else model)
     if path.is_file():
@@ -128,7 +130,7 @@ def find_model(
     return path
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #6d5540a4
-def find_config(model=None, config=None):
+def find_config(model: str | Path | None = None, config: str | Path | None = None) -> str | Path:
     """The folder or Hub id that says what the parts of a model are like: `config` for a one-file checkpoint, else the
     model itself; raises `ModelError`
     """
@@ -150,7 +152,7 @@ def find_config(model=None, config=None):
     return find_model(config)
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #c8f5da66
-def check_device(device):
+def check_device(device: torch.device | str) -> None:
     "Raises `ModelError` unless a tensor can be made on this device"
     try:
         torch.empty(0, device=device)
@@ -164,7 +166,7 @@ _classes = dict(
 )
 
 
-def read_part(path, name, config, dtype):
+def read_part(path: str | Path, name: str, config: str | Path, dtype: torch.dtype) -> torch.nn.Module | None:
     "One part of a one-file checkpoint, built as `config` says; None if the file has nothing of it"
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(ONE_FILE_PREFIXES[name])}
@@ -182,7 +184,7 @@ def read_part(path, name, config, dtype):
     return part
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #c13339ff
-def read_prediction(path):
+def read_prediction(path: str | Path) -> dict[str, Any]:
     "What a one-file checkpoint itself says about its noise and its prediction, as parameters of a scheduler"
     with safe_open(path, "pt") as file:
         keys, about = set(file.keys()), file.metadata() or {}
@@ -195,7 +197,7 @@ def read_prediction(path):
     }
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #2b487684
-def check_finite_weights(tensors: dict[str, torch.Tensor], where: str | Path):
+def check_finite_weights(tensors: dict[str, torch.Tensor], where: str | Path) -> None:
     "Raises `ModelError` if a tensor has NaN or infinite values: every frame would be wrong"
     if (key := first_not_finite(tensors)) is not None:
         dtype = str(tensors[key].dtype).removeprefix("torch.")
@@ -205,7 +207,7 @@ def check_finite_weights(tensors: dict[str, torch.Tensor], where: str | Path):
         )
 
 
-def check_tokens(pipe, where: str | Path):
+def check_tokens(pipe: StableDiffusionXLPipeline, where: str | Path) -> None:
     "Raises `ModelError` if a tokenizer makes tokens, or as many of them, that its text encoder does not know"
     for name, encoder in (("tokenizer", pipe.text_encoder), ("tokenizer_2", pipe.text_encoder_2)):
         tokenizer = getattr(pipe, name)
@@ -226,7 +228,7 @@ def check_tokens(pipe, where: str | Path):
 REQUIRED_PARTS = "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"
 
 
-def check_complete(pipe, where, heard):
+def check_complete(pipe: StableDiffusionXLPipeline | SimpleNamespace, where: str | Path, heard: list[str]) -> None:
     """Raises `ModelError` if a part of a pipeline lacks tensors or has some that are not finite; `heard` is what the
     libraries said while it was loaded
     """
@@ -246,12 +248,15 @@ def check_complete(pipe, where, heard):
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #09a9e9f7
 def load_pipeline(
-    model=None,  # None for the embedded tiny SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
-    device="cpu",  # where to compute
-    dtype=None,  # torch.dtype of all parts; None is float16 on a GPU, where it is twice as fast, and float32 on the CPU
-    config=None,  # for a one-file checkpoint: folder or Hub id of what it lacks; None for the folder that it lies in
+    # None for the embedded tiny SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
+    model: str | Path | None = None,
+    device: torch.device | str = "cpu",  # where to compute
+    # torch.dtype of all parts; None is float16 on a GPU, where it is twice as fast, and float32 on the CPU
+    dtype: torch.dtype | None = None,
+    # for a one-file checkpoint: folder or Hub id of what it lacks; None for the folder that it lies in
+    config: str | Path | None = None,
     **parts,  # instead of the model's own; `unet=None` leaves SDXL's five gigabytes where they are
-):
+) -> StableDiffusionXLPipeline:
     "An SDXL pipeline with `SDXLAnime_BestHQScheduler`; raises `ModelError`, one line, if there is none"
     where, config = find_model(model), find_config(model, config)
     check_device(device)
@@ -291,7 +296,7 @@ _little_words = set(
 )
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #885a0fc3
-def known_words(pipe):
+def known_words(pipe: StableDiffusionXLPipeline) -> list[str]:
     """The words with a meaning that a model with a small vocabulary was trained on, in alphabetical order; none for a
     full-size SDXL
     """
@@ -305,7 +310,7 @@ def known_words(pipe):
     ]
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #685d9447
-def check_prompt(pipe, prompt):
+def check_prompt(pipe: StableDiffusionXLPipeline, prompt: str) -> None:
     "Raises `ModelError` if the model has a small vocabulary and the prompt no word of it"
     known = known_words(pipe)
     if known and not set(re.findall("[a-z]+", prompt.lower())) & set(known):
@@ -313,10 +318,10 @@ def check_prompt(pipe, prompt):
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #d5906ef1
 def note_unread_words(
-    pipe,
+    pipe: StableDiffusionXLPipeline,
     text: str,
     what: str = "prompt",  # or "negative prompt"
-):
+) -> None:
     "Notes about words that the model does not read, or reads as plain words"
     starts = []
     for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):

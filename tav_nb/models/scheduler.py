@@ -8,7 +8,9 @@ __all__ = ['SDXLAnime_BestHQScheduler']
 # %% ../../nbs/2_method/05_scheduler.ipynb #c507d31a
 from functools import wraps
 from inspect import signature
+from typing import Any
 
+import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     SchedulerMixin,  # noqa: F401  diffusers looks for it here when it opens a pipeline saved with our scheduler
@@ -87,20 +89,28 @@ class SDXLAnime_BestHQScheduler(DPMSolverMultistepScheduler):
         )
 
     @classmethod
-    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
+    def from_config(cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs) -> Any:
         "As in diffusers: from another scheduler's config, changed by `kwargs`"
         if isinstance(config, dict):
             config = _chosen(config)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
-    def index_for_timestep(self, timestep, schedule_timesteps=None):
+    def index_for_timestep(self, timestep: torch.Tensor | int, schedule_timesteps: torch.Tensor | None = None) -> int:
         """As in diffusers, except that the first time of a schedule is its first step, however many steps round to that
         time
         """
         schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
         return 0 if timestep == schedule[0] else super().index_for_timestep(timestep, schedule)
 
-    def step(self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True):
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | int,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
         "As in diffusers, with the hooks before and after"
         if self.hook_before_step:
             answer = self.hook_before_step(

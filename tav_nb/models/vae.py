@@ -118,7 +118,7 @@ def decode_latents(
 
 # %% ../../nbs/internals/57_vae.ipynb #8735e2c1
 @contextmanager
-def safe_vae(vae):
+def safe_vae(vae: nn.Module) -> Iterator[nn.Module]:
     "Inside the `with` the VAE is in the precision in which it does not overflow, and repeats itself bit for bit."
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
@@ -130,11 +130,11 @@ def safe_vae(vae):
 
 # %% ../../nbs/internals/57_vae.ipynb #2408ac1a
 def encode_frames(
-    vae,
-    frames,  # uint8 [F, H, W, 3]
-    hold_mask,  # bool [F]; True: the same drawing as the frame before
-    at_once=4,
-):  # float16 [F, C, H/8, W/8]
+    vae: nn.Module,
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+    hold_mask: np.ndarray,  # bool [F]; True: the same drawing as the frame before
+    at_once: int = 4,
+) -> np.ndarray:  # float16 [F, C, H/8, W/8]
     "The scaled latents of a clip."
     drawings, latents = np.flatnonzero(~hold_mask), []
     for start in range(0, len(drawings), at_once):

@@ -9,7 +9,10 @@ __all__ = ['KeyframeError', 'parse_frame_values', 'interpolate_embeddings', 'rea
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e5f493ea
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,6 +23,12 @@ from ..utils.limits import DecodeError
 from ..utils.still_images import image_pixels, open_image
 from ..utils.video_loading import READ_ERRORS
 
+if TYPE_CHECKING:
+    import torch
+    from diffusers import SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    from tav_nb.sampling.request import Keyframes
+
 # %% ../../nbs/6_making_videos/32_directing.ipynb #e783cc7f
 class KeyframeError(TavError):
     "A film cannot be directed so; the message is one line."
@@ -29,9 +38,9 @@ _key = r"(?:^|(?<=\s))([-+]?\d[\d.]*):"
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #dfdd1af8
 def parse_frame_values(
-    given,  # '0: a girl stands 24: a girl walks', {0: ..., 24: ...}, or one value for the whole film
-    what="prompt",  # or 'seed', whose values are numbers
-):  # {frame: value}, in the order of frames
+    given: str | int | dict,  # '0: a girl stands 24: a girl walks', {0: ..., 24: ...}, or one value for the whole film
+    what: str = "prompt",  # or 'seed', whose values are numbers
+) -> dict[int, str | int]:  # {frame: value}, in the order of frames
     "What holds from which frame on. Raises `KeyframeError`: out of order, unreadable, nothing behind a colon"
     if isinstance(given, dict):
         pairs = sorted(given.items(), key=lambda item: _frame(item[0], what))
@@ -80,10 +89,10 @@ def _checked(pairs, what):
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #06d70751
 def interpolate_embeddings(
-    embeddings,  # k ...: one for each key frame
-    frames,  # the k key frames, in order
-    num_frames,  # f
-):  # f ...
+    embeddings: "torch.Tensor",  # k ...: one for each key frame
+    frames: Sequence[int],  # the k key frames, in order
+    num_frames: int,  # f
+) -> "torch.Tensor":  # f ...
     "An embedding for each frame, linear between key frames, constant outside"
     place = np.interp(range(num_frames), frames, range(len(frames)))  # f, in key frames
     before = place.astype(int)
@@ -92,8 +101,8 @@ def interpolate_embeddings(
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #019e5339
 def read_frame_image(
-    picture,  # a file, a Pillow image, or an array [H, W, 3]
-):  # uint8 [H, W, 3]
+    picture: str | Path | Image.Image | np.ndarray,  # a file, a Pillow image, or an array [H, W, 3]
+) -> np.ndarray:  # uint8 [H, W, 3]
     "A picture, upright, in sRGB, upon white. Raises `KeyframeError`"
     if isinstance(picture, (np.ndarray, Image.Image)):
         return to_image(picture)
@@ -108,7 +117,7 @@ def read_frame_image(
         raise KeyframeError(f"{picture}: cannot be read as a picture") from None
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #0ba89077
-def check_image_size(picture, what, height, width, multiple=8):
+def check_image_size(picture: np.ndarray, what: str, height: int | None, width: int | None, multiple: int = 8) -> None:
     "Raises `KeyframeError` unless a picture has the size of the film, as far as that is known (None is not)"
     h, w = picture.shape[:2]
     if (h, w) != (height or h, width or w):
@@ -126,18 +135,18 @@ class KnownFrames:
 
     def __init__(
         self,
-        where,  # their numbers in the film, k
-        latents,  # k c h w, clean
-        noise,  # k c h w, of unit variance
-        scheduler,
+        where: list[int],  # their numbers in the film, k
+        latents: "torch.Tensor | None",  # k c h w, clean
+        noise: "torch.Tensor | None",  # k c h w, of unit variance
+        scheduler: "SchedulerMixin",
     ):
         self.where, self.latents, self.noise, self.scheduler = where, latents, noise, scheduler
 
     def inject(
         self,
-        latents,  # f c h w
-        t=None,  # the step's time; None after the last
-    ):  # f c h w
+        latents: "torch.Tensor",  # f c h w
+        t: "torch.Tensor | None" = None,  # the step's time; None after the last
+    ) -> "torch.Tensor":  # f c h w
         "The film's latents with the known frames in their places"
         if not self.where:
             return latents
@@ -148,7 +157,9 @@ class KnownFrames:
         return latents
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #b9d30b1b
-def invert_ddim(pipe, latents, unet_kwargs, steps):
+def invert_ddim(
+    pipe: "StableDiffusionXLPipeline", latents: "torch.Tensor", unet_kwargs: dict, steps: int
+) -> "torch.Tensor":
     """The noise `k c h w`, of unit variance, of which the model would make the clean `latents`: its path walked
     backwards, each frame on its own
     """
@@ -180,11 +191,11 @@ def invert_ddim(pipe, latents, unet_kwargs, steps):
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #405aa59a
 def condition_noise(
-    noise,  # f c h w, as drawn
-    where,  # numbers of k frames
-    given,  # k c h w: the noise that those frames shall have
-    correlation,  # f f, of the frames (`noise_correlation`)
-):  # f c h w
+    noise: "torch.Tensor",  # f c h w, as drawn
+    where: list[int],  # numbers of k frames
+    given: "torch.Tensor",  # k c h w: the noise that those frames shall have
+    correlation: "torch.Tensor",  # f f, of the frames (`noise_correlation`)
+) -> "torch.Tensor":  # f c h w
     "Noise with the law of `noise` in which some frames are given"
     import torch
 
@@ -196,7 +207,7 @@ def condition_noise(
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #b680962f
 @contextmanager
-def motion_strength(unet, strength):
+def motion_strength(unet: "UNet2DConditionModel", strength: float) -> "Iterator[UNet2DConditionModel]":
     "Inside the `with`, what time adds to the frames counts `strength` times; 1 touches nothing"
     from tav_nb.models.temporal_unet import temporal_modules
 
@@ -210,12 +221,12 @@ def motion_strength(unet, strength):
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #0b3f4995
 def noise_by_seed(
-    shape,  # (b, f, c, h, w)
-    kind,
-    strength,  # as in `correlated_noise`
-    seeds,  # {frame: seed}; the first also draws what all frames share
-    loop=False,  # does the film begin again after its last frame?
-):  # b f c h w
+    shape: tuple[int, ...],  # (b, f, c, h, w)
+    kind: str,
+    strength: float | None,  # as in `correlated_noise`
+    seeds: dict[int, int],  # {frame: seed}; the first also draws what all frames share
+    loop: bool = False,  # does the film begin again after its last frame?
+) -> "torch.Tensor":  # b f c h w
     "Correlated noise in which each stretch of frames has its own seed"
     import torch
 
@@ -232,7 +243,9 @@ def noise_by_seed(
     return correlate_frames(shared, own, kind, strength, loop)
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #033d210a
-def known_images(keyframes, num_frames, height, width, multiple=8):
+def known_images(
+    keyframes: "Keyframes", num_frames: int, height: int | None, width: int | None, multiple: int = 8
+) -> dict[int, np.ndarray]:
     """`{frame: uint8 [H, W, 3]}`: all that is known, counted from the first frame that stands in the window. Raises
     `KeyframeError`
     """
@@ -257,7 +270,14 @@ def known_images(keyframes, num_frames, height, width, multiple=8):
     return known
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #f2e0ece9
-def check_keyframes(keyframes, prompt, num_frames, height, width, multiple=8):
+def check_keyframes(
+    keyframes: "Keyframes",
+    prompt: str | dict,
+    num_frames: int,
+    height: int | None,
+    width: int | None,
+    multiple: int = 8,
+) -> None:
     "Raises `KeyframeError`, one line, for prompts, seeds or pictures that such a film cannot have"
     for what, given in dict(prompt=prompt, seed=keyframes.seeds).items():
         last = max(parse_frame_values(given, what), default=0) if given is not None else 0
@@ -269,19 +289,19 @@ def check_keyframes(keyframes, prompt, num_frames, height, width, multiple=8):
     known_images(keyframes, num_frames, height, width, multiple)
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #bf4b1eec
-def join_videos(keyframes, frames):
+def join_videos(keyframes: "Keyframes", frames: np.ndarray) -> np.ndarray:
     "The film before, if there is one, and the new frames"
     return frames if keyframes.before is None else np.concatenate([keyframes.before, frames])
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #5dd8dc8b
-def seeds_by_frame(keyframes, seed):
+def seeds_by_frame(keyframes: "Keyframes", seed: int) -> tuple[dict[int, int], int]:
     "`{frame: seed}` and the number of frames drawn before the first one of the window"
     length = 0 if keyframes.before is None else len(keyframes.before)
     given = parse_frame_values(keyframes.seeds, "seed") if keyframes.seeds is not None else {}
     return {0: seed} | {frame + length: one for frame, one in given.items()}, length - keyframes.context_frames
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #1b1efb47
-def encode_known_image(pipe, picture):
+def encode_known_image(pipe: "StableDiffusionXLPipeline", picture: np.ndarray) -> "torch.Tensor":
     "The clean latents `c h w` of a picture, uint8 `[H, W, 3]`, in float32"
     from tav_nb.models.vae import encode_images
 
@@ -291,7 +311,15 @@ def encode_known_image(pipe, picture):
     return encode_images(pipe.vae, planes.transpose(1, 2, 0)[None], pipe._execution_device)[0]
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #947e3e6c
-def prepare_known_frames(pipe, pictures, context_frames, latents, unet_kwargs, correlation, steps):
+def prepare_known_frames(
+    pipe: "StableDiffusionXLPipeline",
+    pictures: dict[int, np.ndarray],
+    context_frames: int,
+    latents: "torch.Tensor",
+    unet_kwargs: dict,
+    correlation: "torch.Tensor",
+    steps: int,
+) -> "tuple[KnownFrames, torch.Tensor]":
     """The `KnownFrames` of a film, and the latents `f c h w` to start from, whose noise fits them; the first
     `context_frames` keep their own
     """

@@ -9,10 +9,9 @@ __all__ = ['read_tensors', 'load_control', 'load_ip_adapter', 'describe_text_wid
 from pathlib import Path
 from types import SimpleNamespace
 
-import diffusers
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPVisionModelWithProjection
 
 from ..models.base import cached_folder, check_complete, check_finite_weights, hub_file, loading_error
 from ..models.messages import quiet
@@ -21,8 +20,14 @@ from ..models.temporal_unet import without_temporal
 from .pipelines import PipelineError
 from ..utils.arguments import is_hub_id
 
+# %% ../../nbs/6_making_videos/85_extensions.ipynb #e38a762f
+with quiet():  # their modules print advice when they are imported
+    import diffusers
+    from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPVisionModelWithProjection
+
 # %% ../../nbs/6_making_videos/85_extensions.ipynb #ceffcefb
-def read_tensors(path):
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     "`{key: tensor}` of a safetensors file; raises `PipelineError` for anything else"
     if not Path(path).is_file():
         raise PipelineError(f"{path}: there is no such file")
@@ -39,7 +44,7 @@ def read_tensors(path):
     return tensors
 
 # %% ../../nbs/6_making_videos/85_extensions.ipynb #9a67c076
-def load_control(pipe, where):
+def load_control(pipe: DiffusionPipeline, where: str | Path) -> ControlNetModel:
     "A `ControlNetModel` from a folder or Hub id; raises `PipelineError` unless it is one for this base"
     if Path(where).is_file():
         raise PipelineError(f"{where}: a file, but a ControlNet is a folder with a config.json")
@@ -71,11 +76,11 @@ def load_control(pipe, where):
 
 # %% ../../nbs/6_making_videos/85_extensions.ipynb #2afb5809
 def load_ip_adapter(
-    pipe,
-    path,  # a .safetensors file
-    encoder=None,  # the folder of its CLIP; None for `image_encoder` beside it
-    scale=1.0,  # how much the picture counts
-):
+    pipe: StableDiffusionXLPipeline,
+    path: str | Path,  # a .safetensors file
+    encoder: str | Path | None = None,  # the folder of its CLIP; None for `image_encoder` beside it
+    scale: float = 1.0,  # how much the picture counts
+) -> None:
     "Put an IP-Adapter into a pipeline; raises `PipelineError`. Films then need `ip_adapter_image=`"
     path = Path(path)
     keys, encoder = read_tensors(path), Path(encoder or path.parent / "image_encoder")
@@ -103,7 +108,7 @@ def load_ip_adapter(
     pipe.set_ip_adapter_scale(scale)
 
 
-def describe_text_width(width):
+def describe_text_width(width: int) -> str:
     "What the width of the text says about a base"
     return {
         768: "its text is 768 wide, as in Stable Diffusion 1",
@@ -113,10 +118,10 @@ def describe_text_width(width):
 
 # %% ../../nbs/6_making_videos/85_extensions.ipynb #da572ce1
 def load_new_word(
-    pipe,
-    path,  # a .safetensors file
-    word=None,  # to write in prompts; None for the file's name
-):
+    pipe: StableDiffusionXLPipeline,
+    path: str | Path,  # a .safetensors file
+    word: str | None = None,  # to write in prompts; None for the file's name
+) -> str:
     "Teach both text encoders a new word from a file of textual inversion; returns the word. Raises `PipelineError`"
     word, tensors = word or Path(path).stem, read_tensors(path)
     if not {"clip_l", "clip_g"} <= tensors.keys():

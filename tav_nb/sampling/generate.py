@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch
 from ..models.adapter_file import EMBEDDED_ADAPTER, AdapterError, find_adapter, load_adapter
 from ..models.base import EMBEDDED, check_prompt, find_model, load_pipeline, note_unread_words
 from ..models.base_config import not_a_multiple, vae_factor
+from ..models.messages import quiet
 from ..models.temporal_unet import attention_windows, temporal_modules
 from ..models.vae import decode_latents
 from ..models.windows import Context, Windows, blend_windows, plan_windows, slice_window
@@ -39,8 +41,12 @@ from .noise import neighbour_correlation, noise_correlation
 from .request import Keyframes, VideoRequest
 from ..utils.errors import TavError
 
+# %% ../../nbs/2_method/09_inference.ipynb #aeb0f004
+with quiet():  # their modules print advice when they are imported
+    from diffusers import StableDiffusionXLPipeline
+
 # %% ../../nbs/2_method/09_inference.ipynb #18201640
-def adapter_beside(model):
+def adapter_beside(model: str | Path | None) -> str | Path | None:
     "The adapter file that belongs to a model, or None"
     if (where := find_model(model)) == EMBEDDED:
         return EMBEDDED_ADAPTER
@@ -51,12 +57,14 @@ def adapter_beside(model):
 
 # %% ../../nbs/2_method/09_inference.ipynb #5215b3fe
 def load_video_pipeline(
-    model=None,  # None for the embedded SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
-    adapter=None,  # an adapter's file, folder or Hub id; None takes the one that belongs to the model, if there is one
-    device="cpu",  # where to compute
-    dtype=None,  # torch.dtype of the base; None is float16 on a GPU and float32 on the CPU
-    config=None,  # for a one-file checkpoint, as in `load_pipeline`
-):
+    # None for the embedded SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
+    model: str | Path | None = None,
+    # an adapter's file, folder or Hub id; None takes the one that belongs to the model, if there is one
+    adapter: str | Path | None = None,
+    device: torch.device | str = "cpu",  # where to compute
+    dtype: torch.dtype | None = None,  # torch.dtype of the base; None is float16 on a GPU and float32 on the CPU
+    config: str | Path | None = None,  # for a one-file checkpoint, as in `load_pipeline`
+) -> StableDiffusionXLPipeline:
     "A stock SDXL pipeline whose UNet has the temporal adapter in it; raises `ModelError` or `AdapterError`, one line"
     pipe = load_pipeline(model, device, dtype, config)
     adapter = adapter or adapter_beside(model)
@@ -66,7 +74,7 @@ def load_video_pipeline(
 
 # %% ../../nbs/2_method/09_inference.ipynb #245a29d8
 def encode_conditioning(
-    pipe,
+    pipe: StableDiffusionXLPipeline,
     prompt: str | dict[int, str],  # one, or one for each key frame
     num_frames: int,  # f
     height: int,  # in pixels
@@ -94,10 +102,10 @@ def encode_conditioning(
 
 # %% ../../nbs/2_method/09_inference.ipynb #f8e20ffa
 def slice_unet_kwargs(
-    unet_kwargs,  # of a batch `(g f)`: a dict, a tensor, or anything else, which stays as it is
+    unet_kwargs: object,  # of a batch `(g f)`: a dict, a tensor, or anything else, which stays as it is
     windows: Windows,
     start: int,  # first frame of the window
-):  # the same, of a batch `(g l)`
+) -> object:  # the same, of a batch `(g l)`
     "The UNet's arguments for one window of a video"
     if isinstance(unet_kwargs, dict):
         return {
@@ -110,7 +118,9 @@ def slice_unet_kwargs(
     return slice_window(per_frame, start, windows.length, dim=1).flatten(0, 1)
 
 
-def plan_prediction_windows(pipe, num_frames: int, context: Context) -> Windows | None:
+def plan_prediction_windows(
+    pipe: StableDiffusionXLPipeline | SimpleNamespace, num_frames: int, context: Context
+) -> Windows | None:
     """The `Windows` that the sampling loop goes through, None if the temporal layers do; raises a `TavError` if such
     a video cannot be made
     """
@@ -121,7 +131,7 @@ def plan_prediction_windows(pipe, num_frames: int, context: Context) -> Windows 
 
 # %% ../../nbs/2_method/09_inference.ipynb #c1318549
 def denoise_step(
-    pipe,
+    pipe: StableDiffusionXLPipeline,
     latents: torch.Tensor,  # f c h w
     t: torch.Tensor,  # the step's time
     guidance: Guidance,
@@ -167,12 +177,12 @@ def denoise_step(
     return pipe.scheduler.step(prediction, t, latents).prev_sample
 
 # %% ../../nbs/2_method/09_inference.ipynb #8746d121
-def decode_frames(pipe, latents, memory=Memory()):
+def decode_frames(pipe: StableDiffusionXLPipeline, latents: torch.Tensor, memory: Memory = Memory()) -> np.ndarray:
     "Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the VAE asks for it"
     return decode_latents(pipe.vae, latents, memory.tile)
 
 
-def check_latents(latents, pipe):
+def check_latents(latents: torch.Tensor, pipe: StableDiffusionXLPipeline) -> None:
     "Raises a `ValueError` if the latents are not finite: every frame would be black or noise"
     if not torch.isfinite(latents).all():
         raise TavError(
@@ -181,7 +191,15 @@ def check_latents(latents, pipe):
         )
 
 # %% ../../nbs/2_method/09_inference.ipynb #f8146873
-def check_request(pipe, num_frames, height, width, steps, images=False, context=None):
+def check_request(
+    pipe: StableDiffusionXLPipeline | SimpleNamespace,
+    num_frames: int,
+    height: int,
+    width: int,
+    steps: int,
+    images: bool = False,
+    context: Context | None = None,
+) -> None:
     "Raises `ValueError`, one line that says what would be right"
     if num_frames < 1:
         raise TavError(f"a film has at least 1 frame, not {num_frames}")
@@ -200,7 +218,9 @@ def check_request(pipe, num_frames, height, width, steps, images=False, context=
     plan_prediction_windows(pipe, num_frames, context or pipe.unet.temporal.context)
 
 # %% ../../nbs/2_method/09_inference.ipynb #7fd9e17b
-def resolve_noise(pipe, noise=None, noise_strength=None):
+def resolve_noise(
+    pipe: StableDiffusionXLPipeline, noise: str | None = None, noise_strength: float | None = None
+) -> tuple[str, float | None]:
     """Kind and strength of the noise to start from: what is given, else what the adapter was trained with, else mixed
     noise of the usual strength
     """
@@ -213,8 +233,16 @@ def resolve_noise(pipe, noise=None, noise_strength=None):
 
 # %% ../../nbs/2_method/09_inference.ipynb #1c77a0d4
 def start_latents(
-    pipe, num_frames, height, width, noise, noise_strength=None, seed=0, keyframes=Keyframes(), loop=False
-):
+    pipe: StableDiffusionXLPipeline,
+    num_frames: int,
+    height: int,
+    width: int,
+    noise: str,
+    noise_strength: float | None = None,
+    seed: int = 0,
+    keyframes: Keyframes = Keyframes(),
+    loop: bool = False,
+) -> torch.Tensor:
     "Latents `f c h w` to start from, as strong as the scheduler wants them, once it has its timesteps"
     seeds, gone = seeds_by_frame(keyframes, seed)  # frames of a film that goes on, but are too far back
     shape = (
@@ -229,12 +257,12 @@ def start_latents(
 
 # %% ../../nbs/2_method/09_inference.ipynb #73348f36
 @cache
-def embedded_pipeline():
+def embedded_pipeline() -> StableDiffusionXLPipeline:
     "The embedded SDXL with the embedded adapter on the CPU, loaded once"
     return load_video_pipeline()
 
 # %% ../../nbs/2_method/09_inference.ipynb #e899bf86
-def with_defaults(pipe, request: VideoRequest) -> VideoRequest:
+def with_defaults(pipe: StableDiffusionXLPipeline, request: VideoRequest) -> VideoRequest:
     "The request with a value for whatever was left to the base and the adapter"
     made_for = pipe.unet.config.sample_size * pipe.vae_scale_factor
     noise, noise_strength = resolve_noise(pipe, request.noise, request.noise_strength)
@@ -257,7 +285,7 @@ def with_defaults(pipe, request: VideoRequest) -> VideoRequest:
 
 
 def resolve_request(
-    pipe,
+    pipe: StableDiffusionXLPipeline,
     prompts: dict[int, str],  # by frame
     request: VideoRequest,
 ) -> VideoRequest:
@@ -278,7 +306,7 @@ def resolve_request(
     return with_defaults(pipe, request)
 
 
-def note_all_unread_words(pipe, prompts: dict[int, str], request: VideoRequest) -> None:
+def note_all_unread_words(pipe: StableDiffusionXLPipeline, prompts: dict[int, str], request: VideoRequest) -> None:
     "Report the words that are beyond what the text encoders read"
     for text in dict.fromkeys(prompts.values()):
         note_unread_words(pipe, text)
@@ -286,7 +314,7 @@ def note_all_unread_words(pipe, prompts: dict[int, str], request: VideoRequest) 
         note_unread_words(pipe, request.negative_prompt, "negative prompt")
 
 
-def set_timesteps(pipe, num_frames: int, steps: int) -> None:
+def set_timesteps(pipe: StableDiffusionXLPipeline, num_frames: int, steps: int) -> None:
     "Prepare the scheduler for a video"
     pipe.scheduler.num_frames = num_frames  # for its hooks
     pipe.scheduler.set_timesteps(steps, device=pipe._execution_device)
@@ -295,7 +323,7 @@ def set_timesteps(pipe, num_frames: int, steps: int) -> None:
 
 
 def sample_video(
-    pipe,
+    pipe: StableDiffusionXLPipeline,
     prompts: dict[int, str],  # by frame
     request: VideoRequest,  # from `resolve_request`
     callback: Callable | None = None,
@@ -336,7 +364,7 @@ def sample_video(
 @torch.no_grad()
 def generate(
     prompt: str | dict[int, str],  # what the video shows; by frame: '0: a girl stands 24: a girl walks', or a dict
-    pipe=None,  # a pipeline from `load_video_pipeline`; None for the embedded one
+    pipe: StableDiffusionXLPipeline | None = None,  # a pipeline from `load_video_pipeline`; None for the embedded one
     request: VideoRequest | None = None,  # None for the defaults
     callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
     **options,  # fields of `VideoRequest`, in place of those of `request`

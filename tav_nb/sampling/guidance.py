@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import SchedulerMixin
+from torch import nn
 
 from ..utils.errors import TavError
 
@@ -52,7 +54,7 @@ def apply_guidance(
     return prediction
 
 
-def noise_level(scheduler, t) -> float:
+def noise_level(scheduler: SchedulerMixin, t: torch.Tensor | float) -> float:
     "Standard deviation of the noise at timestep `t`, over that of what it hides: `sqrt((1 - a) / a)`"
     last = len(scheduler.alphas_cumprod) - 1
     a = float(scheduler.alphas_cumprod[min(int(t), last)])  # spaced "leading", a thousand steps begin at time 1000
@@ -60,12 +62,12 @@ def noise_level(scheduler, t) -> float:
 
 # %% ../../nbs/2_method/38_guidance.ipynb #5ccbaf4f
 def resolve_guidance(
-    unet,
-    scale=None,  # None for what the adapter's file recommends, else 5
-    min_sigma=None,  # None for what the file recommends, else 0
+    unet: nn.Module,
+    scale: float | None = None,  # None for what the adapter's file recommends, else 5
+    min_sigma: float | None = None,  # None for what the file recommends, else 0
     # None for what the file recommends, else 0; and 0 if a `scale` of 1 or less was given, which says: no guidance
-    temporal=None,
-):
+    temporal: float | None = None,
+) -> Guidance:
     "The `Guidance` to sample with. Raises a `ValueError` for scales that there are not"
     advice = getattr(unet, "temporal_config", {})
     wanted = dict(

@@ -8,6 +8,7 @@ __all__ = ['check_lora', 'lora_layers', 'original_layer_name', 'layer_names', 'f
 
 # %% ../../nbs/6_making_videos/86_lora.ipynb #0141bfe6
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,10 @@ from ..models.temporal_unet import load_lora, without_temporal
 from .extensions import describe_text_width, read_tensors
 from .pipelines import PipelineError
 from ..utils.schema import printable
+
+# %% ../../nbs/6_making_videos/86_lora.ipynb #6a4f1572
+with quiet():  # their modules print advice when they are imported
+    from diffusers import StableDiffusionXLPipeline
 
 # %% ../../nbs/6_making_videos/86_lora.ipynb #0afdaa31
 _lora_down = ".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight"
@@ -33,7 +38,7 @@ _other_kinds = {
 }
 
 
-def check_lora(pipe, path):
+def check_lora(pipe: StableDiffusionXLPipeline, path: Path) -> dict[str, torch.Tensor]:
     "The tensors of a LoRA; raises `PipelineError` if it is none, or one for another base"
     tensors = read_tensors(path)
     for part, kind in _other_kinds.items():
@@ -60,7 +65,7 @@ def check_lora(pipe, path):
     return tensors
 
 
-def lora_layers(pipe, name):
+def lora_layers(pipe: StableDiffusionXLPipeline, name: str) -> int:
     "How many layers of a pipeline a LoRA is in"
     parts = [part for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2) if part]
     return sum(name in getattr(module, "lora_A", ()) for part in parts for module in part.modules())
@@ -129,7 +134,7 @@ def original_layer_name(
     return f"{'input' if way == 'down' else 'output'}_blocks.{block}.{attention}.{rest}"
 
 
-def layer_names(pipe) -> dict[str, dict[str, str]]:
+def layer_names(pipe: StableDiffusionXLPipeline) -> dict[str, dict[str, str]]:
     "`{part: {name in any program, with underscores: its own name}}` for all layers that a LoRA can change"
     found, per_level = {}, pipe.unet.config.layers_per_block + 1
     for part in _prefixes:
@@ -161,7 +166,9 @@ def find_layer(
     return None
 
 
-def rename_lora(pipe, tensors, path):
+def rename_lora(
+    pipe: StableDiffusionXLPipeline, tensors: dict[str, torch.Tensor], path: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
     """A LoRA's tensors as diffusers names them, and the alpha of each layer; raises `PipelineError` for layers that
     this base has not, and for unknown names
     """
@@ -197,7 +204,7 @@ def rename_lora(pipe, tensors, path):
     return state, alphas or None
 
 # %% ../../nbs/6_making_videos/86_lora.ipynb #86a6cf55
-def load_loras(pipe, loras):
+def load_loras(pipe: StableDiffusionXLPipeline, loras: Sequence[tuple[str | Path, float]]) -> None:
     """Put LoRAs into a pipeline in place of any there were, all switched on: `loras` are (.safetensors file, weight).
     Raises `PipelineError`, and then there is none
     """
@@ -215,7 +222,7 @@ def load_loras(pipe, loras):
         raise
 
 
-def load_one_lora(pipe, name, path):
+def load_one_lora(pipe: StableDiffusionXLPipeline, name: str, path: Path) -> None:
     "The LoRA of a file under a name, if all of its layers have a place"
     tensors = check_lora(pipe, path)
     state, alphas = rename_lora(pipe, tensors, path)
@@ -244,7 +251,9 @@ def load_one_lora(pipe, name, path):
         raise PipelineError(f"{path}: a LoRA for another base: of its {count} layers {found} have a place in this one")
 
 
-def load_renamed(pipe, name, state, alphas):
+def load_renamed(
+    pipe: StableDiffusionXLPipeline, name: str, state: dict[str, torch.Tensor], alphas: dict[str, float] | None
+) -> None:
     "What `pipe.load_lora_weights` does, with an alpha for each layer"
     with without_temporal(pipe.unet):
         how = dict(network_alphas=alphas, adapter_name=name, _pipeline=pipe)

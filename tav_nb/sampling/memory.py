@@ -7,16 +7,23 @@ __all__ = ['LIGHT_LAYERS', 'Memory', 'map_batch', 'predict', 'chunked_layers', '
            'chunked_forward', 'offload_parts']
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #5f96001c
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..models.messages import quiet
 from ..models.temporal_attention import TemporalSelfAttention
 from ..utils.errors import TavError
+
+# %% ../../nbs/6_making_videos/30_fitting.ipynb #194127e7
+with quiet():  # their modules print advice when they are imported
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #8fb7b929
 @dataclass(frozen=True)
@@ -54,18 +61,18 @@ class Memory:
         return ", ".join(parts + ["parts of the model in turn"] * self.offload)
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #89799427
-def map_batch(tree, take, size):
+def map_batch(tree: Any, take: Callable[[torch.Tensor], torch.Tensor], size: int) -> Any:
     "The same tree with `take(tensor)` for each tensor that has `size` entries"
     return tree_map(lambda x: take(x) if isinstance(x, torch.Tensor) and x.ndim and len(x) == size else x, tree)
 
 
 def predict(
-    unet,
-    x,  # latents `f c h w`, scaled for the UNet
-    t,
-    unet_kwargs,  # the UNet's other arguments, for `(g f)` images: g sides of the guidance
-    memory=Memory(),
-):
+    unet: UNet2DConditionModel,
+    x: torch.Tensor,  # latents `f c h w`, scaled for the UNet
+    t: torch.Tensor,
+    unet_kwargs: dict,  # the UNet's other arguments, for `(g f)` images: g sides of the guidance
+    memory: Memory = Memory(),
+) -> torch.Tensor:
     "What the UNet says, in 32 bits, once for each side of the guidance: `g f c h w`"
     f, batch = len(x), len(unet_kwargs["encoder_hidden_states"])
     with torch.no_grad(), chunked_forward(unet, memory.frames_at_once):
@@ -80,7 +87,7 @@ def predict(
 LIGHT_LAYERS = nn.LayerNorm, nn.GroupNorm, nn.SiLU, nn.Dropout
 
 
-def chunked_layers(module):
+def chunked_layers(module: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
     "Pairs of each temporal layer, or largest module without one, and the function that runs it in pieces"
     for child in module.children():
         knows_time = any(isinstance(m, TemporalSelfAttention) for m in child.modules())
@@ -92,7 +99,7 @@ def chunked_layers(module):
             yield child, run_by_frames
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #b1fd57bf
-def run_by_frames(forward, at_once, *args, **kwargs):
+def run_by_frames(forward: Callable, at_once: int, *args, **kwargs) -> Any:
     "`forward` of a module whose first tensor is `[(b f), ...]`, `at_once` images at a time"
     n = next(len(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
     if n <= at_once:
@@ -115,7 +122,7 @@ def run_by_frames(forward, at_once, *args, **kwargs):
     return tree_unflatten(outputs, layout)
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #c41229a6
-def run_by_positions(forward, at_once, x, *args):
+def run_by_positions(forward: Callable, at_once: int, x: torch.Tensor, *args) -> torch.Tensor:
     "`forward` of a temporal layer for tokens `[(b f), s, c]`, some places `s` at a time"
     n, s, _ = x.shape
     if n <= at_once:
@@ -129,7 +136,7 @@ def run_by_positions(forward, at_once, x, *args):
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #a37b7652
 @contextmanager
-def chunked_forward(unet, frames_at_once):
+def chunked_forward(unet: UNet2DConditionModel, frames_at_once: int | None) -> Iterator[UNet2DConditionModel]:
     """Inside the `with`, all layers of a UNet that need not see all frames see `frames_at_once` of them; None changes
     nothing
     """
@@ -150,7 +157,7 @@ def chunked_forward(unet, frames_at_once):
                 module.forward = before  # somebody else's, such as a hook's
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #a8aff260
-def offload_parts(pipe, memory, device=None):
+def offload_parts(pipe: DiffusionPipeline, memory: Memory, device: torch.device | str | None = None) -> None:
     """Put `accelerate`'s hooks on a pipeline if `memory` says so; on a CPU there is nowhere else to go.
     `pipe.remove_all_hooks()` undoes it
     """

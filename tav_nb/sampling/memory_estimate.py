@@ -9,10 +9,13 @@ __all__ = ['MEMORY_PRESETS', 'MEMORY_MARGIN', 'load_configs', 'weight_bytes', 'b
            'longest_that_fits', 'too_large_message']
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #00c1ae18
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +36,7 @@ with quiet():
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #276b2622
-def load_configs(model=None, config=None):
+def load_configs(model: str | Path | None = None, config: str | Path | None = None) -> dict[str, Any]:
     "The configs of the parts of a model, from its folder or the Hub, as `build_on_meta` wants them"
     where = find_config(model, config)
     check_loadable(where)
@@ -50,15 +53,15 @@ def load_configs(model=None, config=None):
             raise loading_error(where, error) from error
 
 
-def weight_bytes(module):
+def weight_bytes(module: nn.Module) -> int:
     return sum(-(-x.nbytes // 512) * 512 for x in [*module.parameters(), *module.buffers()])
 
 
 def build_on_meta(
-    configs,  # as `load_configs` gives them
-    adapter=None,  # file or folder of the adapter; None is without
-    dtype=torch.float16,  # of the base; the adapter has its file's
-):
+    configs: dict[str, Any],  # as `load_configs` gives them
+    adapter: str | Path | None = None,  # file or folder of the adapter; None is without
+    dtype: torch.dtype = torch.float16,  # of the base; the adapter has its file's
+) -> SimpleNamespace:
     "A model without content: `unet`, `vae`, and `sizes`, the bytes of each part's weights"
     where = configs.get("where", "model")
     with quiet(), torch.device("meta"):
@@ -101,11 +104,13 @@ class MemoryEstimate:
         )
 
 
-def format_bytes(size):
+def format_bytes(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**28 else f"{size / 2**20:.0f} MiB"
 
 
-def unet_kwargs_on_meta(unet, num_images, num_frames, tokens=77):
+def unet_kwargs_on_meta(
+    unet: UNet2DConditionModel, num_images: int, num_frames: int | None, tokens: int = 77
+) -> dict[str, Any]:
     "What a UNet is told besides the latents, as `encode_conditioning` in chapter 09 makes it, without content"
     about, empty = unet.config, partial(torch.empty, dtype=unet.dtype, device="meta")
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
@@ -116,7 +121,7 @@ def unet_kwargs_on_meta(unet, num_images, num_frames, tokens=77):
     return unet_kwargs | (dict(num_frames=num_frames) if num_frames else {})
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #321873e7
-def conv2d_with_workspace(x, weight, *args, **kwargs):
+def conv2d_with_workspace(x: torch.Tensor, weight: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     """`F.conv2d` as cuDNN does it: for a window wider than a point, what comes in and what goes out is rearranged, in
     room of its own
     """
@@ -127,7 +132,7 @@ def conv2d_with_workspace(x, weight, *args, **kwargs):
 
 
 @contextmanager
-def simulated_gpu(model, on_cpu=False):
+def simulated_gpu(model: SimpleNamespace, on_cpu: bool = False) -> Iterator[StorageCounter]:
     """Inside the `with`, attention and convolutions are as on a GPU, storages are counted, and the model's weights are
     none of them
     """
@@ -142,7 +147,16 @@ def simulated_gpu(model, on_cpu=False):
         yield live
 
 
-def estimate_denoising(model, num_frames, height, width, memory, guided, images, on_cpu):
+def estimate_denoising(
+    model: SimpleNamespace,
+    num_frames: int,
+    height: int,
+    width: int,
+    memory: Memory,
+    guided: bool,
+    images: bool,
+    on_cpu: bool,
+) -> int:
     scale = vae_factor(model.vae.config.block_out_channels)
     with simulated_gpu(model, on_cpu) as live:
         latents, *remembered = (
@@ -157,7 +171,9 @@ def estimate_denoising(model, num_frames, height, width, memory, guided, images,
     return live.peak
 
 
-def estimate_decoding(model, num_frames, height, width, memory, on_cpu):
+def estimate_decoding(
+    model: SimpleNamespace, num_frames: int, height: int, width: int, memory: Memory, on_cpu: bool
+) -> tuple[int, int]:
     "Bytes of the VAE's weights while it decodes, and of all else at the worst moment"
     scale, channels = vae_factor(model.vae.config.block_out_channels), model.vae.config.latent_channels
     with upcast_vae(model.vae), simulated_gpu(model, on_cpu) as live:
@@ -172,15 +188,15 @@ def estimate_decoding(model, num_frames, height, width, memory, on_cpu):
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #f4a49d57
 def estimate_memory(
-    model,  # from `build_on_meta`
-    num_frames,
-    height,  # in pixels
-    width,
-    memory=Memory(),
-    guided=True,  # with guidance
-    images=False,  # without the adapter
-    on_cpu=False,  # where parts of the model cannot go elsewhere, and finished frames stay
-):
+    model: SimpleNamespace,  # from `build_on_meta`
+    num_frames: int,
+    height: int,  # in pixels
+    width: int,
+    memory: Memory = Memory(),
+    guided: bool = True,  # with guidance
+    images: bool = False,  # without the adapter
+    on_cpu: bool = False,  # where parts of the model cannot go elsewhere, and finished frames stay
+) -> MemoryEstimate:
     "What a film needs at its worst moments, as `MemoryEstimate`: they are acted out on `meta`"
     try:
         denoising = estimate_denoising(model, num_frames, height, width, memory, guided, images, on_cpu)
@@ -210,7 +226,9 @@ class TooLarge(TavError):
     "A film does not fit into memory; the message is one line and says what would"
 
 
-def memory_candidates(kind="auto", frames_at_once=None, guided=True, on_cpu=False):
+def memory_candidates(
+    kind: str = "auto", frames_at_once: int | None = None, guided: bool = True, on_cpu: bool = False
+) -> list[Memory]:
     "The settings to try for 'auto', 'fast' or 'low', each once"
     steps = dict(auto=MEMORY_PRESETS, fast=MEMORY_PRESETS[:1], low=MEMORY_PRESETS[-1:])[kind]
     steps = [
@@ -222,7 +240,9 @@ def memory_candidates(kind="auto", frames_at_once=None, guided=True, on_cpu=Fals
     )
 
 
-def minimum_estimate(model, num_frames, height, width, on_cpu=False):
+def minimum_estimate(
+    model: SimpleNamespace, num_frames: int, height: int, width: int, on_cpu: bool = False
+) -> MemoryEstimate:
     """What a film needs whatever the settings, as `MemoryEstimate`, in no time: weights, latents with what is
     remembered of them, the first skip, a decoded frame, and on a CPU all finished frames
     """
@@ -234,7 +254,9 @@ def minimum_estimate(model, num_frames, height, width, on_cpu=False):
     return MemoryEstimate(weights, weights + denoising, (weights if on_cpu else model.sizes["vae"]) + decoding)
 
 
-def check_possible(model, num_frames, height, width, room, on_cpu=False):
+def check_possible(
+    model: SimpleNamespace, num_frames: int, height: int, width: int, room: float, on_cpu: bool = False
+) -> None:
     "Raises `TooLarge` for a film that is so far beyond `room` bytes that acting it out would only take time"
     least = minimum_estimate(model, num_frames, height, width, on_cpu)
     if least.weights <= room < least.total:
@@ -244,7 +266,16 @@ def check_possible(model, num_frames, height, width, room, on_cpu=False):
         )
 
 
-def choose_memory(model, num_frames, height, width, room, kind="auto", frames_at_once=None, **how):
+def choose_memory(
+    model: SimpleNamespace,
+    num_frames: int,
+    height: int,
+    width: int,
+    room: float,
+    kind: str = "auto",
+    frames_at_once: int | None = None,
+    **how,
+) -> tuple[Memory, MemoryEstimate]:
     """The fastest `Memory` with which a film fits into `room` bytes, and its `MemoryEstimate`; `how` as in
     `estimate_memory`. Raises `TooLarge`
     """
@@ -263,14 +294,26 @@ def choose_memory(model, num_frames, height, width, room, kind="auto", frames_at
     return steps[-1], least
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #f043262d
-def longest_that_fits(fits, need, num_frames, room):
+def longest_that_fits(
+    fits: Callable[[int], bool], need: Callable[[int], MemoryEstimate], num_frames: int, room: float
+) -> int:
     "The largest number of frames that fits, 0 if there is none"
     one, all_frames = need(1).total, need(num_frames).total
     guess = int(1 + (room / MEMORY_MARGIN - one) * (num_frames - 1) / max(1, all_frames - one)) if num_frames > 1 else 0
     return next((n for n in range(min(guess, num_frames - 1), max(1, guess - 3), -1) if fits(n)), 0)
 
 
-def too_large_message(model, num_frames, height, width, room, kind, frames_at_once, least, how):
+def too_large_message(
+    model: SimpleNamespace,
+    num_frames: int,
+    height: int,
+    width: int,
+    room: float,
+    kind: str,
+    frames_at_once: int | None,
+    least: MemoryEstimate,
+    how: dict[str, Any],
+) -> str:
     "One line about a film that does not fit, and what would make it fit"
     said = (
         f"{num_frames} frames of {width} x {height} need {format_bytes(least.total * MEMORY_MARGIN)}, and"

@@ -15,9 +15,9 @@ from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/04_noise.ipynb #a1f7e872
 def design_document_noise(
-    shape,  # (b, f, c, h, w)
-    generator=None,  # torch.Generator; the noise is drawn where it lives
-):
+    shape: tuple[int, ...],  # (b, f, c, h, w)
+    generator: torch.Generator | None = None,  # torch.Generator; the noise is drawn where it lives
+) -> torch.Tensor:
     """One frame's noise copied to all and stirred by 5 %: **faulty**, kept to measure the fault (variance 1.0025,
     correlation 0.9975)
     """
@@ -30,9 +30,9 @@ _usual_strength = {"mixed": 1.0, "progressive": 2.0, "independent": 0.0}
 
 # %% ../../nbs/2_method/04_noise.ipynb #b3e6a0c4
 def neighbour_correlation(
-    kind="mixed",  # one of `NOISES`
-    strength=None,  # alpha, 0 or more; None is the paper's best: 1 for mixed, 2 for progressive
-):
+    kind: str = "mixed",  # one of `NOISES`
+    strength: float | None = None,  # alpha, 0 or more; None is the paper's best: 1 for mixed, 2 for progressive
+) -> float:
     """Correlation of the noise in two neighbouring frames, from 0 to 1 (ValueError for an unknown kind or a bad
     strength)
     """
@@ -46,11 +46,11 @@ def neighbour_correlation(
 
 # %% ../../nbs/2_method/04_noise.ipynb #ce96cb1d
 def noise_correlation(
-    num_frames,  # f
-    kind="mixed",  # one of `NOISES`
-    strength=None,  # alpha; None is the kind's usual one
-    loop=False,  # is the first frame the next after the last?
-):
+    num_frames: int,  # f
+    kind: str = "mixed",  # one of `NOISES`
+    strength: float | None = None,  # alpha; None is the kind's usual one
+    loop: bool = False,  # is the first frame the next after the last?
+) -> torch.Tensor:
     "The correlation `[f, f]` of every two frames of `correlated_noise`, in closed form"
     rho = torch.tensor(neighbour_correlation(kind, strength))
     frame = torch.arange(num_frames)
@@ -61,12 +61,12 @@ def noise_correlation(
 
 # %% ../../nbs/2_method/04_noise.ipynb #b0c74e79
 def correlate_frames(
-    shared,  # b 1 ...: normal noise, which mixed noise needs
-    own,  # b f ...: normal noise of each frame
-    kind="mixed",  # one of `NOISES`
-    strength=None,  # alpha; None is the kind's usual one
-    loop=False,  # is the last frame the one before the first?
-):
+    shared: torch.Tensor,  # b 1 ...: normal noise, which mixed noise needs
+    own: torch.Tensor,  # b f ...: normal noise of each frame
+    kind: str = "mixed",  # one of `NOISES`
+    strength: float | None = None,  # alpha; None is the kind's usual one
+    loop: bool = False,  # is the last frame the one before the first?
+) -> torch.Tensor:
     "Noise `b f ...` of unit variance whose frames are correlated as `noise_correlation` says"
     rho = neighbour_correlation(kind, strength)
     if kind == "mixed":
@@ -81,14 +81,15 @@ def correlate_frames(
 
 # %% ../../nbs/2_method/04_noise.ipynb #b4bb1e36
 def correlated_noise(
-    shape,  # (b, f, c, h, w); anything may follow the first two
-    kind="mixed",  # one of `NOISES`
-    strength=None,  # alpha; None is the kind's usual one: 1 for mixed, 2 for progressive
-    generator=None,  # torch.Generator; drawn in float32 where it lives, without one on `device`
-    device="cpu",  # where the result goes
-    dtype=torch.float32,  # what the result is cast to
-    loop=False,  # does the film begin again after its last frame? Only progressive noise has to know
-):
+    shape: tuple[int, ...],  # (b, f, c, h, w); anything may follow the first two
+    kind: str = "mixed",  # one of `NOISES`
+    strength: float | None = None,  # alpha; None is the kind's usual one: 1 for mixed, 2 for progressive
+    # torch.Generator; drawn in float32 where it lives, without one on `device`
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",  # where the result goes
+    dtype: torch.dtype = torch.float32,  # what the result is cast to
+    loop: bool = False,  # does the film begin again after its last frame? Only progressive noise has to know
+) -> torch.Tensor:
     """Noise `b f c h w` of unit variance whose frames are correlated as `noise_correlation` says (PYoCo, arXiv
     2305.10474, section 4)
     """
@@ -98,7 +99,7 @@ def correlated_noise(
     return correlate_frames(shared, own, kind, strength, loop).to(device, dtype)
 
 
-def circular_noise(own, rho):
+def circular_noise(own: torch.Tensor, rho: float) -> torch.Tensor:
     """Progressive noise that goes round: each frame `rho` times the one before it plus its `own` part, the first after
     the last
     """

@@ -7,16 +7,16 @@ __all__ = ['PipelineError', 'replaced_noise', 'generate_with_stock', 'encode_pro
            'switch_pipeline', 'video_latents', 'fit_frames', 'size_like', 'encode_vae_image', 'stock_pipeline']
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #72af650c
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from inspect import signature
+from pathlib import Path
+from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl import retrieve_latents
 from PIL import Image
 
 from ..models.base import check_prompt
@@ -29,6 +29,12 @@ from .noise import correlated_noise
 from .request import VideoRequest
 from ..utils.errors import TavError
 
+# %% ../../nbs/6_making_videos/31_pipelines.ipynb #a34d7215
+with quiet():  # their modules print advice when they are imported
+    import diffusers
+    from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin
+    from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl import retrieve_latents
+
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #2fad5148
 class PipelineError(TavError):
     "This cannot be used for a film; the message is one line and says what would be right"
@@ -36,9 +42,9 @@ class PipelineError(TavError):
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #df9ae76f
 @contextmanager
 def replaced_noise(
-    scheduler,
-    noise,  # (b f) c h w
-):
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,  # (b f) c h w
+) -> Iterator[None]:
     "Inside the `with`, whatever noise a pipeline has drawn to put upon pictures, this is put upon them"
     add = scheduler.add_noise
     scheduler.add_noise = lambda pictures, drawn, timesteps: add(pictures, noise.to(pictures), timesteps)
@@ -50,7 +56,7 @@ def replaced_noise(
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #87b75e20
 @torch.no_grad()
 def generate_with_stock(
-    pipe,  # any SDXL pipeline of diffusers, with the adapter in its UNet
+    pipe: DiffusionPipeline,  # any SDXL pipeline of diffusers, with the adapter in its UNet
     prompt: str,
     request: VideoRequest | None = None,  # stock pipelines have no guidance but the prompt's, and no keyframes
     callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
@@ -97,7 +103,13 @@ def generate_with_stock(
     return decode_frames(pipe, latents)
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #e670e557
-def encode_prompt_per_frame(pipe, prompt, num_frames, guidance_scale=5.0, negative_prompt=None):
+def encode_prompt_per_frame(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    num_frames: int,
+    guidance_scale: float = 5.0,
+    negative_prompt: str | None = None,
+) -> dict[str, torch.Tensor]:
     "The prompt for a stock pipeline, as many times as there are frames"
     names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
     return dict(
@@ -114,7 +126,15 @@ def encode_prompt_per_frame(pipe, prompt, num_frames, guidance_scale=5.0, negati
     )
 
 
-def initial_noise(pipe, num_frames, height, width, noise=None, noise_strength=None, seed=0):
+def initial_noise(
+    pipe: DiffusionPipeline,
+    num_frames: int,
+    height: int,
+    width: int,
+    noise: str | None = None,
+    noise_strength: float | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
     "The noise `f c h w` that `generate` would begin with, of variance 1: a pipeline scales `latents=` itself"
     shape = (
         1,
@@ -127,10 +147,10 @@ def initial_noise(pipe, num_frames, height, width, noise=None, noise_strength=No
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #fb55b6de
 def switch_pipeline(
-    pipe,
+    pipe: DiffusionPipeline,
     cls,  # another pipeline class of diffusers
     **parts,  # that it needs and `pipe` has not, such as `controlnet`
-):
+) -> DiffusionPipeline:
     "The same parts, adapter included, in another pipeline class"
     with quiet(), without_temporal(pipe.unet):
         other = cls.from_pipe(pipe, dtype=pipe.dtype, add_watermarker=False, **parts)
@@ -139,9 +159,9 @@ def switch_pipeline(
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #e4c11bcf
 def video_latents(
-    pipe,
-    frames,  # uint8 [F, H, W, 3]
-):
+    pipe: DiffusionPipeline,
+    frames: np.ndarray,  # uint8 [F, H, W, 3]
+) -> torch.Tensor:
     "The latents `f c h w` of a video, for a pipeline's `image=`"
     with safe_vae(pipe.vae) as vae:
         return torch.from_numpy(encode_frames(vae, frames, np.zeros(len(frames), bool))).to(
@@ -150,13 +170,13 @@ def video_latents(
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #ea1a8da8
 def fit_frames(
-    frames,  # uint8 [N, H, W, 3]
-    num_frames,
-    height,  # of the film, in pixels
-    width,
-    name,  # of the file, for error messages
-    multiple=8,  # of which height and width are multiples: what the VAE takes together
-):
+    frames: np.ndarray,  # uint8 [N, H, W, 3]
+    num_frames: int,
+    height: int,  # of the film, in pixels
+    width: int,
+    name: str | Path,  # of the file, for error messages
+    multiple: int = 8,  # of which height and width are multiples: what the VAE takes together
+) -> np.ndarray:
     "The first frames of a video in the size of the film, uint8 `[F, height, width, 3]`; raises `PipelineError`"
     missing, (high, wide) = num_frames - len(frames), frames.shape[1:3]
     if missing > 0:
@@ -189,7 +209,7 @@ def size_like(
     return tuple(max(1, round(side * (n * n / high / wide) ** 0.5 / multiple)) * multiple for n in (high, wide))
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #b8fe7622
-def encode_vae_image(vae, image, generator):
+def encode_vae_image(vae: AutoencoderKL, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """In place of a pipeline's own `_encode_vae_image`, which leaves out `latents_mean` and `latents_std`, and leaves
     the VAE in 32 bits after an error
     """
@@ -199,15 +219,16 @@ def encode_vae_image(vae, image, generator):
 
 
 def stock_pipeline(
-    pipe,
-    video=None,  # uint8 [F, H, W, 3] to begin with
-    strength=0.6,  # how much of the way is gone again, above 0, at most 1: 1 keeps next to nothing of the video
-    mask=None,  # bool [F, H, W]: what of the video shall be drawn anew
-    control=None,  # uint8 [F, H, W, 3], for `controlnet`
-    controlnet=None,  # a `ControlNetModel`
-    control_scale=1.0,  # how strictly the control is followed
-    picture=None,  # for an IP-Adapter
-):
+    pipe: DiffusionPipeline,
+    video: np.ndarray | None = None,  # uint8 [F, H, W, 3] to begin with
+    # share of the denoising that is done again, above 0, at most 1: 1 keeps next to nothing of the video
+    strength: float = 0.6,
+    mask: np.ndarray | None = None,  # bool [F, H, W]: what of the video shall be drawn anew
+    control: np.ndarray | None = None,  # uint8 [F, H, W, 3], for `controlnet`
+    controlnet: ControlNetModel | None = None,
+    control_scale: float = 1.0,  # weight of the control
+    picture: Image.Image | np.ndarray | None = None,  # for an IP-Adapter
+) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """`(pipeline, arguments)` for `generate_with_stock`: the stock class for what is given, and what it is called with
     besides
     """
