@@ -15,12 +15,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from tav_nb.models.base import (
     EMBEDDED,
-    StableDiffusionXLPipeline,
     check_prompt,
     find_model,
     hub_file,

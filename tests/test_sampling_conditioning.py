@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
@@ -15,7 +16,6 @@ from tav_nb.models.temporal_unet import temporal_modules
 from tav_nb.models.windows import Context
 from tav_nb.sampling.conditioning import (
     KeyframeError,
-    Keyframes,
     KnownFrames,
     check_image_size,
     condition_noise,
@@ -28,10 +28,10 @@ from tav_nb.sampling.conditioning import (
     noise_by_seed,
     parse_frame_values,
     read_frame_image,
-    torch,
 )
 from tav_nb.sampling.generate import decode_frames, embedded_pipeline, encode_conditioning, generate, start_latents
 from tav_nb.sampling.noise import NOISES, correlated_noise, noise_correlation
+from tav_nb.sampling.request import Keyframes
 from tav_nb.toy.reader import read_scene
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import Scene

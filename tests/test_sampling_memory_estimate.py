@@ -10,7 +10,9 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import nn
+from transformers import CLIPTextConfig
 
 from tav_nb.models.attention_kernel import MAX_SEQUENCES
 from tav_nb.models.base import EMBEDDED
@@ -20,9 +22,7 @@ from tav_nb.sampling.generate import adapter_beside, generate, load_video_pipeli
 from tav_nb.sampling.memory import Memory, predict
 from tav_nb.sampling.memory_estimate import (
     MEMORY_PRESETS,
-    CLIPTextConfig,
     TooLarge,
-    UNet2DConditionModel,
     build_on_meta,
     choose_memory,
     estimate_memory,

@@ -3,6 +3,7 @@
 from collections import Counter
 from unittest.mock import patch
 
+import diffusers
 import numpy as np
 import torch
 
@@ -11,7 +12,6 @@ from tav_nb.sampling.generate import decode_frames, embedded_pipeline, generate,
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.sampling.pipelines import (
     PipelineError,
-    diffusers,
     fit_frames,
     generate_with_stock,
     size_like,

@@ -3,11 +3,12 @@
 import re
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.messages import quiet
 from tav_nb.toy.captions import vocabulary
-from tav_nb.toy.tiny_model import StableDiffusionXLPipeline, load_tiny, make_pipeline, make_tokenizer
+from tav_nb.toy.tiny_model import load_tiny, make_pipeline, make_tokenizer
 
 
 # %% ../nbs/internals/95_tiny_model.ipynb #d69b3638

@@ -8,17 +8,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.training.config import TrainConfig
-from tav_nb.training.memory import (
-    UNet2DConditionModel,
-    estimate_training_memory,
-    set_checkpointing,
-    suggest_settings,
-    training_inputs,
-)
+from tav_nb.training.memory import estimate_training_memory, set_checkpointing, suggest_settings, training_inputs
 from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 
 # %% ../nbs/5_training/12_a100.ipynb #ea322901

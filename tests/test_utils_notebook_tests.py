@@ -22,6 +22,7 @@ from tav_nb.utils.notebook_tests import (
     as_function,
     drop_widgets,
     early_names,
+    imported_names,
     looks_same,
     merge_imports,
     needed_names,
@@ -201,6 +202,12 @@ def test_needed_names_are_found_through_functions_and_comprehensions():
 def test_a_name_that_is_read_before_it_is_bound_is_found():
     assert early_names("x = x + 1") == {"x"} and early_names("x += 1") == {"x"}
     assert early_names("x = 1\nx = x + 1\nx += 1") == set()
+
+
+# %% ../nbs/internals/90_nbtests.ipynb #64bf850c
+def test_an_import_inside_an_if_or_a_with_is_an_import_and_no_name_of_the_module():
+    code = "if TYPE_CHECKING:\n    from a import B\nwith quiet():\n    import c.d\nE = 1"
+    assert imported_names(code) == {"B": "from a import B", "c": "import c.d"}
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #ff895545

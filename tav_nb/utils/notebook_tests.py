@@ -83,9 +83,13 @@ def early_names(source: str) -> set[str]:
 
 # %% ../../nbs/internals/90_nbtests.ipynb #09ed44fb
 def imported_names(source: str) -> dict[str, str]:
-    "A dict from each name that code imports at its top level to the one import statement that gives it."
-    found = {}
-    for node in ast.parse(source).body:
+    """A dict from each name that code imports at its top level, or in an `if` or `with` there, to the one import
+    statement that gives it.
+    """
+    found, nodes = {}, ast.parse(source).body
+    for node in nodes:
+        if isinstance(node, (ast.If, ast.With)):
+            nodes += node.body  # such as `if TYPE_CHECKING:`
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 one = type(node)(**{**vars(node), "names": [alias]})
