@@ -19,12 +19,12 @@ def test_the_vocabulary_that_ships_beside_the_tiny_model_is_that_of_the_captions
 def test_captions_hold_no_word_outside_the_vocabulary():
     known_words = set(vocabulary())
     for seed in range(3000):
-        said_ = re.findall(r"[^\W_]+", caption(random_scene(seed % 500), seed).lower())
-        assert said_ and set(said_) <= known_words, f"{set(said_) - known_words} is not in the vocabulary"
+        words_ = re.findall(r"[^\W_]+", caption(random_scene(seed % 500), seed).lower())
+        assert words_ and set(words_) <= known_words, f"{set(words_) - known_words} is not in the vocabulary"
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #36e37dd8
-def test_a_moving_camera_and_held_drawings_are_always_said_and_a_still_camera_never_as_moving():
+def test_a_moving_camera_and_held_drawings_are_always_named_and_a_still_camera_never_as_moving():
     for seed in range(1500):
         s_, text = random_scene(seed), caption(random_scene(seed), seed).lower()
         assert bool(re.search(r"on twos", text)) == (s_.hold == 2) and bool(re.search(r"on threes", text)) == (
@@ -43,15 +43,15 @@ def test_one_scene_has_hundreds_of_wordings():
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #142b3134
-def test_a_complete_caption_says_hair_outfit_place_and_action():
+def test_a_complete_caption_names_hair_outfit_place_and_action():
     partly = 0
     for seed in range(1000):
         s_ = random_scene(seed)
-        asked = [s_.hair, s_.outfit, s_.background, *s_.action.split()]
+        named = [s_.hair, s_.outfit, s_.background, *s_.action.split()]
 
-        def says(text):
-            return all(any(word in text.lower() for word in SYNONYMS[key]) for key in asked)
+        def names_all(text):
+            return all(any(word in text.lower() for word in SYNONYMS[key]) for key in named)
 
-        assert says(caption(s_, seed, complete=True)), f"{asked}: {caption(s_, seed, complete=True)}"
-        partly += not says(caption(s_, seed))
+        assert names_all(caption(s_, seed, complete=True)), f"{named}: {caption(s_, seed, complete=True)}"
+        partly += not names_all(caption(s_, seed))
     assert partly > 100, "other captions leave something out now and then"

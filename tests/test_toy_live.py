@@ -31,7 +31,7 @@ def test_a_cache_of_the_cartoon_world_is_one_that_the_loader_takes():
 
 
 # %% ../nbs/5_training/26_live.ipynb #455a0c5f
-def test_the_window_keeps_what_it_is_told():
+def test_the_plot_keeps_its_events():
     events = [
         dict(kind="train", step=1, loss=0.5, gate=1.0),
         dict(kind="held_out", step=1, loss=0.4),

@@ -65,7 +65,7 @@ def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousan
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #c8a5b0ea
-def test_the_reader_notices_shuffled_frames():
+def test_the_reader_detects_shuffled_frames():
     for scene in WALKS:
         frames = render(scene, 12).frames
         good, bad = read_scene(frames), read_scene(frames[np.random.default_rng(1).permutation(12)])
@@ -76,7 +76,7 @@ def test_the_reader_notices_shuffled_frames():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #47c9262a
-def test_the_reader_notices_a_frozen_clip():
+def test_the_reader_detects_a_frozen_clip():
     for scene in WALKS:
         frames = render(replace(scene, pan=0.01 * math.copysign(1, scene.speed)), 12).frames
         frozen = read_scene(frames[[5] * 12])
@@ -87,7 +87,7 @@ def test_the_reader_notices_a_frozen_clip():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #ac71f7bb
-def test_the_reader_notices_a_mirror():
+def test_the_reader_detects_a_mirror():
     mirror = {"left": "right", "right": "left"}
     for scene in WALKS:
         scene = replace(scene, pan=0.01 * math.copysign(1, scene.speed))
@@ -101,12 +101,12 @@ def test_the_reader_notices_a_mirror():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #688e22bf
-def test_the_reader_notices_hair_or_clothes_recoloured_half_way():
+def test_the_reader_detects_hair_or_clothes_recoloured_half_way():
     for change in (dict(hair="purple"), dict(outfit="green")):
         for scene in WALKS[:2]:
             good, other = render(scene, 12).frames, render(replace(scene, **change), 12).frames
             assert read_scene(good).drift == 0, "drift without any"
-            assert read_scene(np.concatenate([good[:6], other[6:]])).drift >= 0.4, f"{change} half-way is not noticed"
+            assert read_scene(np.concatenate([good[:6], other[6:]])).drift >= 0.4, f"{change} half-way is not detected"
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #1f7f2e28

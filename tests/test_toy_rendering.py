@@ -9,7 +9,7 @@ from tav_nb.toy.scenes import Scene, random_scene
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #9f94b86d
-def carried_back(clip, t):
+def warped_back(clip, t):
     "Frame t + 1 taken at the places to which the flow of frame t leads [h w 3], and where that can be judged [h w]"
     h, w = clip.labels.shape[1:]
     ys, xs = np.mgrid[:h, :w]
@@ -79,7 +79,7 @@ def test_pixels_moved_along_the_flow_land_on_the_same_colours():
     for seed in range(6):
         clip_ = render(replace(random_scene(seed), pan=0.012), 5, truth=True)
         for t in range(4):
-            there_, judged_ = carried_back(clip_, t)
+            there_, judged_ = warped_back(clip_, t)
             now, then = clip_.frames[t].astype(float), clip_.frames[t + 1].astype(float)
             pair = np.abs(np.stack([there_, then]) - now).mean(-1)  # n h w c -> n h w: with flow, without
             errors["ground"].append(pair[:, judged_ & (clip_.labels[t] == LABELS.index("ground"))])

@@ -19,13 +19,13 @@ def test_the_world_has_at_least_eight_hair_and_outfit_colours_six_backgrounds_an
 # %% ../nbs/1_first_video/00_scenes.ipynb #850982ef
 def test_held_out_combinations_never_come_up_in_training_and_every_colour_does():
     train = [random_scene(seed, "train") for seed in range(400)]
-    sealed = [random_scene(seed, "held out") for seed in range(400)]
+    unseen = [random_scene(seed, "held out") for seed in range(400)]
     pairs = {(s.hair, s.outfit) for s in train}, {(s.action, s.background) for s in train}
     assert not any(map(held_out, train)), "a held-out combination in training"
-    assert all((s.hair, s.outfit) not in pairs[0] or (s.action, s.background) not in pairs[1] for s in sealed), (
-        "a sealed scene without a new pair"
+    assert all((s.hair, s.outfit) not in pairs[0] or (s.action, s.background) not in pairs[1] for s in unseen), (
+        "a held-out scene without a new pair"
     )
     assert {s.hair for s in train} == set(HAIR) and {s.outfit for s in train} == set(OUTFIT)
     assert {s.action for s in train} == set(ACTIONS) and {s.background for s in train} == set(BACKGROUNDS)
-    assert len({s.hair for s in sealed}) == len(HAIR) and len({s.action for s in sealed}) == len(ACTIONS)
+    assert len({s.hair for s in unseen}) == len(HAIR) and len({s.action for s in unseen}) == len(ACTIONS)
     assert {held_out(random_scene(seed)) for seed in range(50)} == {True, False}, "without a split both kinds come up"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .scenes import Scene
+
 # %% ../../nbs/1_first_video/93_captions.ipynb #4464b415
 SYNONYMS = {
     key: words.split()
@@ -109,24 +111,24 @@ SYNONYMS |= {
 }
 
 # %% ../../nbs/1_first_video/93_captions.ipynb #873c4604
-class _Dice:
+class _WordGenerator:
     "Random choices of words"
 
-    def __init__(self, seed):
+    def __init__(self, seed: int):
         self.rng = np.random.default_rng([seed, 77])
 
-    def any_of(self, *options):
+    def any_of(self, *options: str) -> str:
         return options[self.rng.integers(len(options))]
 
-    def say(self, key):
+    def word(self, key: str) -> str:
         return self.any_of(*SYNONYMS[key])
 
-    def keep(self, p):
+    def keep(self, p: float) -> bool:
         return self.rng.random() < p
 
 
 @dataclass
-class _Said:
+class _Words:
     "The words chosen for one caption; '' is left out"
 
     hair: str
@@ -139,33 +141,33 @@ class _Said:
 
 # %% ../../nbs/1_first_video/93_captions.ipynb #90cb8dd3
 def caption(
-    scene,  # Scene
-    seed=0,  # another one, another wording
-    complete=False,  # say hair, style, outfit, place and action for certain?
-):  # str
-    """One of very many ways to say what a scene shows. Parts may be left out, but never a moving camera, and never held
+    scene: Scene,
+    seed: int = 0,  # another one, another wording
+    complete: bool = False,  # name hair, style, outfit, place and action in any case
+) -> str:
+    """One of very many wordings of what a scene shows. Parts may be left out, but never a moving camera, and never held
     drawings.
     """
-    dice = _Dice(seed)
+    generator = _WordGenerator(seed)
 
-    def said(key, p):
-        return dice.say(key) if complete or dice.keep(p) else ""
+    def word_or_nothing(key: str, p: float) -> str:
+        return generator.word(key) if complete or generator.keep(p) else ""
 
-    words = _Said(
-        said(scene.hair, 0.93),
-        said(scene.style, 0.6),
-        said(scene.outfit, 0.93),
-        dice.say("girl"),
-        dice.say("dress"),
-        said(scene.background, 0.93),
+    words = _Words(
+        word_or_nothing(scene.hair, 0.93),
+        word_or_nothing(scene.style, 0.6),
+        word_or_nothing(scene.outfit, 0.93),
+        generator.word("girl"),
+        generator.word("dress"),
+        word_or_nothing(scene.background, 0.93),
     )
     verb, *way = scene.action.split()
-    if complete or dice.keep(0.95):
-        words.action = " ".join([dice.say(verb), *map(dice.say, way)])
-    if way and words.action and dice.keep(0.12):
-        moving, where, both = dice.any_of("", "moving ", "heading "), dice.say(way[0]), dice.any_of("while", "and")
-        words.action = f"{moving}{where} {both} {dice.say(verb)}".strip()
-    return (_tags if dice.keep(0.22) else _sentence)(dice, scene, words)
+    if complete or generator.keep(0.95):
+        words.action = " ".join([generator.word(verb), *map(generator.word, way)])
+    if way and words.action and generator.keep(0.12):
+        moving, where = generator.any_of("", "moving ", "heading "), generator.word(way[0])
+        words.action = f"{moving}{where} {generator.any_of('while', 'and')} {generator.word(verb)}".strip()
+    return (_tags if generator.keep(0.22) else _sentence)(generator, scene, words)
 
 # %% ../../nbs/1_first_video/93_captions.ipynb #dadd063f
 HOLD_WORDS = {
@@ -174,25 +176,25 @@ HOLD_WORDS = {
 }
 
 
-def _article(noun):
+def _article(noun: str) -> str:
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
-def _hair(dice, scene, w):
-    if scene.style == "twintails" and w.style:
-        return f"{w.hair} {dice.any_of('twintails', 'pigtails', 'twin tails', 'ponytails')}".strip()
-    both = dice.any_of(f"{w.style} {w.hair}", f"{w.style} {w.hair}", f"{w.hair} {w.style}")
+def _hair(generator: _WordGenerator, scene: Scene, words: _Words) -> str:
+    if scene.style == "twintails" and words.style:
+        return f"{words.hair} {generator.any_of('twintails', 'pigtails', 'twin tails', 'ponytails')}".strip()
+    both = generator.any_of(f"{words.style} {words.hair}", f"{words.style} {words.hair}", f"{words.hair} {words.style}")
     return f"{both} hair".strip().replace("  ", " ")
 
 
-def _shots(dice, scene):
-    "What is said of holds and camera, a list of phrases"
+def _shots(generator: _WordGenerator, scene: Scene) -> list[str]:
+    "Phrases about holds and camera"
     out, way = [], scene.camera.split()[-1]
     if scene.hold > 1:
-        out.append(dice.any_of(*HOLD_WORDS[scene.hold]))
+        out.append(generator.any_of(*HOLD_WORDS[scene.hold]))
     if way != "still":
         out.append(
-            dice.any_of(
+            generator.any_of(
                 f"the camera pans {way}",
                 f"camera pans to the {way}",
                 f"panning {way}",
@@ -202,81 +204,79 @@ def _shots(dice, scene):
                 f"camera moving to the {way}",
             )
         )
-    elif dice.keep(0.12):
-        out.append(dice.any_of("still camera", "static camera", "fixed camera", "the camera is still"))
+    elif generator.keep(0.12):
+        out.append(generator.any_of("still camera", "static camera", "fixed camera", "the camera is still"))
     return out
 
 
-def _tags(dice, scene, w):
+def _tags(generator: _WordGenerator, scene: Scene, words: _Words) -> str:
     tags = [
-        dice.any_of("1girl", w.girl, "anime", f"anime {w.girl}"),
-        _hair(dice, scene, w) if w.hair or w.style else "",
-        f"{w.outfit} {w.dress}" if w.outfit else "",
-        w.place,
-        w.action,
+        generator.any_of("1girl", words.girl, "anime", f"anime {words.girl}"),
+        _hair(generator, scene, words) if words.hair or words.style else "",
+        f"{words.outfit} {words.dress}" if words.outfit else "",
+        words.place,
+        words.action,
     ]
-    if dice.keep(0.6):
-        tags = [tags[i] for i in dice.rng.permutation(5)]
-    return dice.any_of(", ", ", ", " ").join([t for t in tags if t] + _shots(dice, scene))
+    if generator.keep(0.6):
+        tags = [tags[i] for i in generator.rng.permutation(5)]
+    return generator.any_of(", ", ", ", " ").join([t for t in tags if t] + _shots(generator, scene))
 
 # %% ../../nbs/1_first_video/93_captions.ipynb #2c2dddac
-def _clothes(dice, w):
-    thing = _article(f"{w.outfit} {w.dress}")
-    return dice.any_of(
+def _clothes(generator: _WordGenerator, words: _Words) -> str:
+    thing = _article(f"{words.outfit} {words.dress}")
+    return generator.any_of(
         f"in {thing}",
         f"wearing {thing}",
-        f"dressed in {w.outfit}",
-        f"in {w.outfit}",
+        f"dressed in {words.outfit}",
+        f"in {words.outfit}",
         f"with {thing}",
-        f"in {w.outfit} clothes",
-        f"who wears {w.outfit}",
+        f"in {words.outfit} clothes",
+        f"who wears {words.outfit}",
     )
 
 
-def _who(dice, scene, w):
-    clothes = _clothes(dice, w) if w.outfit else ""
-    adjective = dice.any_of("", "", "", "cute", "young", "little", "happy", "small", "anime", "smiling")
-    has_hair, girl = w.hair or w.style, w.girl
-    looks = _hair(dice, scene, w) if has_hair else ""
-    if w.hair and not w.style and dice.keep(0.5):
-        who = [
-            f"{adjective} {dice.any_of(f'{w.hair} haired {girl}', f'{w.hair}-haired {girl}', f'{w.hair} hair {girl}')}",
-            clothes,
-        ]
+def _who(generator: _WordGenerator, scene: Scene, words: _Words) -> str:
+    clothes = _clothes(generator, words) if words.outfit else ""
+    adjective = generator.any_of("", "", "", "cute", "young", "little", "happy", "small", "anime", "smiling")
+    has_hair, girl = words.hair or words.style, words.girl
+    looks = _hair(generator, scene, words) if has_hair else ""
+    if words.hair and not words.style and generator.keep(0.5):
+        ways = f"{words.hair} haired {girl}", f"{words.hair}-haired {girl}", f"{words.hair} hair {girl}"
+        who = [f"{adjective} {generator.any_of(*ways)}", clothes]
     else:
-        whose = f"whose hair is {w.style} {w.hair}".strip() if scene.style != "twintails" else f"with {looks}"
+        whose = f"whose hair is {words.style} {words.hair}".strip() if scene.style != "twintails" else f"with {looks}"
         with_hair = (
-            dice.any_of(f"with {looks}", f"with {looks}", f"who has {looks}", f"having {looks}", whose)
+            generator.any_of(f"with {looks}", f"with {looks}", f"who has {looks}", f"having {looks}", whose)
             if has_hair
             else ""
         )
-        parts = [with_hair, clothes] if dice.keep(0.6) else [clothes, with_hair]
-        if all(parts) and dice.keep(0.5):
+        parts = [with_hair, clothes] if generator.keep(0.6) else [clothes, with_hair]
+        if all(parts) and generator.keep(0.5):
             parts.insert(1, "and")
-        if w.outfit and dice.keep(0.12):
-            parts, girl = [with_hair], f"{girl} in {w.outfit}"
+        if words.outfit and generator.keep(0.12):
+            parts, girl = [with_hair], f"{girl} in {words.outfit}"
         who = [f"{adjective} {girl}", *parts]
     return " ".join(" ".join(who).split())
 
 
-def _sentence(dice, scene, w):
-    who = _who(dice, scene, w)
-    subject = dice.any_of(_article(who), _article(who), f"the {who}", who, f"one {who}")
-    clauses = [c for c in ([w.action, w.place] if dice.keep(0.75) else [w.place, w.action]) if c]
+def _sentence(generator: _WordGenerator, scene: Scene, words: _Words) -> str:
+    who = _who(generator, scene, words)
+    subject = generator.any_of(_article(who), _article(who), f"the {who}", who, f"one {who}")
+    clauses = [c for c in ([words.action, words.place] if generator.keep(0.75) else [words.place, words.action]) if c]
     does = " ".join(clauses)
-    body = dice.any_of(
+    body = generator.any_of(
         f"{subject} {does}", f"{subject} {does}", f"{subject}, {', '.join(clauses)}", f"{subject} who {does}"
     )
-    if w.place and dice.keep(0.2):
-        body = f"{w.place}{dice.any_of(',', '')} {subject} {w.action}"
+    if words.place and generator.keep(0.2):
+        body = f"{words.place}{generator.any_of(',', '')} {subject} {words.action}"
     body = (
-        dice.any_of(
+        generator.any_of(
             "", "", "", "", "a cartoon of ", "anime of ", "a clip of ", "a scene with ", "a video of ", "show me "
         )
         + body
     )
-    out = ", ".join([body, *_shots(dice, scene)]) + dice.any_of("", "", ".")
-    return (out[0].upper() + out[1:]) if dice.keep(0.3) else out
+    out = ", ".join([body, *_shots(generator, scene)]) + generator.any_of("", "", ".")
+    return (out[0].upper() + out[1:]) if generator.keep(0.3) else out
 
 # %% ../../nbs/1_first_video/93_captions.ipynb #6d975029
 EXTRAS = """a an the anime cartoon picture video clip scene of with and who whose is has having her his in wearing
@@ -288,7 +288,7 @@ moon trees sea waves mountains buildings twintails pigtails twin tails ponytails
 """.split()
 
 
-def vocabulary():  # sorted list of lower-case words
-    "Every word that a caption can hold."
+def vocabulary() -> list[str]:  # sorted, in lower case
+    "Every word that a caption can hold"
     texts = EXTRAS + [text for texts in [*SYNONYMS.values(), *HOLD_WORDS.values()] for text in texts]
     return sorted({word for text in texts for word in text.lower().split()})

@@ -7,12 +7,13 @@ __all__ = ['MOVES', 'GROUND', 'SUPERSAMPLING', 'Part', 'ellipse', 'box', 'shade'
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #9a954096
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
-from .scenes import HAIR, INK, LAND, OUTFIT, SKIN
+from .scenes import HAIR, INK, LAND, OUTFIT, SKIN, Scene
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #b3b397fa
 @dataclass
@@ -23,13 +24,15 @@ class Part:
     fill: tuple  # RGB
     points: np.ndarray  # [N, 2] in frame heights, y down
     place: np.ndarray  # [2, 3] affine map into the frame, in frame heights
-    ink: bool = True  # is it outlined?
+    ink: bool = True  # with an outline
 
-    def outline(self):
+    def outline(self) -> np.ndarray:
         return self.points @ self.place[:, :2].T + self.place[:, 2]  # n 2 -> n 2
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #041bdece
-def _turn(place, joint, angle, size=(1, 1)):
+def _turn(
+    place: np.ndarray, joint: tuple[float, float], angle: float, size: tuple[float, float] = (1, 1)
+) -> np.ndarray:
     "`place` after a rotation by `angle` about `joint` (clockwise on the screen)"
     c, s = math.cos(angle), math.sin(angle)
     turn = np.array([[c * size[0], -s * size[1]], [s * size[0], c * size[1]]])
@@ -37,23 +40,25 @@ def _turn(place, joint, angle, size=(1, 1)):
     return np.concatenate([moved, (place[:, :2] @ joint + place[:, 2] - moved @ joint)[:, None]], 1)
 
 
-def ellipse(cx, cy, rx, ry, n=24, start=0.0, stop=2 * math.pi):
+def ellipse(
+    cx: float, cy: float, rx: float, ry: float, n: int = 24, start: float = 0.0, stop: float = 2 * math.pi
+) -> np.ndarray:
     a = np.linspace(start, stop, n)
     return np.stack([cx + rx * np.cos(a), cy + ry * np.sin(a)], 1)
 
 
-def box(x, y, w, h):
+def box(x: float, y: float, w: float, h: float) -> np.ndarray:
     return np.array([(x - w / 2, y), (x + w / 2, y), (x + w / 2, y + h), (x - w / 2, y + h)])
 
 
-def shade(colour, k=0.74):
-    "`colour` (RGB) in shadow: a quarter of the way to violet. Cel shading knows two tones, light and this."
+def shade(colour: Sequence[int], k: float = 0.74) -> tuple[int, ...]:
+    "`colour` (RGB) in shadow: a quarter of the way to violet. Cel shading has two tones, light and this."
     return tuple(int(c * k + d * (1 - k)) for c, d in zip(colour, (60, 30, 90)))
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #cd9cc2b0
 @dataclass
 class Pose:
-    "How the character holds itself in one drawing: offsets in frame heights, angles in radians"
+    "Pose of the character in one drawing: offsets in frame heights, angles in radians"
 
     dx: float = 0.0
     dy: float = 0.0
@@ -64,7 +69,7 @@ class Pose:
     face: int = 0  # -1 looks left, 1 looks right
 
 
-def _walk(a, face):
+def _walk(a: float, face: int) -> Pose:
     s = math.sin(0.8 * a)
     return Pose(
         0,
@@ -77,7 +82,7 @@ def _walk(a, face):
     )
 
 
-def _run(a, face):
+def _run(a: float, face: int) -> Pose:
     s = math.sin(1.2 * a)
     return Pose(
         0,
@@ -90,17 +95,17 @@ def _run(a, face):
     )
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #0e9aad1e
-def _jump(a, face):
+def _jump(a: float, face: int) -> Pose:
     up = abs(math.sin(0.42 * a))
     return Pose(0, -0.19 * up, (0.35 * up, -0.35 * up), (0.5 + 0.7 * up,) * 2, 0, 0.25 * math.sin(0.84 * a))
 
 
-def _wave(a, face):
+def _wave(a: float, face: int) -> Pose:
     s = math.sin(0.5 * a)
     return Pose(0, -0.004 * s, (0, 0), (0.22, 2.15 + 0.38 * math.sin(1.05 * a)), 0.02 * s, 0.06 * s)
 
 
-def _dance(a, face):
+def _dance(a: float, face: int) -> Pose:
     b = 0.7 * a
     s = math.sin(b)
     return Pose(
@@ -113,20 +118,20 @@ def _dance(a, face):
     )
 
 
-def _stand(a, face):
+def _stand(a: float, face: int) -> Pose:
     return Pose(0, -0.004 * math.sin(0.4 * a), sway=0.07 * math.sin(0.4 * a))
 
 
 MOVES = dict(walk=_walk, run=_run, jump=_jump, wave=_wave, dance=_dance, stand=_stand)
 
 
-def pose(scene, drawing):
-    "The pose in drawing number `drawing`, counted in frames."
+def pose(scene: Scene, drawing: int) -> Pose:
+    "The pose in drawing number `drawing`, counted in frames"
     verb, *way = scene.action.split()
     return MOVES[verb](scene.phase + drawing * scene.tempo, {"left": -1, "right": 1}[way[0]] if way else 0)
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #6d05d341
-def _back_hair(style, colour, head, sway):
+def _back_hair(style: str, colour: Sequence[int], head: np.ndarray, sway: float) -> list[Part]:
     cap = Part("hair", colour, ellipse(0, -0.47, 0.124, 0.118), head)
     if style == "long":
         low = np.array(
@@ -168,7 +173,7 @@ def _back_hair(style, colour, head, sway):
     return [*tails, cap]
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #c7a46c11
-def _eyes(o, head):
+def _eyes(o: float, head: np.ndarray) -> Iterator[Part]:
     "Cheek, lashes, iris and glint, left and right, shifted by `o`"
     for k in (-1, 1):
         x = k * 0.043 + o
@@ -178,7 +183,7 @@ def _eyes(o, head):
         yield Part("face", (255, 255, 255), ellipse(x - 0.006, -0.438, 0.0075, 0.0085, 10), head, False)
 
 
-def _head(scene, head, face):
+def _head(scene: Scene, head: np.ndarray, face: int) -> list[Part]:
     colour, o = HAIR[scene.hair], 0.02 * face
     fringe = np.concatenate(
         [
@@ -206,7 +211,7 @@ def _head(scene, head, face):
     ]
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #65fa400e
-def _legs(p, root):
+def _legs(p: Pose, root: np.ndarray) -> Iterator[Part]:
     for k, a in zip((-1, 1), p.legs):
         leg = _turn(root, (k * 0.03, -0.16), a)
         yield Part(
@@ -218,7 +223,7 @@ def _legs(p, root):
         yield Part("legs", (122, 62, 48), ellipse(k * 0.03 + 0.01 * p.face, -0.01, 0.027, 0.017, 16), leg)
 
 
-def _dress(dress, root):
+def _dress(dress: Sequence[int], root: np.ndarray) -> list[Part]:
     cut = [
         (-0.04, -0.345),
         (0.04, -0.345),
@@ -238,7 +243,7 @@ def _dress(dress, root):
     ]
 
 
-def _arms(p, dress, root):
+def _arms(p: Pose, dress: Sequence[int], root: np.ndarray) -> Iterator[Part]:
     for k, a in zip((-1, 1), p.arms):
         arm = _turn(root, (k * 0.045, -0.322), -k * a)
         sleeve = np.array([(-0.017, -0.332), (0.017, -0.332), (0.023, -0.215), (-0.023, -0.215)]) + (k * 0.045, 0)
@@ -250,11 +255,11 @@ GROUND = 0.9  # height of the feet, in frame heights
 
 
 def character_parts(
-    scene,  # Scene
-    drawing,  # number of the drawing, counted in frames
-    x,  # where the character stands, in frame heights
-):  # list of Part
-    "The character's parts, back to front."
+    scene: Scene,
+    drawing: int,  # number of the drawing, counted in frames
+    x: float,  # where the character stands, in frame heights
+) -> list[Part]:
+    "The character's parts, back to front"
     p, u, dress = pose(scene, drawing), scene.scale, OUTFIT[scene.outfit]
     ground = np.array([[u, 0, x + p.dx * u], [0, u, GROUND]])
     root = _turn(ground + [[0, 0, 0], [0, 0, p.dy * u]], (0, -0.15), p.lean)
@@ -268,8 +273,8 @@ def character_parts(
 SUPERSAMPLING = 4  # supersampling: a polygon's edge moves by quarter pixels
 
 
-def draw_parts(img, parts, u, scene):
-    "Paint `parts` on a picture that is `u` pixels high"
+def draw_parts(img: Image.Image, parts: Sequence[Part], u: int, scene: Scene) -> None:
+    "Draw `parts` on an image that is `u` pixels high"
     draw, ink = ImageDraw.Draw(img), max(1, round(u / 128))
     for p in parts:
         pts = [(x * u, y * u) for x, y in p.outline()]

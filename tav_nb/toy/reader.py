@@ -7,6 +7,7 @@ __all__ = ['CHECKS', 'Reading', 'find_face', 'read_scene', 'wilson_interval', 's
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #bb9bd249
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,15 +37,15 @@ class Reading:
     position: np.ndarray  # [F, 2] of the face
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #8c211a24
-def _near(pixels, palette):
-    "Which colour of `palette`, plain or shaded, most pixels are nearest to"
+def _near(pixels: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
+    "The colour of `palette`, plain or shaded, that most pixels are nearest to"
     names = [n for n in palette for _ in (0, 1)]
     tones = np.array([t for c in palette.values() for t in (c, shade(c))], float)
     nearest = np.abs(pixels[:, None] - tones).sum(-1).argmin(1)
     return names[np.bincount(nearest, minlength=len(names)).reshape(-1, 2).sum(1).argmax() * 2]
 
 
-def _patch(frame, face, x0, x1, y0, y1):
+def _patch(frame: np.ndarray, face: np.ndarray, x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
     "Pixels of a box given in frame heights from the face [N, 3]"
     u, (h, w) = frame.shape[0], frame.shape[:2]
     xs = np.clip([face[0] + x0 * u, face[0] + x1 * u], 0, w).round().astype(int)
@@ -54,20 +55,20 @@ def _patch(frame, face, x0, x1, y0, y1):
     )  # h w c -> (h w) c
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #58a96ad8
-def _box_sum(a, h, w):
+def _box_sum(a: np.ndarray, h: int, w: int) -> np.ndarray:
     "Sum of `a` over every window of `h` by `w` pixels"
     s = np.pad(a.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     return s[h:, w:] - s[:-h, w:] - s[h:, :-w] + s[:-h, :-w]
 
 
-def _skin(frame):
+def _skin(frame: np.ndarray) -> np.ndarray:
     return np.clip(1.5 - np.abs(frame - np.array(SKIN)).sum(-1) / 50, 0, 1)
 
 
 def find_face(
-    frame,  # uint8 [H, W, 3]
-):  # [2] centre (x, y) in pixels to a fraction of a pixel, or None
-    "Where the face is: the largest patch of skin, then mean shift."
+    frame: np.ndarray,  # uint8 [H, W, 3]
+) -> np.ndarray | None:  # [2] centre (x, y) in pixels to a fraction of a pixel, or None
+    "Position of the face: the largest patch of skin, then mean shift"
     skin, u = _skin(frame.astype(float)), frame.shape[0]
     h, w = round(0.11 * u), round(0.19 * u)
     sums = _box_sum(skin, h, w)
@@ -85,7 +86,7 @@ def find_face(
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #b152452e
 @lru_cache
-def _places():
+def _places() -> dict[str, np.ndarray]:
     "Mean colours of three bands of each background, over a few layouts"
     return {
         b: np.mean(
@@ -95,7 +96,7 @@ def _places():
     }
 
 
-def _bands(frame, face):
+def _bands(frame: np.ndarray, face: np.ndarray | None) -> np.ndarray:
     h, w = frame.shape[:2]
     cols = np.ones(w, bool) if face is None else np.abs(np.arange(w) - face[0]) > 0.2 * h
     if not cols.any():
@@ -105,15 +106,13 @@ def _bands(frame, face):
     )
 
 
-def _background(frames, faces):
+def _background(frames: Sequence[np.ndarray], faces: Sequence[np.ndarray | None]) -> str:
     seen = np.mean([_bands(f, c) for f, c in zip(frames, faces)], 0)
     return min(BACKGROUNDS, key=lambda b: np.abs(seen - _places()[b]).sum())
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #d4e08a54
-def _pan(frames, faces, gap=4):
-    """Camera speed in frame widths a frame: the one shift that best explains how the ground moves where the character
-    is not
-    """
+def _pan(frames: np.ndarray, faces: Sequence[np.ndarray | None], gap: int = 4) -> float:
+    """Camera speed in frame widths a frame: the shift of the ground with the lowest cost, where the character is not"""
     n, h, w = frames.shape[:3]
     if n <= gap:
         return 0.0
@@ -132,7 +131,7 @@ def _pan(frames, faces, gap=4):
     return -float(shifts[i] + offset) / gap / w
 
 
-def _cost(a, b, clear_a, clear_b, s):
+def _cost(a: np.ndarray, b: np.ndarray, clear_a: np.ndarray, clear_b: np.ndarray, s: int) -> float:
     "Mean difference if `b` [F, h, w] is `a` moved `s` pixels to the right, over columns clear in both [F, w]"
     w = a.shape[-1]
     i, j = slice(max(0, -s), w - max(0, s)), slice(max(0, s), w - max(0, -s))
@@ -140,8 +139,8 @@ def _cost(a, b, clear_a, clear_b, s):
     return (np.abs(a[:, :, i] - b[:, :, j]).mean(1) * ok).sum() / max(ok.sum(), 1) + 1e-3 * abs(s)
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #1e5b01ca
-def _hand(frame, face, side):
-    "Where a raised hand is beside the head, relative to the face in frame heights, or None"
+def _hand(frame: np.ndarray, face: np.ndarray, side: int) -> np.ndarray | None:
+    "Position of a raised hand beside the head, relative to the face in frame heights, or None"
     u, (h, w) = frame.shape[0], frame.shape[:2]
     x0, x1 = sorted((face[0] + side * 0.108 * u, face[0] + side * 0.225 * u))
     x0, x1 = (int(np.clip(round(v), 0, w)) for v in (x0, x1))
@@ -155,7 +154,7 @@ def _hand(frame, face, side):
     return np.array([(skin * (xs - face[0])).sum(), (skin * (ys - face[1])).sum()]) / skin.sum() / u
 
 
-def _action(seen, where, pan):
+def _action(seen: Sequence[tuple[np.ndarray, np.ndarray]], where: np.ndarray, pan: float) -> tuple[str, float]:
     "The action and the speed over the ground"
     t = np.flatnonzero(np.isfinite(where[:, 0]))
     x, y = where[t, 0], where[t, 1]
@@ -178,15 +177,15 @@ def _action(seen, where, pan):
     return ("stand" if abs(speed) < 0.006 and sway < 0.012 and np.ptp(y) < 0.05 else "unclear"), float(speed)
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #f9910e71
-def _style(seen, hair):
+def _style(seen: Sequence[tuple[np.ndarray, np.ndarray]], hair: str) -> str:
     "Hair style: where hair-coloured pixels are around the head, over the clip"
     tones = np.array([HAIR[hair], shade(HAIR[hair])], float)
 
-    def share(f, c, *box):
+    def share(f: np.ndarray, c: np.ndarray, *box) -> float:
         pixels = _patch(f, c, *box)
         return (np.abs(pixels[:, None] - tones).sum(-1).min(1) < 60).mean() if len(pixels) else 0.0
 
-    def both(f, c, x0, x1, y0, y1):
+    def both(f: np.ndarray, c: np.ndarray, x0: float, x1: float, y0: float, y1: float) -> float:
         return (share(f, c, x0, x1, y0, y1) + share(f, c, -x1, -x0, y0, y1)) / 2
 
     top = np.median([share(f, c, -0.07, 0.07, -0.235, -0.195) for f, c in seen])
@@ -195,16 +194,16 @@ def _style(seen, hair):
     return "spiky" if top > 0.12 else "twintails" if wide > 0.2 else "long" if low > 0.2 else "short"
 
 
-def _jitter(x):
+def _jitter(x: np.ndarray) -> float:
     "Standard deviation of the second difference, over runs of frames with a face"
     d = np.diff(x, 2)
     return float(np.nanstd(d)) if np.isfinite(d).any() else math.nan
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #2bd64ee1
 def read_scene(
-    frames,  # uint8 [F, H, W, 3]; at least 5, or the camera counts as still
-):  # Reading
-    "Read a clip back from its pixels."
+    frames: np.ndarray,  # uint8 [F, H, W, 3]; at least 5, or the camera counts as still
+) -> Reading:
+    "Read from its pixels what a clip shows"
     frames = np.asarray(frames)
     faces = [find_face(f) for f in frames]
     seen = [(f, c) for f, c in zip(frames, faces) if c is not None]
@@ -231,7 +230,7 @@ def read_scene(
     hair = [_near(_patch(f, c, -0.05, 0.05, -0.15, -0.085), HAIR) for f, c in seen]
     outfit = [_near(_patch(f, c, -0.04, 0.03, 0.16, 0.26), OUTFIT) for f, c in seen]
 
-    def most(names):
+    def most(names: list[str]) -> str:
         return max(sorted(set(names)), key=names.count)
 
     drift = np.mean([(h, o) != (most(hair), most(outfit)) for h, o in zip(hair, outfit)])
@@ -255,10 +254,10 @@ def read_scene(
 
 # %% ../../nbs/1_first_video/94_reader.ipynb #abba6d6a
 def wilson_interval(
-    hits,  # how many were right
-    n,  # of how many
-    z=1.96,  # standard errors on each side; 1.96 are 95 %
-):  # (share, low, high), nan if `n` is 0
+    hits: int,  # how many were right
+    n: int,  # of how many
+    z: float = 1.96,  # standard errors on each side; 1.96 are 95 %
+) -> tuple[float, float, float]:  # (share, low, high), nan if `n` is 0
     "Share of hits with its interval (Wilson 1927)."
     if not n:
         return (math.nan,) * 3
@@ -280,19 +279,21 @@ CHECKS |= {
 
 
 def score_readings(
-    scenes,  # list of Scene: what was asked for
-    readings,  # list of Reading: what came of it
-):  # dict: a check's name -> (share, low, high, n), and 'jitter', 'drift', 'found', 'motion', 'speed' -> mean
-    "Shares of scenes whose reading is what was asked for, with intervals, and means of what is measured."
+    scenes: Sequence[Scene],  # of the prompts
+    readings: Sequence[Reading],  # of the clips made for them
+) -> dict[
+    str, tuple[float, float, float, int] | float
+]:  # a check's name -> (share, low, high, n), and 'jitter', 'drift', 'found', 'motion', 'speed' -> mean
+    "Shares of scenes whose reading shows what the scene has, with intervals, and means of what is measured"
     pairs, out = list(zip(scenes, readings)), {}
     for name, check in CHECKS.items():
         hits = [bool(h) for s, r in pairs if (h := check(s, r)) is not None]
         out[name] = (*wilson_interval(sum(hits), len(hits)), len(hits))
     smooth = [
         r.jitter for s, r in pairs if s.hold == 1 and s.action != "dance"
-    ]  # held drawings and dances are meant to jerk
+    ]  # held drawings and dances move in jerks by design
 
-    def mean(v):
+    def mean(v: Sequence[float]) -> float:
         return float(np.nanmean(v)) if len(v) and np.isfinite(v).any() else math.nan
 
     return out | dict(

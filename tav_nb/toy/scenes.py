@@ -8,6 +8,7 @@ __all__ = ['HAIR', 'OUTFIT', 'STYLES', 'BACKGROUNDS', 'ACTIONS', 'CAMERAS', 'SKI
 
 # %% ../../nbs/1_first_video/00_scenes.ipynb #092e2dc4
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,9 +77,9 @@ class Scene:
     layout: int = 0  # seeds hills, trees and houses
 
 # %% ../../nbs/1_first_video/00_scenes.ipynb #602dd143
-def held_out(scene):  # bool
-    """Is this a combination that no training clip may show? One hair colour in eight for each outfit, one place in some
-    for each action.
+def held_out(scene: Scene) -> bool:
+    """Whether this is a combination that no training clip may show: one hair colour in eight for each outfit, one place
+    in some for each action
     """
     h, o = list(HAIR).index(scene.hair), list(OUTFIT).index(scene.outfit)
     a, b = ACTIONS.index(scene.action), BACKGROUNDS.index(scene.background)
@@ -86,13 +87,14 @@ def held_out(scene):  # bool
 
 
 def random_scene(
-    seed,  # an int of at least 0; the scene depends on nothing else
-    split=None,  # 'train' (never held out), 'held out' (always), or None (either); each has scenes of its own
-):  # Scene
-    "A scene drawn at random; two seconds of it at 8 frames a second stay inside the frame."
+    seed: int,  # at least 0; the scene depends on nothing else
+    split: str
+    | None = None,  # 'train' (never held out), 'held out' (always), or None (either); each has scenes of its own
+) -> Scene:
+    "A random scene; two seconds of it at 8 frames a second stay inside the frame"
     rng = np.random.default_rng([seed, {None: 0, "train": 1, "held out": 2}[split]])
 
-    def pick(names):
+    def pick(names: Sequence[str]) -> str:
         return names[rng.integers(len(names))]
 
     while True:
@@ -101,8 +103,8 @@ def random_scene(
             return _stage(scene, rng)
 
 # %% ../../nbs/1_first_video/00_scenes.ipynb #8ddd412e
-def _stage(scene, rng):
-    "Draw the numbers of a scene so that two seconds of it stay inside the frame"
+def _stage(scene: Scene, rng: np.random.Generator) -> Scene:
+    "The scene with random numbers, so that two seconds of it stay inside the frame"
     sign = {"left": -1, "right": 1}.get(scene.action.split()[-1], 0)
     speed = sign * (rng.uniform(0.016, 0.022) if scene.action.startswith("walk") else rng.uniform(0.034, 0.042))
     way = rng.choice([0, 0, 1]) * (sign or rng.choice([-1, 1]))  # a third of all shots pan; they follow whoever moves
