@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ from tav_nb.sampling.memory_estimate import (
     TooLarge,
     build_on_meta,
     choose_memory,
+    estimate_decoding,
     estimate_memory,
     load_configs,
     memory_candidates,
@@ -113,6 +115,19 @@ def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
         peaks = estimate_memory(model, 5, 64, 96, memory, on_cpu=True)
         for said, real in (peaks.denoising - peaks.weights, max(steps)), (peaks.decoding - peaks.weights, live.peak):
             assert abs(said / real - 1) < 0.07, (memory, said, real)
+
+
+# %% ../nbs/6_making_videos/87_memory_estimate.ipynb #78a102b4
+def test_decoding_in_tiles_is_estimated_from_one_tile_of_each_shape_as_from_all_of_them():
+    model, decoded = build_on_meta(load_configs(), adapter_beside(None), torch.float32), []
+    model.vae.decoder.conv_in.register_forward_hook(lambda module, args, out: decoded.append(args[0].shape))
+    for tile, height, width in ((64, 192, 256), (64, 200, 328), (128, 520, 648)):
+        decoded.clear()
+        estimate = estimate_decoding(model, 2, height, width, Memory(tile=tile), True)
+        assert len(decoded) == len(set(decoded)) <= 9, decoded
+        with patch.dict(estimate_decoding.__globals__, one_tile_of_each_shape=lambda vae, live: nullcontext()):
+            assert estimate_decoding(model, 2, height, width, Memory(tile=tile), True) == estimate
+        assert len(decoded) > len(set(decoded)) + 9
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #f8e9fdaa

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMORY_PRESETS', 'MEMORY_MARGIN', 'load_configs', 'weight_bytes', 'build_on_meta', 'MemoryEstimate', 'format_bytes',
-           'unet_kwargs_on_meta', 'conv2d_with_workspace', 'simulated_gpu', 'estimate_denoising', 'estimate_decoding',
-           'estimate_memory', 'TooLarge', 'memory_candidates', 'minimum_estimate', 'check_possible', 'choose_memory',
-           'longest_that_fits', 'too_large_message']
+           'unet_kwargs_on_meta', 'conv2d_with_workspace', 'simulated_gpu', 'estimate_denoising',
+           'one_tile_of_each_shape', 'estimate_decoding', 'estimate_memory', 'TooLarge', 'memory_candidates',
+           'minimum_estimate', 'check_possible', 'choose_memory', 'longest_that_fits', 'too_large_message']
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #00c1ae18
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +172,31 @@ def estimate_denoising(
     return live.peak
 
 
+@contextmanager
+def one_tile_of_each_shape(vae: torch.nn.Module, live: StorageCounter) -> Iterator[None]:
+    """Inside the `with`, one tile of each shape is decoded, and every other one only takes as much memory: a frame of
+    16384 px has 441 tiles. Blending them, which takes a row of pixels at a time, is left out
+    """
+    decode, seen = vae.decoder.forward, {}
+
+    def forward(latents, *args, **kwargs):
+        if latents.shape not in seen:
+            before, peak, live.peak = live.now, live.peak, live.now
+            out = decode(latents, *args, **kwargs)
+            seen[latents.shape] = live.peak - before, out.shape, out.dtype
+            live.peak = max(peak, live.peak)
+            return out
+        size, shape, dtype = seen[latents.shape]
+        torch.empty(size, dtype=torch.uint8, device=latents.device)  # at its worst moment, and gone again
+        return torch.empty(shape, dtype=dtype, device=latents.device)
+
+    def leave(above, tile, extent):
+        return tile
+
+    with patch.object(vae.decoder, "forward", forward), patch.multiple(vae, blend_v=leave, blend_h=leave):
+        yield
+
+
 def estimate_decoding(
     model: SimpleNamespace, num_frames: int, height: int, width: int, memory: Memory, on_cpu: bool
 ) -> tuple[int, int]:
@@ -179,7 +205,8 @@ def estimate_decoding(
     with upcast_vae(model.vae), simulated_gpu(model, on_cpu) as live:
         latents = torch.empty(num_frames, channels, height // scale, width // scale, device="meta")
         scaled = unscale_latents(model.vae, latents.to(model.vae.dtype))
-        decode_slice(model.vae, scaled[: slice_size(scaled)], memory.tile)
+        with one_tile_of_each_shape(model.vae, live):
+            decode_slice(model.vae, scaled[: slice_size(scaled)], memory.tile)
         weights = weight_bytes(model.vae)
     return (
         weights,
