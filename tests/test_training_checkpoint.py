@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import resource
+import shutil
 import tempfile
 import time
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tav_nb.training.checkpoint import (
     CheckpointError,
     check_checkpoint,
+    check_disk,
     find_checkpoint,
     list_checkpoints,
     load_optimizer_tensors,
@@ -119,6 +121,26 @@ def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
             } == before and len(list((Path(folder) / "checkpoints").iterdir())) == 3
         save_checkpoint(folder, 40, write, {})
         assert find_checkpoint(folder)[1] == dict(step=40) and len(list_checkpoints(folder)) == 3
+
+
+# %% ../nbs/5_training/25_checkpoint.ipynb #055f4817
+def test_the_disk_needs_space_for_as_many_checkpoints_as_there_will_be_and_are_not_there_yet():
+    with tempfile.TemporaryDirectory() as folder:
+        usage = shutil.disk_usage(folder)
+
+        def refused(free, *args):
+            with patch("shutil.disk_usage", lambda path: usage._replace(free=free)):
+                try:
+                    check_disk(f"{folder}/run", 1000, *args)
+                except CheckpointError as error:
+                    return str(error)
+
+        assert refused(999, 1) and not refused(1000, 1)
+        assert refused(3999, 9) and not refused(4000, 9), "three stay, and one is written before the oldest goes"
+        assert "2 checkpoints of 0.001 MB" in refused(1999, 9, 1) and f"and {folder} has" in refused(1999, 9, 1)
+        for step in (1, 2, 3):
+            Path(folder, f"run/checkpoints/step-{step:08d}").mkdir(parents=True)
+        assert refused(999, 9) and not refused(1000, 9)
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #521bbfd7

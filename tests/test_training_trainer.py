@@ -35,6 +35,7 @@ from tav_nb.training.checkpoint import (
     CheckpointError,
     file_checksum,
     find_checkpoint,
+    list_checkpoints,
     optimizer_tensors,
     save_checkpoint,
     with_checksum,
@@ -42,7 +43,13 @@ from tav_nb.training.checkpoint import (
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import check_option, read_config
 from tav_nb.training.cuda_graphs import GRAPH_BYTES, MAX_GRAPHS, CaptureError
-from tav_nb.training.memory import TrainMemoryEstimate, set_checkpointing
+from tav_nb.training.distributed import TrainError
+from tav_nb.training.memory import (
+    TrainMemoryEstimate,
+    estimate_preview_memory,
+    estimate_training_memory,
+    set_checkpointing,
+)
 from tav_nb.training.run_log import RunLog
 from tav_nb.training.setup import batch_shapes, build_train_state, check_memory, largest_batch
 from tav_nb.training.step import (
@@ -1257,6 +1264,47 @@ def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_
         and f"of {1024 - MAX_GRAPHS * GRAPH_BYTES / 2**30:.1f} GiB" in lines[2]
         and "of 1024.0 GiB" in lines[3]
     ), lines
+
+
+# %% ../nbs/5_training/24_trainer.ipynb #66393e2d
+def test_a_preview_that_does_not_fit_is_refused_before_anything_is_loaded():
+    config, clips = replace(SMALL, preview_every=2, preview_frames=8), [dict(frames=8, height=64, width=64)]
+    need = check_memory(config, clips, "cpu", torch.float32, lambda line: None)
+    assert need.preview == estimate_preview_memory(config, 64, 64, torch.float32, cpu=True) > 0
+    long = replace(config, preview_frames=100_000)
+    without = check_memory(replace(long, preview_every=0), clips, "cpu", torch.float32, lambda line: None)
+    assert without.preview == 0
+    with patch.object(SETUP, "free_bytes", lambda *args: 4 * without.total):
+        try:
+            check_memory(long, clips, "cpu", torch.float32, lambda line: None)
+        except TrainError as error:
+            assert str(error).startswith("previews of 100000 frames of 64 x 64 need ") and "--preview-every 0" in str(
+                error
+            )
+        else:
+            raise AssertionError("a preview of 100,000 frames fits nowhere")
+
+
+# %% ../nbs/5_training/24_trainer.ipynb #536eebdf
+@pytest.mark.long
+def test_a_disk_without_space_for_the_checkpoints_is_named_before_a_run_begins_and_the_estimate_is_what_they_take():
+    with tempfile.TemporaryDirectory() as folder:
+        run, usage = Path(folder, "run"), shutil.disk_usage(folder)
+        with patch("shutil.disk_usage", lambda path: usage._replace(free=5000)):
+            try:
+                train(SMALL, CACHE, run, False, "cpu", lambda line: None, bar=False)
+            except CheckpointError as error:
+                assert re.fullmatch(
+                    r".*run: 2 checkpoints of [\d.]+ MB take [\d.]+ MB, and .* has 0.005 MB left; .*", str(error)
+                ), error
+            else:
+                raise AssertionError("a run began")
+        assert not run.exists()
+        run_small(run)
+        need = estimate_training_memory(SMALL, 8, 64, 64, torch.float32, None, True).checkpoint
+        for path in list_checkpoints(run):
+            taken = sum(file.stat().st_size for file in path.iterdir())
+            assert need <= taken < 1.1 * need + 50_000, (need, taken)  # with their headers
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0008

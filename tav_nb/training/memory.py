@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['HEAP_LIMIT', 'HEAP_SHARE', 'OffloadedTensor', 'ActivationOffload', 'recompute', 'set_checkpointing',
            'TrainMemoryEstimate', 'optimizer_state_bytes', 'unet_on_meta', 'training_inputs', 'heap_bytes',
-           'estimate_training_memory', 'suggest_settings']
+           'adapter_structure', 'estimate_training_memory', 'estimate_preview_memory', 'suggest_settings']
 
 # %% ../../nbs/5_training/12_a100.ipynb #1f2f5f3b
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -20,7 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from ..models.base import find_config, loading_error
 from ..models.base_config import read_base_size
 from ..models.messages import quiet
+from ..models.model_files import AutoencoderKL
 from ..models.temporal_unet import add_temporal, temporal_modules, train_only_temporal
+from ..sampling.memory import Memory
+from ..sampling.memory_estimate import estimate_decoding, estimate_denoising
 from .config import TrainConfig
 from .losses import parameter_groups
 from .offloaded_adamw import CHUNK_BYTES
@@ -126,15 +130,20 @@ class TrainMemoryEstimate:
     moments: int  # Adam's
     activations: int  # the rest, at the worst moment
     average: int = 0  # of the weights, where it lives in the same memory as all the others
-    total = property(
-        lambda self: self.base + self.adapter + self.gradients + self.moments + self.activations + self.average
-    )
+    preview: int = 0  # activations of a preview, which come when those of a step are gone
+    checkpoint: int = 0  # of the files of a checkpoint; not in memory
+
+    @property
+    def total(self) -> int:
+        "In memory at the worst moment"
+        lasting = self.base + self.adapter + self.gradients + self.moments + self.average
+        return lasting + max(self.activations, self.preview)
 
     def __str__(self):
         return (
             f"{self.total / 2**30:.1f} GiB (base {self.base / 2**30:.1f}, adapter with gradients and Adam"
             f" {(self.adapter + self.gradients + self.moments + self.average) / 2**30:.1f}, activations"
-            f" {self.activations / 2**30:.1f})"
+            f" {max(self.activations, self.preview) / 2**30:.1f})"
         )
 
 
@@ -197,6 +206,19 @@ def heap_bytes(checkpointing, size):
     return size if size >= HEAP_LIMIT else HEAP_SHARE[checkpointing] * size
 
 
+def adapter_structure(config: TrainConfig, num_frames: int) -> dict:
+    "Arguments of `add_temporal` for a new adapter"
+    return dict(
+        max_frames=max(config.max_frames, num_frames),
+        positions=config.positions,
+        num_heads=config.num_heads or None,
+        zero=config.zero,
+        attention_ratio=config.attention_ratio,
+        conv_size=config.conv_size,
+        ff_ratio=config.ff_ratio,
+    )
+
+
 def estimate_training_memory(
     config,  # `TrainConfig`; model, checkpointing, optimizer, offload_optimizer, cuda_graphs and batch_size count
     num_frames,
@@ -207,16 +229,7 @@ def estimate_training_memory(
     cpu=False,  # for the computer's own memory instead of a card's
 ):
     "What one training step needs, as a `TrainMemoryEstimate`: it is acted out on `meta`, which takes some seconds"
-    structure = structure or dict(
-        max_frames=max(config.max_frames, num_frames),
-        positions=config.positions,
-        num_heads=config.num_heads or None,
-        zero=config.zero,
-        attention_ratio=config.attention_ratio,
-        conv_size=config.conv_size,
-        ff_ratio=config.ff_ratio,
-    )
-    unet = unet_on_meta(config.model, config, dtype, structure)
+    unet = unet_on_meta(config.model, config, dtype, structure or adapter_structure(config, num_frames))
     parameters, factor = (
         train_only_temporal(unet),
         read_base_size(config.model or None, config.model_config or None).vae_factor,
@@ -225,8 +238,10 @@ def estimate_training_memory(
     def size(tensors):
         return sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)
 
-    adapter = size(parameters)
+    adapter, weights = size(parameters), sum(parameter.nbytes for parameter in parameters)
     base, moments = size([*unet.parameters(), *unet.buffers()]) - adapter, optimizer_state_bytes(unet, config)
+    # the adapter, its average and the moments
+    estimate = partial(TrainMemoryEstimate, base, adapter, adapter, checkpoint=2 * weights + moments)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     with (
@@ -246,12 +261,35 @@ def estimate_training_memory(
         config.cuda_graphs and config.checkpointing != "offload"
     )  # then the room of activations is theirs for good (chapter 39)
     if cpu:
-        return TrainMemoryEstimate(base, adapter, adapter, moments, live.peak, adapter)
+        return estimate(moments, live.peak, adapter)
     if not config.offload_optimizer or recorded:
-        return TrainMemoryEstimate(base, adapter, adapter, visit if config.offload_optimizer else moments, live.peak)
-    return TrainMemoryEstimate(
-        base, adapter, adapter, 0, max(live.peak, visit)
-    )  # moments come when activations are gone
+        return estimate(visit if config.offload_optimizer else moments, live.peak)
+    return estimate(0, max(live.peak, visit))  # moments come when activations are gone
+
+
+def estimate_preview_memory(
+    config: TrainConfig,  # model and preview_frames count
+    height: int,  # in pixels
+    width: int,
+    dtype: torch.dtype = torch.float16,  # of the base
+    structure: dict | None = None,  # arguments of `add_temporal`
+    cpu: bool = False,
+) -> int:
+    "Bytes of a preview video beside all that a training keeps: activations of the UNet, or the VAE and its own"
+    unet = unet_on_meta(config.model, config, dtype, structure or adapter_structure(config, config.preview_frames))
+    where = find_config(config.model or None, config.model_config or None)
+    with quiet():
+        try:
+            about = AutoencoderKL.load_config(where, subfolder="vae")
+            with torch.device("meta"):
+                vae = AutoencoderKL.from_config(about)
+        except Exception as error:  # missing or wrong values: many classes, one answer
+            raise loading_error(where, error) from None
+    torch.nn.Module.to(vae, dtype)
+    model = SimpleNamespace(unet=unet.eval(), vae=vae.eval())
+    size = config.preview_frames, height, width
+    denoising = estimate_denoising(model, *size, Memory(), guided=True, images=False, on_cpu=cpu)
+    return max(denoising, sum(estimate_decoding(model, *size, Memory(), cpu)))
 
 # %% ../../nbs/5_training/12_a100.ipynb #b97b197a
 def suggest_settings(config, num_frames, height, width, room, dtype=torch.float16, structure=None, cpu=False):

@@ -12,6 +12,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,12 @@ from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
     TrainError,
 )
-from .memory import estimate_training_memory, set_checkpointing, suggest_settings
+from tav_nb.training.memory import (
+    estimate_preview_memory,
+    estimate_training_memory,
+    set_checkpointing,
+    suggest_settings,
+)
 from .step import TrainState, has_sinusoidal_positions, uses_cuda_graphs
 from ..utils.atomic_io import atomic_write
 from ..utils.memory_trace import free_bytes
@@ -106,9 +112,21 @@ def check_memory(config, clips, device, dtype, say):
         structure = {name: value for name, value in read_adapter_metadata(config.adapter).items() if name in STRUCTURE}
     cpu = torch.device(device).type == "cpu"
     need = estimate_training_memory(config, *size, dtype, structure, cpu)
+    without_preview = need.total
+    if config.preview_every:
+        sizes = [(row["height"], row["width"]) for row in clips]
+        shape = max(set(sizes), key=sizes.count)  # as `PreviewContext` has it
+        kept = need.activations if config.cuda_graphs else 0  # by recorded graphs
+        preview = partial(estimate_preview_memory, height=shape[0], width=shape[1], dtype=dtype, cpu=cpu)
+        need = replace(need, preview=kept + preview(config, structure=structure))
     say(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
     if need.total <= room:
         return need
+    if without_preview <= room:
+        raise TrainError(
+            f"previews of {config.preview_frames} frames of {shape[1]} x {shape[0]} need {need.total / 2**30:.1f} GiB,"
+            f" but there are {room / 2**30:.1f}: fewer --preview-frames need less, and --preview-every 0 makes none"
+        )
     help = suggest_settings(config, *size, room, dtype, structure, cpu)
     raise TrainError(
         f"{config.batch_size} clips of {size[0]} frames of {size[2]} x {size[1]} need {need.total / 2**30:.1f} GiB, but"

@@ -18,7 +18,7 @@ import torch
 
 from ..models.adapter_file import FILE_NAME
 from .batches import micro_batches
-from .checkpoint import CheckpointError, lock_run
+from .checkpoint import CheckpointError, check_disk, lock_run
 from .cuda_graphs import CaptureError
 from .distributed import AgreedError, Processes, TrainError, graceful_shutdown, make_accelerator
 from .previews import PreviewContext, default_preview_prompt, held_out_loss, make_preview
@@ -316,6 +316,8 @@ def train_in_process(config, cache, run, resume, accelerator, processes, say, on
             during.enter_context(limited_memory(where, config.memory_limit))
             loader, held_out = open_clips(config, cache)
             need = check_memory(config, loader.clips, where, dtype, say)
+            if main:
+                check_disk(run, need.checkpoint, -(-config.steps // config.checkpoint_every), config.keep_checkpoints)
             train_state, pipe = build_train_state(config, loader, cache, where, dtype, rank, world)
             for line in describe_run(train_state, loader, held_out, cache, world):
                 say(line)
