@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,6 +276,21 @@ def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said(
                 and err.count("\n") == 1
             ), (code, said, err)
         assert before == {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
+
+
+# %% ../nbs/4_real_clips/66_prepare.ipynb #d15c5bace
+def test_a_disk_that_is_too_small_for_one_clip_is_named_before_a_model_is_loaded():
+    with tempfile.TemporaryDirectory() as folder:
+        toon_film(f"{folder}/film.webm", 0, 16)
+        usage = shutil.disk_usage(folder)
+        with (
+            patch("shutil.disk_usage", lambda path: usage._replace(free=5000)),
+            patch("tav_nb.sampling.video_job.load_parts", side_effect=AssertionError("a model was loaded")),
+        ):
+            code, said, err = tav("prepare", folder, f"{folder}/cache")
+        assert (code, said) == (2, "") and err.count("\n") == 1, err
+        assert "cache: one clip of 8 frames of 128 px takes 0.0164 MB, and " in err and "has 0.005 MB left" in err, err
+        assert not os.path.exists(f"{folder}/cache")
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #83964fc4

@@ -30,8 +30,9 @@ from PIL import Image
 from tav_nb.data.buckets import EncodeOptions
 from tav_nb.data.cache import DatasetError, npz_bytes, read_clip
 from tav_nb.data.fingerprints import PARTS, model_fingerprint
+from tav_nb.data.folders import Item
 from tav_nb.data.latents import ROW, Encoder, encode_file, encode_text
-from tav_nb.data.prepare import prefetch, prepare
+from tav_nb.data.prepare import check_cache_space, header_seconds, latent_bytes, prefetch, prepare
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import by_file, open_source
 from tav_nb.models.base import load_pipeline
@@ -154,6 +155,33 @@ def test_things_come_in_order_from_several_threads_and_an_error_ends_all_of_them
     with prefetch(range(3), counted, workers=3, depth=1) as things:
         next(things)  # leaving early
     assert threading.active_count() == before_
+
+
+# %% ../nbs/4_real_clips/74_prepare.ipynb #b872f97c
+def test_a_disk_that_is_too_small_for_one_clip_is_refused_and_one_that_may_be_too_small_is_reported():
+    with tempfile.TemporaryDirectory() as folder:
+        path, usage = f"{folder}/video.mp4", shutil.disk_usage(folder)
+        write_video(np.zeros((48, 32, 32, 3), np.uint8), path, 24)  # 2 seconds
+        item, options = Item(Path(path), "video", "a girl"), EncodeOptions(256)
+
+        def space(free, *items, options=options):
+            with patch("shutil.disk_usage", lambda folder: usage._replace(free=free)):
+                return check_cache_space(f"{folder}/cache", list(items), ShotOptions(fps=12), options)
+
+        frame = 4 * 32 * 32 * 2
+        assert latent_bytes(1, 256) == frame and latent_bytes(1, 256, 16) == frame // 4
+        assert abs(header_seconds(item) - 2) < 0.1 and header_seconds(replace(item, start=0.5, stop=1.0)) == 0.5
+        try:
+            space(8 * frame - 1, item)
+            raise AssertionError("no clip fits")
+        except DatasetError as error:
+            assert "one clip of 8 frames of 256 px takes 0.0655 MB" in str(error) and f"{folder} has" in str(error)
+        assert "about 24 frames" in space(24 * frame - 1, item) and space(25 * frame, item) is None
+        assert "about 48 frames" in space(25 * frame, item, options=replace(options, flip=True))
+        assert "about 72 frames" in space(25 * frame, item, item, replace(item, refusal="no"), item)
+        Path(folder, "cache/clips").mkdir(parents=True)
+        Path(folder, "cache/clips/one.npz").write_bytes(bytes(10 * frame))
+        assert space(15 * frame, item) is None, "what is there already takes no more"
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #33f2c00d

@@ -32,6 +32,7 @@ from ..utils.terminal import environment_defaults, show
 
 if TYPE_CHECKING:
     from tav_nb.data import buckets, report
+from ..utils.terminal import say
 
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #e5140897
 MOST_FRAMES = 1000  # of a clip to train on
@@ -225,12 +226,15 @@ def encode_items(
     from tav_nb.data.cache import check_source, require_pyarrow
     from tav_nb.data.cache_reader import read_manifest
     from tav_nb.data.latents import truncated_captions
-    from tav_nb.data.prepare import prepare
+    from tav_nb.data.prepare import check_cache_space, prepare
     from tav_nb.models.messages import quiet
     from tav_nb.sampling.video_job import load_parts
 
     require_pyarrow()
     check_source(options.out, source_items)
+    factor = read_base_size(*options.pipeline.base).vae_factor
+    if line := check_cache_space(options.out, items, options.shots, options.encoding, factor):
+        say(line)
     with quiet():
         pipe = load_parts(options.pipeline, unet=None)  # captions and frames need no UNet
     if cut := truncated_captions(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):
