@@ -61,7 +61,7 @@ def tiny_unet(**changes):
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #7a7fd9c6
 def trained_unet(**settings):
-    "A UNet whose adapter has something to say"
+    "A UNet whose adapter changes the output"
     unet = add_temporal(tiny_unet(), **settings)
     torch.manual_seed(1)
     for parameter in (p for layer in temporal_modules(unet).values() for p in layer.parameters()):
@@ -99,7 +99,8 @@ def changed_file(place, change, **header):
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #0439e396
-def test_the_fingerprint_knows_shapes_and_not_weights():
+@pytest.mark.test
+def test_the_fingerprint_depends_on_shapes_and_not_on_weights():
     fingerprint = base_fingerprint(tiny_unet())
     other_weights = UNet2DConditionModel(**TINY)
     assert base_fingerprint(other_weights) == base_fingerprint(trained_unet()) == fingerprint
@@ -115,6 +116,7 @@ def test_the_fingerprint_knows_shapes_and_not_weights():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #db53fb90
 @pytest.mark.long
+@pytest.mark.test
 def test_equal_content_is_equal_bytes_in_any_process_and_readable_for_those_who_may_read_new_files():
     PROGRAM = """
 import sys, torch
@@ -138,6 +140,7 @@ write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, meta
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #2fe219bc
+@pytest.mark.test
 def test_what_is_loaded_is_what_was_saved_bit_for_bit():
     for settings in (dict(), dict(positions="learned", zero="gate", max_frames=8), dict(num_heads=1)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -151,7 +154,8 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #cde80b3b
-def test_the_loaded_adapter_says_what_the_saved_one_said():
+@pytest.mark.test
+def test_the_loaded_adapter_gives_what_the_saved_one_gave():
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
         saved, loaded = trained_unet(), tiny_unet()
         load_adapter(loaded, save_adapter(saved, place))
@@ -165,8 +169,9 @@ def test_the_loaded_adapter_says_what_the_saved_one_said():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #b9504b28
+@pytest.mark.test
 def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
-    told = dict(
+    metadata_in = dict(
         noise="progressive",
         noise_strength=2.0,
         prediction_type="v_prediction",
@@ -175,9 +180,12 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
         author="Zoë",
     )
     with tempfile.TemporaryDirectory() as place:
-        first = save_adapter(trained_unet(), Path(place) / "a.safetensors", **told)
+        first = save_adapter(trained_unet(), Path(place) / "a.safetensors", **metadata_in)
         metadata = load_adapter(again := tiny_unet(), first)
-        assert metadata.items() >= {**told, "format_version": 1, "max_frames": 24, "positions": "sinusoidal"}.items()
+        assert (
+            metadata.items()
+            >= {**metadata_in, "format_version": 1, "max_frames": 24, "positions": "sinusoidal"}.items()
+        )
         assert metadata["base"] == base_fingerprint(again)
         second = save_adapter(again, Path(place) / "b.safetensors", fps=8)
         assert read_adapter_metadata(second) == {**metadata, "fps": 8}
@@ -185,6 +193,7 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d80c7c27
+@pytest.mark.test
 def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
     with tempfile.TemporaryDirectory() as place:
         entire, half = (
@@ -199,6 +208,7 @@ def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #b1773163
+@pytest.mark.test
 def test_it_can_be_loaded_into_layers_that_are_there_already():
     with tempfile.TemporaryDirectory() as place:
         saved, there = trained_unet(positions="learned"), add_temporal(tiny_unet())
@@ -207,6 +217,7 @@ def test_it_can_be_loaded_into_layers_that_are_there_already():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #127936d2
+@pytest.mark.test
 def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_before_means_none_of_them():
     block = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)
     with tempfile.TemporaryDirectory() as place:
@@ -223,6 +234,7 @@ def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_be
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #9be8f5e5
+@pytest.mark.test
 def test_another_base_is_refused():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place)
@@ -232,6 +244,7 @@ def test_another_base_is_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #fbc6c198
+@pytest.mark.test
 def test_missing_and_extra_and_misshapen_tensors_are_refused():
     key = next(key for key in temporal_state_dict(trained_unet()) if key.endswith("to_qkv.weight"))
     spoiled = (
@@ -246,6 +259,7 @@ def test_missing_and_extra_and_misshapen_tensors_are_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #a11403a6
+@pytest.mark.test
 def test_a_truncated_file_is_refused_wherever_it_was_cut():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place)
@@ -256,6 +270,7 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #cc977a45
+@pytest.mark.test
 def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
     class Bomb:
         def __reduce__(self):
@@ -273,6 +288,7 @@ def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #42bef519
+@pytest.mark.test
 def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
     with tempfile.TemporaryDirectory() as place:
         for header, words in (
@@ -293,6 +309,7 @@ def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #712d1eb7
+@pytest.mark.test
 def test_whatever_differs_from_what_was_saved_is_refused():
     def edit(tensors, key, value):
         tensors[key].view(-1)[3] = value
@@ -318,6 +335,7 @@ def test_whatever_differs_from_what_was_saved_is_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #2979f5dc
+@pytest.mark.test
 def test_metadata_that_cannot_be_meant_are_refused():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place)
@@ -338,6 +356,7 @@ def test_metadata_that_cannot_be_meant_are_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #e4dcf1f0
+@pytest.mark.test
 def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place, fps=8, author="Zoë")
@@ -357,6 +376,7 @@ def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d8569e86
+@pytest.mark.test
 def test_layers_of_another_make_have_to_be_taken_out_first():
     with tempfile.TemporaryDirectory() as place:
         file, patched = save_adapter(trained_unet(), place), add_temporal(tiny_unet(), max_frames=8)
@@ -366,11 +386,12 @@ def test_layers_of_another_make_have_to_be_taken_out_first():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #419ced6f
-def test_the_network_is_asked_only_for_what_looks_like_a_repository():
-    asked = []
+@pytest.mark.test
+def test_only_what_looks_like_a_repository_goes_to_the_network():
+    requests = []
 
     def hub(*arguments):
-        asked.append(arguments)
+        requests.append(arguments)
         raise OSError("no network\nand more lines")
 
     with tempfile.TemporaryDirectory() as place, patch.dict(hub_file.__globals__, hf_hub_download=hub):
@@ -388,13 +409,14 @@ def test_the_network_is_asked_only_for_what_looks_like_a_repository():
         with chdir(place):
             Path("mine").mkdir()
             assert "no such file" in refusal(tiny_unet(), "mine/adapter"), "a folder of this name is here"
-        assert not asked
-        assert "someone/adapter: no network" in refusal(tiny_unet(), "someone/adapter") and asked == [
+        assert not requests
+        assert "someone/adapter: no network" in refusal(tiny_unet(), "someone/adapter") and requests == [
             ("someone/adapter", FILE_NAME)
         ]
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #c703a703
+@pytest.mark.test
 def test_an_adapter_comes_from_the_hub_when_it_is_named():
     with tempfile.TemporaryDirectory() as place:
         file, loaded = save_adapter(trained_unet(), place, fps=8), tiny_unet()
@@ -403,6 +425,7 @@ def test_an_adapter_comes_from_the_hub_when_it_is_named():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #99dd20bb
+@pytest.mark.test
 def test_an_interrupted_save_leaves_the_old_file_whole():
     def die(tensors, file, metadata):
         Path(file).write_bytes(b"half")
@@ -420,6 +443,7 @@ def test_an_interrupted_save_leaves_the_old_file_whole():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #52e25fa1
+@pytest.mark.test
 def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "file").write_text("")
@@ -436,6 +460,7 @@ def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #5a088a85
+@pytest.mark.test
 def test_layers_that_the_file_could_not_describe_are_not_saved():
     with tempfile.TemporaryDirectory() as place:
         for change, words in (
@@ -453,6 +478,7 @@ def test_layers_that_the_file_could_not_describe_are_not_saved():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #0b43f3c5
+@pytest.mark.test
 def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():
     saved = trained_unet()
     saved.temporal_config["fps"] = 8
@@ -465,6 +491,7 @@ def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #6a40ee28
+@pytest.mark.test
 def test_a_chapter_that_is_run_twice_writes_the_file_once():
     import importlib.util
 

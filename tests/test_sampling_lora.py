@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -116,6 +117,7 @@ def replaced(tensors, *pairs):
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e2db193f
+@pytest.mark.test
 def test_a_lora_in_three_layouts_is_one_film():
     base = embedded_pipeline()
     tensors, films, keys = make_lora(base), {}, set(base.unet.state_dict())
@@ -149,6 +151,7 @@ def test_a_lora_in_three_layouts_is_one_film():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #667c84ce
+@pytest.mark.test
 def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
     base = embedded_pipeline()
     plain = add_text_lora(make_lora(base), base)
@@ -207,6 +210,7 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #778f30f9
+@pytest.mark.test
 def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name():
     pipe = embedded_pipeline()
     plain, keys = {f"unet.{key}": value for key, value in make_lora(pipe).items()}, set(pipe.unet.state_dict())
@@ -243,6 +247,7 @@ def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name(
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #737f3ff2
+@pytest.mark.test
 def test_several_loras_have_each_their_weight():
     base = embedded_pipeline()
     with tempfile.TemporaryDirectory() as folder:
@@ -261,6 +266,7 @@ def test_several_loras_have_each_their_weight():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e1296bc9
+@pytest.mark.test
 def test_an_interruption_leaves_no_lora_behind():
     from unittest.mock import patch
 
@@ -277,6 +283,7 @@ def test_an_interruption_leaves_no_lora_behind():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #3d1e9955
+@pytest.mark.test
 def test_a_lora_that_is_none_or_for_another_base_is_refused_and_leaves_nothing_behind():
     pipe = embedded_pipeline()
     tensors, keys = make_lora(pipe), set(pipe.unet.state_dict())

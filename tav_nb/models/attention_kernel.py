@@ -7,6 +7,7 @@ __all__ = ['BLOCK_M', 'jit', 'MAX_SEQUENCES', 'block_offsets', 'softmax_weights'
            'ShortAttention', 'short_attention']
 
 # %% ../../nbs/internals/34_kernel.ipynb #689cd973
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -107,7 +108,7 @@ def backward_kernel(
     )
 
 # %% ../../nbs/internals/34_kernel.ipynb #ddb589c6
-def launch(kernel, *tensors: torch.Tensor) -> None:
+def launch(kernel: Callable, *tensors: torch.Tensor) -> None:
     "Run a kernel with one program for each block of sequences of each clip"
     b, f, n, d = tensors[0].shape
     sizes = dict(frames=f, dim=d, padded_dim=max(16, triton.next_power_of_2(d)), block=BLOCK_M, precision="ieee")
@@ -118,7 +119,7 @@ class ShortAttention(torch.autograd.Function):
     "Attention over the frames of `b f n d`, of which there are at most `BLOCK_M`"
 
     @staticmethod
-    def forward(context, q, k, v):
+    def forward(context, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         context.save_for_backward(q, k, v)
         out = torch.empty_like(q)
@@ -127,7 +128,7 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(context, dout):
+    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, k, v = context.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
         launch(backward_kernel, q, k, v, dout.contiguous(), dq, dk, dv)

@@ -57,7 +57,7 @@ class GEGLUFunction(torch.autograd.Function):
     "`hidden * gelu(gate)` of `[..., 2 c]`, whose halves are hidden and gate: `[..., c]` (GEGLU, arXiv 2002.05202)"
 
     @staticmethod
-    def forward(context, x):
+    def forward(context, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
         context.save_for_backward(x)
         out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
@@ -68,7 +68,7 @@ class GEGLUFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(context, dout):
+    def backward(context, dout: torch.Tensor) -> torch.Tensor:
         x, dout = *context.saved_tensors, dout.contiguous()
         dx = torch.empty_like(x)
         geglu_backward[(triton.cdiv(dout.numel(), BLOCK_SIZE),)](
@@ -88,7 +88,7 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
 class FusedGEGLU(GEGLU):
     "diffusers' gate with its weights and keys as they are, in one kernel on a GPU"
 
-    def forward(self, hidden_states, *args, **kwargs):
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if not hidden_states.is_cuda:
             return super().forward(hidden_states, *args, **kwargs)
         return geglu(self.proj(hidden_states))

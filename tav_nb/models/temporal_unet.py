@@ -11,15 +11,17 @@ __all__ = ['DIFFUSERS_VERSIONS', 'AFTER_SAVE', 'modules_of_class', 'temporal_blo
 
 # %% ../../nbs/2_method/02_unet.ipynb #d88a9f2a
 import functools
+import os
 import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from inspect import unwrap
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
 from .temporal_attention import TemporalSelfAttention
@@ -38,7 +40,7 @@ def temporal_blocks(unet: torch.nn.Module) -> dict[str, BasicTransformerBlock]:
     return modules_of_class(unet, BasicTransformerBlock)
 
 # %% ../../nbs/2_method/02_unet.ipynb #69fd12d3
-def pass_clip_arguments(num_frames, windows=None):
+def pass_clip_arguments(num_frames: int, windows: Windows | None = None) -> int | tuple[int, Windows]:
     "Takes the place of GLIGEN's position net: what it returns is passed to the `fuser` of every block"
     return num_frames if windows is None else (num_frames, windows)
 
@@ -46,7 +48,7 @@ def pass_clip_arguments(num_frames, windows=None):
 class TemporalResidual:
     "`x + temporal_attn(x)`, in a transformer block's place for GLIGEN's `fuser`"
 
-    def __init__(self, block, name):
+    def __init__(self, block: BasicTransformerBlock, name: str):
         self.modules = block._modules
         block.__dict__["fuser"] = self
         self.hooks = [
@@ -58,25 +60,25 @@ class TemporalResidual:
         layer = self.modules["temporal_attn"]
         return x + (layer(x, *clip) if isinstance(clip, tuple) else layer(x, clip))
 
-    def remove(self, block):
+    def remove(self, block: BasicTransformerBlock) -> None:
         for hook in self.hooks:
             hook.remove()
         del block.__dict__["fuser"]
 
 
-def is_partial_prefix(prefix, name):
+def is_partial_prefix(prefix: str, name: str) -> bool:
     "Whether a state dict, in which the block called `name` in its UNet has this prefix, is that of a part of the UNet"
     return prefix != f"{name}." and f".{name}.".endswith(f".{prefix}")
 
 
-def drop_temporal_keys(name, block, state, prefix, local_metadata):
+def drop_temporal_keys(name: str, block: BasicTransformerBlock, state: dict, prefix: str, local_metadata: dict) -> None:
     "Hook on a block: the state of a part of the UNet is SDXL's own"
     if is_partial_prefix(prefix, name):
         for key in [key for key in state if key.startswith(f"{prefix}temporal_attn.")]:
             del state[key]
 
 
-def ignore_missing_temporal_keys(name, block, keys):
+def ignore_missing_temporal_keys(name: str, block: BasicTransformerBlock, keys: Any) -> None:
     "Hook on a block: a part can be loaded from such a state"
     for key in list(keys.missing_keys):
         prefix, found, _ = key.rpartition("temporal_attn.")
@@ -102,7 +104,7 @@ def check_insertion_point() -> None:
     )
 
 # %% ../../nbs/2_method/02_unet.ipynb #02d7a244
-def route_num_frames(unet, args, kwargs):
+def route_num_frames(unet: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: `num_frames=` and `context=` of the call, or of its `cross_attention_kwargs`, become GLIGEN
     arguments, which diffusers passes to every block
     """
@@ -147,7 +149,7 @@ def set_context(unet: torch.nn.Module, context: Context | None = None) -> torch.
 class TemporalState:
     "All that `add_temporal` adds to a UNet besides its layers, as `unet.temporal`"
 
-    def __init__(self, unet, config):
+    def __init__(self, unet: UNet2DConditionModel, config: dict[str, Any]):
         self.unet_ref, self.config, self.context = weakref.ref(unet), config, Context()
         self.hook = unet.register_forward_pre_hook(route_num_frames, with_kwargs=True)
         self.added = dict(
@@ -168,7 +170,7 @@ class TemporalState:
         self.__dict__ |= {**state, "unet_ref": weakref.ref(state["unet_ref"])}
 
     @functools.wraps(UNet2DConditionModel.save_pretrained)
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         with without_temporal(self.unet_ref()) as unet:
             UNet2DConditionModel.save_pretrained(unet, save_directory, *args, **kwargs)
         if not AFTER_SAVE:
@@ -178,16 +180,16 @@ class TemporalState:
             write(unet, save_directory)
 
     @functools.wraps(UNet2DConditionModel.load_lora_adapter)
-    def load_lora_adapter(self, *args, **kwargs):
+    def load_lora_adapter(self, *args, **kwargs) -> Any:
         with without_temporal(self.unet_ref()) as unet:
             return UNet2DConditionModel.load_lora_adapter(unet, *args, **kwargs)
 
     @functools.wraps(UNet2DConditionModel.add_adapter)
-    def add_adapter(self, *args, **kwargs):
+    def add_adapter(self, *args, **kwargs) -> None:
         with without_temporal(self.unet_ref()) as unet:
             return UNet2DConditionModel.add_adapter(unet, *args, **kwargs)
 
-    def remove(self):
+    def remove(self) -> None:
         unet = self.unet_ref()
         self.hook.remove()
         for name in self.added:
@@ -305,10 +307,10 @@ def temporal_state_dict(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/2_method/02_unet.ipynb #0274b240
 def load_lora(
-    pipe,  # a pipeline whose UNet has temporal layers
+    pipe: DiffusionPipeline,  # a pipeline whose UNet has temporal layers
     *args,  # and all the rest as in `pipe.load_lora_weights`
     **kwargs,
-):
+) -> None:
     "`pipe.load_lora_weights` while the temporal layers are taken out: they are neither frozen nor wrapped"
     with without_temporal(pipe.unet):
         pipe.load_lora_weights(*args, **kwargs)

@@ -8,10 +8,14 @@ __all__ = ['CONTEXT_KINDS', 'BLEND_WEIGHTS', 'MAX_OFFSET', 'window_starts', 'dis
 
 # %% ../../nbs/6_making_videos/29_windows.ipynb #86bdf366
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..utils.errors import TavError
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/6_making_videos/29_windows.ipynb #3b1b9afb
 def window_starts(
@@ -151,11 +155,11 @@ def plan_windows(
 
 # %% ../../nbs/6_making_videos/29_windows.ipynb #13cffab8
 def slice_window(
-    x,  # tensor whose axis `dim` is frames
-    start,  # first frame of the window
-    length,
-    dim=0,
-):  # tensor, a view where the window does not wrap
+    x: "torch.Tensor",  # its axis `dim` is frames
+    start: int,  # first frame of the window
+    length: int,
+    dim: int = 0,
+) -> "torch.Tensor":  # a view where the window does not wrap
     "The frames of one window; a window may wrap around the end"
     before = x.shape[dim] - start
     if length <= before:
@@ -166,10 +170,10 @@ def slice_window(
 
 
 def blend_windows(
-    predict,  # function: start of a window -> tensor, its axis `dim` is the window's frames
+    predict: Callable[[int], "torch.Tensor"],  # of the start of a window; axis `dim` is the window's frames
     windows: Windows,  # from `Windows.on` a device
-    dim=0,
-):  # tensor, its axis `dim` is the video's frames
+    dim: int = 0,
+) -> "torch.Tensor":  # its axis `dim` is the video's frames
     "`predict` for each window, one after another; weighted sum in the dtype of the outputs"
     blended = None
     for number, (start, weight) in enumerate(zip(windows.starts, windows.blend_weights)):
