@@ -72,28 +72,32 @@ TOY = dict(
     mid_block_type=None,
 )
 
+BLOCK = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)  # the parameters of plain attention
 # name: (side in pixels, settings, a variant that is no setting); seed is 2 clips of 8 frames; what compiles for long
 # comes early
 ROWS = {
-    "seed": (768, dict(adam_offload=True), ""),
-    "8-bit Adam": (768, dict(adam8bit=True), ""),
-    "seed, compiled": (768, dict(adam_offload=True, compile=True), ""),
+    "seed": (768, dict(offload_optimizer=True), ""),
+    "8-bit Adam": (768, dict(optimizer="adamw8bit"), ""),
+    "seed, compiled": (768, dict(offload_optimizer=True, compile=True), ""),
     "seed, moments on the card": (768, {}, ""),
-    "started one by one": (768, dict(adam_offload=True, cuda_graphs=False), ""),
-    "checkpoints outside": (768, dict(adam_offload=True, checkpointing="offload"), ""),
-    "1024 px": (1024, dict(adam_offload=True), ""),
-    "1 x 24 frames": (768, dict(adam_offload=True, batch_size=1, lengths=(24,)), ""),
-    "profile": (768, dict(adam_offload=True), "profile"),
-    "profile, started one by one": (768, dict(adam_offload=True, cuda_graphs=False), "profile"),
-    "bfloat16": (768, dict(adam_offload=True, dtype="bfloat16"), ""),
+    "started one by one": (768, dict(offload_optimizer=True, cuda_graphs=False), ""),
+    "checkpoints outside": (768, dict(offload_optimizer=True, checkpointing="offload"), ""),
+    "1024 px": (1024, dict(offload_optimizer=True), ""),
+    "1 x 24 frames": (768, dict(offload_optimizer=True, batch_size=1, lengths=(24,)), ""),
+    "profile": (768, dict(offload_optimizer=True), "profile"),
+    "profile, started one by one": (768, dict(offload_optimizer=True, cuda_graphs=False), "profile"),
+    "Muon": (768, dict(optimizer="muon", offload_optimizer=True), ""),
+    "Muon, block": (768, dict(optimizer="muon", offload_optimizer=True, **BLOCK), ""),
+    "Muon, block, 1024 px": (1024, dict(optimizer="muon", offload_optimizer=True, **BLOCK), ""),
+    "bfloat16": (768, dict(offload_optimizer=True, dtype="bfloat16"), ""),
     "autocast": (768, dict(cuda_graphs=False), "autocast"),
-    "the library's attention": (768, dict(adam_offload=True), "library"),
-    "the library's gates": (768, dict(adam_offload=True), "gates"),
-    "cuDNN chooses": (768, dict(adam_offload=True), "benchmark"),
-    "channels last": (768, dict(adam_offload=True), "channels"),
-    "residual blocks kept, 1 x 8": (768, dict(adam_offload=True, batch_size=1), "resnets"),
-    "all recomputed, 1 x 8": (768, dict(adam_offload=True, batch_size=1), ""),
-    "adapter of half the width": (768, dict(adam_offload=True), "narrow"),
+    "the library's attention": (768, dict(offload_optimizer=True), "library"),
+    "the library's gates": (768, dict(offload_optimizer=True), "gates"),
+    "cuDNN chooses": (768, dict(offload_optimizer=True), "benchmark"),
+    "channels last": (768, dict(offload_optimizer=True), "channels"),
+    "residual blocks kept, 1 x 8": (768, dict(offload_optimizer=True, batch_size=1), "resnets"),
+    "all recomputed, 1 x 8": (768, dict(offload_optimizer=True, batch_size=1), ""),
+    "adapter of half the width": (768, dict(offload_optimizer=True), "narrow"),
 }
 ESTIMATED = {
     "without checkpointing": (768, dict(checkpointing="none")),
@@ -449,9 +453,9 @@ def in_queues(names, caches, model, home, args, write):
             except queue.Empty:
                 return
             side, changes, variant = ROWS[name]
-            if changes.get("adam8bit") and not find_spec("torchao"):
+            if changes.get("optimizer") == "adamw8bit" and not find_spec("torchao"):
                 found = dict(failed="torchao is not installed")
-            elif args.toy and (changes.get("compile") or changes.get("dtype") or changes.get("adam8bit")):
+            elif args.toy and (changes.keys() & {"compile", "dtype"} or changes.get("optimizer") == "adamw8bit"):
                 continue
             else:
                 found = run_row(
@@ -533,7 +537,7 @@ def main():
             if len(args.gpus) < count:
                 continue
             found = run_row(
-                replace(settings(model, dict(adam_offload=True), args), accumulation=args.accumulation // count),
+                replace(settings(model, dict(offload_optimizer=True), args), accumulation=args.accumulation // count),
                 caches[768],
                 home / f"run-{count}",
                 args,
