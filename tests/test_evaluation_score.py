@@ -100,7 +100,7 @@ def bad_films(folder):
         "10 bits": grey_film(folder / "deep.mkv", "yuv420p10le"),
         " transparent": grey_film(folder / "alpha.mkv", "yuva420p"),
         "are transparent": grey_film(folder / "alpha.webm", "yuva420p", "libvpx-vp9", 90),
-        "no pictures": sound_film(folder / "sound.mkv"),
+        "no frames": sound_film(folder / "sound.mkv"),
     }
 
 

@@ -23,7 +23,7 @@ def denoise(noisy, sigma, s=0.1):
 
 # %% ../nbs/2_method/05_scheduler.ipynb #a1e8c33c
 def alpha_sigma(sigma):
-    "The two weights of picture and noise, squares adding up to 1, from their ratio"
+    "The two weights of image and noise, squares adding up to 1, from their ratio"
     alpha = 1 / (1 + sigma**2) ** 0.5
     return alpha, alpha * sigma
 
@@ -45,7 +45,7 @@ def dpmpp_2m(x, sigmas, x_theta):
 
 # %% ../nbs/2_method/05_scheduler.ipynb #41f20cc7
 def x_theta(x, sigma):
-    return denoise(x / alpha_sigma(sigma)[0], sigma)  # our denoiser wants picture + sigma * noise
+    return denoise(x / alpha_sigma(sigma)[0], sigma)  # our denoiser wants image + sigma * noise
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #f65cde9a
@@ -465,10 +465,10 @@ def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_
 
 # %% ../nbs/2_method/05_scheduler.ipynb #8f59ef29
 @pytest.mark.test
-def test_hooks_see_films_and_their_answers_count():
-    seen, film = [], torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))  # (b f) c h w
+def test_hooks_see_videos_and_their_answers_count():
+    seen, video = [], torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))  # (b f) c h w
     scheduler = SDXLAnime_BestHQScheduler()
-    plain = sample_with(scheduler, film, 5)
+    plain = sample_with(scheduler, video, 5)
     scheduler.num_frames = 3
 
     def before(answer):
@@ -488,25 +488,25 @@ def test_hooks_see_films_and_their_answers_count():
         ("hook_after_step", after(lambda sample: sample.flip(1)), True),
     ]:
         setattr(scheduler, name, hook)
-        assert torch.equal(sample_with(scheduler, film, 5), plain) != changes, name
+        assert torch.equal(sample_with(scheduler, video, 5), plain) != changes, name
         setattr(scheduler, name, None)
     assert len(seen) == 6 * 5 and all(x.shape == (2, 3, 4, 2, 2) for pair in seen for x in pair)
-    assert torch.equal(seen[0][1], film.view(2, 3, 4, 2, 2)), "frames of a clip stay together"
+    assert torch.equal(seen[0][1], video.view(2, 3, 4, 2, 2)), "frames of a clip stay together"
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #17769451
 @pytest.mark.test
 def test_a_hook_gets_exactly_what_it_asks_for():
     scheduler = SDXLAnime_BestHQScheduler()
-    film = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     scheduler.num_frames = 3
     scheduler.hook_before_step = lambda model_output, timestep, sample: (model_output * 2, sample + 1)
     scheduler.hook_after_step = lambda sample, timestep: sample * 3
     scheduler.set_timesteps(5)
-    stepped = scheduler.step(film * 0.5, scheduler.timesteps[0], film).prev_sample
+    stepped = scheduler.step(video * 0.5, scheduler.timesteps[0], video).prev_sample
     other = SDXLAnime_BestHQScheduler()
     other.set_timesteps(5)
-    assert torch.equal(stepped, other.step(film * 0.5 * 2, other.timesteps[0], film + 1).prev_sample * 3)
+    assert torch.equal(stepped, other.step(video * 0.5 * 2, other.timesteps[0], video + 1).prev_sample * 3)
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #ebe88906
@@ -516,8 +516,8 @@ def test_a_hook_can_be_a_method_and_survives_copying():
         def hook_before_step(self, model_output, timestep, sample):
             return model_output, sample / 2
 
-    film = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    halved = sample_with(Halved(), film, 5)
-    assert not torch.equal(halved, sample_with(SDXLAnime_BestHQScheduler(), film, 5))
-    assert torch.equal(halved, sample_with(copy.deepcopy(Halved()), film, 5))
+    video = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    halved = sample_with(Halved(), video, 5)
+    assert not torch.equal(halved, sample_with(SDXLAnime_BestHQScheduler(), video, 5))
+    assert torch.equal(halved, sample_with(copy.deepcopy(Halved()), video, 5))
     assert pickle.loads(pickle.dumps(SDXLAnime_BestHQScheduler(900))).config.num_train_timesteps == 900

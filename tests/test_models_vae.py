@@ -77,7 +77,7 @@ def test_latents_are_scaled_and_scaled_back_by_every_kind_of_config():
 def test_frames_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says_of_the_latents():
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    pictures = []
+    decoded = []
     for config in {}, STATISTICS:
         pipe.vae.register_to_config(**config)
         call = dict(num_inference_steps=2, height=64, width=64, num_images_per_prompt=2)
@@ -85,9 +85,9 @@ def test_frames_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says_
             pipe("a girl", generator=torch.Generator().manual_seed(0), output_type=kind, **call).images
             for kind in ("latent", "np")
         )
-        pictures.append(decode_latents(pipe.vae, latents))
-        assert np.array_equal(pictures[-1], (theirs * 255).round().astype(np.uint8)), config
-    assert abs(pictures[0].astype(int) - pictures[1]).mean() > 10, "the statistics change the frames"
+        decoded.append(decode_latents(pipe.vae, latents))
+        assert np.array_equal(decoded[-1], (theirs * 255).round().astype(np.uint8)), config
+    assert abs(decoded[0].astype(int) - decoded[1]).mean() > 10, "the statistics change the frames"
 
 
 # %% ../nbs/internals/57_vae.ipynb #2ef4da11

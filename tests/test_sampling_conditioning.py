@@ -104,7 +104,7 @@ def test_prompts_travel_in_straight_lines_through_tokens_and_pooled_alike():
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5356087d
 @pytest.mark.test
-def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_one():
+def test_images_come_from_anywhere_and_another_size_is_refused_with_the_right_one():
     with tempfile.TemporaryDirectory() as folder:
         pixels = render(Scene(), 1, 48, 64).frames[0]
         turned, clear, text = (f"{folder}/{name}" for name in ("turned.png", "clear.png", "text.png"))
@@ -112,13 +112,13 @@ def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_
         exif[0x0112] = 6  # to be turned to the right
         Image.fromarray(np.rot90(pixels).copy()).save(turned, exif=exif)
         Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(clear)
-        Path(text).write_text("no picture")
-        for picture in (pixels, Image.fromarray(pixels), turned, Path(turned)):
-            assert np.array_equal(read_frame_image(picture), pixels)
+        Path(text).write_text("no image")
+        for image in (pixels, Image.fromarray(pixels), turned, Path(turned)):
+            assert np.array_equal(read_frame_image(image), pixels)
         assert (read_frame_image(clear) == 255).all()
         for bad, said in (
-            (text, "cannot be read as a picture"),
-            (f"{folder}/no.png", "no such picture"),
+            (text, "cannot be read as an image"),
+            (f"{folder}/no.png", "no such image"),
             (folder, "cannot be read"),
         ):
             try:
@@ -128,8 +128,8 @@ def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_
             else:
                 raise AssertionError(bad)
     for size, said in (
-        ((128, 128), "scale it to 128 x 128, or make the film 64 wide and 48 high"),
-        ((48, 72), "the first frame is 64 x 48 pixels, the film 72 x 48"),
+        ((128, 128), "scale it to 128 x 128, or make the video 64 wide and 48 high"),
+        ((48, 72), "the first frame is 64 x 48 pixels, the video 72 x 48"),
         ((None, 72), "72"),
     ):
         try:
@@ -142,33 +142,33 @@ def test_pictures_come_from_anywhere_and_another_size_is_refused_with_the_right_
     try:
         check_image_size(pixels[:, :60], "last frame", 48, 64)
     except KeyframeError as error:
-        assert "make the film" not in str(error), "no film is 60 pixels wide"
+        assert "make the video" not in str(error), "no video is 60 pixels wide"
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #4f15d548
 @pytest.mark.test
 def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the_last():
-    picture, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    image, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for scheduler in (embedded_pipeline().scheduler, EulerDiscreteScheduler()):
         scheduler.set_timesteps(60)  # so many that some times come twice
-        known, latents = KnownFrames([2], picture, noise, scheduler), torch.zeros(3, 4, 8, 8)
+        known, latents = KnownFrames([2], image, noise, scheduler), torch.zeros(3, 4, 8, 8)
         for step, t in enumerate(scheduler.timesteps):
             sigma = scheduler.sigmas[step]
             scale = 1 if isinstance(scheduler, EulerDiscreteScheduler) else (1 + sigma**2) ** -0.5
             seen = known.inject(latents, t)
-            torch.testing.assert_close(seen[2], scale * (picture + sigma * noise)[0], msg=f"step {step}")
+            torch.testing.assert_close(seen[2], scale * (image + sigma * noise)[0], msg=f"step {step}")
             assert not seen[:2].any()
             scheduler.scale_model_input(seen, t)  # Euler wants to be asked
             latents = scheduler.step(torch.zeros(3, 4, 8, 8), t, seen).prev_sample
             latents[:2] = 0
-        assert torch.equal(known.inject(latents)[2], picture[0]) and torch.equal(
+        assert torch.equal(known.inject(latents)[2], image[0]) and torch.equal(
             KnownFrames([], None, None, scheduler).inject(latents, t), latents
         )
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5c7ead73
 @pytest.mark.test
-def test_the_path_backwards_finds_the_noise_that_a_picture_was_made_of():
+def test_the_path_backwards_finds_the_noise_that_an_image_was_made_of():
     pipe, ends = embedded_pipeline(), []
 
     def keep(step, t, latents):
@@ -233,13 +233,16 @@ def test_a_seed_for_each_stretch_changes_that_stretch_and_no_correlation():
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #13215dd8
 @pytest.mark.test
-def test_a_film_starts_and_ends_on_its_pictures_as_the_vae_sees_them():
+def test_a_video_starts_and_ends_on_its_images_as_the_vae_sees_them():
     pipe = embedded_pipeline()
     first, last = render(Scene(background="snow", action="walk right", speed=0.1, x=0.2), 4, 64, 64).frames[[0, 3]]
-    seen = [decode_frames(pipe, encode_known_image(pipe, picture)[None])[0] for picture in (first, last)]
-    film = generate("a girl", pipe, **SMALL, keyframes=Keyframes(first, Image.fromarray(last)))
-    assert psnr(film[0], seen[0]) > 50 and psnr(film[3], seen[1]) > 50, (psnr(film[0], seen[0]), psnr(film[3], seen[1]))
-    assert min(np.abs(film[1:3].astype(int) - known).mean() for known in seen) > 2, "between them is something else"
+    seen = [decode_frames(pipe, encode_known_image(pipe, image)[None])[0] for image in (first, last)]
+    video = generate("a girl", pipe, **SMALL, keyframes=Keyframes(first, Image.fromarray(last)))
+    assert psnr(video[0], seen[0]) > 50 and psnr(video[3], seen[1]) > 50, (
+        psnr(video[0], seen[0]),
+        psnr(video[3], seen[1]),
+    )
+    assert min(np.abs(video[1:3].astype(int) - known).mean() for known in seen) > 2, "between them is something else"
     free = generate("a girl", pipe, **SMALL)
     only = generate("a girl", pipe, **SMALL, keyframes=Keyframes(last_frame=last))
     assert psnr(only[3], seen[1]) > 50 > 30 > psnr(only[0], seen[0]) and psnr(only[0], free[0]) < 40, (
@@ -265,13 +268,13 @@ def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_t
     pipe = embedded_pipeline()
     layer, asked = next(iter(temporal_modules(pipe.unet).values())), []
     hook = layer.register_forward_pre_hook(lambda layer, args: asked.append(args[1]))
-    films = {motion: generate("a girl", pipe, **SMALL, keyframes=Keyframes(motion=motion)) for motion in (0, 0.5, 1)}
+    videos = {motion: generate("a girl", pipe, **SMALL, keyframes=Keyframes(motion=motion)) for motion in (0, 0.5, 1)}
     hook.remove()
     assert asked == [4] * 4, "at 0 it is not even asked"
-    assert np.array_equal(films[0], generate("a girl", pipe, **SMALL, images=True)) and np.array_equal(
-        films[1], generate("a girl", pipe, **SMALL)
+    assert np.array_equal(videos[0], generate("a girl", pipe, **SMALL, images=True)) and np.array_equal(
+        videos[1], generate("a girl", pipe, **SMALL)
     )
-    assert all((films[a] != films[b]).any() for a in films for b in films if a != b)
+    assert all((videos[a] != videos[b]).any() for a in videos for b in videos if a != b)
     x = torch.randn(2, 3, layer.proj.weight.shape[0])
     with torch.no_grad():
         said = layer(x, 2)
@@ -292,22 +295,22 @@ def test_each_stretch_has_its_prompt_and_its_seed():
         embedded_pipeline(),
         dict(motion=0, seeds="2: 5"),
     )  # without the adapter a frame depends on nothing else
-    film = generate("1: a girl in the snow 3: a boy at night", pipe, **SMALL, keyframes=Keyframes(**still))
+    video = generate("1: a girl in the snow 3: a boy at night", pipe, **SMALL, keyframes=Keyframes(**still))
     for prompt, frames in (("a girl in the snow", [0, 1]), ("a boy at night", [3])):
         alone = generate(prompt, pipe, **SMALL, keyframes=Keyframes(**still))
         assert (
-            np.abs(film[frames].astype(int) - alone[frames]).max() <= 1
-            and np.abs(film[2].astype(int) - alone[2]).max() > 1
+            np.abs(video[frames].astype(int) - alone[frames]).max() <= 1
+            and np.abs(video[2].astype(int) - alone[2]).max() > 1
         ), prompt
     other = generate(
         {1: "a girl in the snow", 3: "a boy at night"}, pipe, **SMALL, keyframes=Keyframes(motion=0, seeds={2: 6})
     )
-    assert np.array_equal(film[:2], other[:2]) and all((film[f] != other[f]).any() for f in (2, 3))
+    assert np.array_equal(video[:2], other[:2]) and all((video[f] != other[f]).any() for f in (2, 3))
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #397aeef3
 @pytest.mark.test
-def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees_only_its_end():
+def test_a_video_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees_only_its_end():
     pipe = embedded_pipeline()
     pipe.scheduler.set_timesteps(2)
     before = render(Scene(speed=0.02), 6, 64, 64).frames
@@ -315,7 +318,7 @@ def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees
     noise = start_latents(pipe, 7, 64, 64, "progressive", None, 4, told)
     whole = noise_by_seed((1, 10, 4, 8, 8), "progressive", None, {0: 4, 7: 9})[0]
     assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and told.context_frames == 3
-    assert {frame: picture.sum() for frame, picture in known_images(told, 4, 64, 64).items()} == {
+    assert {frame: image.sum() for frame, image in known_images(told, 4, 64, 64).items()} == {
         frame: before[3 + frame].sum() for frame in range(3)
     }
     wish, seen = dict(height=64, width=64, steps=2, guidance_scale=1.0), []
@@ -357,24 +360,24 @@ def test_a_film_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees
 def test_what_cannot_be_directed_is_one_line_before_any_work():
     pipe, asked = embedded_pipeline(), []
     hook = pipe.text_encoder.register_forward_pre_hook(lambda module, args: asked.append(args))
-    picture, film = render(Scene(), 1, 64, 64).frames[0], render(Scene(), 3, 64, 64).frames
+    image, video = render(Scene(), 1, 64, 64).frames[0], render(Scene(), 3, 64, 64).frames
     try:
         for wish, told, said in [
             ({}, dict(motion=-1), "0 or more"),
             ({}, dict(motion=float("nan")), "0 or more"),
             ({}, dict(seeds="0: x"), "not a seed"),
             ({}, dict(seeds={4: 1}), "seed for frame 4"),
-            ({}, dict(before=film, overlap=0), "overlap"),
+            ({}, dict(before=video, overlap=0), "overlap"),
             (dict(prompt="0: a girl 4: a boy"), {}, "0 to 3"),
             (dict(prompt="8: a girl 0: a boy"), {}, "in order"),
-            (dict(prompt="0: a girl 2: xyzzy"), {}, "knows no word"),
-            (dict(height=72), dict(first_frame=picture), "64 x 72"),
-            (dict(width=72), dict(last_frame=picture), "last frame is"),
-            (dict(width=72), dict(before=film), "film before is"),
-            ({}, dict(before=film, first_frame=picture), "either"),
-            (dict(num_frames=1), dict(first_frame=picture, last_frame=picture), "film of 1 frame"),
-            (dict(num_frames=2, prompt="0: a girl 3: a boy"), dict(before=film), "the new film has 2 frames"),
-            (dict(context=Context(loop=True)), dict(before=film), "cannot be a loop"),
+            (dict(prompt="0: a girl 2: xyzzy"), {}, "has no word of"),
+            (dict(height=72), dict(first_frame=image), "64 x 72"),
+            (dict(width=72), dict(last_frame=image), "last frame is"),
+            (dict(width=72), dict(before=video), "video before is"),
+            ({}, dict(before=video, first_frame=image), "either"),
+            (dict(num_frames=1), dict(first_frame=image, last_frame=image), "video of 1 frame"),
+            (dict(num_frames=2, prompt="0: a girl 3: a boy"), dict(before=video), "the new video has 2 frames"),
+            (dict(context=Context(loop=True)), dict(before=video), "cannot be a loop"),
         ]:
             try:
                 generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, keyframes=Keyframes(**told))
@@ -390,27 +393,27 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
 # %% ../nbs/6_making_videos/32_directing.ipynb #5cebe15f
 @pytest.mark.slow
 @pytest.mark.test
-def test_between_two_pictures_a_film_moves_and_does_not_tear():
+def test_between_two_images_a_video_moves_and_does_not_tear():
     scene = Scene(hair="pink", outfit="blue", background="snow", action="walk right", speed=0.02, x=0.3)
-    pictures = render(scene, 10, 128, 128).frames[[0, 9]]
-    film = generate(
+    images = render(scene, 10, 128, 128).frames[[0, 9]]
+    video = generate(
         "a girl with pink hair and a blue dress walks to the right in the snow",
         num_frames=10,
         steps=10,
-        keyframes=Keyframes(*pictures),
+        keyframes=Keyframes(*images),
     )
-    for frame, picture in zip(film[[0, 9]], pictures):
+    for frame, image in zip(video[[0, 9]], images):
         assert (
-            psnr(frame, decode_frames(embedded_pipeline(), encode_known_image(embedded_pipeline(), picture)[None])[0])
+            psnr(frame, decode_frames(embedded_pipeline(), encode_known_image(embedded_pipeline(), image)[None])[0])
             > 50
         )
-    change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
+    change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
     assert max(change[0], change[-1]) < 2 * np.median(change[1:-1]), change
     assert (
-        measure_video(film[1:-1]).video["motion"] > 10 * measure_video(control_videos(film)["static"]).video["motion"]
-        and measure_video(film[1:-1]).video["motion"] > 0.001
+        measure_video(video[1:-1]).video["motion"] > 10 * measure_video(control_videos(video)["static"]).video["motion"]
+        and measure_video(video[1:-1]).video["motion"] > 0.001
     )
-    seen = read_scene(film[1:-1])
+    seen = read_scene(video[1:-1])
     assert (seen.hair, seen.outfit, seen.background) == ("pink", "blue", "snow"), seen
 
 
@@ -418,16 +421,16 @@ def test_between_two_pictures_a_film_moves_and_does_not_tear():
 @pytest.mark.slow
 @pytest.mark.test
 def test_the_reader_sees_the_prompts_change():
-    film = generate(
+    video = generate(
         "0: a girl with pink hair and a red dress waves in the snow 7: a girl with pink hair and a green dress waves in the"
         " snow",
         num_frames=10,
         steps=10,
     )
     assert (
-        read_scene(film[:3]).outfit == "red"
-        and read_scene(film[-3:]).outfit == "green"
-        and read_scene(film).hair == "pink"
+        read_scene(video[:3]).outfit == "red"
+        and read_scene(video[-3:]).outfit == "green"
+        and read_scene(video).hair == "pink"
     )
 
 
@@ -438,10 +441,10 @@ def test_the_border_of_an_extension_is_like_any_other_neighbours():
     wish = dict(prompt="a girl with pink hair and a blue dress walks to the right in the snow", num_frames=8, steps=10)
     before = generate(**wish)
     told = Keyframes(before=before)
-    film = join_videos(told, generate(**wish, keyframes=told))
-    change = np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
-    assert len(film) == 16 and 0.4 * np.median(change) < change[7] < 2 * np.median(change), change
+    video = join_videos(told, generate(**wish, keyframes=told))
+    change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
+    assert len(video) == 16 and 0.4 * np.median(change) < change[7] < 2 * np.median(change), change
     assert (
-        read_scene(film[8:]).background == read_scene(before).background == "snow"
-        and read_scene(film[8:]).hair == "pink"
+        read_scene(video[8:]).background == read_scene(before).background == "snow"
+        and read_scene(video[8:]).hair == "pink"
     )

@@ -122,7 +122,7 @@ def test_a_controlnet_of_another_base_is_refused():
 
 # %% ../nbs/6_making_videos/85_extensions.ipynb #4cef22e4
 @pytest.mark.test
-def test_a_picture_takes_part_in_a_film_beside_the_adapter():
+def test_an_image_takes_part_in_a_video_beside_the_adapter():
     pipe = load_video_pipeline()
     plain = generate_with_stock(pipe, girl, **small)
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -134,11 +134,11 @@ def test_a_picture_takes_part_in_a_film_beside_the_adapter():
         and far(frames, generate_with_stock(pipe, girl, **small, ip_adapter_image=light, images=True)) > 1
     )
     assert far(frames, generate_with_stock(pipe, girl, **small, ip_adapter_image=dark)) > 0.1, (
-        "which picture it is makes no difference"
+        "which image it is makes no difference"
     )
     pipe.set_ip_adapter_scale(0.0)
     assert far(generate_with_stock(pipe, girl, **small, ip_adapter_image=dark), plain) < 0.1, (
-        "without weight it is the film without"
+        "without weight it is the video without"
     )
 
 

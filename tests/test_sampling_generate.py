@@ -45,19 +45,19 @@ SMALL = dict(num_frames=4, height=64, width=64, steps=2)
 
 # %% ../nbs/2_method/09_inference.ipynb #5e3e5733
 @pytest.mark.test
-def test_the_same_seed_gives_the_same_film_and_another_one_another():
+def test_the_same_seed_gives_the_same_video_and_another_one_another():
     pipe = random_film_pipeline()
-    film = generate("a girl", pipe, **SMALL)
-    assert film.shape == (4, 64, 64, 3) and film.dtype == np.uint8
-    assert (generate("a girl", pipe, **SMALL) == film).all()
-    assert (generate("a girl", pipe, **SMALL, seed=1) != film).any()
+    video = generate("a girl", pipe, **SMALL)
+    assert video.shape == (4, 64, 64, 3) and video.dtype == np.uint8
+    assert (generate("a girl", pipe, **SMALL) == video).all()
+    assert (generate("a girl", pipe, **SMALL, seed=1) != video).any()
 
 
 # %% ../nbs/2_method/09_inference.ipynb #0cfc8214
 @pytest.mark.test
 def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
     pipe = random_film_pipeline()
-    film = generate("a girl", pipe, **SMALL, guidance_scale=4.0, negative_prompt="night", noise="progressive")
+    video = generate("a girl", pipe, **SMALL, guidance_scale=4.0, negative_prompt="night", noise="progressive")
     noise = correlated_noise((1, 4, 4, 8, 8), *resolve_noise(pipe, "progressive"), torch.Generator().manual_seed(0))[0]
     stock = pipe(
         "a girl",
@@ -71,7 +71,7 @@ def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
         cross_attention_kwargs=dict(num_frames=4),
         output_type="np",
     ).images
-    assert np.abs(stock * 255 - film).max() <= 1
+    assert np.abs(stock * 255 - video).max() <= 1
 
 
 # %% ../nbs/2_method/09_inference.ipynb #c3cc763a
@@ -120,17 +120,17 @@ def test_the_noise_is_what_the_adapter_was_trained_with_unless_it_is_named():
         None,
     )
     assert resolve_noise(load_pipeline()) == ("mixed", None)
-    film = generate("a girl", pipe, **SMALL)
-    assert (film == generate("a girl", pipe, **SMALL, noise="progressive", noise_strength=3.0)).all()
+    video = generate("a girl", pipe, **SMALL)
+    assert (video == generate("a girl", pipe, **SMALL, noise="progressive", noise_strength=3.0)).all()
     for noise in NOISES:
-        assert (film != generate("a girl", pipe, **SMALL, noise=noise, noise_strength=1.0)).any(), noise
+        assert (video != generate("a girl", pipe, **SMALL, noise=noise, noise_strength=1.0)).any(), noise
 
 
 # %% ../nbs/2_method/09_inference.ipynb #6bce0dff
 @pytest.mark.test
 def test_prompt_and_negative_prompt_and_guidance_count():
     pipe = random_film_pipeline()
-    films = [
+    videos = [
         generate(prompt, pipe, **SMALL, **wishes)
         for prompt, wishes in [
             ("a girl", {}),
@@ -140,7 +140,7 @@ def test_prompt_and_negative_prompt_and_guidance_count():
             ("a girl", dict(guidance_scale=1.0)),
         ]
     ]
-    assert all((a != b).any() for i, a in enumerate(films) for b in films[:i])
+    assert all((a != b).any() for i, a in enumerate(videos) for b in videos[:i])
 
 
 # %% ../nbs/2_method/09_inference.ipynb #124eee50
@@ -194,42 +194,42 @@ def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_
 
 # %% ../nbs/2_method/09_inference.ipynb #6a522da6
 @pytest.mark.test
-def test_every_temporal_layer_speaks_once_a_step_and_none_in_image_mode():
+def test_every_temporal_layer_is_called_once_a_step_and_none_in_image_mode():
     pipe, calls = random_film_pipeline(), []
     for layer in temporal_modules(pipe.unet).values():
         layer.register_forward_pre_hook(lambda layer, args: calls.append(args[1]))
-    film = generate("a girl", pipe, **SMALL)
+    video = generate("a girl", pipe, **SMALL)
     assert calls == [4] * 2 * len(temporal_modules(pipe.unet))
-    pictures = generate("a girl", pipe, **SMALL, images=True)
-    assert len(calls) == 2 * len(temporal_modules(pipe.unet)) and (film != pictures).any()
+    unrelated = generate("a girl", pipe, **SMALL, images=True)
+    assert len(calls) == 2 * len(temporal_modules(pipe.unet)) and (video != unrelated).any()
     remove_temporal(pipe.unet)
-    assert (generate("a girl", pipe, **SMALL, images=True) == pictures).all(), (
+    assert (generate("a girl", pipe, **SMALL, images=True) == unrelated).all(), (
         "a base without an adapter makes the same images"
     )
 
 
 # %% ../nbs/2_method/09_inference.ipynb #53cf6a23
 @pytest.mark.test
-def test_a_film_of_24_frames_is_the_same_film_whatever_is_said_about_windows():
+def test_a_video_of_24_frames_is_the_same_video_whatever_is_said_about_windows():
     pipe = random_film_pipeline()
     tiny = dict(num_frames=24, height=16, width=16, steps=2, guidance_scale=1.0)
-    film = generate("a girl", pipe, **tiny)
+    video = generate("a girl", pipe, **tiny)
     for kind in ("attention", "predictions", "none"):
-        assert (generate("a girl", pipe, **tiny, context=Context(kind)) == film).all(), kind
+        assert (generate("a girl", pipe, **tiny, context=Context(kind)) == video).all(), kind
 
 
 # %% ../nbs/2_method/09_inference.ipynb #2b74b5fa
 @pytest.mark.test
-def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_film_of_them():
+def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_video_of_them():
     pipe, lengths = random_film_pipeline(), []
     pipe.unet.register_forward_pre_hook(lambda unet, args: lengths.append(len(args[0])))
     contexts = [None, Context("predictions"), Context("none"), Context(loop=True), Context("predictions", loop=True)]
-    films = [
+    videos = [
         generate("a girl", pipe, num_frames=72, height=16, width=16, steps=1, guidance_scale=1.0, context=context)
         for context in contexts
     ]
-    assert all(film.shape == (72, 16, 16, 3) for film in films) and all(
-        (a != b).any() for i, a in enumerate(films) for b in films[:i]
+    assert all(video.shape == (72, 16, 16, 3) for video in videos) and all(
+        (a != b).any() for i, a in enumerate(videos) for b in videos[:i]
     )
     assert lengths == [72, *[24] * 4, 72, 72, *[24] * 4], "over predictions only one window is in the UNet at a time"
 
@@ -287,27 +287,27 @@ def test_a_loop_over_predictions_does_not_care_where_it_begins():
 
 # %% ../nbs/2_method/09_inference.ipynb #630845d0
 @pytest.mark.test
-def test_stock_pipelines_make_films_with_the_patched_unet():
+def test_stock_pipelines_make_videos_with_the_patched_unet():
     pipe = random_film_pipeline()
     image_to_image = StableDiffusionXLImg2ImgPipeline(**pipe.components)
     image_to_image.set_progress_bar_config(disable=True)
     start = [Image.fromarray(frame) for frame in generate("a girl", pipe, **SMALL)]
     wishes = dict(num_images_per_prompt=4, num_inference_steps=4, output_type="np")
     for stock, what in [(pipe, dict(height=64, width=64)), (image_to_image, dict(image=start, strength=0.5))]:
-        film, pictures = (
+        video, unrelated = (
             stock(
                 "a girl", **wishes, **what, generator=torch.Generator().manual_seed(0), cross_attention_kwargs=kwargs
             ).images
             for kwargs in (dict(num_frames=4), None)
         )
-        assert film.shape == (4, 64, 64, 3) and np.abs(film - pictures).max() > 0.01, (
-            "with num_frames the frames see each other"
+        assert video.shape == (4, 64, 64, 3) and np.abs(video - unrelated).max() > 0.01, (
+            "with num_frames the frames attend to each other"
         )
 
 
 # %% ../nbs/2_method/09_inference.ipynb #9959135a
 @pytest.mark.test
-def test_a_callback_sees_every_step_and_hooks_see_the_film():
+def test_a_callback_sees_every_step_and_hooks_see_the_video():
     pipe, steps, shapes = random_film_pipeline(), [], []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: shapes.append(tuple(sample.shape))
     generate(
@@ -348,7 +348,7 @@ def test_a_vae_that_overflows_in_16_bits_decodes_in_32():
 def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
     pipe, dtypes = random_film_pipeline(torch.bfloat16), []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: dtypes.append(model_output.dtype)
-    film = generate(
+    video = generate(
         "a girl",
         pipe,
         num_frames=1,
@@ -357,7 +357,7 @@ def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
         steps=2,
         callback=lambda step, t, latents: dtypes.append(latents.dtype),
     )
-    assert dtypes == [torch.float32] * 4 and film.std() > 0, "guidance and steps in 32 bits"
+    assert dtypes == [torch.float32] * 4 and video.std() > 0, "guidance and steps in 32 bits"
 
 
 # %% ../nbs/2_method/09_inference.ipynb #d0f07e45
@@ -398,10 +398,10 @@ def test_an_adapter_beside_its_base_is_found_and_another_can_be_named():
         pipe.unet.temporal_config.update(noise="progressive")
         with quiet():
             pipe.save_pretrained(folder)
-        film = generate("a girl", pipe, **SMALL)
+        video = generate("a girl", pipe, **SMALL)
         again = load_video_pipeline(folder)
         assert (
-            again.unet.temporal_config["noise"] == "progressive" and (generate("a girl", again, **SMALL) == film).all()
+            again.unet.temporal_config["noise"] == "progressive" and (generate("a girl", again, **SMALL) == video).all()
         )
         named = save_adapter(pipe.unet, Path(folder, "other", "named.safetensors"), noise="independent")
         assert load_video_pipeline(folder, named).unet.temporal_config["noise"] == "independent"

@@ -118,9 +118,9 @@ def replaced(tensors, *pairs):
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e2db193f
 @pytest.mark.test
-def test_a_lora_in_three_layouts_is_one_film():
+def test_a_lora_in_three_layouts_is_one_video():
     base = embedded_pipeline()
-    tensors, films, keys = make_lora(base), {}, set(base.unet.state_dict())
+    tensors, videos, keys = make_lora(base), {}, set(base.unet.state_dict())
     plain = generate_with_stock(base, girl, **small)
     before = {
         name: parameter.requires_grad for name, parameter in base.unet.named_parameters() if "temporal_attn" in name
@@ -134,7 +134,7 @@ def test_a_lora_in_three_layouts_is_one_film():
         for layout, write in layouts.items():
             write(tensors, Path(folder, f"{layout}.safetensors"))
             load_loras(base, [(Path(folder, f"{layout}.safetensors"), 1.0)])
-            films[layout], calls = counted(base, girl, **small)
+            videos[layout], calls = counted(base, girl, **small)
             assert set(calls) == {1} and lora_layers(base, "lora_0") == len(tensors) // 2
             assert {
                 name: parameter.requires_grad
@@ -144,9 +144,9 @@ def test_a_lora_in_three_layouts_is_one_film():
     load_loras(base, [])
     assert set(base.unet.state_dict()) == keys, "taken out again"
     assert (
-        (films["peft"] == films["kohya"]).all()
-        and (films["peft"] == films["sgm"]).all()
-        and far(films["peft"], plain) > 0.5
+        (videos["peft"] == videos["kohya"]).all()
+        and (videos["peft"] == videos["sgm"]).all()
+        and far(videos["peft"], plain) > 0.5
     )
 
 
@@ -196,15 +196,15 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
     means, keys = [generate_with_stock(base, girl, **small)], set(base.unet.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         for layouts in groups.values():
-            films = {}
+            videos = {}
             for layout, tensors in layouts.items():
                 save_file(tensors, Path(folder, "x.safetensors"))
                 load_loras(base, [(Path(folder, "x.safetensors"), 1.0)])
-                films[layout] = generate_with_stock(base, girl, **small)
-            for layout in films:
-                assert (films[layout] == films[next(iter(layouts))]).all(), layout
-            assert min(far(films[layout], mean) for mean in means) > 0.3, "another LoRA"
-            means.append(films[layout])
+                videos[layout] = generate_with_stock(base, girl, **small)
+            for layout in videos:
+                assert (videos[layout] == videos[next(iter(layouts))]).all(), layout
+            assert min(far(videos[layout], mean) for mean in means) > 0.3, "another LoRA"
+            means.append(videos[layout])
     load_loras(base, [])
     assert set(base.unet.state_dict()) == keys
 

@@ -41,7 +41,7 @@ def peak_of(function, *args, known=()):
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #5f8db173
 @pytest.mark.test
-def test_a_film_does_not_depend_on_how_it_is_cut():
+def test_a_video_does_not_depend_on_how_it_is_cut():
     pipe, latents, unet_kwargs = clip(6)
     whole = predict(pipe.unet, latents, pipe.scheduler.timesteps[1], unet_kwargs)
     for memory in Memory(False), Memory(True, 4), Memory(False, 1):
@@ -50,7 +50,7 @@ def test_a_film_does_not_depend_on_how_it_is_cut():
         )
     assert torch.equal(
         predict(pipe.unet, latents, pipe.scheduler.timesteps[1], unet_kwargs, Memory(True, 12)), whole
-    ), "12 images at once are both sides of the film"
+    ), "12 images at once are both sides of the video"
     assert whole.std() > 0.1 and (whole[0] - whole[1]).std() > 100 * 2e-5, "the sides differ"
 
 

@@ -92,7 +92,7 @@ def adapter_size(config):
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #4f24bca8
 @pytest.mark.test
-def test_the_estimate_is_within_7_per_cent_of_what_a_real_film_takes():
+def test_the_estimate_is_within_7_per_cent_of_what_a_real_video_takes():
     pipe = load_video_pipeline()
     model = build_on_meta(load_configs(), adapter_beside(None), torch.float32)
     weights = [
@@ -165,12 +165,12 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
     configs = load_configs()
     configs["vae"] |= dict(block_out_channels=[16] * 4)  # so that denoising is what takes most, as in SDXL
     tiny = build_on_meta(configs, adapter_beside(None), torch.float32)
-    film = tiny, 24, 64, 64
-    steps, needs = memory_candidates(), {memory: estimate_memory(*film, memory) for memory in memory_candidates()}
+    video = tiny, 24, 64, 64
+    steps, needs = memory_candidates(), {memory: estimate_memory(*video, memory) for memory in memory_candidates()}
     totals = [peaks.total for peaks in needs.values()]
     assert totals == sorted(totals, reverse=True) and len(steps) == len(MEMORY_PRESETS) and len(set(totals)) > 2, totals
     for peaks in needs.values():
-        assert choose_memory(*film, peaks.total * 1.071)[0] == next(
+        assert choose_memory(*video, peaks.total * 1.071)[0] == next(
             memory for memory in steps if needs[memory].total <= peaks.total
         )
 
@@ -180,15 +180,15 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
         except TooLarge as error:
             return str(error)
 
-    line = refused(*film, totals[0], "fast")
+    line = refused(*video, totals[0], "fast")
     assert line.endswith("--memory auto would fit") and "\n" not in line, line
-    line = refused(*film, totals[-1])
+    line = refused(*video, totals[-1])
     assert "24 frames of 64 x 64 need" in line and "--num-frames" in line, line
     shorter = int(line.split("--num-frames ")[1].split()[0])
     assert choose_memory(tiny, shorter, 64, 64, totals[-1]) and refused(tiny, shorter + 1, 64, 64, totals[-1]), (
         "the longest that fits is named"
     )
-    assert "weights alone" in refused(*film, 1000)
+    assert "weights alone" in refused(*video, 1000)
     assert (
         len(memory_candidates(on_cpu=True)) == 5
         and len(memory_candidates(guided=False)) == 5
@@ -200,20 +200,20 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
 @pytest.mark.test
 def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
     model = build_on_meta(load_configs(), adapter_beside(None), torch.float32)
-    for film in ((4096, 4096, 4096), (100_000, 256, 256), (64, 16_384, 16_384)):
+    for video in ((4096, 4096, 4096), (100_000, 256, 256), (64, 16_384, 16_384)):
         begun = time.process_time()
         try:
-            choose_memory(model, *film, 16 * 2**30, on_cpu=True)
+            choose_memory(model, *video, 16 * 2**30, on_cpu=True)
         except TooLarge as error:
             assert "need more than" in str(error) and "16.0 GiB are there" in str(error) and "\n" not in str(error)
         else:
-            raise AssertionError(film)
+            raise AssertionError(video)
         assert time.process_time() - begun < 1
     for on_cpu in (True, False):  # it is never more than the estimate
-        for film in ((8, 64, 64), (24, 128, 64)):
+        for video in ((8, 64, 64), (24, 128, 64)):
             low, real = (
-                minimum_estimate(model, *film, on_cpu),
-                estimate_memory(model, *film, MEMORY_PRESETS[-1], on_cpu=on_cpu),
+                minimum_estimate(model, *video, on_cpu),
+                estimate_memory(model, *video, MEMORY_PRESETS[-1], on_cpu=on_cpu),
             )
             assert low.denoising <= real.denoising and low.decoding <= real.decoding and low.weights <= real.weights, (
                 low,
@@ -231,7 +231,7 @@ def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #1a3d7aea
 @pytest.mark.test
-def test_no_attention_of_a_long_and_large_film_has_more_sequences_than_a_kernel_takes():
+def test_no_attention_of_a_long_and_large_video_has_more_sequences_than_a_kernel_takes():
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(SDXL, transformer_layers_per_block=1))
     add_temporal(nn.Module.to(unet, torch.float16), 72)

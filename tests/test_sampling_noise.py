@@ -105,7 +105,7 @@ def test_in_a_loop_every_frame_is_to_the_next_as_the_last_to_the_first():
 
 # %% ../nbs/2_method/04_noise.ipynb #6f469b4c
 @pytest.mark.test
-def test_one_seed_gives_one_noise_and_a_longer_film_begins_with_the_shorter():
+def test_one_seed_gives_one_noise_and_a_longer_video_begins_with_the_shorter():
     for kind in NOISES:
 
         def draw(num_frames):

@@ -65,7 +65,7 @@ def random_control(unet):
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #2b1965e3
 @pytest.mark.test
-def test_film_is_what_generate_makes_and_every_layer_is_asked_once_a_step():
+def test_the_video_is_that_of_generate_and_every_layer_is_called_once_a_step():
     pipe = embedded_pipeline()
     frames, calls = counted(pipe, girl, **guided, seed=3)
     assert (frames == generate(girl, pipe, **guided, seed=3, guidance_min_sigma=0.0, temporal_guidance=0.0)).all(), (
@@ -77,7 +77,7 @@ def test_film_is_what_generate_makes_and_every_layer_is_asked_once_a_step():
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #366ba8e8
 @pytest.mark.test
-def test_a_batch_of_two_prompts_is_two_films_one_after_the_other():
+def test_a_batch_of_two_prompts_is_two_videos_one_after_the_other():
     pipe = embedded_pipeline()
     noise = [correlated_noise((1, 2, 4, 8, 8), generator=torch.Generator().manual_seed(seed))[0] for seed in (0, 1)]
 
@@ -100,7 +100,7 @@ def test_a_batch_of_two_prompts_is_two_films_one_after_the_other():
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #0d339823
 @pytest.mark.test
-def test_video_to_video_starts_from_the_video_asks_the_adapter_and_shares_its_noise_between_frames():
+def test_video_to_video_starts_from_the_video_calls_the_adapter_and_shares_its_noise_between_frames():
     pipe = switch_pipeline(embedded_pipeline(), diffusers.StableDiffusionXLImg2ImgPipeline)
     video = video_latents(pipe, clip[:2])
     little, calls = counted(pipe, girl, **guided, image=video, strength=0.5)
@@ -119,7 +119,7 @@ def test_video_to_video_starts_from_the_video_asks_the_adapter_and_shares_its_no
         noise_strength=1e6,
         images=True,
     )
-    assert far(still[0], still[1]) < 0.5, "one picture under one noise is one picture"
+    assert far(still[0], still[1]) < 0.5, "one image under one noise is one image"
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #ff6bdd50
@@ -166,7 +166,7 @@ def test_a_video_that_does_not_fit_is_told_what_would():
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #3c7f9b47
 @pytest.mark.test
-def test_inpainting_keeps_what_is_outside_of_the_mask_and_asks_the_adapter_inside():
+def test_inpainting_keeps_what_is_outside_of_the_mask_and_calls_the_adapter_inside():
     base = embedded_pipeline()
     mask = np.zeros((2, 64, 64), bool)
     mask[:, 16:48, 16:48] = True
@@ -199,7 +199,7 @@ def test_the_mask_may_move_from_frame_to_frame():
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #03507740
 @pytest.mark.test
-def test_every_frame_has_its_own_control_picture():
+def test_every_frame_has_its_own_control_image():
     pipe, given = stock_pipeline(
         embedded_pipeline(), control=clip[:2], controlnet=random_control(embedded_pipeline().unet)
     )
@@ -219,7 +219,7 @@ def test_every_frame_has_its_own_control_picture():
             )
         ]
 
-    assert changed(images=True) == [False, True], "without the adapter the second picture is for the second frame alone"
+    assert changed(images=True) == [False, True], "without the adapter the second image is for the second frame alone"
     assert changed(images=False) == [True, True], "with it the neighbours see the frame"
 
 

@@ -54,7 +54,7 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
         Path(f"{folder}/broken.safetensors").write_bytes(EMBEDDED_ADAPTER.read_bytes()[:5000])
         os.symlink(EMBEDDED, f"{folder}/bare")
         for said, *words in (
-            ("knows no word", "xyzzy plugh"),
+            ("has no word of", "xyzzy plugh"),
             ("hair", "xyzzy plugh"),
             ("24 at most", GIRL, "--context-length", 25),
             ("23 at most", GIRL, "--num-frames", 25, "--context-overlap", 24),
@@ -194,7 +194,7 @@ def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
         assert not np.array_equal(read_video(out)[0], plain), "the LoRA does nothing"
         save_file({layout.replace("attn1_to_q", "attn2_to_k") + ".lora_down.weight": torch.ones(1, 768)}, lora)
         for said, *more in (
-            ("3 frames, 2 fewer than the 5 of the film", "--num-frames", 5),
+            ("3 frames, 2 fewer than the 5 of the video", "--num-frames", 5),
             ("another shape than 64 x 64", "--height", 64, "--width", 64),
             ("of 2 steps none would be left", "--strength", 0.3),
             ("Stable Diffusion 1", "--lora", lora),

@@ -145,16 +145,16 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
         before = sorted(os.listdir(folder))
         mistakes = [
             ("frame 0 comes after the one for frame 8", "8: a girl 0: a boy"),
-            ("prompt for frame 24, but the film has 16", "0: a girl 24: a boy"),
+            ("prompt for frame 24, but the video has 16", "0: a girl 24: a boy"),
             ("stands before the first frame", "a girl 8: a boy"),
             ("no prompt for frame 8", "0: a girl 8:"),
             ("is not a seed", "a girl", "--seeds", "0: x"),
             ("seed for frame 16", "a girl", "--seeds", "16: 1"),
             ("--motion", "a girl", "--motion", "-1"),
-            ("no such picture", "a girl", "--first-frame", f"{folder}/no.png"),
-            ("the first frame is 64 x 64 pixels, the film 128 x 128", "a girl", "--first-frame", picture),
+            ("no such image", "a girl", "--first-frame", f"{folder}/no.png"),
+            ("the first frame is 64 x 64 pixels, the video 128 x 128", "a girl", "--first-frame", picture),
             (
-                "the last frame is 64 x 64 pixels, the film 64 x 72",
+                "the last frame is 64 x 64 pixels, the video 64 x 72",
                 "a girl",
                 "--last-frame",
                 picture,
@@ -164,7 +164,7 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
                 "72",
             ),
             (
-                "cannot be read as a picture",
+                "cannot be read as an image",
                 "a girl",
                 "--last-frame",
                 "tav_nb/__init__.py" if os.path.exists("tav_nb/__init__.py") else sys.executable,
@@ -173,8 +173,8 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
             ("says nothing about its own", "--extend", bare),
             ("odd.webp: its settings", "--extend", odd),
             ("either", "--extend", film, "--first-frame", picture),
-            ("the film before is 64 x 64 pixels, the film 128 x 64", "--extend", film, "--width", "128"),
-            ("but the new film has 4 frames", "--extend", film, "0: a girl 4: a boy", "--num-frames", "4"),
+            ("the video before is 64 x 64 pixels, the video 128 x 64", "--extend", film, "--width", "128"),
+            ("but the new video has 4 frames", "--extend", film, "0: a girl 4: a boy", "--num-frames", "4"),
             ("there is no prompt",),
         ]
         run = subprocess.run([sys.executable, "-c", program, json.dumps(mistakes)], stderr=subprocess.PIPE, text=True)

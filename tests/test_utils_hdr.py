@@ -19,7 +19,7 @@ from tav_nb.utils.hdr import (
 
 # %% ../nbs/internals/81_hdr.ipynb #940c822a
 def hdr_signal(rgb, transfer, white=HDR_WHITE):
-    "uint16 BT.2020 signals of an sRGB picture uint8 [..., 3], white at HDR's reference white"
+    "uint16 BT.2020 signals of an sRGB image uint8 [..., 3], white at HDR's reference white"
     signal = rgb / 255
     light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
     light = np.clip(light @ np.linalg.inv(matrix_to_709(9).astype(float)).T, 0, 1)
@@ -83,7 +83,7 @@ def test_colours_of_bt2020_have_the_published_place_among_those_of_bt709():
 
 # %% ../nbs/internals/81_hdr.ipynb #4548fabf
 @pytest.mark.test
-def test_an_ordinary_picture_survives_as_hdr():
+def test_an_ordinary_image_survives_as_hdr():
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for transfer in ("pq", "hlg"):
         back = to_srgb(hdr_signal(colours, transfer), transfer, peak=HDR_WHITE).astype(int)

@@ -23,7 +23,7 @@ def bounce(num_frames=16, height=60):
 
 # %% ../nbs/internals/15_show.ipynb #a30f3f2c
 @pytest.mark.test
-def test_floats_and_bytes_make_the_same_picture():
+def test_floats_and_bytes_make_the_same_image():
     ball = bounce(2)[0]
     assert np.array_equal(to_image(ball / 255.0), ball)
     assert np.array_equal(to_image(Image.fromarray(ball)), ball)
@@ -90,7 +90,7 @@ def test_a_loop_stays_small_even_when_its_frames_are_noise():
 
 # %% ../nbs/internals/15_show.ipynb #85450f3e
 @pytest.mark.test
-def test_the_fallback_is_a_picture_of_the_first_to_the_last_frame():
+def test_the_fallback_is_an_image_of_the_first_to_the_last_frame():
     video = bounce(16)
     sheet = Image.open(io.BytesIO(play(video).sheet)).convert("RGB")
     assert sheet.size == (8 * 64, 64)

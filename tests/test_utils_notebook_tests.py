@@ -69,17 +69,17 @@ def refusal(*cells):
 
 # %% ../nbs/internals/90_nbtests.ipynb #abd5d30b
 def plot():
-    "A picture of a plot: a thin red line on smooth grey, in 32 bits a pixel"
-    picture = Image.linear_gradient("L").convert("RGBA")
+    "An image of a plot: a thin red line on smooth grey, in 32 bits a pixel"
+    image = Image.linear_gradient("L").convert("RGBA")
     for x in range(256):
-        picture.putpixel((x, 100 + x // 4), (220, 30, 30, 255))
-    return picture
+        image.putpixel((x, 100 + x // 4), (220, 30, 30, 255))
+    return image
 
 
-def png(picture):
-    "The bytes of a picture as PNG"
+def png(image):
+    "The bytes of an image as PNG"
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -328,7 +328,7 @@ def test_the_readme_shows_what_the_index_shows():
 
 # %% ../nbs/internals/90_nbtests.ipynb #ca29b033
 @pytest.mark.test
-def test_widgets_leave_a_notebook_and_their_pictures_stay():
+def test_widgets_leave_a_notebook_and_their_images_stay():
     with tempfile.TemporaryDirectory() as folder:
         path = write_lesson(Path(folder), ["shown()"], "01_one")
         notebook = read_nb(path)
@@ -348,10 +348,10 @@ def test_widgets_leave_a_notebook_and_their_pictures_stay():
 
 # %% ../nbs/internals/90_nbtests.ipynb #aee303f0
 @pytest.mark.test
-def test_a_picture_gets_a_palette_that_nobody_sees_and_keeps_it():
+def test_an_image_gets_a_palette_that_nobody_sees_and_keeps_it():
     new = palette_png(png(plot()))
-    with Image.open(io.BytesIO(new)) as picture:
-        assert picture.mode == "P" and looks_same(plot().convert("RGB"), picture.convert("RGB"))
+    with Image.open(io.BytesIO(new)) as image:
+        assert image.mode == "P" and looks_same(plot().convert("RGB"), image.convert("RGB"))
     assert len(new) < 0.9 * len(png(plot())) and palette_png(new) == new
 
 
@@ -363,8 +363,8 @@ def test_what_a_palette_would_spoil_stays_as_it_was():
     seen_through = plot()
     seen_through.putalpha(128)
     paletted = plot().convert("RGB").quantize(256)
-    for picture in (many, seen_through, paletted, Image.new("RGB", (4, 4), "red")):
-        assert palette_png(png(picture)) == png(picture), picture
+    for image in (many, seen_through, paletted, Image.new("RGB", (4, 4), "red")):
+        assert palette_png(png(image)) == png(image), image
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #8c992572
@@ -381,7 +381,7 @@ def test_a_small_thing_of_another_colour_is_not_the_same():
 
 # %% ../nbs/internals/90_nbtests.ipynb #0f32edaf
 @pytest.mark.test
-def test_the_pictures_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
+def test_the_images_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
         path = write_lesson(Path(folder), ["shown()"], "01_one")
         notebook = read_nb(path)

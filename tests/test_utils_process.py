@@ -109,7 +109,7 @@ while True: time.sleep(1)
         ("environment", 0, ""),
         ("all", 2, "tav: error: the same\n"),
         ("second", 2, "tav: error: only here\n"),
-        ("dumb", 1, "tav: error: process 1 of 2 ended with exit code 5, without a word\n"),
+        ("dumb", 1, "tav: error: process 1 of 2 ended with exit code 5, without a message\n"),
         (
             "killed",
             1,

@@ -47,13 +47,13 @@ def encode(frames, path, pts=None, aspect=None, range_=None, space=None, codec="
         if space:
             stream.codec_context.colorspace = space
         for frame, at in zip(frames, pts or range(0, 4 * len(frames), 4)):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+            yuv_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
                 format="yuv420p",
                 dst_colorspace="ITU709" if space == 1 or frame.shape[1] >= 1280 else "ITU601",
                 dst_color_range="JPEG" if range_ == 2 else "MPEG",
             )
-            picture.pts, picture.time_base = at, Fraction(1, 100)
-            container.mux(stream.encode(picture))
+            yuv_frame.pts, yuv_frame.time_base = at, Fraction(1, 100)
+            container.mux(stream.encode(yuv_frame))
         container.mux(stream.encode(None))
     return path
 
@@ -261,7 +261,7 @@ def test_what_is_no_video_says_so_in_one_line():
         try:
             read_video(root / "sound.wav")
         except VideoError as error:
-            assert "no pictures" in str(error)
+            assert "no frames" in str(error)
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #9d36c4c0

@@ -27,7 +27,7 @@ from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/internals/07_reading.ipynb #7e5f6812
 @lru_cache
-def film(num_frames=24, height=96, width=128, seed=7, hold=1, pan=0.02):
+def cartoon_clip(num_frames=24, height=96, width=128, seed=7, hold=1, pan=0.02):
     "A clip of the cartoon world whose camera pans: uint8 [F, H, W, 3]"
     scene = replace(random_scene(seed), hold=hold, pan=pan, camera="pan right")
     return render(scene, num_frames=num_frames, height=height, width=width).frames
@@ -49,15 +49,15 @@ def encode(frames, path, fps=24, times=None, aspect=None, full=False, crf=12, **
             stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.time_base, stream.codec_context.color_range = Fraction(1, TICKS), 2 if full else 1
         for i, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = picture.reformat(
+            yuv_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            yuv_frame = yuv_frame.reformat(
                 format=stream.pix_fmt, dst_colorspace="ITU601", dst_color_range="JPEG" if full else "MPEG"
             )
-            picture.pts, picture.time_base = (
+            yuv_frame.pts, yuv_frame.time_base = (
                 round((times[i] if times is not None else i / fps) * TICKS),
                 Fraction(1, TICKS),
             )
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(yuv_frame))
         container.mux(stream.encode(None))
     return path
 
@@ -69,7 +69,7 @@ def psnr(a, b):
 
 # %% ../nbs/internals/07_reading.ipynb #86fd60cf
 def weave(a, b):
-    "A picture with the even lines of `a` and the odd lines of `b`"
+    "A frame with the even lines of `a` and the odd lines of `b`"
     woven = a.copy()
     woven[1::2] = b[1::2]
     return woven
@@ -80,15 +80,15 @@ def interlace(frames):
 
 
 def telecine(frames):
-    "Four pictures become five: A, B, B+C, C+D, D"
+    "Four frames become five: A, B, B+C, C+D, D"
     return [p for a, b, c, d in zip(*(frames[i::4] for i in range(4))) for p in (a, b, weave(b, c), weave(c, d), d)]
 
 
 # %% ../nbs/internals/07_reading.ipynb #5bf2ce34
 def read(path, **options):
-    "All pictures [F, H, W, 3], their times, and what was found"
+    "All frames [F, H, W, 3], their times, and what was found"
     reader = VideoReader(path, **options)
-    frames = np.stack([picture.rgb() for picture in reader])  # f h w c
+    frames = np.stack([frame.rgb() for frame in reader])  # f h w c
     return frames, np.array(reader.times), reader.info()
 
 
@@ -160,7 +160,7 @@ def both(path):
 
 
 def hdr(rgb, transfer):
-    "uint16 RGB signals in BT.2020 of sRGB pictures uint8 [..., 3], with white at HDR's reference white"
+    "uint16 RGB signals in BT.2020 of sRGB frames uint8 [..., 3], with white at HDR's reference white"
     light = (
         np.where(rgb <= 10, rgb / 255 / 12.92, ((rgb / 255 + 0.055) / 1.055) ** 2.4)
         @ np.linalg.inv(matrix_to_709(9).astype(float)).T
@@ -181,10 +181,10 @@ def hdr(rgb, transfer):
 # %% ../nbs/internals/07_reading.ipynb #fa3725f6
 @pytest.mark.test
 def test_a_file_that_is_to_be_turned_comes_out_upright():
-    for degrees, turned in (90, np.rot90(film(4), 1, (1, 2))), (180, np.rot90(film(4), 2, (1, 2))):
+    for degrees, turned in (90, np.rot90(cartoon_clip(4), 1, (1, 2))), (180, np.rot90(cartoon_clip(4), 2, (1, 2))):
         with tempfile.TemporaryDirectory() as folder:
             seen, _, info = read(turn(encode(turned, Path(folder) / "a.mp4"), degrees))
-        assert seen.shape == film(4).shape and psnr(seen, film(4)) > 30, (degrees, info)
+        assert seen.shape == cartoon_clip(4).shape and psnr(seen, cartoon_clip(4)) > 30, (degrees, info)
 
 
 # %% ../nbs/internals/07_reading.ipynb #ae4f337f
@@ -192,7 +192,7 @@ def test_a_file_that_is_to_be_turned_comes_out_upright():
 def test_pixels_become_square():
     for aspect, size in (Fraction(4, 3), (171, 96)), (Fraction(1, 2), (128, 192)):
         with tempfile.TemporaryDirectory() as folder:
-            seen, _, info = read(encode(film(2), Path(folder) / "a.mp4", aspect=aspect))
+            seen, _, info = read(encode(cartoon_clip(2), Path(folder) / "a.mp4", aspect=aspect))
         assert (info.width, info.height) == size and seen.shape[1:3] == size[::-1], info
 
 
@@ -201,53 +201,53 @@ def test_pixels_become_square():
 def test_full_and_limited_range_give_the_same_colours():
     for name in "a.mp4", "a.webm":
         with tempfile.TemporaryDirectory() as folder:
-            limited, full = (read(encode(film(2), Path(folder) / name, full=full)) for full in (False, True))
+            limited, full = (read(encode(cartoon_clip(2), Path(folder) / name, full=full)) for full in (False, True))
         assert full[2].full_range and not limited[2].full_range
         assert np.abs(full[0].mean((0, 1, 2)) - limited[0].mean((0, 1, 2))).max() < 2, name
-        assert psnr(limited[0], film(2)) > 30 and psnr(full[0], film(2)) > 30, name
+        assert psnr(limited[0], cartoon_clip(2)) > 30 and psnr(full[0], cartoon_clip(2)) > 30, name
 
 
 # %% ../nbs/internals/07_reading.ipynb #986ab964
 @pytest.mark.test
-def test_pictures_keep_their_own_times_counted_from_the_first():
+def test_frames_keep_their_own_times_counted_from_the_first():
     times = 0.25 + np.cumsum(np.random.default_rng(0).uniform(0.02, 0.1, 24))
     with tempfile.TemporaryDirectory() as folder:
-        _, seen, info = read(encode(film(), Path(folder) / "a.mp4", times=times))
+        _, seen, info = read(encode(cartoon_clip(), Path(folder) / "a.mp4", times=times))
     assert np.abs(seen - (times - times[0])).max() < 1e-4 and info.variable and info.expected == info.decoded == 24, (
         info
     )
     with tempfile.TemporaryDirectory() as folder:
-        assert not read(encode(film(), Path(folder) / "a.mp4"))[2].variable
+        assert not read(encode(cartoon_clip(), Path(folder) / "a.mp4"))[2].variable
 
 
 # %% ../nbs/internals/07_reading.ipynb #f4c13fb5
 @pytest.mark.test
 def test_a_size_may_be_odd():
     with tempfile.TemporaryDirectory() as folder:
-        seen, _, info = read(encode(film(3)[:, :95, :127], Path(folder) / "a.mp4"))
-    assert seen.shape == (3, 95, 127, 3) and psnr(seen, film(3)[:, :95, :127]) > 30
+        seen, _, info = read(encode(cartoon_clip(3)[:, :95, :127], Path(folder) / "a.mp4"))
+    assert seen.shape == (3, 95, 127, 3) and psnr(seen, cartoon_clip(3)[:, :95, :127]) > 30
 
 
 # %% ../nbs/internals/07_reading.ipynb #dfe9beec
 @pytest.mark.test
-def test_a_picture_can_be_asked_for_in_any_size_and_in_grey():
+def test_a_frame_can_be_asked_for_in_any_size_and_in_grey():
     with tempfile.TemporaryDirectory() as folder:
-        path = encode(film(2), Path(folder) / "a.mp4")
-        picture = next(iter(VideoReader(path)))
-        write_video(film(2), Path(folder) / "a.gif")
+        path = encode(cartoon_clip(2), Path(folder) / "a.mp4")
+        frame = next(iter(VideoReader(path)))
+        write_video(cartoon_clip(2), Path(folder) / "a.gif")
         other = next(iter(VideoReader(Path(folder) / "a.gif")))
-    for p in picture, other:
-        small = film(2)[0].reshape(24, 4, 32, 4, 3).mean((1, 3))  # (h 4) (w 4) c -> h w c
+    for p in frame, other:
+        small = cartoon_clip(2)[0].reshape(24, 4, 32, 4, 3).mean((1, 3))  # (h 4) (w 4) c -> h w c
         assert p.rgb((24, 32)).shape == (24, 32, 3) and psnr(p.rgb((24, 32)), small) > 28
-        assert p.grey().shape == (96, 128) and psnr(p.grey(), film(2)[0] @ [0.299, 0.587, 0.114]) > 28
+        assert p.grey().shape == (96, 128) and psnr(p.grey(), cartoon_clip(2)[0] @ [0.299, 0.587, 0.114]) > 28
 
 
 # %% ../nbs/internals/07_reading.ipynb #4e1f138f
 @pytest.mark.test
-def test_a_file_that_was_cut_off_says_how_many_pictures_are_missing():
+def test_a_file_that_was_cut_off_says_how_many_frames_are_missing():
     with tempfile.TemporaryDirectory() as folder:
         for name, options in ("a.mp4", dict(movflags="+faststart")), ("a.webm", {}):
-            info = read(cut_off(encode(film(48), Path(folder) / name, **options)))[2]
+            info = read(cut_off(encode(cartoon_clip(48), Path(folder) / name, **options)))[2]
             assert info.decoded < 40 and abs(info.expected - 48) <= 2, (name, info)
 
 
@@ -255,7 +255,7 @@ def test_a_file_that_was_cut_off_says_how_many_pictures_are_missing():
 @pytest.mark.test
 def test_a_scratch_in_the_middle_is_counted_and_the_stretch_that_it_may_have_spoilt_is_named():
     with tempfile.TemporaryDirectory() as folder:
-        path = encode(film(48), Path(folder) / "a.mp4")
+        path = encode(cartoon_clip(48), Path(folder) / "a.mp4")
         data, whole = path.read_bytes(), read(path)[2]
         for count in 60, 2000:  # the decoder paints over the small scratch, and gives up at the large one
             path.write_bytes(data)
@@ -269,7 +269,7 @@ def test_a_scratch_in_the_middle_is_counted_and_the_stretch_that_it_may_have_spo
 @pytest.mark.test
 def test_a_file_may_keep_silent_about_its_length():
     with tempfile.TemporaryDirectory() as folder:
-        _, times, info = read(encode(film(), Path(folder) / "a.webm", live="1"))
+        _, times, info = read(encode(cartoon_clip(), Path(folder) / "a.webm", live="1"))
     assert info.duration is None and info.expected == info.decoded == 24 and abs(info.length - 1) < 0.01, info
 
 
@@ -280,7 +280,7 @@ def test_what_cannot_be_read_is_told_in_one_line_that_names_the_file():
         text, empty, headless = Path(folder) / "text.mp4", Path(folder) / "empty", Path(folder) / "headless.mp4"
         text.write_text("no video")
         empty.mkdir()
-        cut_off(encode(film(), headless))
+        cut_off(encode(cartoon_clip(), headless))
         for path in text, empty, headless, Path(folder) / "nowhere.mp4":
             try:
                 list(VideoReader(path))
@@ -292,8 +292,8 @@ def test_what_cannot_be_read_is_told_in_one_line_that_names_the_file():
 
 # %% ../nbs/internals/07_reading.ipynb #31b14f7b
 @pytest.mark.test
-def test_interlaced_pictures_are_recognised_and_lose_their_combs():
-    fields = film(48, 192, 256, pan=0.03)
+def test_interlaced_frames_are_recognised_and_lose_their_combs():
+    fields = cartoon_clip(48, 192, 256, pan=0.03)
     with tempfile.TemporaryDirectory() as folder:
         path = encode(interlace(fields), Path(folder) / "a.mp4", fps=25)
         woven, _, info = read(path)
@@ -307,8 +307,8 @@ def test_interlaced_pictures_are_recognised_and_lose_their_combs():
 
 # %% ../nbs/internals/07_reading.ipynb #acfc663e
 @pytest.mark.test
-def test_telecined_film_is_recognised_and_gets_its_four_pictures_out_of_five_back():
-    original = film(48, 192, 256, pan=0.03)
+def test_telecined_video_is_recognised_and_gets_its_four_frames_out_of_five_back():
+    original = cartoon_clip(48, 192, 256, pan=0.03)
     with tempfile.TemporaryDirectory() as folder:
         path = encode(telecine(original), Path(folder) / "a.mp4", fps=Fraction(30000, 1001))
         info = read(path)[2]
@@ -319,10 +319,10 @@ def test_telecined_film_is_recognised_and_gets_its_four_pictures_out_of_five_bac
 
 # %% ../nbs/internals/07_reading.ipynb #1169d69d
 @pytest.mark.test
-def test_whole_pictures_are_left_alone_whatever_their_holds():
+def test_whole_frames_are_left_alone_whatever_their_holds():
     for hold, fps in (1, 24), (2, Fraction(30000, 1001)), (3, 24):
         with tempfile.TemporaryDirectory() as folder:
-            info = read(encode(film(36, hold=hold), Path(folder) / "a.mp4", fps=fps))[2]
+            info = read(encode(cartoon_clip(36, hold=hold), Path(folder) / "a.mp4", fps=fps))[2]
         assert info.fields == "", (hold, fps, info)
 
 
@@ -331,31 +331,31 @@ def test_whole_pictures_are_left_alone_whatever_their_holds():
 def test_animations_keep_their_times_and_folders_get_theirs():
     with tempfile.TemporaryDirectory() as folder:
         for name in "a.gif", "a.webp":
-            seen, times, info = read(write_video(film(6), Path(folder) / name, fps=12))
+            seen, times, info = read(write_video(cartoon_clip(6), Path(folder) / name, fps=12))
             assert (
                 info.kind == "animation"
                 and len(seen) == 6 == info.expected
                 and np.abs(times - np.arange(6) / 12).max() < 0.011
             ), (name, times)
-        seen, times, info = read(write_video(film(6), Path(folder) / "pictures", fps=12), fps=10)
-    assert info.kind == "folder" and (seen == film(6)).all() and np.allclose(times, np.arange(6) / 10)
+        seen, times, info = read(write_video(cartoon_clip(6), Path(folder) / "frames", fps=12), fps=10)
+    assert info.kind == "folder" and (seen == cartoon_clip(6)).all() and np.allclose(times, np.arange(6) / 10)
 
 
 # %% ../nbs/internals/07_reading.ipynb #43c88880
 @pytest.mark.test
-def test_pictures_in_a_folder_come_in_the_order_of_their_numbers():
+def test_frames_in_a_folder_come_in_the_order_of_their_numbers():
     with tempfile.TemporaryDirectory() as folder:
         for i in range(12):
-            Image.fromarray(film()[i]).save(Path(folder) / f"{i + 1}.png")
+            Image.fromarray(cartoon_clip()[i]).save(Path(folder) / f"{i + 1}.png")
         seen, _, info = read(folder)
-    assert (seen == film()[:12]).all() and info.expected == info.decoded == 12
+    assert (seen == cartoon_clip()[:12]).all() and info.expected == info.decoded == 12
 
 
 # %% ../nbs/internals/07_reading.ipynb #a7f79ef2
 @pytest.mark.test
-def test_a_folder_s_missing_and_broken_pictures_are_counted():
+def test_a_folder_s_missing_and_broken_frames_are_counted():
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(film(6), Path(folder) / "pictures")
+        path = write_video(cartoon_clip(6), Path(folder) / "frames")
         (path / "frame_0002.png").unlink()
         cut_off(path / "frame_0004.png")
         seen, times, info = read(path, fps=10)
@@ -366,7 +366,7 @@ def test_a_folder_s_missing_and_broken_pictures_are_counted():
 # %% ../nbs/internals/07_reading.ipynb #aa998fc4
 @pytest.mark.test
 def test_hdr_and_wide_colours_come_out_as_they_were_drawn():
-    right = film(2).astype(int)
+    right = cartoon_clip(2).astype(int)
     kinds = [("pq", 9, 9, 16), ("hlg", 9, 9, 18), ("pq", 2, 2, 16), ("wide", 9, 9, 1), ("wide", 9, 9, 14)]
     with tempfile.TemporaryDirectory() as folder:
         for name, codec, format in (
@@ -380,13 +380,13 @@ def test_hdr_and_wide_colours_come_out_as_they_were_drawn():
                     Path(folder) / name,
                     codec,
                     format,
-                    hdr(film(2), kind),
+                    hdr(cartoon_clip(2), kind),
                     "rgb48le",
                     colours=colours,
                     **({"x265-params": "log-level=none"} if codec == "libx265" else {}),
                 )
                 seen, info = both(path)
-                error, stored = np.abs(seen - right).mean(), np.abs((hdr(film(2), kind) >> 8) - right).mean()
+                error, stored = np.abs(seen - right).mean(), np.abs((hdr(cartoon_clip(2), kind) >> 8) - right).mean()
                 assert (
                     error < {"pq": 6, "hlg": 8, "wide": 2.5}[kind]
                     and error < stored / 2
@@ -394,10 +394,12 @@ def test_hdr_and_wide_colours_come_out_as_they_were_drawn():
                 ), (name, kind, error, stored, info)
                 small = next(iter(VideoReader(path)))
                 assert (
-                    np.abs(small.rgb((24, 32)).astype(int) - film(1)[0].reshape(24, 4, 32, 4, 3).mean((1, 3))).mean()
+                    np.abs(
+                        small.rgb((24, 32)).astype(int) - cartoon_clip(1)[0].reshape(24, 4, 32, 4, 3).mean((1, 3))
+                    ).mean()
                     < 12
                 )
-                assert np.abs(small.grey() - film(1)[0] @ [0.299, 0.587, 0.114]).mean() < 10
+                assert np.abs(small.grey() - cartoon_clip(1)[0] @ [0.299, 0.587, 0.114]).mean() < 10
 
 
 # %% ../nbs/internals/07_reading.ipynb #13bec358
@@ -409,7 +411,9 @@ def test_colours_that_would_need_a_conversion_of_their_own_are_a_reason():
             (dict(colorspace=14), "ICtCp"),
             (dict(colorspace=10), "constant luminance"),
         ):
-            path = store(Path(folder) / "a.mkv", "ffv1", "yuv444p10le", hdr(film(1), "pq"), "rgb48le", colours=colours)
+            path = store(
+                Path(folder) / "a.mkv", "ffv1", "yuv444p10le", hdr(cartoon_clip(1), "pq"), "rgb48le", colours=colours
+            )
             for attempt in (lambda: read(path), lambda: read_video(path)):
                 try:
                     attempt()
@@ -458,7 +462,10 @@ def test_dolby_vision_without_a_compatible_base_layer_is_a_reason_and_with_one_i
         context = av.CodecContext.create("libx265", "w")
         context.width, context.height, context.pix_fmt, context.time_base = 128, 96, "yuv420p10le", Fraction(1, 10)
         context.options = {"x265-params": "log-level=none"}
-        frames = [av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="yuv420p10le") for array in film(2)]
+        frames = [
+            av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="yuv420p10le")
+            for array in cartoon_clip(2)
+        ]
         for i, frame in enumerate(frames):
             frame.pts = i
         packets = [packet for frame in (*frames, None) for packet in context.encode(frame)]
@@ -477,7 +484,7 @@ def test_dolby_vision_without_a_compatible_base_layer_is_a_reason_and_with_one_i
                 raise AssertionError("Dolby Vision of profile 5 was read")
         for profile, full_range in (1, 0), (1, 1), (0, 0):  # stream profile 8, and units of other kinds
             frames, _ = both(dolby_vision(Path(folder) / "b.hevc", profile, full_range))
-            assert len(frames) == 2 and np.abs(frames.astype(int) - film(2)).mean() < 12, (profile, full_range)
+            assert len(frames) == 2 and np.abs(frames.astype(int) - cartoon_clip(2)).mean() < 12, (profile, full_range)
 
 
 # %% ../nbs/internals/07_reading.ipynb #9bad5506
@@ -525,14 +532,14 @@ def test_what_is_hidden_under_transparency_comes_upon_white_in_every_format():
 
 # %% ../nbs/internals/07_reading.ipynb #3c9733a4
 @pytest.mark.test
-def test_opaque_pictures_of_formats_with_transparency_stay_bit_equal():
-    opaque = np.concatenate([film(2), np.full((2, 96, 128, 1), 255, np.uint8)], -1)
+def test_opaque_frames_of_formats_with_transparency_stay_bit_equal():
+    opaque = np.concatenate([cartoon_clip(2), np.full((2, 96, 128, 1), 255, np.uint8)], -1)
     with tempfile.TemporaryDirectory() as folder:
-        picture = next(
+        frame = next(
             iter(VideoReader(store(Path(folder) / "a.mkv", "ffv1", "bgra", opaque[..., [2, 1, 0, 3]], "bgra")))
         )
-    small = picture.source.to_ndarray(format="rgb24", width=50, height=40, interpolation=Interpolation.AREA)
-    assert np.array_equal(picture.rgb(), film(2)[0]) and np.array_equal(picture.rgb((40, 50)), small)
+    small = frame.source.to_ndarray(format="rgb24", width=50, height=40, interpolation=Interpolation.AREA)
+    assert np.array_equal(frame.rgb(), cartoon_clip(2)[0]) and np.array_equal(frame.rgb((40, 50)), small)
 
 
 # %% ../nbs/internals/07_reading.ipynb #995cb141
@@ -547,7 +554,7 @@ def test_all_of_the_display_matrix_is_used_and_what_no_turn_makes_is_a_reason():
         path.write_bytes(data)
         return path
 
-    drawn = film(2)
+    drawn = cartoon_clip(2)
     with tempfile.TemporaryDirectory() as folder:
         path = encode(drawn, Path(folder) / "a.mp4")
         for a, b, c, d in [(s, 0, 0, t) for s in (1, -1) for t in (1, -1)] + [
@@ -576,10 +583,15 @@ def test_all_of_the_display_matrix_is_used_and_what_no_turn_makes_is_a_reason():
 
 # %% ../nbs/internals/07_reading.ipynb #e08db135
 @pytest.mark.test
-def test_one_time_stamp_that_is_there_twice_costs_one_picture_and_many_are_a_reason():
+def test_one_time_stamp_that_is_there_twice_costs_one_frame_and_many_are_a_reason():
     with tempfile.TemporaryDirectory() as folder:
         once = store(
-            Path(folder) / "a.mkv", "mjpeg", "yuvj420p", film(12), "rgb24", times=[0, 1, 2, 3, 4, 5, 5, 7, 8, 9, 10, 11]
+            Path(folder) / "a.mkv",
+            "mjpeg",
+            "yuvj420p",
+            cartoon_clip(12),
+            "rgb24",
+            times=[0, 1, 2, 3, 4, 5, 5, 7, 8, 9, 10, 11],
         )
         seen, info = both(once)
         assert (
@@ -589,11 +601,16 @@ def test_one_time_stamp_that_is_there_twice_costs_one_picture_and_many_are_a_rea
             and info.decoded == 12
             and info.expected - 12 < 2
         ), info
-        assert all(psnr(seen[i], film(12)[j]) > 25 for i, j in enumerate([0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11])), (
-            "the picture that came first stays"
-        )
+        assert all(
+            psnr(seen[i], cartoon_clip(12)[j]) > 25 for i, j in enumerate([0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11])
+        ), "the frame that came first stays"
         many = store(
-            Path(folder) / "b.mkv", "mjpeg", "yuvj420p", film(12), "rgb24", times=[0, 1, 2, 3, 3, 5, 5, 7, 7, 9, 9, 11]
+            Path(folder) / "b.mkv",
+            "mjpeg",
+            "yuvj420p",
+            cartoon_clip(12),
+            "rgb24",
+            times=[0, 1, 2, 3, 3, 5, 5, 7, 7, 9, 9, 11],
         )
         assert "4 of 12" in read(many)[2].problem
         try:
@@ -608,12 +625,12 @@ def test_one_time_stamp_that_is_there_twice_costs_one_picture_and_many_are_a_rea
 @pytest.mark.test
 def test_a_source_is_looked_at_within_limits_and_what_is_beyond_one_is_named():
     with tempfile.TemporaryDirectory() as folder:
-        path = encode(film(12), Path(folder) / "a.mp4")
-        wide = encode(film(2), Path(folder) / "wide.mp4", aspect=Fraction(4, 3))
+        path = encode(cartoon_clip(12), Path(folder) / "a.mp4")
+        wide = encode(cartoon_clip(2), Path(folder) / "wide.mp4", aspect=Fraction(4, 3))
         data = wide.read_bytes()
         wide.write_bytes(data.replace(b"pasp" + struct.pack(">II", 4, 3), b"pasp" + struct.pack(">II", 1, 20_000)))
         assert wide.read_bytes() != data
-        late = store(Path(folder) / "late.mkv", "mjpeg", "yuvj420p", film(4), "rgb24", times=[0, 1, 2, 10**9])
+        late = store(Path(folder) / "late.mkv", "mjpeg", "yuvj420p", cartoon_clip(4), "rgb24", times=[0, 1, 2, 10**9])
         sound = Path(folder) / "sound.mp4"
         with av.open(str(sound), "w") as container:
             stream = container.add_stream("aac", rate=48000)
@@ -633,7 +650,7 @@ def test_a_source_is_looked_at_within_limits_and_what_is_beyond_one_is_named():
             (path, Limits(max_seconds=-1), "--max-seconds"),
             (wide, Limits(), "--max-stretch"),
             (late, Limits(), "--max-duration"),
-            (sound, Limits(), "holds no pictures"),
+            (sound, Limits(), "holds no frames"),
             (unknown, Limits(), "codec is not known"),
             (pipe, Limits(), "no regular file"),
         ]

@@ -47,7 +47,7 @@ def hub_reason(error: BaseException | None, name: str = "") -> str | None:
     "Why the Hub did not give a file, from an error or from those that it came from; None if that was not the reason"
     while error is not None:
         if isinstance(error, errors.GatedRepoError):
-            return "its owner gives it to whoever asks on its page; after that `hf auth login` opens it"
+            return "its owner gives access to those who request it on its page; after that `hf auth login` opens it"
         if isinstance(error, errors.RepositoryNotFoundError):
             return "the Hub has no such repository, or it is private"
         if (
@@ -69,7 +69,7 @@ def hub_reason(error: BaseException | None, name: str = "") -> str | None:
 
 
 def hub_file(where: str, name: str) -> Path:
-    """A file of a repository on the Hub, from the cache if it is there; raises `ModelError`, which says why there is
+    """A file of a repository on the Hub, from the cache if it is there; raises `ModelError`, which states why there is
     none
     """
     try:
@@ -90,15 +90,15 @@ def cached_folder(where: str | Path) -> Path | None:
 
 def loading_error(where: str | Path, error: Exception, kind: str = "") -> ModelError:
     "What to raise when a library could not load a model: one line"
-    said = printable(" ".join(str(error).split()))[:300]
+    reason = printable(" ".join(str(error).split()))[:300]
     if is_hub_id(where) and (constants.HF_HUB_OFFLINE or hub_reason(error)):
         why = (
             "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         )
         return ModelError(
-            f"{where}: not whole in the cache ({constants.HF_HUB_CACHE}, see HF_HOME), and {why} ({said})"
+            f"{where}: not whole in the cache ({constants.HF_HUB_CACHE}, see HF_HOME), and {why} ({reason})"
         )
-    return ModelError(f"{where}: cannot be loaded{kind} ({said})")
+    return ModelError(f"{where}: cannot be loaded{kind} ({reason})")
 
 
 def check_loadable(where: str | Path) -> None:
@@ -131,7 +131,7 @@ def find_model(
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #6d5540a4
 def find_config(model: str | Path | None = None, config: str | Path | None = None) -> str | Path:
-    """The folder or Hub id that says what the parts of a model are like: `config` for a one-file checkpoint, else the
+    """The folder or Hub id with the configs of the parts of a model: `config` for a one-file checkpoint, else the
     model itself; raises `ModelError`
     """
     where = find_model(model)
@@ -167,7 +167,7 @@ _classes = dict(
 
 
 def read_part(path: str | Path, name: str, config: str | Path, dtype: torch.dtype) -> torch.nn.Module | None:
-    "One part of a one-file checkpoint, built as `config` says; None if the file has nothing of it"
+    "One part of a one-file checkpoint, built from `config`; None if the file has no tensor of it"
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith(ONE_FILE_PREFIXES[name])}
     if not weights:
@@ -185,14 +185,16 @@ def read_part(path: str | Path, name: str, config: str | Path, dtype: torch.dtyp
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #c13339ff
 def read_prediction(path: str | Path) -> dict[str, Any]:
-    "What a one-file checkpoint itself says about its noise and its prediction, as parameters of a scheduler"
+    """The prediction type and the noise of a one-file checkpoint, from its keys and metadata, as parameters of a
+    scheduler
+    """
     with safe_open(path, "pt") as file:
         keys, about = set(file.keys()), file.metadata() or {}
-    said = {"v": "v_prediction", "epsilon": "epsilon"}.get(
+    prediction = {"v": "v_prediction", "epsilon": "epsilon"}.get(
         "v" if "v_pred" in keys else about.get("modelspec.prediction_type")
     )
     return {
-        **(dict(prediction_type=said) if said else {}),
+        **(dict(prediction_type=prediction) if prediction else {}),
         **(dict(rescale_betas_zero_snr=True) if "ztsnr" in keys else {}),
     }
 
@@ -208,7 +210,7 @@ def check_finite_weights(tensors: dict[str, torch.Tensor], where: str | Path) ->
 
 
 def check_tokens(pipe: StableDiffusionXLPipeline, where: str | Path) -> None:
-    "Raises `ModelError` if a tokenizer makes tokens, or as many of them, that its text encoder does not know"
+    "Raises `ModelError` if a tokenizer makes tokens, or as many of them, that its text encoder has no embedding for"
     for name, encoder in (("tokenizer", pipe.text_encoder), ("tokenizer_2", pipe.text_encoder_2)):
         tokenizer = getattr(pipe, name)
         if not (tokenizer and encoder):
@@ -216,7 +218,7 @@ def check_tokens(pipe: StableDiffusionXLPipeline, where: str | Path) -> None:
         last, about = max(tokenizer.get_vocab().values(), default=0), encoder.config
         if last >= about.vocab_size:
             raise ModelError(
-                f"{where}: its {name} has a token {last}, but its text encoder knows those below {about.vocab_size}"
+                f"{where}: its {name} has a token {last}, but its text encoder has those below {about.vocab_size}"
             )
         if tokenizer.model_max_length > about.max_position_embeddings:
             raise ModelError(
@@ -228,9 +230,9 @@ def check_tokens(pipe: StableDiffusionXLPipeline, where: str | Path) -> None:
 REQUIRED_PARTS = "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"
 
 
-def check_complete(pipe: StableDiffusionXLPipeline | SimpleNamespace, where: str | Path, heard: list[str]) -> None:
-    """Raises `ModelError` if a part of a pipeline lacks tensors or has some that are not finite; `heard` is what the
-    libraries said while it was loaded
+def check_complete(pipe: StableDiffusionXLPipeline | SimpleNamespace, where: str | Path, messages: list[str]) -> None:
+    """Raises `ModelError` if a part of a pipeline lacks tensors or has some that are not finite; `messages` are those
+    of the libraries while it was loaded
     """
     for name, part in pipe.components.items():
         empty = (
@@ -240,7 +242,7 @@ def check_complete(pipe: StableDiffusionXLPipeline | SimpleNamespace, where: str
         )
         if empty:
             raise ModelError(f"{where}: its {name} lacks {len(empty)} tensors, such as {empty[0]}")
-    if lacking := [text for text in heard if " lacks " in text]:
+    if lacking := [text for text in messages if " lacks " in text]:
         raise ModelError(f"{where}: {printable(lacking[0])}")
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -264,8 +266,8 @@ def load_pipeline(
     check_loadable(config)
     folder, wanted = cached_folder(config), [name for name in PART_CLASSES if name not in parts]
     variant = only_variant(folder, wanted) if folder else None
-    heard = []
-    with quiet(heard.append):
+    messages = []
+    with quiet(messages.append):
         try:
             for name in [name for name in ONE_FILE_PREFIXES if name not in parts and where != config]:
                 if part := read_part(where, name, config, dtype):
@@ -279,12 +281,12 @@ def load_pipeline(
             pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **known)
         except Exception as error:  # missing or broken files: many classes, one answer
             raise loading_error(where, error) from error
-        check_complete(pipe, where, heard)
+        check_complete(pipe, where, messages)
         check_tokens(pipe, where)
         pipe.register_to_config(scheduler=("diffusers", "DPMSolverMultistepScheduler"))
         pipe.set_progress_bar_config(disable=True)
         pipe.to(device)
-    for text in heard:
+    for text in messages:
         note(text)
     return pipe
 
@@ -314,7 +316,7 @@ def check_prompt(pipe: StableDiffusionXLPipeline, prompt: str) -> None:
     "Raises `ModelError` if the model has a small vocabulary and the prompt no word of it"
     known = known_words(pipe)
     if known and not set(re.findall("[a-z]+", prompt.lower())) & set(known):
-        raise ModelError(f"the tiny model knows no word of {prompt!r}. It knows: {', '.join(known)}")
+        raise ModelError(f"the tiny model has no word of {prompt!r} in its vocabulary, which is: {', '.join(known)}")
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #d5906ef1
 def note_unread_words(

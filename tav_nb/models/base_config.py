@@ -18,19 +18,19 @@ from ..utils.schema import parse_json
 
 # %% ../../nbs/6_making_videos/69_base_config.ipynb #ea60302b
 class UNetSize(TypedDict):
-    "What the config of a UNet says about its size"
+    "Size in the config of a UNet"
 
     sample_size: Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class VAELevels(TypedDict):
-    "What the config of a VAE says about its levels; each but the first halves the size"
+    "Levels in the config of a VAE; each but the first halves the size"
 
     block_out_channels: Annotated[list[int], Meta(min_length=1, max_length=10)]
 
 
 class BaseSize(NamedTuple):
-    "What the configs of a base say about the size of images"
+    "Size of images in the configs of a base"
 
     pixels: int | None = 1024  # side of the squares that it was made for; None is unknown
     vae_factor: int = 8  # pixels of an image for one of its latents, in each direction
@@ -56,7 +56,7 @@ def has_local_config(model: str | None) -> bool:
 
 
 def read_base_size(model: str | None, config: str | None = None) -> BaseSize:
-    "What the configs of a base say about its size; SDXL's own for one that says nothing. PyTorch is not loaded for it"
+    "Size of images in the configs of a base; SDXL's own for a base without them. PyTorch is not loaded for it"
     place = Path(model or Path(tav_nb.__file__).parent / "weights/tiny-sdxl")
     if place.is_file():
         from tav_nb.models.base import find_config

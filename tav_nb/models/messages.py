@@ -16,7 +16,7 @@ from ..utils.schema import printable
 
 # %% ../../nbs/6_making_videos/58_messages.ipynb #2385155f
 class Note(UserWarning):
-    "What a user has to know about a result that is still made; one line"
+    "A warning about a result that is made all the same; one line"
 
 
 def note(text: str) -> None:
@@ -25,7 +25,7 @@ def note(text: str) -> None:
 
 
 HARMLESS_MESSAGES = re.compile("|".join((
-    r"input was truncated|sequence length is longer",  # `note_unread_words` says it, with the option's name
+    r"input was truncated|sequence length is longer",  # `note_unread_words` reports it, with the option's name
     r"No LoRA keys associated to",  # a LoRA need not have some for every part
     r"passed to \w+Scheduler",  # settings of another scheduler
     # advice

@@ -29,7 +29,7 @@ with quiet():
 
 # %% ../../nbs/6_making_videos/44_model_files.ipynb #b9ff6d45
 class ModelError(TavError):
-    "A model that cannot be used, or not for this; the message is one line and says what would be right"
+    "A model that cannot be used, or not for this; the message is one line and states what would be right"
 
 # %% ../../nbs/6_making_videos/44_model_files.ipynb #9d29e06d
 ONE_FILE_PREFIXES = dict(
@@ -92,7 +92,7 @@ def check_index(
         )
         if not (is_scheduler or found in PART_CLASSES.get(name, ())):
             raise ModelError(
-                f"{where}: model_index.json says that its {printable(name)[:40]} is {printable(str(value))[:80]}, which"
+                f"{where}: model_index.json names {printable(str(value))[:80]} as its {printable(name)[:40]}, which"
                 " is no part of an SDXL and is not opened"
             )
 

@@ -48,7 +48,7 @@ def load_control(pipe: DiffusionPipeline, where: str | Path) -> ControlNetModel:
     "A `ControlNetModel` from a folder or Hub id; raises `PipelineError` unless it is one for this base"
     if Path(where).is_file():
         raise PipelineError(f"{where}: a file, but a ControlNet is a folder with a config.json")
-    folder, heard = cached_folder(where), []
+    folder, messages = cached_folder(where), []
     try:
         if is_hub_id(where):
             hub_file(where, "config.json")
@@ -57,11 +57,11 @@ def load_control(pipe: DiffusionPipeline, where: str | Path) -> ControlNetModel:
         else:
             check_part_config(folder / "config.json", diffusers.ControlNetModel)
         variant = only_variant(folder) if folder else None
-        with quiet(heard.append):
+        with quiet(messages.append):
             control = diffusers.ControlNetModel.from_pretrained(
                 where, use_safetensors=True, variant=variant, dtype=pipe.dtype
             )
-        check_complete(SimpleNamespace(components=dict(ControlNet=control)), where, heard)
+        check_complete(SimpleNamespace(components=dict(ControlNet=control)), where, messages)
     except (ModelError, PipelineError) as error:
         raise PipelineError(str(error)) from None
     except Exception as error:  # missing or broken files: many classes, one answer
@@ -79,9 +79,9 @@ def load_ip_adapter(
     pipe: StableDiffusionXLPipeline,
     path: str | Path,  # a .safetensors file
     encoder: str | Path | None = None,  # the folder of its CLIP; None for `image_encoder` beside it
-    scale: float = 1.0,  # how much the picture counts
+    scale: float = 1.0,  # weight of the image
 ) -> None:
-    "Put an IP-Adapter into a pipeline; raises `PipelineError`. Films then need `ip_adapter_image=`"
+    "Put an IP-Adapter into a pipeline; raises `PipelineError`. Videos then need `ip_adapter_image=`"
     path = Path(path)
     keys, encoder = read_tensors(path), Path(encoder or path.parent / "image_encoder")
     widths = {value.shape[1] for key, value in keys.items() if key.endswith("to_k_ip.weight")}
@@ -109,7 +109,7 @@ def load_ip_adapter(
 
 
 def describe_text_width(width: int) -> str:
-    "What the width of the text says about a base"
+    "The base that a width of text embeddings belongs to"
     return {
         768: "its text is 768 wide, as in Stable Diffusion 1",
         1024: "its text is 1024 wide, as in Stable Diffusion 2",
@@ -122,7 +122,9 @@ def load_new_word(
     path: str | Path,  # a .safetensors file
     word: str | None = None,  # to write in prompts; None for the file's name
 ) -> str:
-    "Teach both text encoders a new word from a file of textual inversion; returns the word. Raises `PipelineError`"
+    """Add a word from a file of textual inversion to both tokenizers and text encoders; returns it. Raises
+    `PipelineError`
+    """
     word, tensors = word or Path(path).stem, read_tensors(path)
     if not {"clip_l", "clip_g"} <= tensors.keys():
         raise PipelineError(

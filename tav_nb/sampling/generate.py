@@ -178,12 +178,14 @@ def denoise_step(
 
 # %% ../../nbs/2_method/09_inference.ipynb #8746d121
 def decode_frames(pipe: StableDiffusionXLPipeline, latents: torch.Tensor, memory: Memory = Memory()) -> np.ndarray:
-    "Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the VAE asks for it"
+    """Latents `f c h w` to frames, uint8 `[F, H, W, 3]`, a few at a time, in 32 bits if the config of the VAE
+    requires it
+    """
     return decode_latents(pipe.vae, latents, memory.tile)
 
 
 def check_latents(latents: torch.Tensor, pipe: StableDiffusionXLPipeline) -> None:
-    "Raises a `ValueError` if the latents are not finite: every frame would be black or noise"
+    "Raises a `TavError` if the latents are not finite: every frame would be black or noise"
     if not torch.isfinite(latents).all():
         raise TavError(
             "the latents are not finite: weights of the base, the adapter or what was loaded into it hold NaN or"
@@ -200,9 +202,9 @@ def check_request(
     images: bool = False,
     context: Context | None = None,
 ) -> None:
-    "Raises `ValueError`, one line that says what would be right"
+    "Raises `TavError`, one line that states what would be right"
     if num_frames < 1:
-        raise TavError(f"a film has at least 1 frame, not {num_frames}")
+        raise TavError(f"a video has at least 1 frame, not {num_frames}")
     if steps < 1:
         raise TavError(f"at least 1 step is needed, not {steps}")
     for name, pixels in dict(height=height, width=width).items():
@@ -228,7 +230,7 @@ def resolve_noise(
     kind = noise or trained.get("noise") or "mixed"
     if noise_strength is None and kind == trained.get("noise"):
         noise_strength = trained.get("noise_strength")
-    neighbour_correlation(kind, noise_strength)  # raises a ValueError if there is no such noise
+    neighbour_correlation(kind, noise_strength)  # raises a TavError if there is no such noise
     return kind, noise_strength
 
 # %% ../../nbs/2_method/09_inference.ipynb #1c77a0d4
@@ -243,8 +245,8 @@ def start_latents(
     keyframes: Keyframes = Keyframes(),
     loop: bool = False,
 ) -> torch.Tensor:
-    "Latents `f c h w` to start from, as strong as the scheduler wants them, once it has its timesteps"
-    seeds, gone = seeds_by_frame(keyframes, seed)  # frames of a film that goes on, but are too far back
+    "Latents `f c h w` to start from, scaled for the scheduler, which has its timesteps already"
+    seeds, gone = seeds_by_frame(keyframes, seed)  # frames of a video that goes on, but are too far back
     shape = (
         1,
         gone + num_frames,
@@ -290,7 +292,7 @@ def resolve_request(
     request: VideoRequest,
 ) -> VideoRequest:
     """The request with all values, once it is checked. Raises `TavError` for what cannot be done (`ModelError` if the
-    tiny model knows no word)
+    tiny model has no word of the prompt)
     """
     made_for, context = pipe.default_sample_size * pipe.vae_scale_factor, request.keyframes.context_frames
     size = request.height or made_for, request.width or made_for
@@ -369,8 +371,8 @@ def generate(
     callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
     **options,  # fields of `VideoRequest`, in place of those of `request`
 ) -> np.ndarray:  # uint8 [F, H, W, 3]
-    """The frames of a video. Raises `TavError` for what cannot be done (`ModelError` if the tiny model knows no word);
-    parts of the pipeline that are offloaded leave the GPU, whatever happens
+    """The frames of a video. Raises `TavError` for what cannot be done (`ModelError` if the tiny model has no word of
+    the prompt); parts of the pipeline that are offloaded leave the GPU, whatever happens
     """
     pipe, prompts = pipe or embedded_pipeline(), parse_frame_values(prompt)
     request = resolve_request(pipe, prompts, replace(request or VideoRequest(), **options))

@@ -28,14 +28,13 @@ with quiet():  # their modules print advice when they are imported
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #8fb7b929
 @dataclass(frozen=True)
 class Memory:
-    "How much of a film is in memory at the same time"
+    "How much of a video is in memory at the same time"
 
     guidance_at_once: bool = True  # both sides of the guidance in one batch
-    frames_at_once: int | None = None  # frames that go together through layers that do not know of time; None is all
-    tile: int | None = (
-        # frames with more pixels than a square of this side are decoded in tiles of that size; None decodes them whole
-        None
-    )
+    # frames that go together through layers that work on each frame alone; None is all
+    frames_at_once: int | None = None
+    # frames with more pixels than a square of this side are decoded in tiles of that size; None decodes them whole
+    tile: int | None = None
     offload: bool = False  # text encoders, UNet and VAE are on the GPU one after the other, each only while it works
 
     def __post_init__(self):
@@ -73,7 +72,7 @@ def predict(
     unet_kwargs: dict,  # the UNet's other arguments, for `(g f)` images: g sides of the guidance
     memory: Memory = Memory(),
 ) -> torch.Tensor:
-    "What the UNet says, in 32 bits, once for each side of the guidance: `g f c h w`"
+    "The predictions of the UNet, in 32 bits, one for each side of the guidance: `g f c h w`"
     f, batch = len(x), len(unet_kwargs["encoder_hidden_states"])
     with torch.no_grad(), chunked_forward(unet, memory.frames_at_once):
         if memory.guidance_at_once:
@@ -90,10 +89,10 @@ LIGHT_LAYERS = nn.LayerNorm, nn.GroupNorm, nn.SiLU, nn.Dropout
 def chunked_layers(module: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
     "Pairs of each temporal layer, or largest module without one, and the function that runs it in pieces"
     for child in module.children():
-        knows_time = any(isinstance(m, TemporalSelfAttention) for m in child.modules())
+        has_temporal_layer = any(isinstance(m, TemporalSelfAttention) for m in child.modules())
         if isinstance(child, TemporalSelfAttention):
             yield child, run_by_positions
-        elif knows_time or isinstance(child, nn.ModuleList):
+        elif has_temporal_layer or isinstance(child, nn.ModuleList):
             yield from chunked_layers(child)
         elif not isinstance(child, LIGHT_LAYERS):
             yield child, run_by_frames
@@ -104,13 +103,13 @@ def run_by_frames(forward: Callable, at_once: int, *args, **kwargs) -> Any:
     n = next(len(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
     if n <= at_once:
         return forward(*args, **kwargs)
-    whole = {}
+    copies = {}
     for start in range(0, n, at_once):
         some, named = map_batch((args, kwargs), lambda x: x[start : start + at_once], n)
         pieces, layout = tree_flatten(forward(*some, **named))
         if not start:
             outputs = [
-                whole.setdefault(id(x), x.new_empty(n, *x.shape[1:])) if isinstance(x, torch.Tensor) else x
+                copies.setdefault(id(x), x.new_empty(n, *x.shape[1:])) if isinstance(x, torch.Tensor) else x
                 for x in pieces
             ]
         for out, piece in zip(outputs, pieces):
@@ -137,7 +136,7 @@ def run_by_positions(forward: Callable, at_once: int, x: torch.Tensor, *args) ->
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #a37b7652
 @contextmanager
 def chunked_forward(unet: UNet2DConditionModel, frames_at_once: int | None) -> Iterator[UNet2DConditionModel]:
-    """Inside the `with`, all layers of a UNet that need not see all frames see `frames_at_once` of them; None changes
+    """Inside the `with`, all layers of a UNet that work on each frame alone get `frames_at_once` of them; None changes
     nothing
     """
     tops = [unet.conv_in, unet.down_blocks, unet.mid_block, unet.up_blocks, unet.conv_out] if frames_at_once else []
@@ -154,11 +153,11 @@ def chunked_forward(unet: UNet2DConditionModel, frames_at_once: int | None) -> I
             if before is None:
                 module.__dict__.pop("forward", None)  # the class has one
             else:
-                module.forward = before  # somebody else's, such as a hook's
+                module.forward = before  # set by others, such as a hook
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #a8aff260
 def offload_parts(pipe: DiffusionPipeline, memory: Memory, device: torch.device | str | None = None) -> None:
-    """Put `accelerate`'s hooks on a pipeline if `memory` says so; on a CPU there is nowhere else to go.
+    """Put `accelerate`'s hooks on a pipeline if `memory.offload` is set; on a CPU nothing is offloaded.
     `pipe.remove_all_hooks()` undoes it
     """
     device = torch.device(device or pipe._execution_device)

@@ -38,7 +38,7 @@ with quiet():
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #276b2622
 def load_configs(model: str | Path | None = None, config: str | Path | None = None) -> dict[str, Any]:
-    "The configs of the parts of a model, from its folder or the Hub, as `build_on_meta` wants them"
+    "The configs of the parts of a model, from its folder or the Hub, for `build_on_meta`"
     where = find_config(model, config)
     check_loadable(where)
     kinds = dict(
@@ -79,7 +79,7 @@ def build_on_meta(
         nn.Module.to(part, dtype).requires_grad_(False).eval()
     with quiet(), torch.device("meta"):
         if adapter:
-            load_adapter(unet, adapter)  # which says if it does not fit
+            load_adapter(unet, adapter)  # raises an error if it does not fit
     found = SimpleNamespace(
         where=where, unet=unet, vae=vae, sizes={name: weight_bytes(part) for name, part in parts.items()}
     )
@@ -91,7 +91,7 @@ def build_on_meta(
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #954938c2
 @dataclass(frozen=True)
 class MemoryEstimate:
-    "Bytes that a film needs at its worst moments"
+    "Peak memory of a video, in bytes"
 
     weights: int  # while denoising
     denoising: int  # with them
@@ -112,7 +112,7 @@ def format_bytes(size: float) -> str:
 def unet_kwargs_on_meta(
     unet: UNet2DConditionModel, num_images: int, num_frames: int | None, tokens: int = 77
 ) -> dict[str, Any]:
-    "What a UNet is told besides the latents, as `encode_conditioning` in chapter 09 makes it, without content"
+    "The arguments of a UNet besides the latents, as `encode_conditioning` of chapter 09 makes them, on `meta`"
     about, empty = unet.config, partial(torch.empty, dtype=unet.dtype, device="meta")
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
     unet_kwargs = dict(
@@ -224,7 +224,7 @@ def estimate_memory(
     images: bool = False,  # without the adapter
     on_cpu: bool = False,  # where parts of the model cannot go elsewhere, and finished frames stay
 ) -> MemoryEstimate:
-    "What a film needs at its worst moments, as `MemoryEstimate`: they are acted out on `meta`"
+    "The peak memory of a video, as `MemoryEstimate`: one step and one decoded slice run on `meta`"
     try:
         denoising = estimate_denoising(model, num_frames, height, width, memory, guided, images, on_cpu)
         vae, decoding = estimate_decoding(
@@ -250,7 +250,7 @@ MEMORY_MARGIN = 1.07
 
 
 class TooLarge(TavError):
-    "A film does not fit into memory; the message is one line and says what would"
+    "A video does not fit into memory; the message is one line and states what would fit"
 
 
 def memory_candidates(
@@ -270,8 +270,8 @@ def memory_candidates(
 def minimum_estimate(
     model: SimpleNamespace, num_frames: int, height: int, width: int, on_cpu: bool = False
 ) -> MemoryEstimate:
-    """What a film needs whatever the settings, as `MemoryEstimate`, in no time: weights, latents with what is
-    remembered of them, the first skip, a decoded frame, and on a CPU all finished frames
+    """What a video needs whatever the settings, as `MemoryEstimate`, without an estimate: weights, latents with what is
+    stored of them, the first skip, a decoded frame, and on a CPU all finished frames
     """
     scale, about = vae_factor(model.vae.config.block_out_channels), model.unet.config
     places = num_frames * (height // scale) * (width // scale)
@@ -284,7 +284,7 @@ def minimum_estimate(
 def check_possible(
     model: SimpleNamespace, num_frames: int, height: int, width: int, room: float, on_cpu: bool = False
 ) -> None:
-    "Raises `TooLarge` for a film that is so far beyond `room` bytes that acting it out would only take time"
+    "Raises `TooLarge` for a video that is so far beyond `room` bytes that an estimate would only take time"
     least = minimum_estimate(model, num_frames, height, width, on_cpu)
     if least.weights <= room < least.total:
         raise TooLarge(
@@ -303,7 +303,7 @@ def choose_memory(
     frames_at_once: int | None = None,
     **how,
 ) -> tuple[Memory, MemoryEstimate]:
-    """The fastest `Memory` with which a film fits into `room` bytes, and its `MemoryEstimate`; `how` as in
+    """The fastest `Memory` with which a video fits into `room` bytes, and its `MemoryEstimate`; `how` as in
     `estimate_memory`. Raises `TooLarge`
     """
     check_possible(model, num_frames, height, width, room, how.get("on_cpu", False))
@@ -341,25 +341,25 @@ def too_large_message(
     least: MemoryEstimate,
     how: dict[str, Any],
 ) -> str:
-    "One line about a film that does not fit, and what would make it fit"
-    said = (
+    "One line about a video that does not fit, and what would make it fit"
+    start = (
         f"{num_frames} frames of {width} x {height} need {format_bytes(least.total * MEMORY_MARGIN)}, and"
         f" {format_bytes(room)} are there: "
     )
     if least.weights * MEMORY_MARGIN > room:
-        return said + f"too little for this model, whose weights alone take {format_bytes(least.weights)}"
+        return start + f"too little for this model, whose weights alone take {format_bytes(least.weights)}"
     on_cpu = how.get("on_cpu", False)
     smallest = memory_candidates("low", None, how.get("guided", True), on_cpu)[0]
 
     def need(n=num_frames, h=height, w=width):
         return estimate_memory(model, n, h, w, smallest, **how)
 
-    def fits(*film):
-        return need(*film).total * MEMORY_MARGIN <= room
+    def fits(*video):
+        return need(*video).total * MEMORY_MARGIN <= room
 
     if (kind != "auto" or frames_at_once) and fits():
         return (
-            said
+            start
             + f"--memory {'low' if kind == 'low' else 'auto'}{' without --frames-at-once' if frames_at_once else ''}"
             " would fit"
         )
@@ -382,7 +382,7 @@ def too_large_message(
         None,
     ):
         ways.append(f"--height {size[0]} --width {size[1]}")
-    return said + (
+    return start + (
         " or ".join(ways) + " would fit"
         if ways
         else "fewer frames and a smaller --height and --width together would need less"

@@ -33,7 +33,7 @@ def neighbour_correlation(
     kind: str = "mixed",  # one of `NOISES`
     strength: float | None = None,  # alpha, 0 or more; None is the paper's best: 1 for mixed, 2 for progressive
 ) -> float:
-    """Correlation of the noise in two neighbouring frames, from 0 to 1 (ValueError for an unknown kind or a bad
+    """Correlation of the noise in two neighbouring frames, from 0 to 1 (TavError for an unknown kind or a bad
     strength)
     """
     if kind not in NOISES:
@@ -67,7 +67,7 @@ def correlate_frames(
     strength: float | None = None,  # alpha; None is the kind's usual one
     loop: bool = False,  # is the last frame the one before the first?
 ) -> torch.Tensor:
-    "Noise `b f ...` of unit variance whose frames are correlated as `noise_correlation` says"
+    "Noise `b f ...` of unit variance whose frames have the correlation of `noise_correlation`"
     rho = neighbour_correlation(kind, strength)
     if kind == "mixed":
         return rho**0.5 * shared + (1 - rho) ** 0.5 * own
@@ -88,9 +88,9 @@ def correlated_noise(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",  # where the result goes
     dtype: torch.dtype = torch.float32,  # what the result is cast to
-    loop: bool = False,  # does the film begin again after its last frame? Only progressive noise has to know
+    loop: bool = False,  # does the video begin again after its last frame? This changes progressive noise only
 ) -> torch.Tensor:
-    """Noise `b f c h w` of unit variance whose frames are correlated as `noise_correlation` says (PYoCo, arXiv
+    """Noise `b f c h w` of unit variance whose frames have the correlation of `noise_correlation` (PYoCo, arXiv
     2305.10474, section 4)
     """
     neighbour_correlation(kind, strength)  # raises before anything is drawn

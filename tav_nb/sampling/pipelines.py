@@ -37,7 +37,7 @@ with quiet():  # their modules print advice when they are imported
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #2fad5148
 class PipelineError(TavError):
-    "This cannot be used for a film; the message is one line and says what would be right"
+    "A file or an argument that cannot be used for a video; the message is one line and states what would be right"
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #df9ae76f
 @contextmanager
@@ -45,9 +45,9 @@ def replaced_noise(
     scheduler: SchedulerMixin,
     noise: torch.Tensor,  # (b f) c h w
 ) -> Iterator[None]:
-    "Inside the `with`, whatever noise a pipeline has drawn to put upon pictures, this is put upon them"
+    "Inside the `with`, the scheduler adds this noise to images, in place of the noise that a pipeline drew"
     add = scheduler.add_noise
-    scheduler.add_noise = lambda pictures, drawn, timesteps: add(pictures, noise.to(pictures), timesteps)
+    scheduler.add_noise = lambda images, drawn, timesteps: add(images, noise.to(images), timesteps)
     try:
         yield
     finally:
@@ -172,16 +172,16 @@ def video_latents(
 def fit_frames(
     frames: np.ndarray,  # uint8 [N, H, W, 3]
     num_frames: int,
-    height: int,  # of the film, in pixels
+    height: int,  # of the video, in pixels
     width: int,
     name: str | Path,  # of the file, for error messages
     multiple: int = 8,  # of which height and width are multiples: what the VAE takes together
 ) -> np.ndarray:
-    "The first frames of a video in the size of the film, uint8 `[F, height, width, 3]`; raises `PipelineError`"
+    "The first frames of a video in the size of the new video, uint8 `[F, height, width, 3]`; raises `PipelineError`"
     missing, (high, wide) = num_frames - len(frames), frames.shape[1:3]
     if missing > 0:
         raise PipelineError(
-            f"{name}: {len(frames)} frame{'s' * (len(frames) > 1)}, {missing} fewer than the {num_frames} of the film"
+            f"{name}: {len(frames)} frame{'s' * (len(frames) > 1)}, {missing} fewer than the {num_frames} of the video"
         )
     if min(abs(wide * height / high - width), abs(high * width / wide - height)) >= multiple:
         like = size_like(frames, round((height * width) ** 0.5), multiple)
@@ -227,7 +227,7 @@ def stock_pipeline(
     control: np.ndarray | None = None,  # uint8 [F, H, W, 3], for `controlnet`
     controlnet: ControlNetModel | None = None,
     control_scale: float = 1.0,  # weight of the control
-    picture: Image.Image | np.ndarray | None = None,  # for an IP-Adapter
+    ip_image: Image.Image | np.ndarray | None = None,  # for an IP-Adapter
 ) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """`(pipeline, arguments)` for `generate_with_stock`: the stock class for what is given, and what it is called with
     besides
@@ -251,6 +251,6 @@ def stock_pipeline(
                 "controlnet_conditioning_scale": control_scale,
             }
         )
-    if picture is not None:
-        given.update(ip_adapter_image=picture)
+    if ip_image is not None:
+        given.update(ip_adapter_image=ip_image)
     return other, given

@@ -214,7 +214,7 @@ def fit_sources(
         found["mask"] = found["mask"].mean(-1) > 127
     if job.sources.ip_image:
         try:
-            found["picture"] = Image.fromarray(read_frame_image(job.sources.ip_image))
+            found["ip_image"] = Image.fromarray(read_frame_image(job.sources.ip_image))
         except KeyframeError as error:
             raise TavError(f"--ip-image {error}") from None
     if job.sources.video:

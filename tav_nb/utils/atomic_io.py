@@ -32,7 +32,7 @@ except ImportError:
 
 # %% ../../nbs/internals/33_files.ipynb #bd667637
 def sync(path: Path) -> None:
-    "Wait until a file or folder is on the disk, where the file system has a way to say so"
+    "Wait until a file or folder is on the disk, where the file system supports it"
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot, and need not
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -114,7 +114,7 @@ def make_hidden(path: Path) -> tuple[Path, int | None]:
         except OSError as error:
             error.filename = str(path)
             raise
-        with suppress(BlockingIOError, FileNotFoundError):  # somebody swept it away before it was locked
+        with suppress(BlockingIOError, FileNotFoundError):  # removed by another process before it was locked
             return folder, lock_folder(folder)
     raise OSError(errno.EBUSY, "hidden folders vanish as soon as they are made", str(path))
 
@@ -182,7 +182,7 @@ def atomic_path(path: str | os.PathLike, durable: bool = True, replace: bool = T
     With `durable=False` a power failure right afterwards may bring back what was there before, but never half of the
     new file; many small files are written faster so. Without `replace`, whoever finishes first has the name, and the
     others get a `FileExistsError`. Raises what the block raises, and `OSError` if the disk does not take it; it names
-    the file that was asked for, not the hidden one.
+    the requested file, not the hidden one.
     """
     path = Path(path)
     hidden, lock = make_hidden(path)

@@ -82,7 +82,7 @@ def _is_dolby_vision_ipt(frame):
 
 
 def colours_of(frame: av.VideoFrame) -> Colours:
-    "What a decoded frame says about its colours; raises a `DecodeError` for what is not converted"
+    "The colour tags of a decoded frame; raises a `DecodeError` for what is not converted"
     alpha, plain = _format(frame.format.name)
     transfer, primaries, matrix = int(frame.color_trc), int(frame.color_primaries), int(frame.colorspace)
     if transfer in FOREIGN_TRANSFERS:
@@ -140,7 +140,7 @@ def _scaled(frame, size, format, **settings):
 
 
 def _in_strips(signal, colours):
-    "`to_srgb` of a whole picture, uint16 [H, W, 3]"
+    "`to_srgb` of a whole frame, uint16 [H, W, 3]"
     rows = max(1, STRIP_PIXELS // signal.shape[1])
     parts = [
         to_srgb(signal[i : i + rows], colours.transfer, colours.primaries, colours.peak)
@@ -150,12 +150,12 @@ def _in_strips(signal, colours):
 
 # %% ../../nbs/internals/42_decoder.ipynb #01a9df2b
 def blend_on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    "Colours uint8 [H, W, 3] with an opacity uint8 [H, W] upon white paper"
+    "Colours uint8 [H, W, 3] with an opacity uint8 [H, W] on a white background"
     opacity = alpha[..., None].astype(np.uint16)
     return ((rgb * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
-def _upon_paper(frame, colours):
+def _on_white(frame, colours):
     "A frame that may be transparent, as an opaque one of sRGB; None if nothing of it is transparent"
     plain = (colours.transfer, colours.primaries) == ("sdr", BT709)
     stored = frame.to_ndarray(
@@ -181,7 +181,7 @@ class Orientation:
     mirrored: bool = False  # left to right, after turning
 
     def size(self, size: tuple) -> tuple:
-        "(height, width) of the upright picture, or back"
+        "(height, width) of the upright frame, or back"
         return size[::-1] if self.turns % 2 else tuple(size)
 
     def apply(self, array: np.ndarray) -> np.ndarray:
@@ -191,11 +191,11 @@ class Orientation:
 
 
 QUARTER_TURNS = {(1, 0, 0, 1): 0, (0, -1, 1, 0): 1, (-1, 0, 0, -1): 2, (0, 1, -1, 0): 3}  # a, b, c, d: quarter turns
-MAX_SKEW = 0.02  # of a matrix's longest row: about one degree, which nobody sees
+MAX_SKEW = 0.02  # of a matrix's longest row: about one degree, which cannot be seen
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    "What the frame's display matrix says; raises a `DecodeError` for an angle or a shear that no turn makes"
+    "The orientation in the frame's display matrix; raises a `DecodeError` for an angle or a shear that no turn makes"
     data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if not data:
         return Orientation()
@@ -213,16 +213,16 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
 # %% ../../nbs/internals/42_decoder.ipynb #3de02960
 def frame_pixels(
     frame: av.VideoFrame,
-    size: tuple | None = None,  # (height, width) of the upright picture; as it is stored unless given
+    size: tuple | None = None,  # (height, width) of the upright frame; as it is stored unless given
     orientation: Orientation = Orientation(),
     format: str = "rgb24",  # or 'gray', the brightness alone
 ) -> np.ndarray:
-    """A decoded frame as uint8 [H, W, 3] (or [H, W], grey): upright, sRGB in full range, upon white paper, scaled in
-    the same step
+    """A decoded frame as uint8 [H, W, 3] (or [H, W], grey): upright, sRGB in full range, on a white background,
+    scaled in the same step
     """
     size = orientation.size(size or orientation.size((frame.height, frame.width)))
     colours = colours_of(frame)
-    if colours.alpha and (opaque := _upon_paper(frame, colours)):
+    if colours.alpha and (opaque := _on_white(frame, colours)):
         array = _scaled(opaque, size, format, src_color_range="JPEG", dst_color_range="JPEG")
     elif (colours.transfer, colours.primaries) == ("sdr", BT709):
         array = _scaled(frame, size, format, **_settings(frame, colours))
@@ -277,7 +277,7 @@ class OpenedVideo:
         return orientation_of(frame)
 
     def size(self, frame: av.VideoFrame, orientation: Orientation) -> tuple:
-        "(height, width) of the upright picture with square pixels; no pixel is thrown away"
+        "(height, width) of the upright frame with square pixels; no pixel is thrown away"
         return orientation.size((round(frame.height / min(1, self.stretch)), round(frame.width * max(1, self.stretch))))
 
 
@@ -303,7 +303,7 @@ def open_video(path: Path, limits: Limits = Limits()) -> Iterator[OpenedVideo]:
     with _container(path, bound) as container:
         stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
         if stream is None:
-            raise DecodeError("holds no pictures")
+            raise DecodeError("holds no frames")
         if stream.codec_context is None:
             raise DecodeError("its codec is not known")
         yield OpenedVideo(container, stream, limits)

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 # %% ../../nbs/internals/81_hdr.ipynb #57723fd3
-HDR_WHITE = 203.0  # cd/m2 of HDR's reference white, ITU-R BT.2408: what white paper has
+HDR_WHITE = 203.0  # cd/m2 of HDR's reference white, ITU-R BT.2408: the luminance of diffuse white
 PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = 2610 / 16384, 2523 / 4096 * 128, 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 HLG_A = 0.17883277
 HLG_B, HLG_C = 1 - 4 * HLG_A, 0.5 - HLG_A * math.log(4 * HLG_A)
@@ -43,7 +43,7 @@ def hlg_gamma(peak: float) -> float:
     return 1.2 + 0.42 * math.log10(peak / 1000)
 
 # %% ../../nbs/internals/81_hdr.ipynb #188ca6ce
-DEFAULT_PEAK = 1000.0  # cd/m2, where a file does not say: what most masters are made for
+DEFAULT_PEAK = 1000.0  # cd/m2, where a file does not state it: most masters are made for it
 HLG_SCREEN = 400.0  # cd/m2 of the screen on which HLG's reference white is as bright as an ordinary one, 100 cd/m2
 
 

@@ -26,7 +26,7 @@ def to_image(
     # a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; floats are in 0..1
     image: np.ndarray | Image.Image,
 ) -> np.ndarray:  # uint8 [H, W, 3]
-    """Any picture as an array of bytes; floats outside 0..1 are clipped, transparency becomes white; a Pillow image
+    """Any image as an array of bytes; floats outside 0..1 are clipped, transparency becomes white; a Pillow image
     comes upright and in sRGB.
     """
     if not isinstance(image, Image.Image):
@@ -38,12 +38,12 @@ def to_image(
 
 # %% ../../nbs/internals/15_show.ipynb #e5df8da8
 def show_images(
-    images: Sequence[np.ndarray | Image.Image],  # a sequence of pictures, of any sizes
-    titles: Sequence[object] | None = None,  # one text a picture
-    columns: int = 8,  # pictures in a row
-    width: float = 1.2,  # of one picture, in inches
-) -> np.ndarray:  # array of Matplotlib axes, one a picture
-    "Pictures in a grid, without ticks."
+    images: Sequence[np.ndarray | Image.Image],  # a sequence of images, of any sizes
+    titles: Sequence[object] | None = None,  # one text an image
+    columns: int = 8,  # images in a row
+    width: float = 1.2,  # of one image, in inches
+) -> np.ndarray:  # array of Matplotlib axes, one an image
+    "Images in a grid, without ticks."
     from matplotlib import pyplot as plt
 
     images = [to_image(image) for image in images]
@@ -62,11 +62,11 @@ def show_images(
 
 # %% ../../nbs/internals/15_show.ipynb #96e5dc1a
 def contact_sheet(
-    frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3], or a list of pictures
+    frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3], or a list of images
     every: int = 1,  # show every n-th frame
-    titles: Sequence[object] | None = None,  # one text a picture shown; the frames' numbers unless given
+    titles: Sequence[object] | None = None,  # one text an image shown; the frames' numbers unless given
     columns: int = 8,
-    width: float = 1.2,  # of one picture, in inches
+    width: float = 1.2,  # of one image, in inches
 ) -> np.ndarray:  # array of axes
     "The frames of a video side by side, in rows."
     shown = frames[::every]
@@ -75,9 +75,9 @@ def contact_sheet(
 # %% ../../nbs/internals/15_show.ipynb #faa06d65
 def strip(
     *videos: Sequence[np.ndarray | Image.Image],  # one or more of [F, H, W, 3], a row each
-    count: int = 8,  # pictures in a row
-    titles: Sequence[str] | None = None,  # one text a video, written over the first picture of its row
-    width: float = 1.2,  # of one picture, in inches
+    count: int = 8,  # images in a row
+    titles: Sequence[str] | None = None,  # one text a video, written over the first image of its row
+    width: float = 1.2,  # of one image, in inches
 ) -> np.ndarray:  # array of axes, row after row
     "One row of frames a video, at equal distances from its first to its last."
     count = min(count, *map(len, videos)) if len(videos) > 1 else min(count, len(videos[0]))
@@ -146,7 +146,7 @@ class play:
 
     def __init__(
         self,
-        frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3], or a list of pictures
+        frames: Sequence[np.ndarray | Image.Image],  # [F, H, W, 3], or a list of images
         fps: float = 8,  # frames a second
         width: int | None = None,  # shown this wide, in pixels; as wide as the frames, but at most 256, unless given
         max_bytes: int = 100_000,  # of the loop as stored in the notebook
@@ -184,4 +184,4 @@ def small_figures(
 
     set_matplotlib_formats(
         "jpeg", pil_kwargs=dict(quality=quality, optimize=True, progressive=True)
-    )  # the same picture in a tenth less
+    )  # the same image in a tenth less

@@ -20,13 +20,13 @@ class DecodeError(TavError):
 
 
 def _limit(default, unit, meaning):
-    "A field with what the command line says about it"
+    "A field with its unit and its help on the command line"
     return field(default=default, metadata={"unit": unit, "help": meaning})
 
 
 @dataclass(frozen=True)
 class Limits:
-    "How much of one source is looked at; the options of `tav` have the same names, as in `--max-pixels`"
+    "How much of one source is read; the options of `tav` have the same names, as in `--max-pixels`"
 
     # 8K has 35.4 million, and ten copies of one still fit into 4 GiB
     max_pixels: int = _limit(36_000_000, "N", "pixels of a frame")
@@ -34,11 +34,11 @@ class Limits:
     max_source_frames: int = _limit(500_000, "N", "frames of a file")
     # 480 frames of Full HD, about half a minute of work
     max_unfolded: int = _limit(1_000_000_000, "N", "pixels of all frames of a GIF, WebP or PNG together")
-    # six hours are longer than any film, and shorter than what a broken time stamp says
+    # six hours are longer than any video, and shorter than a broken time stamp
     max_duration: float = _limit(21_600.0, "SECONDS", "length of a file by its time stamps")
     # real formats stay below 3
     max_stretch: float = _limit(16.0, "X", "width of a pixel over its height, or height over width")
-    # nobody waits longer for a film, and a slow decoder would hold up all others
+    # a slow decoder would delay all other files
     max_seconds: float = _limit(3_600.0, "SECONDS", "work on a file in one pass")
     # where a whole video is held in memory: 680 frames of 1024 x 1024
     max_gib: float = _limit(2.0, "GIB", "frames held at once")

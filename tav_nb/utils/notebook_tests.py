@@ -154,7 +154,7 @@ def function_of(self: TestCells, cell: NbCell) -> tuple[str, str]:
     "The name and the code of a `#| test` cell as a function, with a pytest mark for each of nbdev's test flags on it."
     name = "test_" + re.sub(r"\W+", "_", cell.directives_["test"].lower()).strip("_")
     if name == "test_":
-        self.refuse(cell, "`#| test` has to say what it tests")
+        self.refuse(cell, "`#| test` has to state what it tests")
     try:
         function = as_function(name, cell.source)
     except SyntaxError as error:
@@ -239,7 +239,7 @@ def rebase_links(markdown: str, folder: str) -> str:
 
 # %% ../../nbs/internals/90_nbtests.ipynb #a81ca46b
 def readme(notebook: str | Path) -> str:
-    "A notebook as markdown for the folder above it, without hidden cells, `#|` lines and stored pictures."
+    "A notebook as markdown for the folder above it, without hidden cells, `#|` lines and stored images."
     from nbconvert import MarkdownExporter  # slow to import, and no export needs it
     from nbformat import reads
 
@@ -266,7 +266,7 @@ def render_readme(folder: str | Path = ".") -> None:
 
 # %% ../../nbs/internals/90_nbtests.ipynb #2e91e5b9
 def drop_widgets(folder: str | Path = ".") -> None:
-    """Take widgets and their state out of the chapters of the project that `folder` is in; the pictures beside them
+    """Take widgets and their state out of the chapters of the project that `folder` is in; the images beside them
     stay.
     """
     for path in map(Path, nbglob(get_config(folder).nbs_path)):
@@ -279,7 +279,7 @@ def drop_widgets(folder: str | Path = ".") -> None:
 
 # %% ../../nbs/internals/90_nbtests.ipynb #f411ba5d
 def looks_same(one: Image.Image, other: Image.Image) -> bool:
-    """Would nobody see a difference between two RGB pictures? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8
+    """Do two RGB images look the same? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8
     pixels.
     """
     apart = ImageChops.difference(one, other)
@@ -293,10 +293,10 @@ def palette_png(data: bytes) -> bytes:
     image = Image.open(io.BytesIO(data))
     if image.mode not in ("RGB", "RGBA") or image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
         return data
-    picture, file = image.convert("RGB"), io.BytesIO()
+    opaque, file = image.convert("RGB"), io.BytesIO()
     for colours in (32, 64, 128, 256):
-        reduced = picture.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
-        if looks_same(picture, reduced.convert("RGB")):
+        reduced = opaque.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+        if looks_same(opaque, reduced.convert("RGB")):
             break
     else:
         return data
@@ -305,8 +305,8 @@ def palette_png(data: bytes) -> bytes:
 
 # %% ../../nbs/internals/90_nbtests.ipynb #4386d834
 def shrink_pictures(folder: str | Path = ".") -> None:
-    """Give the PNGs that the chapters of the project of `folder` show a palette, where nobody would see it, and leave a
-    page in a frame out that has a picture beside it; says how much that saves.
+    """Give the PNGs that the chapters of the project of `folder` show a palette, where the difference is invisible,
+    and leave a page in a frame out that has an image beside it; prints how much that saves.
     """
     for path in sorted(map(Path, nbglob(get_config(folder).nbs_path))):
         notebook, saved = read_nb(path), 0
@@ -321,11 +321,11 @@ def shrink_pictures(folder: str | Path = ".") -> None:
             data["image/png"], saved = new, saved + len(old) - len(new)
         if saved:
             write_nb(notebook, path)
-            print(f"{path.name}: smaller pictures, {saved / 1000:.0f} kB less")
+            print(f"{path.name}: smaller images, {saved / 1000:.0f} kB less")
 
 # %% ../../nbs/internals/90_nbtests.ipynb #49381c54
 def one_thread(cells: object) -> None:
-    "Give each process that `nbdev-test` starts one thread, unless `OMP_NUM_THREADS` says otherwise."
+    "Give each process that `nbdev-test` starts one thread, unless `OMP_NUM_THREADS` is set."
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # %% ../../nbs/internals/90_nbtests.ipynb #852990c7

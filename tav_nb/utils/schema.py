@@ -26,7 +26,7 @@ from .errors import TavError
 
 # %% ../../nbs/internals/41_schema.ipynb #3a40ad10
 class SchemaError(TavError):
-    """A file says something that it cannot mean; the message is one line: which file, where in it, and what would be
+    """A file has content of a wrong type or form; the message is one line: which file, where in it, and what would be
     right
     """
 

@@ -34,7 +34,7 @@ def _profile(image):
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         name, space = ImageCms.getProfileDescription(profile), profile.profile.xcolor_space.strip()
     except (OSError, ImageCms.PyCMSError):
-        return None  # what cannot be read says nothing
+        return None  # a profile that cannot be read is ignored
     return None if "srgb" in name.lower() else (profile, space)
 
 
@@ -59,7 +59,7 @@ def _video_colours(image):
     return None if found == ("sdr", BT709) else found
 
 
-def _says_colours(image):
+def _has_colour_tags(image):
     "Is there anything to convert?"
     return _video_colours(image) or _profile(image) or _gamma_table(image)
 
@@ -89,7 +89,7 @@ def _of_16_bits(image):
 
 
 def image_pixels(image: Image.Image) -> np.ndarray:
-    "A Pillow image as uint8 [H, W, 3]: upright, sRGB, upon white paper"
+    "A Pillow image as uint8 [H, W, 3]: upright, sRGB, on a white background"
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         stated = {name: image.info[name] for name in COLOUR_CHUNKS if name in image.info}
         image = _of_16_bits(ImageOps.exif_transpose(image))
@@ -100,7 +100,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
         return np.asarray(_in_srgb(image.convert("RGB") if image.mode in ("P", "1", "YCbCr", "HSV", "LAB") else image))
     premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     straight = (image.convert(premultiplied) if premultiplied else image).convert("RGBA")
-    if _says_colours(image):
+    if _has_colour_tags(image):
         rgb = straight.convert("RGB")
         rgb.info |= {name: image.info[name] for name in COLOUR_CHUNKS if name in image.info}
         rgb = _in_srgb(rgb)

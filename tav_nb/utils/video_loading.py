@@ -29,7 +29,7 @@ from .still_images import folder_images, image_pixels, is_image, iter_images, op
 
 # %% ../../nbs/internals/84_video_loading.ipynb #60f264d2
 def _reach(packet):
-    "The time in seconds at which a packet of sound or pictures ends; 0 if it does not say."
+    "The time in seconds at which a packet of sound or frames ends; 0 if it has no time stamp."
     return float((packet.pts + (packet.duration or 0)) * packet.time_base) if packet.pts is not None else 0
 
 
@@ -62,7 +62,7 @@ def _decode(path, limits):
 
 # %% ../../nbs/internals/84_video_loading.ipynb #2faaeeb3
 class FolderSettings(TypedDict):
-    "What `metadata.json` in a folder of PNGs says"
+    "Content of `metadata.json` in a folder of PNGs"
 
     fps: Annotated[float, Meta(gt=0, le=1000)]
     metadata: dict | None
@@ -78,7 +78,7 @@ def _own_json(text, where):
         try:
             json.loads(text)
         except RecursionError:
-            pass  # `parse_json` says so
+            pass  # `parse_json` raises the error
         except ValueError:
             return {}
     found = parse_json(text, Any, where)
@@ -86,8 +86,8 @@ def _own_json(text, where):
 
 # %% ../../nbs/internals/84_video_loading.ipynb #ac8c7239
 def _about_folder(path):
-    """What `metadata.json` in a folder says; empty if there is none, or none of ours. Raises `SchemaError` for one of
-    ours that says what cannot be.
+    """Content of `metadata.json` in a folder; empty if there is none, or none of ours. Raises `SchemaError` for one of
+    ours with wrong values.
     """
     try:
         text = (path / "metadata.json").read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def _about_folder(path):
 
 
 def folder_fps(path: Path) -> float:
-    "Frames a second of a folder of stills: what `metadata.json` says, else 8"
+    "Frames a second of a folder of stills: of `metadata.json`, else 8"
     return float(_about_folder(path).get("fps", 8))
 
 
@@ -137,7 +137,7 @@ def describe_read_error(error: Exception, path: Path) -> str:
 # %% ../../nbs/internals/84_video_loading.ipynb #1bd48067
 def iter_video(
     path: str | Path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
-    limits: Limits = Limits(),  # how much of it is looked at
+    limits: Limits = Limits(),  # how much of it is read
 ) -> Iterator[tuple[np.ndarray, float]]:  # yields (frame uint8 [H, W, 3], time in seconds)
     "The frames of a file one after the other, for clips too long to hold in memory; the rest as `read_video`."
     path = recover(path)
@@ -152,19 +152,19 @@ def iter_video(
     except READ_ERRORS as error:
         raise VideoError(f"{path}: {describe_read_error(error, path)}") from None
     if not count:
-        raise VideoError(f"{path}: holds no pictures")
+        raise VideoError(f"{path}: holds no frames")
 
 # %% ../../nbs/internals/84_video_loading.ipynb #3753237b
 def read_video(
     path: str | Path,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
-    limits: Limits = Limits(),  # how much of it is looked at
+    limits: Limits = Limits(),  # how much of it is read
     most: int | None = None,  # stop after so many frames
 ) -> tuple[np.ndarray, np.ndarray]:
     """All frames, or the first `most`, uint8 [F, H, W, 3], and the times at which they appear, float64 [F], in seconds
     from the first.
 
-    Frames are upright, with square pixels, in full-range sRGB upon white paper. Times are strictly increasing but need
-    not be even.
+    Frames are upright, with square pixels, in full-range sRGB on a white background. Times are strictly increasing
+    but need not be even.
 
     Raises `VideoError` if there is no such file, if it is no video, if it is cut off, if its time runs backwards, if it
     is beyond a limit.
@@ -184,7 +184,7 @@ def read_video(
 
 # %% ../../nbs/internals/84_video_loading.ipynb #9eea78fd
 def _comment(path):
-    "The text in which `write_video` keeps its settings."
+    "The text in which `write_video` stores its settings."
     if path.is_dir():
         return json.dumps(_about_folder(path).get("metadata"))
     check_regular(path)
@@ -198,7 +198,7 @@ def _comment(path):
 def read_metadata(
     path: str | Path,  # a file or a folder that `write_video` made, or one PNG of it
 ) -> dict:
-    """The `metadata` that was given to `write_video`; empty if the file says nothing.
+    """The `metadata` that was given to `write_video`; empty if the file has none.
 
     Whoever made the file may have written anything there: check what is used. Raises `VideoError` if there is no such
     file, if it is no video, or for JSON beyond all bounds.

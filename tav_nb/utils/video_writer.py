@@ -136,9 +136,9 @@ def _encode(frames, path, rate, text, codec, options, container_options=None):
         stream.pix_fmt, context = "yuv420p", stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         for i, frame in enumerate(frames):
-            picture = _to_yuv(frame)
-            picture.pts, picture.time_base = i, 1 / rate
-            container.mux(stream.encode(picture))
+            yuv_frame = _to_yuv(frame)
+            yuv_frame.pts, yuv_frame.time_base = i, 1 / rate
+            container.mux(stream.encode(yuv_frame))
         container.mux(stream.encode(None))
 
 # %% ../../nbs/internals/06_video.ipynb #cf0283a3
@@ -173,9 +173,9 @@ def _paletted(frames, rate):
     "Yield the frames with their common palette, each with its number as `pts`."
     graph = _palette_filters(*frames.shape[1:3], rate)
     for i, frame in enumerate(frames):
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture.pts, picture.time_base, picture.duration = i, 1 / rate, 1
-        graph.push(picture)
+        with_palette = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        with_palette.pts, with_palette.time_base, with_palette.duration = i, 1 / rate, 1
+        graph.push(with_palette)
     graph.push(None)
     for _ in frames:
         yield graph.pull()
@@ -195,8 +195,8 @@ def _write_gif(frames, path, rate, text):
         stream = container.add_stream("gif", rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "pal8"
-        for picture in _paletted(frames, rate):
-            container.mux(stream.encode(picture))
+        for frame in _paletted(frames, rate):
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     _add_gif_comment(path, text)
 
@@ -210,7 +210,7 @@ def _u24(*numbers):
 
 
 def _changed(before, frame):
-    "The slices (y, x) around all pixels that differ, starting at even places as WebP wants."
+    "The slices (y, x) around all pixels that differ, starting at even places as WebP requires."
     if before is None:
         return slice(0, frame.shape[0]), slice(0, frame.shape[1])
     y, x = np.nonzero((before != frame).any(-1))
