@@ -30,7 +30,7 @@ from tav_nb.data.loader import ClipLoader
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
-from tav_nb.training.batches import held_out_split, micro_batches
+from tav_nb.training.batches import held_out_split, micro_batches, shifted_positions
 from tav_nb.training.checkpoint import (
     CheckpointError,
     file_checksum,
@@ -58,7 +58,6 @@ from tav_nb.training.step import (
     micro_step,
     restore_train_state,
     save_train_state,
-    shifted_positions,
     timestep_tables,
     update_step,
 )

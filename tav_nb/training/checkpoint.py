@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,25 +38,25 @@ class CheckpointError(TavError):
     "A checkpoint cannot be written, or not used; the message is one line"
 
 
-def file_checksum(path):
+def file_checksum(path: Path | str) -> str:
     "SHA-256 of a file, in hexadecimal"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def with_checksum(state, files):
+def with_checksum(state: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
     "What goes into state.json, and a checksum over it"
     content = dict(state=state, files=files)
     return content | dict(checksum=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
 
 # %% ../../nbs/5_training/25_checkpoint.ipynb #2b616b6f
 def save_checkpoint(
-    run,  # folder of the run; checkpoints go to its subfolder `list_checkpoints`
-    step,  # updates that were made
-    write,  # function of a folder that writes any files into it
-    state,  # anything JSON can hold
-    keep=3,  # newest checkpoints that stay
-):
+    run: Path | str,  # folder of the run; checkpoints go to its subfolder `list_checkpoints`
+    step: int,  # updates that were made
+    write: Callable[[Path], None],  # function of a folder that writes any files into it
+    state: dict[str, Any],  # anything JSON can hold
+    keep: int = 3,  # newest checkpoints that stay
+) -> Path:
     """Write a checkpoint, whole or not at all; returns its folder. Raises `CheckpointError`, and then the older ones
     are untouched
     """
@@ -98,7 +99,7 @@ def check_disk(
         )
 
 
-def list_checkpoints(run):
+def list_checkpoints(run: Path | str) -> list[Path]:
     "The folders of all checkpoints of a run, the newest first"
     home = Path(run) / "checkpoints"
     return (
@@ -117,7 +118,7 @@ class CheckpointRecord:
     checksum: str
 
 
-def check_checkpoint(path):
+def check_checkpoint(path: Path) -> dict[str, Any]:
     "The state of a checkpoint; raises `CheckpointError` if a byte of it is not as it was written"
     try:
         found = parse_json((path / "state.json").read_bytes(), CheckpointRecord, path / "state.json")
@@ -139,7 +140,11 @@ def check_checkpoint(path):
     return found.state
 
 
-def find_checkpoint(run, say=print, check=lambda path, state: None):
+def find_checkpoint(
+    run: Path | str,
+    say: Callable[[str], None] = print,
+    check: Callable[[Path, dict[str, Any]], None] = lambda path, state: None,
+) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
     """`(folder, state)` of the newest checkpoint that is whole, `(None, None)` if there never was one; `say` gets a
     line about each that is damaged. `check(folder, state)` may raise `CheckpointError` for one that does not fit
     """
@@ -167,7 +172,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [lock.close() for lock in HELD_LOCKS])
 
 
-def check_run_folder(run, resume):
+def check_run_folder(run: Path, resume: bool) -> None:
     "Raises `CheckpointError` unless `run` can begin in there, or with `resume` go on"
     try:
         if run.exists() and not run.is_dir():
@@ -185,7 +190,7 @@ def check_run_folder(run, resume):
 
 
 @contextmanager
-def lock_run(run, resume=False):
+def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
     """Inside the `with`, the folder `run` is ours. Raises `CheckpointError` if it holds another run, or with `resume`
     if it holds none, or if that is still going
     """
@@ -221,7 +226,7 @@ def lock_run(run, resume=False):
             HELD_LOCKS.discard(lock)
 
 # %% ../../nbs/5_training/25_checkpoint.ipynb #517abc99
-def optimizer_tensors(optimizer, names):
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
     "An optimiser's state as `{name|key: tensor}`, on the CPU; `names` are those of its parameters, in order"
     parameters, found = [p for group in optimizer.param_groups for p in group["params"]], {}
     if hasattr(optimizer, "synchronize"):
@@ -240,7 +245,9 @@ def optimizer_tensors(optimizer, names):
     return found
 
 
-def load_optimizer_tensors(optimizer, names, tensors):
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]
+) -> None:
     "The other way; bit for bit"
     parameters, fused = (
         [p for group in optimizer.param_groups for p in group["params"]],
@@ -261,14 +268,14 @@ def load_optimizer_tensors(optimizer, names, tensors):
         optimizer.state[parameter] = state
 
 
-def eight_bit_state(parts, signed, shape):
+def eight_bit_state(parts: dict[str, torch.Tensor], signed: bool, shape: torch.Size) -> torch.Tensor:
     "One of torchao's 8-bit tensors, out of its parts"
     from torchao.optim.subclass_8bit import OptimState8bit
 
     return OptimState8bit(parts["codes"].view(shape), parts["scale"], parts["qmap"], signed)
 
 
-def read_tensors_checked(path, expected):
+def read_tensors_checked(path: Path | str, expected: dict[str, torch.Size | None]) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, which has to hold those of the dict `expected`, `{name: shape}`, and no others,
     and all numbers finite. Raises `CheckpointError`
     """

@@ -8,6 +8,7 @@ __all__ = ['OLD_NAMES', 'OLD_VALUES', 'RESUMABLE_FIELDS', 'ConfigError', 'config
 # %% ../../nbs/5_training/23_config.ipynb #081ce448
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..utils.errors import TavError
 
@@ -16,7 +17,15 @@ class ConfigError(TavError):
     "These settings cannot be used; the message is one line: which one, and what would be right"
 
 
-def config_field(default, help, choices=None, lowest=0, highest=10**9, below=math.inf, also=""):
+def config_field(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    lowest: float = 0,
+    highest: float = 10**9,
+    below: float = math.inf,
+    also: str = "",
+) -> Any:
     "A field of `TrainConfig`"
     return field(
         default=default,

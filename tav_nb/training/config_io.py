@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -28,7 +29,7 @@ FIELD_TYPES = get_type_hints(TrainConfig)
 TYPE_DESCRIPTIONS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
 
-def parse_option(name, text):
+def parse_option(name: str, text: str) -> Any:
     """A word of the command line as a value for the field `name`; one that cannot be stays text, for `check_option` to
     refuse
     """
@@ -49,7 +50,7 @@ def parse_option(name, text):
         return text
 
 
-def shown_value(value, length=80):
+def shown_value(value: Any, length: int = 80) -> str:
     "A value as a message shows it"
     try:
         text = json.dumps(value, default=str) if value == value else str(value)
@@ -58,7 +59,7 @@ def shown_value(value, length=80):
     return text if len(text) <= length else text[:length] + "..."
 
 
-def describe_bounds(about):
+def describe_bounds(about: Mapping[str, Any]) -> str:
     "The bounds of a number in words; `about` is the metadata of its field"
     upper = (
         f"below {about['below']:g}"
@@ -68,14 +69,14 @@ def describe_bounds(about):
     return f"at least {about['lowest']} and {upper}"
 
 
-def check_option(name, value, where=""):
+def check_option(name: str, value: Any, where: str = "") -> Any:
     "The value that the field `name` takes for `value`; raises `ConfigError` if it can take none"
     about, kind = next(f.metadata for f in fields(TrainConfig) if f.name == name), FIELD_TYPES[name]
     given = value
     if isinstance(value, (str, bool)):
         value = OLD_VALUES.get((name, value), value)
 
-    def wrong(what):
+    def wrong(what: str) -> ConfigError:
         return ConfigError(f"{where}{name} must be {what}, not {shown_value(given)}")
 
     if kind == tuple[int, ...]:
@@ -98,13 +99,13 @@ def check_option(name, value, where=""):
     return value
 
 # %% ../../nbs/5_training/45_config_io.ipynb #b0136fd9
-def nearest_option(name):
+def nearest_option(name: str) -> str:
     "The setting that somebody who wrote `name` most likely means"
     words = {word: f.name for f in fields(TrainConfig) for word in (f.name, *f.metadata["also"])}
     return words[difflib.get_close_matches(name[:100].lower().replace("-", "_"), words, 1, 0)[0]]
 
 
-def merge_options(config, values, where=""):
+def merge_options(config: TrainConfig, values: Mapping[str, Any], where: str = "") -> TrainConfig:
     "`config` with `values`, a dict, checked; `where` says where they come from. Raises `ConfigError`"
     for old, new in OLD_NAMES.items():
         if old in values and new in values:
@@ -118,7 +119,7 @@ def merge_options(config, values, where=""):
     )
 
 
-def check_config(config):
+def check_config(config: TrainConfig) -> TrainConfig:
     "Raises `ConfigError` if settings are missing or do not go together; returns the config"
     for name, value in asdict(config).items():
         if value == "?":
@@ -144,12 +145,12 @@ def check_config(config):
 PRESET_FOLDER = Path(tav_nb.__file__).parent / "presets"
 
 
-def preset_names():
+def preset_names() -> list[str]:
     "The names of the files that come with the package"
     return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
 
 
-def read_config(name):
+def read_config(name: Path | str) -> TrainConfig:
     "The settings in a `.toml` file, or in the preset of this name. Raises `ConfigError`, one line"
     path = PRESET_FOLDER / f"{name}.toml" if name in preset_names() else Path(name)
     if path.is_dir():
@@ -182,7 +183,7 @@ def read_config(name):
     return merge_options(TrainConfig(), values, f"{name}: ")
 
 # %% ../../nbs/5_training/45_config_io.ipynb #d19c7a8b
-def config_to_toml(config):
+def config_to_toml(config: TrainConfig) -> str:
     "All settings as TOML, each with what it means; `read_config` reads it"
     lines = []
     for f in fields(config):
@@ -192,7 +193,7 @@ def config_to_toml(config):
     return "\n".join(lines)
 
 
-def changed_fields(config, other):
+def changed_fields(config: TrainConfig, other: TrainConfig) -> list[str]:
     "The names of the settings in which two runs differ"
     return [f.name for f in fields(config) if getattr(config, f.name) != getattr(other, f.name)]
 
@@ -208,7 +209,7 @@ class RunRecord:
     version: str = ""
 
 
-def load_run_config(run):
+def load_run_config(run: Path | str) -> tuple[RunRecord, TrainConfig]:
     "`(RunRecord, TrainConfig)` of a run that is there. Raises `ConfigError`, one line"
     path = Path(run) / "run.json"
     try:
@@ -222,7 +223,7 @@ def load_run_config(run):
     return record, merge_options(TrainConfig(), record.config, f"{path}: ")
 
 
-def check_unchanged(run, began, config):
+def check_unchanged(run: Path | str, began: TrainConfig, config: TrainConfig) -> None:
     "Raises `ConfigError` if a run that began with the first settings cannot go on with the second ones"
     for name in changed_fields(began, config):
         if name in RESUMABLE_FIELDS:
@@ -244,7 +245,7 @@ def check_unchanged(run, began, config):
         )
 
 
-def resume_config(run, given):
+def resume_config(run: Path | str, given: Mapping[str, Any]) -> TrainConfig:
     """The settings with which a run goes on: those that it began with, and those in `given`, a dict. Raises
     `ConfigError` for one that cannot change, and for a base on the Hub that only run.json names
     """

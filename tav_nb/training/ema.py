@@ -6,6 +6,7 @@
 __all__ = ['ExponentialMovingAverage']
 
 # %% ../../nbs/5_training/56_ema.ipynb #d7560003
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -19,7 +20,13 @@ class ExponentialMovingAverage:
     - `device`: where the average is kept; None keeps it beside the parameters. In host memory it is mixed by a thread
     """
 
-    def __init__(self, parameters, decay, every=1, device="cpu"):
+    def __init__(
+        self,
+        parameters: Iterable[torch.Tensor],
+        decay: float,
+        every: int = 1,
+        device: torch.device | str | None = "cpu",
+    ):
         self.parameters, self.decay, self.every, self.updates = list(parameters), decay, every, 0
         first = self.parameters[0]
         device = torch.device(first.device if device is None else device)
@@ -30,28 +37,28 @@ class ExponentialMovingAverage:
         self.thread, self.mixing = ThreadPoolExecutor(1) if moves else None, None
 
     @property
-    def tensors(self):
+    def tensors(self) -> list[torch.Tensor]:
         "The average; waits until it is up to date"
         self.finish()
         return self.means
 
     @tensors.setter
-    def tensors(self, tensors):
+    def tensors(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         self.finish()
         self.means = tensors
 
-    def finish(self):
+    def finish(self) -> None:
         if self.mixing:
             self.mixing.result()
         self.mixing = None
 
-    def before_update(self):
+    def before_update(self) -> None:
         "Before the parameters change: the card waits until they are copied; Python does not"
         if self.stream:
             torch.cuda.current_stream().wait_stream(self.stream)
 
     @torch.no_grad()
-    def update(self):
+    def update(self) -> None:
         "After each update of the parameters; every `every`-th time something happens"
         self.updates += 1
         if self.updates % self.every:
@@ -67,19 +74,19 @@ class ExponentialMovingAverage:
                 copy.copy_(parameter.detach(), non_blocking=True)
         self.mixing = self.thread.submit(self.mix, self.stream.record_event(), weight)
 
-    def mix(self, copied, weight):
+    def mix(self, copied: torch.cuda.Event, weight: float) -> None:
         "The thread's part of an update"
         copied.synchronize()
         torch._foreach_lerp_(self.means, self.copies, weight)
 
     @torch.no_grad()
-    def copy_to_parameters(self, tensors=None):
+    def copy_to_parameters(self, tensors: Sequence[torch.Tensor] | None = None) -> None:
         self.before_update()
         for parameter, tensor in zip(self.parameters, tensors or self.tensors):
             parameter.copy_(tensor)
 
     @contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         "Inside the `with`, the parameters are the average; afterwards they are what they were, bit for bit"
         kept = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
         self.copy_to_parameters()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -174,7 +175,7 @@ class LossSettings:
 
 def adapter_loss(
     unet: Callable,  # with temporal layers
-    scheduler,  # any of diffusers': its `alphas_cumprod` and `prediction_type` are the base's
+    scheduler: SchedulerMixin,  # any of diffusers': its `alphas_cumprod` and `prediction_type` are the base's
     # latents [B, F, C, H, W], prompt_embeds [B, n, d], pooled [B, p], time_ids [B, 6] or [6]
     clips: dict[str, torch.Tensor],
     generator: torch.Generator,  # timesteps, dropped captions and noise come from it alone
@@ -280,7 +281,7 @@ class TrainingSettings:
 
 def train_adapter(
     unet: nn.Module,  # with temporal layers in fp32 (`add_temporal`); everything else is frozen here
-    scheduler,  # as in `adapter_loss`
+    scheduler: SchedulerMixin,  # as in `adapter_loss`
     batch: Callable[[int], dict[str, torch.Tensor]],  # the clips of `adapter_loss`, by the number of the step
     settings: TrainingSettings | None = None,
     loss: LossSettings = LossSettings(),

@@ -9,10 +9,12 @@ __all__ = ['HEAP_LIMIT', 'HEAP_SHARE', 'OffloadedTensor', 'ActivationOffload', '
 
 # %% ../../nbs/5_training/12_a100.ipynb #1f2f5f3b
 import weakref
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -38,19 +40,21 @@ with quiet():
 class OffloadedTensor:
     "A tensor in the computer's memory, and on its way back"
 
-    def __init__(self, ferry, tensor, before):
+    def __init__(
+        self, ferry: "ActivationOffload", tensor: torch.Tensor, before: Callable[[], "OffloadedTensor | None"]
+    ):
         self.ferry, self.device, self.before, self.back = ferry, tensor.device, before, None
         with ferry.after(torch.cuda.current_stream()):
             self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
         tensor.record_stream(ferry.stream)
 
-    def call(self):
+    def call(self) -> None:
         "Begin the way back"
         if self.back is None:
             with torch.cuda.stream(self.ferry.stream):
                 self.back = self.host.to(self.device, non_blocking=True)
 
-    def arrive(self):
+    def arrive(self) -> torch.Tensor:
         "The tensor, once it is there; the one that was sent before it, and is needed next, sets out"
         self.call()
         torch.cuda.current_stream().wait_stream(self.ferry.stream)
@@ -68,12 +72,12 @@ class ActivationOffload:
     def __init__(self):
         self.stream, self.last = None, lambda: None
 
-    def after(self, stream):
+    def after(self, stream: torch.cuda.Stream) -> AbstractContextManager:
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(stream)
         return torch.cuda.stream(self.stream)
 
-    def send(self, tensor):
+    def send(self, tensor: torch.Tensor) -> Any:
         if tensor.device.type not in ("cuda", "meta") or tensor.numel() < 2**20 or not tensor.requires_grad:
             return tensor
         if tensor.device.type == "meta":
@@ -82,33 +86,33 @@ class ActivationOffload:
         self.last = weakref.ref(away)
         return away
 
-    def fetch(self, sent):
+    def fetch(self, sent: Any) -> torch.Tensor:
         if isinstance(sent, torch.Tensor):
             return sent
         return (
             sent.arrive() if isinstance(sent, OffloadedTensor) else torch.empty(sent[0], dtype=sent[1], device="meta")
         )
 
-    def __call__(self, function, *args):
+    def __call__(self, function: Callable, *args) -> Any:
         with saved_tensors_hooks(self.send, self.fetch):
             return checkpoint(function.__call__, *args, use_reentrant=False)
 
 
-def recompute(function, *args):
+def recompute(function: Callable, *args) -> Any:
     """Checkpointing as diffusers does it, but for the generators: nothing in SDXL is random, and a CUDA graph (chapter
     39) must not ask for them
     """
     return checkpoint(function.__call__, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def set_checkpointing(unet, kind, mode=nullcontext()):
+def set_checkpointing(unet: UNet2DConditionModel, kind: str, mode: AbstractContextManager = nullcontext()) -> None:
     """`kind` as in `TrainConfig.checkpointing`; what is computed again is computed inside `mode`, as it was the first
     time
     """
     run = ActivationOffload() if kind == "offload" else recompute
 
-    def run_inside(function, *args):
-        def call(*args):
+    def run_inside(function: Callable, *args) -> Any:
+        def call(*args) -> Any:
             with mode:
                 return function(*args)
 
@@ -139,7 +143,7 @@ class TrainMemoryEstimate:
         lasting = self.base + self.adapter + self.gradients + self.moments + self.average
         return lasting + max(self.activations, self.preview)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.total / 2**30:.1f} GiB (base {self.base / 2**30:.1f}, adapter with gradients and Adam"
             f" {(self.adapter + self.gradients + self.moments + self.average) / 2**30:.1f}, activations"
@@ -152,7 +156,7 @@ def optimizer_state_bytes(unet: torch.nn.Module, config: TrainConfig) -> int:
     Muon's for a matrix
     """
 
-    def of(p, parts):
+    def of(p: torch.Tensor, parts: int) -> int:
         if parts:
             return 4 * p.numel()
         if config.optimizer != "adamw8bit" or p.numel() < 4096 or p.numel() % 256:
@@ -163,7 +167,9 @@ def optimizer_state_bytes(unet: torch.nn.Module, config: TrainConfig) -> int:
     return sum(of(p, group.get("parts", 0)) for group in groups for p in group["params"])
 
 
-def unet_on_meta(model, config, dtype, structure):
+def unet_on_meta(
+    model: str, config: TrainConfig, dtype: torch.dtype, structure: dict[str, Any]
+) -> UNet2DConditionModel:
     "The UNet of a model with temporal layers, ready to train, all of it without content"
     where = find_config(model or None, config.model_config or None)
     with quiet():
@@ -181,12 +187,20 @@ def unet_on_meta(model, config, dtype, structure):
     return unet
 
 # %% ../../nbs/5_training/12_a100.ipynb #cc5b22c9
-def training_inputs(unet, num_clips, num_frames, height, width, tokens=77, factor=8):
+def training_inputs(
+    unet: UNet2DConditionModel,
+    num_clips: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    tokens: int = 77,
+    factor: int = 8,
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     "Arguments of one call for training, on `meta`"
     about, n = unet.config, num_clips * num_frames
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
 
-    def empty(*shape):
+    def empty(*shape) -> torch.Tensor:
         return torch.empty(shape, dtype=unet.dtype, device="meta")
 
     cond = dict(text_embeds=empty(n, pooled), time_ids=torch.empty(n, 6, device="meta"))
@@ -201,7 +215,7 @@ HEAP_SHARE = dict(
 )  # what smaller ones take on its heap, between which holes stay; measured
 
 
-def heap_bytes(checkpointing, size):
+def heap_bytes(checkpointing: str, size: int) -> float:
     "Bytes of the computer's memory that a tensor costs in a training on the CPU"
     return size if size >= HEAP_LIMIT else HEAP_SHARE[checkpointing] * size
 
@@ -220,14 +234,15 @@ def adapter_structure(config: TrainConfig, num_frames: int) -> dict:
 
 
 def estimate_training_memory(
-    config,  # `TrainConfig`; model, checkpointing, optimizer, offload_optimizer, cuda_graphs and batch_size count
-    num_frames,
-    height,  # in pixels
-    width,
-    dtype=torch.float16,  # of the base
-    structure=None,  # arguments of `add_temporal`, if the adapter is another than the config's own
-    cpu=False,  # for the computer's own memory instead of a card's
-):
+    config: TrainConfig,  # model, checkpointing, optimizer, offload_optimizer, cuda_graphs and batch_size count
+    num_frames: int,
+    height: int,  # in pixels
+    width: int,
+    dtype: torch.dtype = torch.float16,  # of the base
+    # arguments of `add_temporal`, if the adapter is another than the config's own
+    structure: dict[str, Any] | None = None,
+    cpu: bool = False,  # for the computer's own memory instead of a card's
+) -> TrainMemoryEstimate:
     "What one training step needs, as a `TrainMemoryEstimate`: it is acted out on `meta`, which takes some seconds"
     unet = unet_on_meta(config.model, config, dtype, structure or adapter_structure(config, num_frames))
     parameters, factor = (
@@ -235,7 +250,7 @@ def estimate_training_memory(
         read_base_size(config.model or None, config.model_config or None).vae_factor,
     )
 
-    def size(tensors):
+    def size(tensors: Iterable[torch.Tensor]) -> int:
         return sum(-(-tensor.nbytes // 512) * 512 for tensor in tensors)
 
     adapter, weights = size(parameters), sum(parameter.nbytes for parameter in parameters)
@@ -292,12 +307,21 @@ def estimate_preview_memory(
     return max(denoising, sum(estimate_decoding(model, *size, Memory(), cpu)))
 
 # %% ../../nbs/5_training/12_a100.ipynb #b97b197a
-def suggest_settings(config, num_frames, height, width, room, dtype=torch.float16, structure=None, cpu=False):
+def suggest_settings(
+    config: TrainConfig,
+    num_frames: int,
+    height: int,
+    width: int,
+    room: float,
+    dtype: torch.dtype = torch.float16,
+    structure: dict[str, Any] | None = None,
+    cpu: bool = False,
+) -> list[str]:
     "Lines that say which settings would fit into `room` bytes; empty if none does"
 
     outside = config.optimizer != "adamw8bit"  # its moments are small and stay
 
-    def smaller(**changes):
+    def smaller(**changes) -> TrainConfig | None:
         found = replace(config, **changes)
         return found if found != config else None
 

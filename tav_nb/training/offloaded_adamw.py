@@ -96,7 +96,7 @@ class OffloadedAdamW(torch.optim.AdamW):
             return tensor.to(device, copy=True)
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.out is not None).copy_(tensor)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         "Wait until all copies to host memory are finished; call it before the state is read"
         if self.out:
             self.out.synchronize()

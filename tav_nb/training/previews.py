@@ -7,20 +7,30 @@ __all__ = ['held_out_loss', 'PreviewContext', 'make_preview', 'default_preview_p
 
 # %% ../../nbs/5_training/52_previews.ipynb #d3520003
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionXLPipeline
 
 from ..data.cache_reader import read_manifest
+from ..data.loader import ClipLoader
 from ..sampling.generate import decode_frames, denoise_step, encode_conditioning, start_latents
 from ..sampling.guidance import resolve_guidance
-from .step import batch_losses
+from .step import TrainState, batch_losses
 
 # %% ../../nbs/5_training/52_previews.ipynb #f8aae81a
 @torch.no_grad()
-def held_out_loss(train_state, loader, at=(100, 300, 500, 700, 900), most=8, found=lambda number: None):
+def held_out_loss(
+    train_state: TrainState,
+    loader: ClipLoader,
+    at: Sequence[int] = (100, 300, 500, 700, 900),
+    most: int = 8,
+    found: Callable[[int], None] = lambda number: None,
+) -> float:
     """Mean weighted loss of the first clips of `loader`, which were held out, at fixed timesteps with fixed noise;
     `found` is called with the number of each that has numbers that are none, and is left out
     """
@@ -54,7 +64,9 @@ class PreviewContext:
     encoders are gone
     """
 
-    def __init__(self, pipe, train_state, clips, prompt):
+    def __init__(
+        self, pipe: StableDiffusionXLPipeline, train_state: TrainState, clips: Sequence[dict[str, Any]], prompt: str
+    ):
         sizes = [(row["height"], row["width"]) for row in clips]
         self.height, self.width = max(set(sizes), key=sizes.count)
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
@@ -67,7 +79,7 @@ class PreviewContext:
             self.width,
         )
 
-        def move(x):
+        def move(x: torch.Tensor) -> torch.Tensor:
             return x.to(train_state.device, train_state.unet.dtype)
 
         self.given = dict(
@@ -88,7 +100,7 @@ class PreviewContext:
 
 
 @torch.no_grad()
-def make_preview(train_state, preview_context):
+def make_preview(train_state: TrainState, preview_context: PreviewContext) -> np.ndarray:
     "A video of the sentence of `preview_context`, always from the same noise: frames, uint8 `[F, H, W, 3]`"
     config, scheduler = train_state.config, preview_context.scheduler
     scheduler.num_frames = config.preview_frames
@@ -111,7 +123,7 @@ def make_preview(train_state, preview_context):
         torch.nn.Module.to(preview_context.vae, "cpu")
 
 
-def default_preview_prompt(loader):
+def default_preview_prompt(loader: ClipLoader) -> str:
     "The caption of the first clip, for the preview"
     return next(
         row["caption"]

@@ -11,15 +11,19 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import psutil
 import torch
+from diffusers import UNet2DConditionModel
 from tqdm import tqdm
 
 from ..models.temporal_unet import temporal_modules
+from .config import TrainConfig
+from .step import TrainState
 from ..utils.atomic_io import atomic_write
 from ..utils.schema import SchemaError, parse_json
 
@@ -36,7 +40,7 @@ class ScalarWriter:
     traceback on the screen.) Raises `OSError`
     """
 
-    def __init__(self, folder, step):
+    def __init__(self, folder: Path, step: int):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -49,23 +53,31 @@ class ScalarWriter:
             step=step, session_log=SessionLog(status=SessionLog.START)
         )  # what an earlier process wrote after this step is not shown
 
-    def write(self, **what):
+    def write(self, **what: Any) -> None:
         self.records.write(self.event(wall_time=time.time(), **what).SerializeToString())
         self.file.flush()
 
-    def add(self, step, numbers):
+    def add(self, step: int, numbers: dict[str, float]) -> None:
         self.write(
             step=step, summary=dict(value=[dict(tag=name, simple_value=value) for name, value in numbers.items()])
         )
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
 
 class RunLog:
     "`log.jsonl`, TensorBoard, the progress bar and `on_event`, a function that gets a dict of whatever happens"
 
-    def __init__(self, run, config, step, on_event=None, quiet=False, say=None):
+    def __init__(
+        self,
+        run: Path | str,
+        config: TrainConfig,
+        step: int,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        quiet: bool = False,
+        say: Callable[[str], None] | None = None,
+    ):
         self.path, self.on_event = Path(run) / "log.jsonl", on_event or (lambda event: None)
         self.bar = tqdm(
             total=config.steps,
@@ -82,7 +94,7 @@ class RunLog:
         if config.tensorboard:
             self.with_tensorboard(lambda: setattr(self, "writer", ScalarWriter(Path(run) / "tensorboard", step)))
 
-    def lines_until(self, step):
+    def lines_until(self, step: int) -> Iterator[bytes]:
         """The lines of an earlier process up to update `step`; a line that was cut off or damaged is left out, and said
         if it is not the last
         """
@@ -99,7 +111,7 @@ class RunLog:
             if there and there.step <= step:
                 yield line + b"\n"
 
-    def __call__(self, kind, step, **values):
+    def __call__(self, kind: str, step: int, **values: Any) -> None:
         self.on_event(dict(kind=kind, step=step, **values))
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         try:
@@ -115,7 +127,7 @@ class RunLog:
                 lambda: self.writer.add(step, {f"{kind}/{name}": value for name, value in numbers.items()})
             )
 
-    def with_tensorboard(self, work):
+    def with_tensorboard(self, work: Callable[[], None]) -> None:
         "What is done for TensorBoard ends no training"
         try:
             work()
@@ -126,27 +138,27 @@ class RunLog:
                 " without TensorBoard, and log.jsonl has the same numbers"
             )
 
-    def write_line(self, line):
+    def write_line(self, line: str) -> None:
         self.bar.write(line) if not self.bar.disable else print(line)
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()
         if self.writer:
             self.with_tensorboard(self.writer.close)
 
 
-def mean_gate(unet):
+def mean_gate(unet: UNet2DConditionModel) -> float:
     return torch.stack([layer.gate.detach().abs().mean() for layer in temporal_modules(unet).values()]).mean().item()
 
 
-def memory_used_gib(train_state):
+def memory_used_gib(train_state: TrainState) -> float:
     "GiB: the most that was ever in use on a GPU; on a CPU, what this process has now"
     return (
         train_state.step_fn.peak() if train_state.device.type == "cuda" else psutil.Process().memory_info().rss
     ) / 2**30
 
 
-def format_duration(seconds):
+def format_duration(seconds: float) -> str:
     "Seconds as people say them"
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 1.5 * size:
