@@ -39,18 +39,18 @@ def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
         ), (said, err)
         told = json.loads(Path(folder, "out.json").read_text())
         assert (
-            len(told["films"]) == 12
-            and told["films"]["3.webp"]["video"]["tof"] > 0
+            len(told["videos"]) == 12
+            and told["videos"]["3.webp"]["video"]["tof"] > 0
             and told["settings"]["seams"] == [3]
             and told["made_by"].startswith("tav_nb")
         )
         assert (
-            Path(folder, "out.csv").read_text().startswith("film,metric,per,frame,value\n3.webp,")
+            Path(folder, "out.csv").read_text().startswith("video,metric,per,frame,value\n3.webp,")
             and "</html>" in Path(folder, "out.html").read_text()
         )
-        assert json.loads(tav("score", a, "--json", "-")[1])["films"].keys() == {"3.webp"} and tav(
+        assert json.loads(tav("score", a, "--json", "-")[1])["videos"].keys() == {"3.webp"} and tav(
             "score", a, "--csv", "-"
-        )[1].startswith("film,")
+        )[1].startswith("video,")
         assert not [path for path in Path(folder).iterdir() if path.name.startswith(".")]
 
 
@@ -68,7 +68,7 @@ def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
         text.write_text("no film")
         before = sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir() if path.is_file())
         for said, *words in (
-            ("single picture", still),
+            ("single image", still),
             ("text.mp4", text),
             ("no/such.mp4", "no/such.mp4"),
             ("no/such.mp4", film, "--reference", "no/such.mp4"),

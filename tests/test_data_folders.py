@@ -59,9 +59,9 @@ def test_names_are_safe_readable_and_differ_where_paths_differ():
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #a8402aad
 @pytest.mark.test
-def test_every_container_that_can_be_written_here_is_read_to_its_last_picture():
+def test_every_container_that_can_be_written_here_is_read_to_its_last_image():
     def write_small(path):
-        "Twelve pictures in the codec that FFmpeg takes for such a file; False if this FFmpeg cannot write one."
+        "Twelve images in the codec that FFmpeg takes for such a file; False if this FFmpeg cannot write one."
         size, kind = (
             ((720, 576) if path.suffix == ".dv" else (176, 144)),
             {".mpe": "mpeg", ".qt": "mov", ".divx": "avi", ".m2t": "mpegts"}.get(path.suffix),
@@ -179,7 +179,7 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
             "file,caption\na.webp,a girl with pink hair, blue dress\n",
             "m.csv, line 2: has 3 fields, and the header has 2; put a caption with commas into quotation marks",
         ),
-        ("m.csv", "file,caption\na.webp,x\n\n,a boy\n", "m.csv, line 4: has no file; it says caption 'a boy'"),
+        ("m.csv", "file,caption\na.webp,x\n\n,a boy\n", "m.csv, line 4: has no file; it holds caption 'a boy'"),
         ("m.csv", 'file,caption\na.webp,"a girl\n', "m.csv, line 2: a quotation mark is opened and never closed"),
         (
             "m.csv",
@@ -213,7 +213,7 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
         (
             "m.jsonl",
             '{"file": "a.webp", "caption": "x"}\n{"video": "b.webp", "caption": "x"}\n',
-            "m.jsonl, line 2: has no file; it says video 'b.webp', caption 'x'",
+            "m.jsonl, line 2: has no file; it holds video 'b.webp', caption 'x'",
         ),
         (
             "m.jsonl",
@@ -254,12 +254,12 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
     ]
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
-        for name, content, said in bad:
+        for name, content, stated in bad:
             (root_ / name).write_bytes(content if isinstance(content, bytes) else content.encode())
             try:
                 read_folder(root_)
             except CollectionError as error:
-                assert said in str(error) and "\n" not in str(error) and str(error).startswith(f"{root_}/{name}"), (
+                assert stated in str(error) and "\n" not in str(error) and str(error).startswith(f"{root_}/{name}"), (
                     name,
                     content[:80],
                     error,
@@ -334,7 +334,7 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
                     kind,
                     start.type,
                 )
-        for cell, said in (
+        for cell, stated in (
             ([["a girl"]], "the caption is a list"),
             ([{"a": 1}], "the caption is an object"),
             ([b"a girl"], "the caption is bytes"),
@@ -344,10 +344,10 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
             try:
                 read_folder(root_)
             except CollectionError as error:
-                assert f"m.parquet, row 1: {said}, not text" in str(error), error
+                assert f"m.parquet, row 1: {stated}, not text" in str(error), error
             else:
                 raise AssertionError(f"{cell} was read")
-        for columns, said in (
+        for columns, stated in (
             ({"file": pa.array([], pa.string()), "caption": pa.array([], pa.string())}, "no rows"),
             ({"path": ["a"]}, "no column 'file'"),
             ({"file": ["clip0.webp", None], "caption": ["x", "y"]}, "row 2: has no file"),
@@ -356,7 +356,7 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
             try:
                 read_folder(root_)
             except CollectionError as error:
-                assert said in str(error), error
+                assert stated in str(error), error
             else:
                 raise AssertionError(f"{columns} were read")
         pq.write_table(

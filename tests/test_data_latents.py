@@ -42,18 +42,18 @@ def psnr(a, b):
 RUN = Scene(action="run right", x=0.2, speed=0.03)
 
 
-def film(folder, caption="she runs", **item):
-    "A little film with motion, as an item."
-    write_video(render(RUN, 14, 96, 144).frames, path := Path(folder) / "film.mp4", fps=12)
-    return Item(path, "film", caption, licence="CC0", **item)
+def video(folder, caption="she runs", **item):
+    "A little video with motion, as an item."
+    write_video(render(RUN, 14, 96, 144).frames, path := Path(folder) / "video.mp4", fps=12)
+    return Item(path, "video", caption, licence="CC0", **item)
 
 
-def pictures_at(path, times):
-    "The pictures of a file at some times, read without the chapter's own code."
+def images_at(path, times):
+    "The images of a file at some times, read without the chapter's own code."
     return [
-        picture.rgb()
-        for picture in VideoReader(path, repair=scan(path).info.fields)
-        if np.abs(picture.time - times).min() < 1e-6
+        image.rgb()
+        for image in VideoReader(path, repair=scan(path).info.fields)
+        if np.abs(image.time - times).min() < 1e-6
     ]
 
 
@@ -152,12 +152,12 @@ def test_a_caption_is_too_long_exactly_when_its_end_makes_no_difference():
 @pytest.mark.test
 def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route():
     with tempfile.TemporaryDirectory() as tmp:
-        item = film(tmp)
+        item = video(tmp)
         ((row_, arrays_),) = encode_file([item], Encoder(tiny()))
         cut = np.stack(
             [
-                to_bucket(picture, sizes_for(96, 144, (128, 128)))
-                for picture in pictures_at(item.path, arrays_["frame_times"][:3])
+                to_bucket(image, sizes_for(96, 144, (128, 128)))
+                for image in images_at(item.path, arrays_["frame_times"][:3])
             ]
         )
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route()
 @pytest.mark.test
 def test_time_ids_are_those_of_the_pipeline_and_everything_has_its_type():
     with tempfile.TemporaryDirectory() as tmp:
-        ((row_, arrays_),) = encode_file([film(tmp)], Encoder(tiny(), EncodeOptions(resolution=64)))
+        ((row_, arrays_),) = encode_file([video(tmp)], Encoder(tiny(), EncodeOptions(resolution=64)))
     sizes_ = [tuple(arrays_[name].tolist()) for name in ("original_size", "crop_top_left", "target_size")]
     ids = tiny()._get_add_time_ids(
         *sizes_, dtype=torch.float32, text_encoder_projection_dim=tiny().text_encoder_2.config.projection_dim
@@ -202,7 +202,7 @@ def test_time_ids_are_those_of_the_pipeline_and_everything_has_its_type():
         meta["licence"] == "CC0"
         and meta["caption"] == "she runs"
         and meta["cache_key"] == row_["cache_key"]
-        and meta["file"] == "film.mp4"
+        and meta["file"] == "video.mp4"
         and len(meta["source_sha256"]) == 64
     )
     assert arrays_["scaling_factor"] == np.float32(tiny().vae.config.scaling_factor) and abs(arrays_["fps"] - 12) < 0.1
@@ -212,12 +212,12 @@ def test_time_ids_are_those_of_the_pipeline_and_everything_has_its_type():
 @pytest.mark.test
 def test_mirrored_copies_are_made_where_the_caption_allows_it():
     with tempfile.TemporaryDirectory() as tmp:
-        item, options_ = film(tmp), EncodeOptions(resolution=64, flip=True)
+        item, options_ = video(tmp), EncodeOptions(resolution=64, flip=True)
         (row_, plain), (flip_row, mirrored) = encode_file([item], Encoder(tiny(), options_))
         cut = np.stack(
             [
-                to_bucket(picture[:, ::-1], sizes_for(96, 144, (64, 64)))
-                for picture in pictures_at(item.path, plain["frame_times"])
+                to_bucket(image[:, ::-1], sizes_for(96, 144, (64, 64)))
+                for image in images_at(item.path, plain["frame_times"])
             ]
         )
         assert flip_row["clip"] == row_["clip"] + "-flip" and np.array_equal(
@@ -230,7 +230,7 @@ def test_mirrored_copies_are_made_where_the_caption_allows_it():
 @pytest.mark.test
 def test_each_part_of_a_file_gets_its_own_caption_and_clips_and_what_cannot_be_read_is_one_row():
     with tempfile.TemporaryDirectory() as tmp:
-        write_video(render(replace(RUN, speed=0.012), 44, 64, 64).frames, path_ := Path(tmp) / "film.mp4", fps=12)
+        write_video(render(replace(RUN, speed=0.012), 44, 64, 64).frames, path_ := Path(tmp) / "video.mp4", fps=12)
         parts = [
             Item(path_, "a", "first", start=0, stop=1.5),
             Item(path_, "b", "second", start=1.5),
@@ -262,7 +262,7 @@ def test_latents_that_are_no_numbers_are_refused():
         kept = weight[0].clone()
         weight[0] = float("nan")
         try:
-            list(encode_file([film(tmp)], Encoder(tiny())))
+            list(encode_file([video(tmp)], Encoder(tiny())))
         except EncodeError as error:
             assert "VAE gives numbers that are not finite" in str(error)
         else:

@@ -83,11 +83,13 @@ SHAPES = [(f, 64, 64) for f in (24, 24, 24, 20, 17, 16, 13, 12, 12, 9, 8, 8)] + 
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #d47ca84f
-def toon_films(folder, seeds, num_frames=22):
-    "Films of the cartoon world with their captions beside them"
+def toon_videos(folder, seeds, num_frames=22):
+    "Videos of the cartoon world with their captions beside them"
     for seed in seeds:
-        write_video(render(replace(random_scene(seed), hold=1), num_frames).frames, f"{folder}/film{seed}.webp", fps=12)
-        Path(folder, f"film{seed}.txt").write_text(caption(random_scene(seed), seed))
+        write_video(
+            render(replace(random_scene(seed), hold=1), num_frames).frames, f"{folder}/video{seed}.webp", fps=12
+        )
+        Path(folder, f"video{seed}.txt").write_text(caption(random_scene(seed), seed))
     return folder
 
 
@@ -97,7 +99,7 @@ def refusal(work):
         work()
     except ValueError as error:
         return str(error)
-    raise AssertionError("nobody complained")
+    raise AssertionError("nothing was refused")
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #683ab20a
@@ -235,8 +237,11 @@ def test_another_seed_and_another_epoch_give_other_batches():
 def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
-        whole = ClipLoader(place, batch_size=4, seed=1, zeros=0.3, empty=0.3)
-        ranks = [ClipLoader(place, batch_size=2, seed=1, rank=rank, world=2, zeros=0.3, empty=0.3) for rank in range(2)]
+        whole = ClipLoader(place, batch_size=4, seed=1, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
+        ranks = [
+            ClipLoader(place, batch_size=2, seed=1, rank=rank, world=2, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
+            for rank in range(2)
+        ]
         assert len(whole) == len(ranks[0]) == len(ranks[1])
         for step in range(2 * len(whole)):
             expected, parts = whole.batch(step), [rank.batch(step) for rank in ranks]
@@ -270,7 +275,7 @@ def test_the_plan_tells_whether_a_training_goes_on_with_the_same_clips():
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #602109dc
 @pytest.mark.test
-def test_no_two_steps_or_places_roll_the_same_dice():
+def test_no_two_steps_or_places_have_the_same_random_numbers():
     with tempfile.TemporaryDirectory() as place:
         loader = ClipLoader(write_cache(place, [(24, 64, 64)]), batch_size=8, lengths=8)
         starts = [tuple(loader.batch(step)["frame_times"][:, 0].tolist()) for step in range(40)]
@@ -300,7 +305,7 @@ def test_workers_and_a_restart_change_nothing():
 def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same():
     with tempfile.TemporaryDirectory() as place:
         sdxl = load_pipeline()
-        prepare(open_source(toon_films(place, (0, 2), num_frames=12)), f"{place}/cache", sdxl)
+        prepare(open_source(toon_videos(place, (0, 2), num_frames=12)), f"{place}/cache", sdxl)
         results = []
         for _ in range(2):
             torch.manual_seed(0)
@@ -338,7 +343,7 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
         try:
             ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
         except CacheError as error:
-            assert "nobody knows which model" in str(error)
+            assert "not known which model" in str(error)
         else:
             raise AssertionError("a cache of unknown origin was taken")
 
@@ -347,7 +352,9 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
 @pytest.mark.test
 def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip():
     with tempfile.TemporaryDirectory() as place:
-        fed = ClipLoader(write_cache(place, [(8, 64, 64), (8, 64, 64)]), 2, lengths=8, zeros=0, empty=0).batch(0)
+        fed = ClipLoader(
+            write_cache(place, [(8, 64, 64), (8, 64, 64)]), 2, lengths=8, uncond_zero_prob=0, uncond_empty_prob=0
+        ).batch(0)
         found = {}
 
         def unet_spy(noisy, timesteps, encoder_hidden_states, added_cond_kwargs, num_frames):
@@ -388,7 +395,7 @@ def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
             ("at least 2 frames", lambda: ClipLoader(good, lengths=(1, 8))),
             ("batch_size=0", lambda: ClipLoader(good, batch_size=0)),
             ("rank=2", lambda: ClipLoader(good, rank=2, world=2)),
-            ("together", lambda: ClipLoader(good, zeros=0.6, empty=0.6)),
+            ("together", lambda: ClipLoader(good, uncond_zero_prob=0.6, uncond_empty_prob=0.6)),
         ):
             message = refusal(work)
             assert said in message and "\n" not in message, message

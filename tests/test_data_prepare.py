@@ -49,13 +49,13 @@ RUN, WALK = (
 )
 
 
-def small_films(root, count=2, size=96, num_frames=14):
-    "Little films with their captions, `count` of them with motion and one without."
+def small_videos(root, count=2, size=96, num_frames=14):
+    "Little videos with their captions, `count` of them with motion and one without."
     root = Path(root)
     for i in range(count):
         scene = replace((RUN, WALK)[i % 2], outfit=list(OUTFIT)[i % len(OUTFIT)])
-        write_video(render(scene, num_frames, size, size * 3 // 2).frames, root / f"film{i}.mp4", fps=12)
-        (root / f"film{i}.txt").write_text(caption_of(scene))
+        write_video(render(scene, num_frames, size, size * 3 // 2).frames, root / f"clip{i}.mp4", fps=12)
+        (root / f"clip{i}.txt").write_text(caption_of(scene))
     write_video(render(Scene(), 1, size, size).frames.repeat(12, 0), root / "still.mp4", fps=12)
     (root / "still.txt").write_text("nothing moves")
     return open_source(root, licence="CC0")
@@ -64,7 +64,7 @@ def small_films(root, count=2, size=96, num_frames=14):
 # %% ../nbs/4_real_clips/74_prepare.ipynb #0a4397ab
 @lru_cache
 def micro():
-    """The embedded SDXL with a VAE so small that tests are quick; what it makes of pictures is noise, but always the
+    """The embedded SDXL with a VAE so small that tests are quick; what it makes of images is noise, but always the
     same.
     """
     torch.manual_seed(0)
@@ -94,9 +94,9 @@ def folder_bytes(out):
 
 @lru_cache
 def reference():
-    "A folder of films, its items, and what an undisturbed run makes of them. The folder lives as long as the process."
+    "A folder of videos, its items, and what an undisturbed run makes of them. The folder lives as long as the process."
     holder = tempfile.TemporaryDirectory()
-    items = small_films(holder.name, 3, 96)
+    items = small_videos(holder.name, 3, 96)
     out = Path(holder.name) / "cache"
     return holder, items, run(items, out), folder_bytes(out)
 
@@ -134,7 +134,7 @@ def killed_run(items, out, seed, longest):
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #70e8d71f
 @pytest.mark.test
-def test_things_come_in_order_from_several_threads_and_an_error_ends_all_of_them():
+def test_results_come_in_order_from_several_threads_and_an_error_ends_all_of_them():
     def counted(job):
         for i in range(5):
             if job == 3 and i == 2:
@@ -142,19 +142,19 @@ def test_things_come_in_order_from_several_threads_and_an_error_ends_all_of_them
             yield 10 * job + i
 
     before_ = threading.active_count()
-    with prefetch(range(3), counted, workers=2, depth=1) as things:
-        got = list(things)
+    with prefetch(range(3), counted, workers=2, depth=1) as results:
+        got = list(results)
     for job in range(3):
-        assert [thing for j, thing in got if j == job] == [10 * job + i for i in range(5)] + [None]
+        assert [result for j, result in got if j == job] == [10 * job + i for i in range(5)] + [None]
     try:
-        with prefetch(range(9), counted, workers=3, depth=1) as things:
-            list(things)
+        with prefetch(range(9), counted, workers=3, depth=1) as results:
+            list(results)
     except KeyError as error:
         assert "three" in str(error)
     else:
         raise AssertionError("an error was lost")
-    with prefetch(range(3), counted, workers=3, depth=1) as things:
-        next(things)  # leaving early
+    with prefetch(range(3), counted, workers=3, depth=1) as results:
+        next(results)  # leaving early
     assert threading.active_count() == before_
 
 
@@ -387,7 +387,7 @@ def test_two_workers_or_two_ranks_give_the_bytes_of_one():
 @pytest.mark.test
 def test_a_changed_caption_changes_only_embeddings_and_a_changed_licence_only_what_is_said():
     with tempfile.TemporaryDirectory() as tmp:
-        items_ = small_films(tmp, 1, 96)
+        items_ = small_videos(tmp, 1, 96)
         run(items_, tmp + "/cache")
         old = {path.name: read_clip(path) for path in Path(tmp, "cache/clips").iterdir()}
         for change in ({"caption": "something else"}, {"licence": "CC BY"}):
@@ -409,7 +409,7 @@ def test_a_changed_caption_changes_only_embeddings_and_a_changed_licence_only_wh
 @pytest.mark.test
 def test_another_vae_makes_all_latents_anew_and_no_embedding():
     with tempfile.TemporaryDirectory() as tmp:
-        items_ = small_films(tmp, 1, 96)
+        items_ = small_videos(tmp, 1, 96)
         run(items_, tmp + "/cache")
         old = {path.name: read_clip(path) for path in Path(tmp, "cache/clips").iterdir()}
         weight = next(micro().vae.parameters()).data.view(-1)
@@ -429,7 +429,7 @@ def test_another_vae_makes_all_latents_anew_and_no_embedding():
 @pytest.mark.test
 def test_other_thresholds_encode_only_what_was_not_there_and_remove_what_is_not_wanted_any_more():
     with tempfile.TemporaryDirectory() as tmp:
-        items_ = small_films(tmp, 1, 96, num_frames=24)
+        items_ = small_videos(tmp, 1, 96, num_frames=24)
         short, long = ShotOptions(max_frames=8), ShotOptions(max_frames=8, max_still=1.0, min_motion=0, duplicate=-1)
         few = run(items_, tmp + "/cache", shots=replace(short, max_motion=0))
         assert few.kept == 0 and few.complete and few.reasons["wild"] > 0
@@ -507,12 +507,12 @@ def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes(
 @pytest.mark.test
 def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
     with tempfile.TemporaryDirectory() as tmp:
-        small_films(tmp, 1, 96)
+        small_videos(tmp, 1, 96)
         for name in ("a_text.mp4", "b_empty.webm", "z_cut.mp4"):
             (Path(tmp) / name).write_bytes(
-                b"" if name[0] == "b" else b"no video" if name[0] == "a" else Path(tmp, "film0.mp4").read_bytes()[:2000]
+                b"" if name[0] == "b" else b"no video" if name[0] == "a" else Path(tmp, "clip0.mp4").read_bytes()[:2000]
             )
-        Path(tmp, "t.csv").write_text("file,caption\ngone.mp4,not there\n" + "film0.mp4,there\n")
+        Path(tmp, "t.csv").write_text("file,caption\ngone.mp4,not there\n" + "clip0.mp4,there\n")
         items_, told = open_source(tmp, caption="x"), []
         summary_ = run(
             items_,
@@ -524,7 +524,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
             "\n" not in line and ": unreadable: " in line for line in summary_.problems
         ), summary_.problems
         assert run(items_, tmp + "/cache").unchanged == 6
-        Path(tmp, "gone.mp4").write_bytes(Path(tmp, "film0.mp4").read_bytes() + b"more")
+        Path(tmp, "gone.mp4").write_bytes(Path(tmp, "clip0.mp4").read_bytes() + b"more")
         back = run(items_, tmp + "/cache")
         assert back.unchanged == 5 and back.reasons["unreadable"] == 3 and back.kept > summary_.kept, "it has come back"
 
@@ -589,10 +589,10 @@ def test_a_folder_of_drawings_is_a_source_like_any_other():
 @pytest.mark.test
 def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
     with tempfile.TemporaryDirectory() as tmp:
-        folder = Path(tmp) / "films"
+        folder = Path(tmp) / "videos"
         folder.mkdir()
-        small_films(folder, 1)
-        (folder / "second.mp4").write_bytes((folder / "film0.mp4").read_bytes())
+        small_videos(folder, 1)
+        (folder / "second.mp4").write_bytes((folder / "clip0.mp4").read_bytes())
         (folder / "second.txt").write_text("something else")
         summary = run(open_source(folder), Path(tmp) / "cache")
         assert summary.kept == 1 and summary.reasons["copy"] == 1
@@ -600,11 +600,11 @@ def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
             Path(row["file"]).name: row["reason"]
             for row in pq.read_table(Path(tmp) / "cache/manifest.parquet").to_pylist()
         }
-        assert reasons["second.mp4"] == "copy: the same bytes as films/film0.mp4, which has another caption", reasons
+        assert reasons["second.mp4"] == "copy: the same bytes as videos/clip0.mp4, which has another caption", reasons
         with patch("tav_nb.data.cache.content_hash", None), patch("tav_nb.data.latents.content_hash", None):
             assert run(open_source(folder), Path(tmp) / "cache").unchanged == 3
-        (folder / "film0.mp4").unlink()
-        (folder / "film0.txt").unlink()
+        (folder / "clip0.mp4").unlink()
+        (folder / "clip0.txt").unlink()
         run(open_source(folder), Path(tmp) / "cache")
         assert {
             Path(row["file"]).name: row["kept"]
@@ -619,10 +619,10 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
         one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"
         for folder, count in ((one, 2), (two, 1)):
             folder.mkdir()
-            small_films(folder, count)
+            small_videos(folder, count)
             for path in folder.glob("still.*"):
                 path.unlink()
-        for path in two.glob("film0.*"):
+        for path in two.glob("clip0.*"):
             path.rename(path.with_stem("other"))
         write_video(render(Scene(action="run left", x=0.8, speed=-0.03), 14, 96, 144).frames, two / "other.mp4", fps=12)
 
@@ -633,13 +633,13 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
 
         run(open_source(one), out)
         before = folder_bytes(out)
-        for items in (open_source(two), open_source(one / "film1.mp4")):
+        for items in (open_source(two), open_source(one / "clip1.mp4")):
             try:
                 run(items, out)
             except DatasetError as error:
                 assert (
                     "manifest lists" in str(error)
-                    and f"such as {one}/film" in str(error)
+                    and f"such as {one}/clip" in str(error)
                     and "delete" in str(error)
                     and "\n" not in str(error)
                 ), error
@@ -647,7 +647,7 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
                 raise AssertionError("clips left the manifest")
             assert folder_bytes(out) == before
         run(open_source(one)[:1], out, source_items=open_source(one))
-        assert listed() == {"film0.mp4"}, "a part of the same source"
+        assert listed() == {"clip0.mp4"}, "a part of the same source"
         run(open_source(one), out)
         assert folder_bytes(out) == before
         both = Path(tmp) / "both"
@@ -655,12 +655,12 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
         for folder in (one, two):
             (both / folder.name).symlink_to(folder)
         run(open_source(both), out)
-        assert listed() == {"film0.mp4", "film1.mp4", "other.mp4"}, "a source that holds more"
+        assert listed() == {"clip0.mp4", "clip1.mp4", "other.mp4"}, "a source that holds more"
         (both / "two").unlink()
-        (one / "film1.mp4").unlink()
-        (one / "film1.txt").unlink()
+        (one / "clip1.mp4").unlink()
+        (one / "clip1.txt").unlink()
         run(open_source(both), out)
-        assert listed() == {"film0.mp4"}, "files that are gone"
+        assert listed() == {"clip0.mp4"}, "files that are gone"
         (out / "manifest.parquet").unlink()
         run(open_source(two), out)
         assert listed() == {"other.mp4"}, "once the manifest is deleted"

@@ -70,7 +70,7 @@ def make_row(number, reason="", **changes):
 
 
 REASONS = {
-    3: "still: 100% of its pictures are held, more than 70%",
+    3: "still: 100% of its images are held, more than 70%",
     7: "short: 5 frames, fewer than 8",
     8: "still: moves 0.01% of the diagonal a step, less than 0.03%",
 }
@@ -112,7 +112,7 @@ def test_the_summary_counts_every_clip_once_and_names_every_reason():
     lines = summary(make_rows(25)).split("\n")
     assert lines[0] == "18 clips kept, 24.0 s from 18 of 25 files; 7 dropped"
     assert [line.split()[:2] for line in lines[1:]] == [["5", "still"], ["2", "short"]]
-    assert "such as: 100% of its pictures" in lines[1]
+    assert "such as: 100% of its images" in lines[1]
     few = [
         make_row(0, file="a.mp4"),
         make_row(1, file="a.mp4"),
@@ -170,7 +170,7 @@ def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
             0,
             "unreadable: no video",
             clip="",
-            file="/home/somebody/films/scene-0.mp4",
+            file="/home/somebody/videos/scene-0.mp4",
             thumbs=b"",
             thumb_count=0,
             frames=0,
@@ -181,7 +181,7 @@ def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
         )
     )
     assert (unread["name"], unread["image"], unread["size"], unread["time"]) == (
-        "films/scene-0.mp4",
+        "videos/scene-0.mp4",
         "",
         "",
         "",
@@ -380,7 +380,7 @@ document.title = JSON.stringify([states, document.querySelector('li.dropped img'
 
 # %% ../nbs/4_real_clips/20_report.ipynb #85accd0d
 @pytest.mark.test
-def test_the_notebook_shows_the_page_and_keeps_pictures_for_those_who_show_no_html():
+def test_the_notebook_shows_the_page_and_keeps_images_for_those_who_show_no_html():
     bundle = show_clips(make_rows(12), limit=5)._repr_mimebundle_()
     frame = Reading(bundle["text/html"]).elements[0]
     assert frame[0] == "iframe" and frame[1]["title"] and frame[1]["srcdoc"] == render_report(make_rows(5))
@@ -423,7 +423,7 @@ def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
         "fps": 12.0,
         "hold": 2.0,
     }
-    for broken in (b"no picture", strip_[:100], b"", b"BM" + bytes(200)):
+    for broken in (b"no image", strip_[:100], b"", b"BM" + bytes(200)):
         data = clip_record(make_row(0, thumbs=broken))
         assert (data["image"], data["width"]) == ("", 0) and show_clips(
             [make_row(0, thumbs=broken)]

@@ -24,7 +24,7 @@ from tav_nb.utils.video_writer import write_video
 # %% ../nbs/4_real_clips/21_shots.ipynb #6b2c1b2e
 @lru_cache
 def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width=128, **changes):
-    "Frames [F, H, W, 3] of the cartoon world at 24 pictures a second"
+    "Frames [F, H, W, 3] of the cartoon world at 24 frames a second"
     scene = random_scene(seed)
     scene = replace(
         scene,
@@ -38,7 +38,7 @@ def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width
 
 
 def mixed(a, b):
-    "One picture after the other, from all `a` to all `b`"
+    "One frame after the other, from all `a` to all `b`"
     share = (np.arange(1, len(a) + 1) / (len(a) + 1))[:, None, None, None]
     return ((1 - share) * a + share * b).astype(np.uint8)
 
@@ -52,8 +52,8 @@ def fade(a, b, count):
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #4cbb04d3
-def looked_at(frames, fps=24, name="film.mp4"):
-    "Write a film and scan it"
+def looked_at(frames, fps=24, name="video.mp4"):
+    "Write a video and scan it"
     with tempfile.TemporaryDirectory() as folder:
         return scan(write_video(frames, Path(folder) / name, fps))
 
@@ -102,15 +102,15 @@ def perfect(scan, truth):
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #1a64f009
 def retimed(frames, times, path):
-    "A film whose pictures are shown at these times"
+    "A video whose frames are shown at these times"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"crf": "16"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 24000)
         for frame, time in zip(frames, times):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = round(time * 24000), Fraction(1, 24000)
-            container.mux(stream.encode(picture))
+            video_frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            video_frame.pts, video_frame.time_base = round(time * 24000), Fraction(1, 24000)
+            container.mux(stream.encode(video_frame))
         container.mux(stream.encode(None))
     return path
 
@@ -185,7 +185,7 @@ def test_neither_a_pan_nor_a_flash_nor_a_held_drawing_is_a_cut():
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #e205eeea
 @pytest.mark.test
-def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_pictures():
+def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_frames():
     frames = np.concatenate([shot(0, 30, 2, 0, "meadow"), shot(1, 30, 2, 0, "city")])
     with tempfile.TemporaryDirectory() as folder:
         times = np.cumsum(np.random.default_rng(0).uniform(0.02, 0.07, 60))
@@ -234,13 +234,13 @@ def test_a_still_is_dropped_with_noise_on_it_too_and_so_is_what_jumps_about():
             word,
             [(w.reason, w.figures) for w in plan(looked_at(frames))],
         )
-    assert "100% of its pictures are held" in plan(looked_at(still))[0].reason
+    assert "100% of its frames are held" in plan(looked_at(still))[0].reason
     assert all(w.kept for w in plan(looked_at(shot(0, 36))))
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #8591410e
 @pytest.mark.test
-def test_bars_are_cropped_in_the_thumbnails_too_and_dark_pictures_are_not():
+def test_bars_are_cropped_in_the_thumbnails_too_and_dark_frames_are_not():
     frames = shot(2, 36, 2, 0, "night")
     barred = np.pad(frames, ((0, 0), (12, 12), (0, 0), (0, 0)))
     seen = looked_at(barred)
@@ -251,7 +251,7 @@ def test_bars_are_cropped_in_the_thumbnails_too_and_dark_pictures_are_not():
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #f2eb5c0c
 @pytest.mark.test
-def test_pictures_are_taken_by_time_stamps_or_each_drawing_once():
+def test_frames_are_taken_by_time_stamps_or_each_drawing_once():
     with tempfile.TemporaryDirectory() as folder:
         times = np.cumsum(np.random.default_rng(1).uniform(0.02, 0.07, 48))
         seen = scan(retimed(shot(2, 48, 1, action="dance", speed=0.0, x=0.5), times, Path(folder) / "a.mp4"))
@@ -289,12 +289,12 @@ def test_a_clip_that_comes_again_is_dropped_once_it_was_kept():
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #8599b8d9
 @pytest.mark.test
-def test_clips_are_the_file_s_own_pictures_cropped_whichever_are_asked_for():
+def test_clips_are_the_file_s_own_frames_cropped_whichever_are_asked_for():
     frames = np.pad(
         np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 60, 2, 0, "city")]), ((0, 0), (8, 8), (0, 0), (0, 0))
     )
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(frames, Path(folder) / "film", 24)  # PNGs keep every bit
+        path = write_video(frames, Path(folder) / "video", 24)  # PNGs keep every bit
         seen = scan(path, fps=24)
         windows = plan(seen, ShotOptions(overlap=4, max_frames=12, duplicate=-1))
         clips = list(read_windows(path, windows, seen.info))
@@ -309,7 +309,7 @@ def test_clips_are_the_file_s_own_pictures_cropped_whichever_are_asked_for():
 def test_at_most_one_clip_and_its_overlap_are_in_memory():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(frames, Path(folder) / "film.mp4", 24)
+        path = write_video(frames, Path(folder) / "video.mp4", 24)
         seen = scan(path)
         windows = plan(seen, ShotOptions(fps=24, duplicate=-1))
         tracemalloc.start()
@@ -324,16 +324,16 @@ def test_at_most_one_clip_and_its_overlap_are_in_memory():
 def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_only_where_it_is_whole():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
-        path = write_video(frames[:96], Path(folder) / "film.webm", 24)
+        path = write_video(frames[:96], Path(folder) / "video.webm", 24)
         path.write_bytes(path.read_bytes()[: int(0.5 * path.stat().st_size)])
         half = scan(path)
-        path = write_video(frames, Path(folder) / "film.mp4", 24)
+        path = write_video(frames, Path(folder) / "video.mp4", 24)
         data = bytearray(path.read_bytes())
         data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
         path.write_bytes(data)
         scratched = scan(path)
     assert (
-        half.problem == f"damaged: {half.info.decoded} of {half.info.expected} pictures could be decoded"
+        half.problem == f"damaged: {half.info.decoded} of {half.info.expected} frames could be decoded"
         and abs(half.info.expected - 96) < 5
     )
     assert {w.reason for w in plan(half)} == {half.problem}

@@ -82,7 +82,7 @@ def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_ord
         (root_ / "Hero/scene_2/composition.txt").write_text("a hero")
         items_ = [item for item in read_anita(root_) if not item.refusal]
         assert [(item.path.name, item.refusal) for item in read_anita(root_)[2:]] == [
-            ("scene_1", "not read: has no pictures of the layer composition")
+            ("scene_1", "not read: has no images of the layer composition")
         ]
         assert [(item.path.parent.name, item.caption, item.licence, item.fps) for item in items_] == [
             ("scene_2", "a hero", "CC BY", 12.0),
@@ -257,7 +257,7 @@ def test_what_has_a_caption_is_a_clip_or_has_a_reason():
             "sub/h.mkv",
         ], clips
         reasons = {item.path.relative_to(root_).as_posix(): item.refusal for item in items_ if item.refusal}
-        still = "not read: .png is one picture, and a clip is many"
+        still = "not read: .png is one image, and a clip is many"
         assert reasons == {
             "bare": NO_CAPTION,
             "f.png": still,
@@ -268,13 +268,13 @@ def test_what_has_a_caption_is_a_clip_or_has_a_reason():
             **{f"stills/{i}.png": still for i in range(3)},
         }, reasons
         assert "bare" in [item.path.name for item in open_source(root_, caption="x") if not item.refusal], (
-            "a caption for all is one for a folder of pictures too"
+            "a caption for all is one for a folder of images too"
         )
         assert [(item.path, item.caption) for item in open_source(root_ / "frames")] == [
             (root_ / "frames", "frames")
-        ], "a folder of pictures by itself is one clip"
+        ], "a folder of images by itself is one clip"
         for source, said in (
-            (root_ / "stills", "holds no clip; 0.png: not read: .png is one picture, and a clip is many; and 2 more"),
+            (root_ / "stills", "holds no clip; 0.png: not read: .png is one image, and a clip is many; and 2 more"),
             (root_ / "bare", "1 of 1 clips have no caption"),
         ):
             try:
@@ -384,7 +384,7 @@ def test_a_row_about_something_else_than_a_clip_has_a_reason():
             "clip0.webp": "",
             "gone.mp4": "",
             "C:\\a.mp4": "",
-            "still.png": "not read: .png is one picture, and a clip is many",
+            "still.png": "not read: .png is one image, and a clip is many",
             "m.csv": "not read: .csv is no format that is read",
             "clip0.txt": "not read: .txt is no format that is read",
             "pipe": "not read: neither a file nor a folder",

@@ -18,7 +18,7 @@ def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighte
     moved = np.roll(pattern, (2, -3), (0, 1))
     along = np.full((40, 60, 2), (-3, 2), np.float32)
     inside = visible_mask(along, -along)
-    assert inside.mean() == 57 * 38 / (60 * 40), "what leaves the picture is not visible"
+    assert inside.mean() == 57 * 38 / (60 * 40), "what leaves the image is not visible"
     assert warping_error(pattern, moved, along, inside) == 0 < warping_error(pattern, moved, along * 0, inside)
     assert abs(warping_error(pattern, moved + np.uint8(51), along, inside) - 3 * 0.2**2) < 1e-7
     assert math.isnan(warping_error(pattern, moved, along, ~inside & inside))
@@ -28,18 +28,18 @@ def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighte
 @pytest.mark.test
 def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample():
     rng = np.random.default_rng(1)
-    picture = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
+    image = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
     way = rng.uniform(-6, 6, (24, 32, 2)).astype(np.float32)
     ys, xs = np.mgrid[:24, :32]
     at = torch.from_numpy(np.stack([(xs + way[..., 0]) / 31, (ys + way[..., 1]) / 23], -1) * 2 - 1).float()
     expected = torch.nn.functional.grid_sample(
-        torch.from_numpy(picture).permute(2, 0, 1)[None], at[None], padding_mode="border", align_corners=True
+        torch.from_numpy(image).permute(2, 0, 1)[None], at[None], padding_mode="border", align_corners=True
     )
-    difference = np.abs(warp(picture, way) - expected[0].permute(1, 2, 0).numpy())
+    difference = np.abs(warp(image, way) - expected[0].permute(1, 2, 0).numpy())
     assert difference.max() < 255 / 16 and difference.mean() < 2, "OpenCV rounds places to 1/32 pixel"
     whole = way.round()
     columns, rows = (xs + whole[..., 0]).clip(0, 31).astype(int), (ys + whole[..., 1]).clip(0, 23).astype(int)
-    assert (warp(picture, whole) == picture[rows, columns]).all()
+    assert (warp(image, whole) == image[rows, columns]).all()
 
 
 # %% ../nbs/3_does_it_move/79_flow.ipynb #8975e0a6
@@ -98,4 +98,4 @@ def test_a_region_is_followed_and_its_drift_has_the_closed_form():
         76,
         20,
         20,
-    ), "the region stays in the picture"
+    ), "the region stays in the image"

@@ -243,18 +243,18 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
     wrong = []
     for seed in (3, 11):
         clip, other = cartoon(seed, 12), cartoon(seed + 100, 12)
-        films = {
+        videos = {
             "real": clip.frames,
             **control_videos(clip.frames),
             "cut": cut_to(clip.frames, other.frames),
             "noise": None,
         }
-        films["noise"] = (
-            np.clip(films["static"] + np.random.default_rng(seed).normal(0, 5, clip.frames.shape), 0, 255)
+        videos["noise"] = (
+            np.clip(videos["static"] + np.random.default_rng(seed).normal(0, 5, clip.frames.shape), 0, 255)
             .round()
             .astype(np.uint8)
         )
-        found = {name: measure_video(film) for name, film in films.items()}
+        found = {name: measure_video(video) for name, video in videos.items()}
         said = {
             name: "still" * x.flags["still"] + "disordered" * x.flags["disordered"] + str(x.flags["cuts"] or "")
             for name, x in found.items()
@@ -355,13 +355,13 @@ def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
     )
     x, y = clip.position[0]
     region = (max(0, y - 0.15), max(0, x - 0.12), 0.4, 0.24)
-    same, changed = (measure_video(film, region=region).per_frame["drift"] for film in (clip.frames, mixed))
+    same, changed = (measure_video(video, region=region).per_frame["drift"] for video in (clip.frames, mixed))
     assert changed[-1] > 5 * same.max() and (np.diff(changed) > -0.01).all() and changed[0] == 0, (same, changed)
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #b1148012
 @pytest.mark.test
-def test_dynamic_degree_looks_eight_times_a_second_and_a_film_is_measured_at_any_rate():
+def test_dynamic_degree_looks_eight_times_a_second_and_a_video_is_measured_at_any_rate():
     pan = np.stack(
         [np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(25)]
     )  # 1 pixel a frame; the limit is 6 x 80/256 = 1.9
@@ -399,7 +399,7 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
     def cosine(a, b):
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
-    assert all(cosine(a, b) > 0.95 for a, b in zip(looks, roughly.numpy())), "class token of the right picture"
+    assert all(cosine(a, b) > 0.95 for a, b in zip(looks, roughly.numpy())), "class token of the right image"
     by_hand = [(max(0, cosine(looks[t], looks[t - 1])) + max(0, cosine(looks[t], looks[0]))) / 2 for t in range(1, 5)]
     assert (
         np.allclose(found.per_pair["subject_consistency"], by_hand, atol=1e-6)
@@ -488,8 +488,8 @@ def test_what_cannot_be_measured_is_refused_with_one_line():
         except ConsistencyError as error:
             return str(error)
 
-    for word, film in bad.items():
-        assert word in (said := complaint(film) or "") and "\n" not in said, (word, said)
+    for word, video in bad.items():
+        assert word in (said := complaint(video) or "") and "\n" not in said, (word, said)
     assert "has the shape" in complaint([frame] * 3, reference=[frame] * 2) and "region" in complaint(
         [frame] * 2, region=(0.9, 0, 0.5, 0.5)
     )
@@ -530,10 +530,10 @@ def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #8c8e4a6e
 @pytest.mark.test
-def test_the_plot_has_a_curve_a_film_and_an_axis_a_score():
+def test_the_plot_has_a_curve_a_video_and_an_axis_a_score():
     pair = {
-        name: measure_video(film)
-        for name, film in (("good", cartoon(3, 6).frames), ("frozen", cartoon(3, 6).frames[[0] * 6]))
+        name: measure_video(video)
+        for name, video in (("good", cartoon(3, 6).frames), ("frozen", cartoon(3, 6).frames[[0] * 6]))
     }
     axes = plot_scores(pair, names=("warping_error", "smoothness", "held"))
     assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [2] * 4

@@ -90,7 +90,7 @@ def test_the_weights_times_the_values_are_what_the_layer_gives():
 
 # %% ../nbs/3_does_it_move/28_views.ipynb #8ba42c31
 @pytest.mark.test
-def test_a_long_film_looks_no_further_than_its_windows():
+def test_a_long_video_looks_no_further_than_its_windows():
     torch.manual_seed(0)
     layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2 * 10, 3, 24)
     windows = plan_windows(10, Context(length=4, overlap=2), 24).on("cpu")
@@ -135,15 +135,15 @@ def test_attention_is_read_out_of_every_layer_of_a_real_generation_and_changes_n
 # %% ../nbs/3_does_it_move/28_views.ipynb #95ae5336
 @pytest.mark.test
 def test_the_frames_are_as_bright_as_they_are_looked_at():
-    film, weights = (
+    video, weights = (
         np.full((3, 8, 8, 3), 200, np.uint8),
         np.array([[[0.5, 0.5, 0], [0.2, 0.2, 0.6], [1, 0, 0]], [[1, 0, 0]] * 3]),
     )
-    axes = plot_attention(film, weights, query=1, head=0)
+    axes = plot_attention(video, weights, query=1, head=0)
     assert [int(ax.images[0].get_array()[0, 0, 0]) for ax in axes[1:]] == [
         int(200 * (0.25 + 0.75 * share)) for share in (1 / 3, 1 / 3, 1)
     ]
-    assert (plot_attention(film, weights)[0].images[0].get_array() == weights.mean(0)).all() and axes[
+    assert (plot_attention(video, weights)[0].images[0].get_array() == weights.mean(0)).all() and axes[
         2
     ].get_title() == "0.20 <"
     plt.close("all")
@@ -151,10 +151,10 @@ def test_the_frames_are_as_bright_as_they_are_looked_at():
 
 # %% ../nbs/3_does_it_move/28_views.ipynb #60630ba8
 @pytest.mark.test
-def test_a_row_of_the_noise_figure_has_its_correlations_its_start_and_its_film():
+def test_a_row_of_the_noise_figure_has_its_correlations_its_start_and_its_video():
     noise = correlated_noise((1, 4, 4, 8, 8), "mixed", 1.0)[0]
-    film = np.zeros((4, 16, 16, 3), np.uint8)
-    axes = plot_noise({1.0: (noise, film), 3.0: (noise, film + np.uint8(9))}, count=2)
+    video = np.zeros((4, 16, 16, 3), np.uint8)
+    axes = plot_noise({1.0: (noise, video), 3.0: (noise, video + np.uint8(9))}, count=2)
     assert (
         axes.shape == (2, 5)
         and np.allclose(axes[0, 0].images[0].get_array(), noise_correlation(4, "mixed", 1.0))

@@ -32,18 +32,18 @@ from tav_nb.utils.video_writer import write_video
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #237a3d8b
 def clips(folder, num_frames=8, height=64, width=96, seed=3):
-    "Paths of three films: whole, shuffled, frozen"
+    "Paths of three videos: whole, shuffled, frozen"
     frames = render(random_scene(seed), num_frames, height, width).frames
-    films = {
+    videos = {
         "whole": frames,
         "shuffled": frames[np.random.default_rng(1).permutation(num_frames)],
         "frozen": frames[[0] * num_frames],
     }
-    return [write_video(film, Path(folder) / f"{name}.webp", 8) for name, film in films.items()]
+    return [write_video(video, Path(folder) / f"{name}.webp", 8) for name, video in videos.items()]
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #0ca38867
-def grey_film(path, pixels="gray", encoder="ffv1", alpha=255):
+def grey_video(path, pixels="gray", encoder="ffv1", alpha=255):
     "A video of four frames in another kind of pixels"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=8)
@@ -58,8 +58,8 @@ def grey_film(path, pixels="gray", encoder="ffv1", alpha=255):
     return path
 
 
-def sound_film(path):
-    "A file with a second of silence and no picture"
+def sound_video(path):
+    "A file with a second of silence and no image"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
@@ -77,7 +77,7 @@ def pngs(folder, *frames):
     return Path(folder)
 
 
-def bad_films(folder):
+def bad_videos(folder):
     "{words that the complaint has: path} for everything that cannot be scored"
     folder, one = Path(folder), render(random_scene(3), 1, 48, 64).frames[0]
     files = {name: folder / name for name in ("still.png", "one.mp4", "cut.mp4", "text.mp4", "missing.mp4")}
@@ -85,22 +85,22 @@ def bad_films(folder):
     write_video([one], files["one.mp4"])
     write_video([one] * 30, files["cut.mp4"])
     files["cut.mp4"].write_bytes(files["cut.mp4"].read_bytes()[:3000])
-    files["text.mp4"].write_text("no film at all")
+    files["text.mp4"].write_text("no video at all")
     hole = np.dstack([one, np.where(np.arange(64) < 20, 0, 255).astype(np.uint8)[None].repeat(48, 0)])
     return {
-        "single picture": files["still.png"],
-        " single picture": files["one.mp4"],
+        "single image": files["still.png"],
+        " single image": files["one.mp4"],
         "cannot be read": files["cut.mp4"],
         "Invalid data": files["text.mp4"],
         "No such file": files["missing.mp4"],
         "different sizes, 64 x 40 and 64 x 48": pngs(folder / "sizes", one, one[:40]),
         "transparent": pngs(folder / "holes", hole, hole),
         " grey": pngs(folder / "grey", one[..., 0], one[..., 0]),
-        "grey": grey_film(folder / "grey.mkv"),
-        "10 bits": grey_film(folder / "deep.mkv", "yuv420p10le"),
-        " transparent": grey_film(folder / "alpha.mkv", "yuva420p"),
-        "are transparent": grey_film(folder / "alpha.webm", "yuva420p", "libvpx-vp9", 90),
-        "no frames": sound_film(folder / "sound.mkv"),
+        "grey": grey_video(folder / "grey.mkv"),
+        "10 bits": grey_video(folder / "deep.mkv", "yuv420p10le"),
+        " transparent": grey_video(folder / "alpha.mkv", "yuva420p"),
+        "are transparent": grey_video(folder / "alpha.webm", "yuva420p", "libvpx-vp9", 90),
+        "no frames": sound_video(folder / "sound.mkv"),
     }
 
 
@@ -108,7 +108,7 @@ def bad_films(folder):
 @pytest.mark.test
 def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_the_reason():
     with tempfile.TemporaryDirectory() as folder:
-        for words, path in bad_films(folder).items():
+        for words, path in bad_videos(folder).items():
             try:
                 said = repr(load_video(path))
             except ValueError as error:
@@ -120,7 +120,7 @@ def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #8b8d757d
 @pytest.mark.test
-def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_not_transparent():
+def test_a_video_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_not_transparent():
     with tempfile.TemporaryDirectory() as folder:
         path = clips(folder)[0]
         small = load_video(path, side=48)
@@ -130,19 +130,19 @@ def test_a_film_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_n
         thin = [Image.new("RGB", (1, 5000), (i, 0, 0)) for i in (0, 99)]
         thin[0].save(Path(folder) / "thin.png", save_all=True, append_images=thin[1:], duration=100)
         assert load_video(Path(folder) / "thin.png").frames.shape == (2, 512, 1, 3)
-        assert unusual_format(grey_film(Path(folder) / "marked.webm", "yuva420p", "libvpx-vp9")) == "", (
+        assert unusual_format(grey_video(Path(folder) / "marked.webm", "yuva420p", "libvpx-vp9")) == "", (
             "marked as transparent, as browsers do, but it is not"
         )
         assert (
-            unusual_format(write_video(read_video(path)[0], Path(folder) / "film.gif"))
+            unusual_format(write_video(read_video(path)[0], Path(folder) / "video.gif"))
             == ""
-            == unusual_format(write_video(read_video(path)[0], Path(folder) / "film.mp4"))
+            == unusual_format(write_video(read_video(path)[0], Path(folder) / "video.mp4"))
         )
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #4cb00da8
 @pytest.mark.test
-def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
+def test_an_interlaced_video_is_scored_by_the_frames_that_prepare_takes():
     from tav_nb.data.clips import plan, read_windows
     from tav_nb.data.scan import scan
     from tav_nb.data.shots import ShotOptions
@@ -174,7 +174,7 @@ def test_an_interlaced_film_is_scored_by_the_frames_that_prepare_takes():
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #0cc6b67f
 @pytest.mark.test
-def test_films_are_told_apart_by_name_and_controls_stand_beside_them():
+def test_videos_are_told_apart_by_name_and_controls_stand_beside_them():
     assert short_names(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and short_names(["a/x.mp4", "a/y.mp4"]) == [
         "x.mp4",
         "y.mp4",
@@ -182,7 +182,7 @@ def test_films_are_told_apart_by_name_and_controls_stand_beside_them():
     assert short_names(["x.mp4", "x.mp4"]) == ["x.mp4 (1)", "x.mp4 (2)"]
     with tempfile.TemporaryDirectory() as folder:
         whole, shuffled, _ = map(load_video, clips(folder))
-    table = score_videos([whole], breaks=True)
+    table = score_videos([whole], controls=True)
     assert list(table) == ["whole.webp", "whole.webp: static", "whole.webp: shuffled", "whole.webp: flickering"]
     assert (
         table["whole.webp: static"].scores.flags["still"]
@@ -219,7 +219,7 @@ def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_re
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #5e0880ec
 @pytest.mark.test
-def test_the_table_has_a_number_for_each_film_and_metric_in_blocks_that_fit():
+def test_the_table_has_a_number_for_each_video_and_metric_in_blocks_that_fit():
     with tempfile.TemporaryDirectory() as folder:
         table = score_videos([load_video(path) for path in clips(folder)])
     lines = as_table(table, 100).splitlines()
@@ -243,15 +243,15 @@ def test_json_and_csv_hold_what_was_measured():
     found, lines = json.loads(as_json(table, side=512)), list(csv.DictReader(io.StringIO(as_csv(table))))
     assert (
         found["side"] == 512
-        and found["films"]["frozen.webp"]["video"]["loop_closure"] is None
+        and found["videos"]["frozen.webp"]["video"]["loop_closure"] is None
         and found["metrics"]["motion"]["unit"] == METRICS["motion"][1]
     )
     for name, one in table.items():
-        assert found["films"][name]["per_pair"]["residual"] == one.scores.per_pair["residual"].tolist()
+        assert found["videos"][name]["per_pair"]["residual"] == one.scores.per_pair["residual"].tolist()
         values = [
             float(line["value"])
             for line in lines
-            if line["film"] == name and line["metric"] == "motion" and line["per"] == "pair"
+            if line["video"] == name and line["metric"] == "motion" and line["per"] == "pair"
         ]
         assert values == one.scores.per_pair["motion"].tolist()
     assert {line["frame"] for line in lines if line["per"] == "video"} == {""} and "nan" not in as_csv(table)

@@ -25,7 +25,7 @@ from tav_nb.evaluation.widgets import (
     ConsistencyExplorer,
     FrameScrubber,
     NoiseExplorer,
-    said,
+    describe_flags,
     save_page,
     sprite_sheet,
 )
@@ -33,17 +33,18 @@ from tav_nb.sampling.generate import embedded_pipeline, generate, resolve_noise
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
+from tav_nb.utils.errors import TavError
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #1685dcc9
 @pytest.mark.test
 def test_a_sheet_has_every_frame_in_its_place_and_fits():
-    film = render(replace(random_scene(3), hold=1), 7, 64, 96).frames
-    made = sprite_sheet(film)
+    video = render(replace(random_scene(3), hold=1), 7, 64, 96).frames
+    made = sprite_sheet(video)
     pixels = np.asarray(Image.open(io.BytesIO(made["sheet"])))
     assert pixels.shape == (3 * 64, 3 * 96, 3) and (made["columns"], made["count"]) == (3, 7)
     cells = [pixels[i // 3 * 64 : i // 3 * 64 + 64, i % 3 * 96 : i % 3 * 96 + 96].astype(int) for i in range(7)]
-    apart = np.array([[np.abs(cell - frame).mean() for frame in film] for cell in cells])
+    apart = np.array([[np.abs(cell - frame).mean() for frame in video] for cell in cells])
     assert (apart.argmin(1) == np.arange(7)).all() and apart.diagonal().max() < 10, apart
     noisy = np.random.default_rng(0).integers(0, 256, (72, 128, 128, 3), dtype=np.uint8)
     assert len(sprite_sheet(noisy)["sheet"]) <= 100_000 and sprite_sheet(noisy)["width"] < 128
@@ -52,10 +53,10 @@ def test_a_sheet_has_every_frame_in_its_place_and_fits():
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #6d92e645
 @pytest.mark.test
 def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_exist():
-    film = render(random_scene(3), 5, 48, 64).frames
-    widget = FrameScrubber(film, fps=12, label="a film")
+    video = render(random_scene(3), 5, 48, 64).frames
+    widget = FrameScrubber(video, fps=12, label="a video")
     widget.index = 9
-    assert widget.index == 4 and widget.get_state()["fps"] == 12 and widget.get_state()["label"] == "a film"
+    assert widget.index == 4 and widget.get_state()["fps"] == 12 and widget.get_state()["label"] == "a video"
     heard = []
     widget.observe(lambda change: heard.append(change["new"]), "index")
     widget.set_state({"index": 2})
@@ -67,7 +68,7 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
         and not plt.get_fignums()
     )
     try:
-        complaint = FrameScrubber(film[:1])
+        complaint = FrameScrubber(video[:1])
     except ValueError as error:
         complaint = str(error)
     assert "at least 2 frames" in complaint
@@ -76,8 +77,8 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #4c72a6cf
 @pytest.mark.test
 def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_what_the_page_is_told():
-    film = render(random_scene(3), 6, 48, 64).frames
-    jump = np.concatenate([film[:3], film[::-1][:3]])
+    video = render(random_scene(3), 6, 48, 64).frames
+    jump = np.concatenate([video[:3], video[::-1][:3]])
     found = measure_video(jump)
     widget = ConsistencyExplorer(jump, found, names=("residual", "smoothness"))
     state = widget.get_state()
@@ -99,8 +100,8 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_w
     )
     widget.set_state({"overlay": "flow", "row": 5})
     assert (widget.overlay, widget.row) == ("flow", 5) and json.dumps(state["curves"])
-    assert said(measure_video(film[[0] * 4])).startswith("still") and "disordered" in said(
-        measure_video(film[[0, 3, 1, 4, 2, 5]])
+    assert describe_flags(measure_video(video[[0] * 4])).startswith("still") and "disordered" in describe_flags(
+        measure_video(video[[0, 3, 1, 4, 2, 5]])
     )
     bundle = widget._repr_mimebundle_()[0]
     assert (
@@ -111,7 +112,7 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_w
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #f2eaf2de
 @pytest.mark.test
-def test_both_films_have_the_same_size_length_and_moment_and_the_wipe_stays_within_the_picture():
+def test_both_videos_have_the_same_size_length_and_moment_and_the_wipe_stays_within_the_image():
     a, b = render(random_scene(3), 6, 48, 64).frames, render(random_scene(4), 5, 96, 96).frames
     widget = Compare(a, b, ("left", "right"))
     first, second = (Image.open(io.BytesIO(data)) for data in (widget.sheet, widget.other))
@@ -120,8 +121,8 @@ def test_both_films_have_the_same_size_length_and_moment_and_the_wipe_stays_with
     assert (widget.wipe, widget.mode) == (1, "side by side") and len(widget._repr_mimebundle_()[0]["image/jpeg"]) > 2000
     noisy = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)
     widget = Compare(np.zeros_like(noisy), noisy)
-    pictures = [Image.open(io.BytesIO(data)).size for data in (widget.sheet, widget.other)]
-    assert pictures[0] == pictures[1] and len(widget.sheet) + len(widget.other) < 200_000, (
+    images = [Image.open(io.BytesIO(data)).size for data in (widget.sheet, widget.other)]
+    assert images[0] == images[1] and len(widget.sheet) + len(widget.other) < 200_000, (
         "both sheets are cut alike, whatever is in them"
     )
 
@@ -151,13 +152,13 @@ def test_the_attention_explorer_has_every_head_of_every_block_in_order():
 @pytest.mark.test
 def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_noise_that_is_shown():
     pipe, asked = embedded_pipeline(), []
-    film = render(random_scene(3), 4, 64, 64).frames
+    video = render(random_scene(3), 4, 64, 64).frames
 
     def drawn_at_once(**options):
         asked.append((options["noise_strength"], widgets_made[0].message if widgets_made else ""))
         if options["noise_strength"] == 4:
-            raise ValueError("too strong")
-        return film
+            raise TavError("too strong")
+        return video
 
     widgets_made = []
     with mock.patch.object(sys.modules[NoiseExplorer.__module__], "generate", drawn_at_once):
@@ -199,8 +200,8 @@ def test_the_noise_explorer_draws_with_the_real_model():
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #29c8385d
 @pytest.mark.test
 def test_a_page_holds_all_that_its_widgets_show_and_fetches_nothing():
-    film = render(random_scene(3), 4, 32, 48).frames
-    one, two = FrameScrubber(film, label="</script>"), ConsistencyExplorer(film)
+    video = render(random_scene(3), 4, 32, 48).frames
+    one, two = FrameScrubber(video, label="</script>"), ConsistencyExplorer(video)
     with tempfile.TemporaryDirectory() as folder:
         page = save_page(Path(folder) / "page.html", one, two, title="<b>").read_text()
     data = json.loads(re.search('id="widgets">(.*?)</script>', page)[1])

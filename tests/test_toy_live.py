@@ -20,7 +20,14 @@ from tav_nb.toy.scenes import random_scene
 def test_a_cache_of_the_cartoon_world_is_one_that_the_loader_takes():
     with tempfile.TemporaryDirectory() as folder:
         pipe = load_pipeline()
-        loader = ClipLoader(toon_cache(f"{folder}/cache", (3, 4), pipe, 4, 64), 2, (4,), zeros=0, empty=0, pipe=pipe)
+        loader = ClipLoader(
+            toon_cache(f"{folder}/cache", (3, 4), pipe, 4, 64),
+            2,
+            (4,),
+            uncond_zero_prob=0,
+            uncond_empty_prob=0,
+            pipe=pipe,
+        )
         batch = loader.batch(0)
         assert (
             batch["latents"].shape == (2, 4, 4, 8, 8)

@@ -178,7 +178,11 @@ class Numbered:
     "A loader whose clip of number n is always the same, in whatever batch it comes"
 
     def __init__(self, size, bad=(), folder=CACHE):
-        self.inner, self.size, self.bad = ClipLoader(folder, 1, (4,), zeros=0, empty=0), size, bad
+        self.inner, self.size, self.bad = (
+            ClipLoader(folder, 1, (4,), uncond_zero_prob=0, uncond_empty_prob=0),
+            size,
+            bad,
+        )
 
     def batch(self, step):
         numbers = range(step * self.size, (step + 1) * self.size)

@@ -219,7 +219,7 @@ def folder_bytes(folder):
 
 def batches(folder, pipe):
     "All that training reads of a cache"
-    loader = ClipLoader(folder, 2, lengths=8, zeros=0.3, empty=0.3)
+    loader = ClipLoader(folder, 2, lengths=8, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
     check_cache_model(folder, pipe)
     read_manifest(folder)
     return [loader.batch(step) for step in range(2 * len(loader))]

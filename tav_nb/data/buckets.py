@@ -32,7 +32,7 @@ class EncodeOptions:
         None  # buckets have at most the pixels of a square with this side; None: what the model was made for
     )
     multiple: int = 64  # of which sides are multiples, as in SDXL's own training
-    max_aspect: float = 2.5  # no bucket is longer than this; the widest films are 2.4 to 1
+    max_aspect: float = 2.5  # no bucket is longer than this; the widest formats are 2.4 to 1
     flip: bool = False  # also keep a mirrored copy of each clip whose caption does not speak of left or right
     # frames that the VAE gets together, always: another number changes the last bits; 4 of 1024 px fit into 20 GB
     at_once: int = 4
@@ -65,7 +65,7 @@ def buckets(
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #f55f23a9
 def nearest_bucket(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    "The bucket whose shape differs least from a picture's; of two alike, the larger."
+    "The bucket whose shape differs least from an image's; of two alike, the larger."
     return min(
         sizes, key=lambda size: (round(abs(math.log(size[1] / size[0] * height / width)), 6), -size[0] * size[1])
     )
@@ -76,9 +76,9 @@ class MicroConditioning:
     "SDXL's micro-conditioning of a clip, in pixels."
 
     original_size: tuple  # (height, width) of the upright source without its bars
-    crop_top_left: tuple  # (top, left) of the crop in the scaled picture
+    crop_top_left: tuple  # (top, left) of the crop in the scaled image
     target_size: tuple  # (height, width) of the bucket
-    scaled: tuple  # (height, width) of the scaled picture; not part of the conditioning
+    scaled: tuple  # (height, width) of the scaled image; not part of the conditioning
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #59fffb86
 def sizes_for(height: int, width: int, target: tuple[int, int], flip: bool = False) -> MicroConditioning:
@@ -93,7 +93,7 @@ def sizes_for(height: int, width: int, target: tuple[int, int], flip: bool = Fal
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #49b619c2
 def to_bucket(
     frame: np.ndarray,  # uint8 [H, W, 3]
-    sizes: MicroConditioning,  # `MicroConditioning` of a picture of this size
+    sizes: MicroConditioning,  # `MicroConditioning` of an image of this size
     flip: bool = False,  # mirror it first
 ) -> np.ndarray:  # uint8 [h, w, 3]
     "A frame scaled and cut to its bucket."

@@ -96,14 +96,14 @@ def read_manifest(
 
 
 def table_bytes(metadata: "FileMetaData", names: Sequence[str]) -> int:
-    "The unfolded size of some columns of a parquet file, as it says itself"
+    "The unfolded size of some columns of a parquet file, as its metadata states it"
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
 
 
 class CacheInfo(TypedDict, total=False):
-    "What cache.json says"
+    "The contents of cache.json"
 
     schema_version: int
     model: dict[str, str]
@@ -121,7 +121,8 @@ def read_cache_info(folder: Path | str) -> dict:
         return parse_json(path.read_bytes(), CacheInfo, path)
     except OSError as error:
         raise CacheError(
-            f"{path}: cannot be read ({error.strerror}), so nobody knows which model made this cache; {PREPARE_AGAIN}"
+            f"{path}: cannot be read ({error.strerror}), so it is not known which model made this cache;"
+            f" {PREPARE_AGAIN}"
         ) from None
     except SchemaError as error:
         raise CacheError(f"{error}; {PREPARE_AGAIN}") from None
@@ -180,7 +181,7 @@ def check_finite_arrays(arrays: dict) -> str:
 
 def read_npz(path: Path | str, names: Sequence[str] = CLIP_ARRAYS, finite: bool = True) -> dict[str, np.ndarray]:
     """Arrays of a clip by name; raises `CacheError` where the file is missing, broken, lacks one, or has other arrays.
-    `finite=False` leaves out the look for numbers that are not finite
+    `finite=False` leaves out the check for numbers that are not finite
     """
     try:
         arrays = read_arrays(path, names)

@@ -29,23 +29,23 @@ class Window:
     shot: int  # number of the shot in the file
     start: float  # seconds
     stop: float
-    indices: np.ndarray  # int [F], which pictures of the file
+    indices: np.ndarray  # int [F], which frames of the file
     times: np.ndarray  # float64 [F], when they are shown
-    hold_mask: np.ndarray  # bool [F]: the same drawing as the picture before?
-    hold: int  # pictures of the file that a drawing stays
-    fps: float  # pictures a second of the clip, on average
+    hold_mask: np.ndarray  # bool [F]: the same drawing as the frame before?
+    hold: int  # frames of the file that a drawing stays
+    fps: float  # frames a second of the clip, on average
     crop: tuple  # (top, left, height, width)
-    hashes: tuple = ()  # fingerprints of the first, middle and last picture
-    jpegs: tuple = ()  # a few small pictures
+    hashes: tuple = ()  # fingerprints of the first, middle and last frame
+    jpegs: tuple = ()  # a few small frames
 
     @property
     def thumbs(self) -> list[np.ndarray]:  # list of uint8 [h, w, 3]
-        "The small pictures as pixels."
+        "The small frames as pixels."
         return [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in self.jpegs]
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #3e391f25
 def _taken(scan, shot, options):
-    "The numbers of the pictures that a shot's clips are made of."
+    "The numbers of the frames that a shot's clips are made of."
     a, b = shot.start + options.trim, shot.stop - options.trim
     if b <= a:
         return np.zeros(0, int)
@@ -60,7 +60,7 @@ def _taken(scan, shot, options):
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #ecc5e473
 def _pieces(count, options):
-    "(start, stop) of the clips among `count` pictures; the last may be too short."
+    "(start, stop) of the clips among `count` frames; the last may be too short."
     step, pieces, start = options.frames_step, [], 0
     while count - start >= options.min_frames:
         length = min(options.max_frames, max(options.min_frames, (count - start) // step * step))
@@ -115,37 +115,37 @@ def _figures(scan, shot, taken, held):
     )
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #dbaae88c
-def _reason_against(scan, shot, times, figures, hashes, seen, options):
+def _reason_against(scan, shot, times, figures, hashes, kept_hashes, options):
     "Why a clip is dropped, or ''."
     f = figures
     if scan.problem:
         return scan.problem
     if any(a < times[-1] and times[0] < b for a, b in scan.info.broken):
-        return "damaged: a fault in the file spoils these pictures"
+        return "damaged: a fault in the file spoils these frames"
     if shot.kind == "blank":
-        return f"blank: {f['frames']} pictures with a contrast of {f['contrast']:.1f} of 255"
+        return f"blank: {f['frames']} frames with a contrast of {f['contrast']:.1f} of 255"
     if shot.kind != "shot":
-        return f"{shot.kind}: {f['frames']} pictures between two shots"
+        return f"{shot.kind}: {f['frames']} frames between two shots"
     if f["frames"] < options.min_frames:
         return f"short: {f['frames']} frames, fewer than {options.min_frames}"
     if f["still"] > options.max_still:
-        return f"still: {f['still']:.0%} of its pictures are held, more than {options.max_still:.0%}"
+        return f"still: {f['still']:.0%} of its frames are held, more than {options.max_still:.0%}"
     if f["motion"] < options.min_motion:
         return f"still: moves {f['motion']:.2%} of the diagonal a step, less than {options.min_motion:.2%}"
     if f["motion"] > options.max_motion:
         return f"wild: moves {f['motion']:.2%} of the diagonal a step, more than {options.max_motion:.2%}"
-    near = min((_apart(hashes, other) for other in seen), default=65)
+    near = min((_apart(hashes, other) for other in kept_hashes), default=65)
     f["apart"] = near
     return f"duplicate: {near} of 64 bits apart, not more than {options.duplicate}" if near <= options.duplicate else ""
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #4d1bcce7
-def _window(scan, number, shot, taken, seen, options):
+def _window(scan, number, shot, taken, kept_hashes, options):
     "One clip and the decision about it."
     times, last = scan.times[taken], taken[-1] + 1
     held = np.array([False] + [not scan.changed[a + 1 : b + 1].any() for a, b in zip(taken, taken[1:])])[: len(taken)]
     figures = _figures(scan, shot, taken, held)
     hashes = tuple(perceptual_hash(scan.signature[taken[i]]) for i in (0, len(taken) // 2, -1))
-    reason = _reason_against(scan, shot, times, figures, hashes, seen, options)
+    reason = _reason_against(scan, shot, times, figures, hashes, kept_hashes, options)
     stop = max(times[-1] + 1 / options.fps, times[-1]) if last >= len(scan.times) else scan.times[last]
     at = np.array(list(scan.thumbs))
     at = at[(at >= taken[0]) & (at <= taken[-1])]
@@ -174,15 +174,15 @@ def plan(
     options: ShotOptions = ShotOptions(),
 ) -> list[Window]:
     "Every clip of a file, kept or dropped, in order; nothing is read."
-    windows, seen = [], []
+    windows, kept_hashes = [], []
     for number, shot in enumerate(scan.shots):
         taken = _taken(scan, shot, options) if shot.kind == "shot" else np.arange(shot.start, shot.stop)
         if not len(taken):
             taken = np.arange(shot.start, shot.stop)
         for start, stop in _pieces(len(taken), options) if shot.kind == "shot" else [(0, len(taken))]:
-            window = _window(scan, number, shot, taken[start:stop], seen, options)
+            window = _window(scan, number, shot, taken[start:stop], kept_hashes, options)
             if window.kept:
-                seen.append(window.hashes)
+                kept_hashes.append(window.hashes)
             windows.append(window)
     return windows
 
@@ -192,15 +192,15 @@ def read_windows(
     windows: Sequence[Window],  # of `plan`, in its order; any choice of them
     info: VideoInfo,  # `Scan.info`
 ) -> Iterator[np.ndarray]:  # yields uint8 [F, H, W, 3] a window
-    "The clips' pictures in full size, upright, with square pixels, without combs and bars, in one pass."
+    "The clips' frames in full size, upright, with square pixels, without combs and bars, in one pass."
     waiting, filled = list(windows), []
     if not waiting:
         return
-    for i, picture in enumerate(VideoReader(path, repair=info.fields, limits=info.limits)):
+    for i, frame in enumerate(VideoReader(path, repair=info.fields, limits=info.limits)):
         while waiting and waiting[0].indices[0] <= i:
             filled.append((waiting.pop(0), []))
         if any(i in window.indices for window, _ in filled):
-            rgb = picture.rgb()
+            rgb = frame.rgb()
         for window, frames in filled:
             top, left, height, width = window.crop
             frames += [rgb[top : top + height, left : left + width]] * int((window.indices == i).sum())

@@ -100,7 +100,7 @@ def mark_copies(
     "The same items; one that means the same part of the same bytes as an earlier one has a `refusal` that names it."
     sizes, hashes, first, marked = {}, {}, {}, []
     for path in dict.fromkeys(item.path for item in items if not item.refusal):
-        with suppress(OSError):  # what cannot be read is said when it is planned
+        with suppress(OSError):  # what cannot be read is reported when it is planned
             sizes.setdefault(tuple(sorted(file.stat().st_size for file in _files(path))), []).append(path)
     for path in (path for paths in sizes.values() if len(paths) > 1 for path in paths):
         with suppress(OSError):

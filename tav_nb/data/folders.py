@@ -42,15 +42,15 @@ UNKNOWN_LICENCE = "unknown"
 class Item:
     "One piece of animation on disk and what is known about it."
 
-    path: Path  # a video, an animated picture or a folder of PNGs
+    path: Path  # a video, an animated image or a folder of PNGs
     name: str  # unique in its collection, the same tomorrow, fit for a file name
-    caption: str | None = None  # what it shows; None if nobody said
+    caption: str | None = None  # what it shows; None if it is not stated
     source: str = ""  # where it is from, for the credits
     licence: str = UNKNOWN_LICENCE
     start: float | None = None  # seconds; only the part from here
     stop: float | None = None  # to here, exclusive; None is the end
     fps: float | None = None  # drawings a second, for folders, which have no time of their own
-    extra: dict = field(default_factory=dict)  # what else a table said
+    extra: dict = field(default_factory=dict)  # the other columns of a table
     refusal: str = ""  # why no clip is made of it, such as "not read: .psd is no format that is read"
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #16b7ba93
@@ -73,7 +73,7 @@ def item_name(
 # %% ../../nbs/4_real_clips/71_folders.ipynb #018ac39d
 CLIP_SUFFIXES = tuple(
     sorted((*VIDEO_SUFFIXES, ".apng", ".avif", ".gif", ".webp"))
-)  # the last four are opened by Pillow, and may hold one picture or many
+)  # the last four are opened by Pillow, and may hold one image or many
 SINGLE_IMAGE_SUFFIXES = tuple(
     suffix for suffix in STILL_SUFFIXES if suffix not in CLIP_SUFFIXES
 )  # one of them is no clip, a folder of them is
@@ -120,7 +120,7 @@ class Listing:
     def __init__(self, root: Path):
         self.root = Path(root)
         self.videos = []  # files with a suffix of `CLIP_SUFFIXES`
-        self.sequences = []  # folders with several pictures and no video
+        self.sequences = []  # folders with several images and no video
         self.refused = []  # (path, reason) of what has a caption and cannot be a clip
         for folder, files in _folders(self.root, self.refused):
             self._add(folder, files)
@@ -135,7 +135,7 @@ class Listing:
         texts = {path.stem for path in files if path.suffix.lower() == ".txt"}
         videos = [path for path in files if path.suffix.lower() in CLIP_SUFFIXES]
         for path in videos:
-            if path.is_file() or not path.exists():  # a link whose file is gone is said when it is read
+            if path.is_file() or not path.exists():  # a link whose file is gone is reported when it is read
                 self.videos.append(path)
             else:
                 self.refused.append((path, "not read: neither a file nor a folder"))
@@ -150,7 +150,7 @@ class Listing:
                     (
                         path,
                         (
-                            f"not read: {suffix} is one picture, and a clip is many"
+                            f"not read: {suffix} is one image, and a clip is many"
                             if suffix in SINGLE_IMAGE_SUFFIXES
                             else f"not read: {suffix or 'a name without a suffix'} is no format that is read"
                         ),
@@ -190,7 +190,7 @@ class CaptionFiles:
         try:
             names = sorted(os.listdir(folder))
         except OSError:
-            return {}  # what is missing there is said when it is read
+            return {}  # what is missing there is reported when it is read
         found = {}
         for path in (folder / name for name in names):
             if path.suffix.lower() == ".txt" and path.is_file():
@@ -204,7 +204,7 @@ def _refusal(path: Path) -> str:
         return "not read: neither a file nor a folder"
     suffix = path.suffix.lower()
     if suffix in SINGLE_IMAGE_SUFFIXES and os.path.isfile(path):
-        return f"not read: {suffix} is one picture, and a clip is many"
+        return f"not read: {suffix} is one image, and a clip is many"
     return (
         f"not read: {suffix} is no format that is read"
         if suffix in (".txt", *TABLE_SUFFIXES) and not os.path.isdir(path)
@@ -219,15 +219,17 @@ def make_item(
     if not is_utf8(str(path)):
         raise CollectionError(f"{path}: this name is not UTF-8; rename the file or folder")
     row = check_row(row, where)
-    said = {name: row[name] for name in ("caption", "licence", "source") if row.get(name) is not None}
+    stated = {name: row[name] for name in ("caption", "licence", "source") if row.get(name) is not None}
     if row.get("license") is not None:
-        said.setdefault("licence", row["license"])
+        stated.setdefault("licence", row["license"])
     times = row_times(row, where)
     extra = {name: value for name, value in row.items() if name not in KNOWN_COLUMNS and value is not None}
     relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
     name = item_name(relative if path != root else path.resolve().name, times.get("start"), times.get("stop"))
-    beside = (captions or CaptionFiles())(path) if "caption" not in said else None
-    return Item(path, name, **{"caption": beside, "refusal": _refusal(path), **known, **said, **times, "extra": extra})
+    beside = (captions or CaptionFiles())(path) if "caption" not in stated else None
+    return Item(
+        path, name, **{"caption": beside, "refusal": _refusal(path), **known, **stated, **times, "extra": extra}
+    )
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #0902d2d5
 def find_table(root: Path) -> Path | None:
@@ -288,7 +290,7 @@ def rows_by_path(table: Path | None, places: PathResolver) -> dict[Path, list[tu
             continue
         if row.get("file") is None:
             raise CollectionError(
-                f"{where}: has no file; it says"
+                f"{where}: has no file; it holds"
                 f" {', '.join(f'{name} {str(value)[:40]!r}' for name, value in row.items() if value is not None)}"
             )
         path = places(check_row(row, where)["file"])
@@ -296,13 +298,13 @@ def rows_by_path(table: Path | None, places: PathResolver) -> dict[Path, list[tu
         if (first := parts.setdefault(part, where)) != where:
             raise CollectionError(
                 f"{where}: names {path.name} again, as {first.removeprefix(f'{table}, ')} does, without a start or stop"
-                " that would tell the two apart"
+                " that distinguishes the two"
             )
         found.setdefault(path, []).append((where, row))
     return found
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #e7f2e624
-NO_CAPTION = "no caption: a folder of pictures is a clip if a text beside it or a table says what it shows"
+NO_CAPTION = "no caption: a folder of images is a clip if a text beside it or a table says what it shows"
 
 
 def check_files_exist(table: Path, root: Path, rows: dict) -> None:
@@ -321,12 +323,12 @@ def check_files_exist(table: Path, root: Path, rows: dict) -> None:
 def read_folder(
     root: Path | str,  # a folder of videos, at any depth
     table: Path | str | None = None,  # its .csv, .jsonl or .parquet; the only one in the folder unless given
-    **known: Any,  # caption, source, licence, fps: for items that nothing else is said about
+    **known: Any,  # caption, source, licence, fps: where nothing else is stated
 ) -> list[Item]:
     """The videos in a folder, with captions from `clip.txt` beside `clip.mp4` or from one table. Raises
     `CollectionError`.
 
-    At the end come items with a `refusal`: what has a caption and is not read, and folders of pictures without one.
+    At the end come items with a `refusal`: what has a caption and is not read, and folders of images without one.
     """
     root = Path(root)
     table = Path(table) if table else find_table(root)

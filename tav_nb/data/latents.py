@@ -106,7 +106,7 @@ class Planned:
     flip: bool = False
     sha256: str = ""  # of the source
     item: str = ""  # the name of its item
-    repair: str = ""  # what was done to its pictures: `VideoInfo.treatment`
+    repair: str = ""  # what was done to its images: `VideoInfo.treatment`
 
 # %% ../../nbs/4_real_clips/22_encode.ipynb #45615f67
 def thumb_strip(thumbs: Sequence[np.ndarray], height: int = 64, count: int = 6) -> tuple[bytes, int]:

@@ -87,9 +87,9 @@ def cut_clip(
 def check_cache_model(folder: Path | str, pipe: "StableDiffusionXLPipeline") -> None:
     "Raises `CacheError` unless the cache was made with the VAE and the text encoders of this pipeline"
 
-    about, ours = read_cache_info(folder), model_fingerprint(pipe)
-    theirs = about.get("model") or {}
-    if wrong := " and ".join(part for part in ours if theirs.get(part) != ours[part]):
+    about, expected = read_cache_info(folder), model_fingerprint(pipe)
+    cached = about.get("model") or {}
+    if wrong := " and ".join(part for part in expected if cached.get(part) != expected[part]):
         raise CacheError(
             f"{folder}: made with {printable(about.get('model_name') or 'another model')}, which differs in {wrong};"
             " train with that one, or prepare a cache for this one"
@@ -123,7 +123,7 @@ class Plan:
 
     def __getitem__(self, step):  # clip numbers [size], length
         epoch, place = divmod(step, self.length)
-        if self.epoch != epoch:  # the last one asked for is remembered
+        if self.epoch != epoch:  # the last one is kept
             self.epoch, self.batches = epoch, plan_epoch(self.clips, self.lengths, self.size, self.seed, epoch)
         return self.batches[place]
 
@@ -137,7 +137,9 @@ class Plan:
         ).hexdigest()[:12]
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #6d8cdcee
-def check_arguments(batch_size: int, lengths: Sequence[int], rank: int, world: int, zeros: float, empty: float) -> None:
+def check_arguments(
+    batch_size: int, lengths: Sequence[int], rank: int, world: int, uncond_zero_prob: float, uncond_empty_prob: float
+) -> None:
     "Raises `ValueError` for arguments of `ClipLoader` that make no sense"
     if batch_size < 1:
         raise TavError(f"batch_size={batch_size}: at least 1 clip")
@@ -145,8 +147,11 @@ def check_arguments(batch_size: int, lengths: Sequence[int], rank: int, world: i
         raise TavError(f"lengths={lengths}: clips need at least 2 frames, or there is nothing to learn about time")
     if not 0 <= rank < world:
         raise TavError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
-    if min(zeros, empty) < 0 or zeros + empty > 1:
-        raise TavError(f"zeros={zeros}, empty={empty}: shares of all clips, together at most 1")
+    if min(uncond_zero_prob, uncond_empty_prob) < 0 or uncond_zero_prob + uncond_empty_prob > 1:
+        raise TavError(
+            f"uncond_zero_prob={uncond_zero_prob}, uncond_empty_prob={uncond_empty_prob}: shares of all clips,"
+            " together at most 1"
+        )
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #d55a053e
 class ClipLoader:
@@ -166,18 +171,18 @@ class ClipLoader:
         seed: int = 0,
         rank: int = 0,  # which of
         world: int = 1,  # so many processes this one is
-        zeros: float = 0.05,  # share of clips whose caption becomes zeros, as in sampling without a negative prompt
-        empty: float = 0.05,  # share whose caption becomes the empty one, as in sampling with an empty negative prompt
+        uncond_zero_prob: float = 0.05,  # share of clips with zeros as caption, as without a negative prompt
+        uncond_empty_prob: float = 0.05,  # share with the empty caption, as with an empty negative prompt
         pipe: "StableDiffusionXLPipeline | None" = None,  # if given, it has to be the model that made the cache
-        # raise `CacheError` for a clip with numbers that are not finite; False leaves that to whoever takes the batches
+        # raise `CacheError` for a clip with numbers that are not finite; False leaves that to the caller
         finite: bool = True,
     ):
         lengths = sorted(set(np.atleast_1d(lengths).tolist()))
-        check_arguments(batch_size, lengths, rank, world, zeros, empty)
+        check_arguments(batch_size, lengths, rank, world, uncond_zero_prob, uncond_empty_prob)
         self.finite = finite
-        self.folder, self.shares, self.mine = (
+        self.folder, self.shares, self.positions = (
             Path(folder),
-            (zeros, empty),
+            (uncond_zero_prob, uncond_empty_prob),
             range(rank * batch_size, (rank + 1) * batch_size),
         )
         kept = [
@@ -212,7 +217,7 @@ class ClipLoader:
         numbers, length = self.plan[step]
         clips = [
             self.clip(numbers[place], length, np.random.default_rng([self.plan.seed, step, place]))
-            for place in self.mine
+            for place in self.positions
         ]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
@@ -239,7 +244,7 @@ class ClipLoader:
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #aba52615
 class StepDataset(torch.utils.data.Dataset):
-    "A loader as PyTorch's `DataLoader` wants it: a thing with an item for each step"
+    "A loader as PyTorch's `DataLoader` takes it: an item for each step"
 
     def __init__(self, loader: ClipLoader):
         self.loader = loader
@@ -252,7 +257,7 @@ def stream_batches(
     loader: ClipLoader,  # a `ClipLoader`
     start: int = 0,  # the first step; that after the last one done, to go on
     stop: int | None = None,  # the step before which to end; None never ends
-    workers: int = 0,  # processes that read ahead; 0 reads when asked
+    workers: int = 0,  # processes that read ahead; 0 reads in this process
 ) -> Iterator[dict[str, torch.Tensor]]:
     "Iterate over the batches from step `start` on, in order; the number of workers changes nothing but the speed"
     steps = itertools.count(start) if stop is None else range(start, stop)

@@ -55,23 +55,23 @@ class _Prefetcher:
         self.waiting, self.read, self.ready, self.workers = iter(jobs), read, queue.Queue(depth), workers
         self.stop, self.lock = threading.Event(), threading.Lock()
 
-    def put(self, thing):
+    def put(self, result):
         while not self.stop.is_set():
             try:
-                return self.ready.put(thing, timeout=0.1)
+                return self.ready.put(result, timeout=0.1)
             except queue.Full:
                 pass
 
     def work(self):
-        "What one thread does: job after job, and tell when there are no more."
+        "What one thread does: job after job, until there are no more."
         try:
             while not self.stop.is_set():
                 with self.lock:
                     job = next(self.waiting, self.stop)
                 if job is self.stop:
                     break
-                for thing in self.read(job):
-                    self.put((job, thing))
+                for result in self.read(job):
+                    self.put((job, result))
                     if self.stop.is_set():
                         return
                 self.put((job, None))
@@ -79,23 +79,23 @@ class _Prefetcher:
             self.put(error)
         self.put(self.stop)
 
-    def things(self):
-        "What all threads have read, until the last has told that there is no more."
+    def results(self):
+        "What all threads have read, until the last has ended."
         while self.workers:
-            thing = self.ready.get()
-            if isinstance(thing, BaseException):
-                raise thing
-            if thing is self.stop:
+            result = self.ready.get()
+            if isinstance(result, BaseException):
+                raise result
+            if result is self.stop:
                 self.workers -= 1
             else:
-                yield thing
+                yield result
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #c8cc184a
 @contextmanager
 def prefetch(
     jobs: Iterable[Any], read: Callable[[Any], Iterable[Any]], workers: int = 2, depth: int = 2
 ) -> Iterator[Iterator[tuple[Any, Any]]]:
-    """Inside the `with`, an iterator over (job, thing) for all things that `read(job)` yields; a job's things come in
+    """Inside the `with`, an iterator over (job, result) for all results that `read(job)` yields; a job's results are in
     order, `None` after its last.
     """
     ahead = _Prefetcher(jobs, read, workers, depth)
@@ -103,7 +103,7 @@ def prefetch(
     for thread in threads:
         thread.start()
     try:
-        yield ahead.things()
+        yield ahead.results()
     finally:
         ahead.stop.set()
         for thread in threads:
@@ -165,7 +165,7 @@ class Summary:
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #bc18f683
 def rank_and_world() -> tuple[int, int]:
-    "(rank, world) as `torchrun` and `accelerate launch` say it in the environment; (0, 1) without them."
+    "(rank, world) from the environment that `torchrun` and `accelerate launch` set; (0, 1) without them."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #4b62b8d3
@@ -176,14 +176,14 @@ class _Run:
         self.cache, self.encoder, self.shots, self.progress = cache, encoder, shots, progress
         self.summary, self.plans = Summary(), {}  # plans: id of a file's items -> what came with 'plan'
 
-    def take(self, items, kind, *what):
-        "One thing that a thread has read."
+    def handle(self, items, kind, *what):
+        "One result that a thread has read."
         if kind == "done":
             self.plans[id(items)] = what[0]
         elif kind == "plan":
             self.plans[id(items)] = list(what)
             if self.cache.record(items):
-                self.cache.outdated()
+                self.cache.remove_manifest()
         elif kind == "broken":
             self.plans[id(items)][2] = [clip.row for clip in refused_clips(items, f"unreadable: {what[0]}")]
         else:
@@ -246,20 +246,20 @@ def _work(run, groups, workers):
     def read(items):
         return _read_file(items, run.cache, run.encoder, run.shots)
 
-    with safe_vae(run.encoder.pipe.vae), prefetch(groups, read, workers) as things:
+    with safe_vae(run.encoder.pipe.vae), prefetch(groups, read, workers) as results:
         while True:
-            asked = time.perf_counter()
-            items, thing = next(things, (None, None))
-            run.summary.waited += time.perf_counter() - asked
+            wait_start = time.perf_counter()
+            items, result = next(results, (None, None))
+            run.summary.waited += time.perf_counter() - wait_start
             if items is None:
                 return
-            run.take(items, *thing) if thing else run.finish(items)
+            run.handle(items, *result) if result else run.finish(items)
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #69e2e5d2
 def prepare(
     items: Sequence[Item],  # of `open_source`; each with a caption
     out: Path | str,  # the folder of the cache; made if need be
-    pipe: "StableDiffusionXLPipeline",  # an SDXL pipeline on the device that shall encode
+    pipe: "StableDiffusionXLPipeline",  # an SDXL pipeline on the device that encodes
     shots: ShotOptions | None = ShotOptions(),  # how clips are cut and chosen
     options: EncodeOptions = EncodeOptions(),  # how they become latents
     rank: int | None = None,  # which share of the files is done here; from the environment unless given

@@ -149,7 +149,7 @@ def row_figures(row: dict) -> dict[str, float]:
 
 
 def row_thumbnails(row: dict) -> Image.Image | None:
-    "The small pictures of a clip, opened but not decoded; None if there are none, or none that can be read"
+    "The small images of a clip, opened but not decoded; None if there are none, or none that can be read"
     try:
         return Image.open(io.BytesIO(row["thumbs"] or b""), formats=["JPEG"])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -157,14 +157,14 @@ def row_thumbnails(row: dict) -> Image.Image | None:
 
 
 def clip_record(row: dict[str, Any]) -> dict[str, Any]:
-    "A row as the page wants it"
+    "The values that the page shows for a row"
     strip = row_thumbnails(row)
     width, height = strip.size if strip else (0, 0)
     figures = {name: float(f"{value:.3g}") for name, value in row_figures(row).items()}
     file, size = (
         "/".join(Path(row["file"]).parts[-2:]),
         f"{row['width']} × {row['height']}" if row["width"] else "",
-    )  # a page that is sent on shall not tell of somebody's disk
+    )  # a page that is sent on must not show the folders of a disk
     figures = {"frames": row["frames"], "fps": float(f"{row['fps']:.3g}")} | figures if row["frames"] else figures
     return dict(
         name=row["clip"] or file,
@@ -247,11 +247,11 @@ class show_clips:
         file, text = io.BytesIO(), summary(self.rows)
         sheet.save(file, "JPEG", quality=75)
         jpeg = base64.b64encode(file.getvalue()).decode()
-        picture = (  # seen only where frames are not allowed
+        image = (  # seen only where frames are not allowed
             f'<img alt="{html.escape(text)}" src="data:image/jpeg;base64,{jpeg}">'
         )
         frame = (
             f'<iframe srcdoc="{html.escape(render_report(self.rows))}" title="clips, kept and dropped"'
-            f' style="width:100%;height:{self.height}px;border:1px solid #8888">{picture}</iframe>'
+            f' style="width:100%;height:{self.height}px;border:1px solid #8888">{image}</iframe>'
         )
         return {"text/html": frame, "image/jpeg": jpeg, "text/plain": text}

@@ -51,7 +51,7 @@ class _OneThread:
 _one_thread = _OneThread()
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #b1a5415b
-GREY_LEVEL = 26  # hue says nothing where saturation or value is below a tenth
+GREY_LEVEL = 26  # hue has no meaning where saturation or value is below a tenth
 
 
 def _content(cv2, hsv, before):
@@ -79,8 +79,8 @@ class _Bars:
     def __init__(self):
         self.rows, self.columns = 0, 0
 
-    def see(self, grey):
-        "One full-size picture, uint8 [H, W]."
+    def add(self, grey):
+        "One full-size frame, uint8 [H, W]."
         self.rows, self.columns = np.maximum(self.rows, grey.max(1)), np.maximum(self.columns, grey.max(0))
 
     def crop(self, level):  # (top, left, height, width)
@@ -102,7 +102,7 @@ def _jpeg(cv2, rgb):  # bytes
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #17eaa66f
 def _cropped(thumbs, crop, size):  # dict number -> JPEG
-    "The thumbnails without bars; `crop` is meant for pictures of `size` (H, W)."
+    "The thumbnails without bars; `crop` is meant for frames of `size` (H, W)."
     if crop == (0, 0, *size):
         return thumbs
     cv2, (top, left, height, width) = _cv2(), crop
@@ -119,15 +119,15 @@ FIGURES = "score", "difference", "changed", "motion", "pan", "luma", "contrast"
 
 
 class _Store:
-    """Signatures and thumbnails, kept in few large pieces: small ones between the pictures that come and go would tear
-    holes into memory.
+    """Signatures and thumbnails, kept in few large pieces: small ones between frames that come and go would fragment
+    memory.
     """
 
     def __init__(self):
         self.blocks, self.count, self.jpegs, self.spans = [], 0, io.BytesIO(), {}
 
     def sign(self, cv2, small):
-        "Keep the picture in 32x18 pixels."
+        "Keep the frame in 32x18 pixels."
         if self.count % 512 == 0:
             self.blocks.append(np.empty((512, 18, 32, 3), np.uint8))
         cv2.resize(small, (32, 18), dst=self.blocks[-1][self.count % 512], interpolation=cv2.INTER_AREA)
@@ -145,13 +145,13 @@ class _Store:
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #38ebd6d5
 def measure_frames(reader: VideoReader, options: ShotOptions) -> tuple[dict[str, Any], "_Bars"]:
-    "Look at every picture once; a dict of arrays, the thumbnails, the bars."
+    "Look at every frame once; a dict of arrays, the thumbnails, the bars."
     cv2 = _cv2()
     rows, store, bars, flow = [], _Store(), _Bars(), DisFlow("ultrafast")
     holds = HoldDetector(options.change, cell=4, means_first=False)  # cells of 8 x 8 pixels, as the frames are halved
-    grey, hsv, seen = None, None, -math.inf
-    for i, picture in enumerate(reader):
-        small = np.ascontiguousarray(picture.rgb(fit_size(picture.size, options.side)))
+    grey, hsv, last_thumbnail = None, None, -math.inf
+    for i, frame in enumerate(reader):
+        small = np.ascontiguousarray(frame.rgb(fit_size(frame.size, options.side)))
         before, hsv, now = hsv, cv2.cvtColor(small, cv2.COLOR_RGB2HSV), cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         half = cv2.resize(small, fit_size(small.shape[:2], max(small.shape) // 2)[::-1], interpolation=cv2.INTER_AREA)
         score = _content(cv2, hsv, before) if i else 0.0
@@ -161,11 +161,11 @@ def measure_frames(reader: VideoReader, options: ShotOptions) -> tuple[dict[str,
             grey = now
         rows.append((score, difference, changed, *moved, *(float(x[0, 0]) for x in cv2.meanStdDev(now))))
         store.sign(cv2, small)
-        if picture.time < seen + THUMB_EVERY:
+        if frame.time < last_thumbnail + THUMB_EVERY:
             continue
-        seen = picture.time
+        last_thumbnail = frame.time
         store.keep(i, _jpeg(cv2, small))
-        bars.see(picture.grey())
+        bars.add(frame.grey())
     signature, thumbs = store.taken()
     return dict(zip(FIGURES, map(np.array, zip(*rows))), signature=signature, thumbs=thumbs), bars
 
@@ -176,22 +176,22 @@ class Scan:
 
     path: str
     info: VideoInfo
-    times: np.ndarray  # float64 [N], seconds from the first picture
-    score: np.ndarray  # [N], change of colours against the picture before
+    times: np.ndarray  # float64 [N], seconds from the first frame
+    score: np.ndarray  # [N], change of colours against the frame before
     difference: np.ndarray  # [N], largest change in a cell against the drawing before
     changed: np.ndarray  # bool [N]: is this a new drawing?
     motion: np.ndarray  # [N], mean motion since the drawing before, as a share of the diagonal
-    pan: np.ndarray  # [N], share of the picture that moves as one
+    pan: np.ndarray  # [N], share of the frame that moves as one
     luma: np.ndarray  # [N], mean brightness, 0..255
     contrast: np.ndarray  # [N], standard deviation of the brightness
-    signature: np.ndarray  # uint8 [N, 18, 32, 3], the picture very small
-    thumbs: dict  # number of a picture -> JPEG
+    signature: np.ndarray  # uint8 [N, 18, 32, 3], the frame very small
+    thumbs: dict  # number of a frame -> JPEG
     shots: tuple  # of `Shot`s, in order
     crop: tuple  # (top, left, height, width) without bars
     problem: str  # '' if all is well
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #3c4ed061
-FRAME_COUNT_SLACK = 2  # some containers promise as many pictures too much: the time that reordered pictures are late
+FRAME_COUNT_SLACK = 2  # some containers promise as many frames too much: the time that reordered frames are late
 
 
 def _problem(info, options):
@@ -200,18 +200,18 @@ def _problem(info, options):
         info.refused or info.decoded < info.expected - FRAME_COUNT_SLACK
     )
     if few:
-        return f"damaged: {info.decoded} of {info.expected} pictures could be decoded" + (
+        return f"damaged: {info.decoded} of {info.expected} frames could be decoded" + (
             f"; {info.problem}" if info.problem else ""
         )
     return info.problem and f"damaged: {info.problem}"
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #bec0769e
 def scan(
-    path: Path | str,  # a video, an animated GIF or WebP, or a folder of pictures
+    path: Path | str,  # a video, an animated GIF or WebP, or a folder of frames
     options: ShotOptions = ShotOptions(),
-    fps: float | None = None,  # pictures a second of a folder of pictures
+    fps: float | None = None,  # frames a second of a folder of frames
 ) -> Scan:
-    """Look once at every picture of a file, in at most `options.side` pixels, and keep figures only.
+    """Look once at every frame of a file, in at most `options.side` pixels, and keep figures only.
 
     What is interlaced or telecined is read a second time, without combs. Raises `SourceError` if nothing can be read or
     the file is beyond a limit; a damaged file gives a `Scan` that says so in `problem`.

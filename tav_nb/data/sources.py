@@ -97,7 +97,7 @@ def read_anita(
     | None = None,  # with a column `file` such as Hero/scene_1/composition; the only one in the folder unless given
     layer: str = "composition",  # or "color", "sketch"
     fps: float = 12.0,  # drawings a second, which the dataset does not say
-    **known: Any,  # caption, source, licence: for items that nothing else is said about
+    **known: Any,  # caption, source, licence: where nothing else is stated
 ) -> list[Item]:
     """The scenes of the Anita dataset, each a folder of PNGs, with the licence of its production. Raises
     `CollectionError`.
@@ -119,7 +119,7 @@ def read_anita(
         production = path.parent.parent.name
         about = {"source": f"Anita Dataset, {production}", "licence": anita_licence(production), "fps": fps, **known}
         if path not in chosen and path in layers:
-            about["refusal"] = f"not read: of the layer {path.name}, and {layer} is asked for"
+            about["refusal"] = f"not read: of the layer {path.name}, and {layer} is wanted"
         made += [
             make_item(root, path, row, where, captions, **about) for where, row in rows.get(path, [(table or path, {})])
         ]
@@ -131,7 +131,7 @@ def read_anita(
                 {},
                 scene,
                 captions,
-                **known | {"refusal": f"not read: has no pictures of the layer {layer}"},
+                **known | {"refusal": f"not read: has no images of the layer {layer}"},
             )
         )
     for path in find_videos(root):
@@ -160,7 +160,7 @@ def is_sakuga(path: Path) -> bool:
         return path.suffix.lower() == ".parquet" and {"identifier", "scene_start_time"} <= set(
             open_parquet(path).schema_arrow.names
         )
-    except (OSError, ValueError):
+    except CollectionError:
         return False
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #4f7525cc
@@ -172,20 +172,31 @@ def _held_rows(table, videos, away):
     there = opened.schema_arrow.names
     check_columns(table, there, SAKUGA)
     names = [name for name in dict.fromkeys((*SAKUGA, *SAKUGA_KEPT)) if name in there]
-    try:
-        for batch in opened.iter_batches(columns=names):
-            held = [str(name).partition(":")[0] in videos for name in batch.column("identifier").to_pylist()]
-            away["rows"] += len(held) - sum(held)
-            for row, wanted in zip(batch.to_pylist(), held):
-                number += 1
-                if wanted:
-                    yield number, {name: cell_value(value) for name, value in row.items()}
-    except Exception as error:  # as in `open_parquet`
-        raise CollectionError(f"{table}: cannot be read as parquet: {one_line(error)}") from None
+    for rows in _batches(table, opened, names):
+        held = [str(row["identifier"]).partition(":")[0] in videos for row in rows]
+        away["rows"] += len(held) - sum(held)
+        for row, wanted in zip(rows, held):
+            number += 1
+            if wanted:
+                yield number, {name: cell_value(value) for name, value in row.items()}
+
+
+def _batches(table, opened, names):
+    "The rows of a parquet file, some thousand at a time."
+    batches = opened.iter_batches(columns=names)
+    while True:
+        try:
+            batch = next(batches, None)
+            rows = batch.to_pylist() if batch else []
+        except Exception as error:  # as in `open_parquet`
+            raise CollectionError(f"{table}: cannot be read as parquet: {one_line(error)}") from None
+        if batch is None:
+            return
+        yield rows
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #c4a6b6d9
 def _scene(root, path, number, row, table, captions, known):
-    "The item of one row; what is wrong in it is the item's `refusal`, since nobody can edit such a table."
+    "The item of one row; what is wrong in it is the item's `refusal`, since such a table is not edited by hand."
     name, tags = str(row["identifier"]), row.get("anime_tags") or row.get("user_tags")
     about = {
         "caption": row["text_description"] or tags,
@@ -213,7 +224,7 @@ def _scene(root, path, number, row, table, captions, known):
 def read_sakuga(
     table: Path | str,  # a parquet table of Sakuga-42M
     videos: Path | str | None = None,  # the folder with 140633.mp4 and so on; the table's own unless given
-    **known: Any,  # caption, source, licence: for items that nothing else is said about
+    **known: Any,  # caption, source, licence: where nothing else is stated
 ) -> list[Item]:
     """The scenes that a Sakuga-42M table lists in the videos that are there. Raises `CollectionError`.
 
@@ -272,7 +283,7 @@ def _reader(path):
 def open_source(
     path: Path | str,  # a folder of videos, the Anita dataset, a table, or one video
     caption: str | None = None,  # for the items that have none
-    **options: Any,  # of the reader: table, layer, fps, videos; source, licence where nothing is said
+    **options: Any,  # of the reader: table, layer, fps, videos; source, licence where nothing is stated
 ) -> list[Item]:
     """All items of a source, each with a caption or with a `refusal`; those with a refusal come last.
 
@@ -307,7 +318,7 @@ def open_source(
         )
     names = Counter(item.name for item in items)
     if twice := [item.path.name for item in items if names[item.name] > 1]:
-        raise CollectionError(f"{path}: names {twice[0]} twice, without a start or stop that would tell the two apart")
+        raise CollectionError(f"{path}: names {twice[0]} twice, without a start or stop that distinguishes the two")
     return items
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #3c9b139f

@@ -338,7 +338,7 @@ def row_times(row: dict, where: str) -> dict:
     "The numbers in a row; raises `CollectionError` with the place."
     try:
         times = {name: parse_seconds(row[name]) for name in ("start", "stop", "fps") if row.get(name) is not None}
-    except ValueError as error:
+    except TavError as error:
         raise CollectionError(f"{where}: {error}") from None
     if not 0 < times.get("fps", 1) <= 1000:
         raise CollectionError(f"{where}: fps {times['fps']:g} must be above 0 and at most 1000")

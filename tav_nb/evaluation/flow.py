@@ -27,9 +27,9 @@ class ConsistencyError(TavError):
 
 
 def check_video(
-    frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3], or a sequence of pictures [H, W, 3] of one size
+    frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3], or a sequence of images [H, W, 3] of one size
 ) -> np.ndarray:  # uint8 [F, H, W, 3]
-    "A film as one array. Raises `ConsistencyError` for one frame, several sizes, grey, alpha, or other than 8 bits."
+    "A video as one array. Raises `ConsistencyError` for one frame, several sizes, grey, alpha, or other than 8 bits."
     shapes = sorted({np.shape(frame) for frame in frames})
     if len(frames) < 2:
         raise ConsistencyError(f"at least 2 frames are needed to compare any, not {len(frames)}")
@@ -129,7 +129,7 @@ def warp(
     image: np.ndarray,  # [H, W, C], bytes or float32
     flow: np.ndarray,  # float32 [H, W, 2], in pixels
 ) -> np.ndarray:  # float32 [H, W, C]
-    "The picture at `x + flow(x)` for every pixel x, bilinear; beyond the border comes the border."
+    "The image at `x + flow(x)` for every pixel x, bilinear; beyond the border comes the border."
     cv2, (xs, ys) = require_cv2(), _grid(flow)
     return cv2.remap(
         np.asarray(image, np.float32),
@@ -183,7 +183,7 @@ def top_speed(flow: np.ndarray) -> float:  # float, in pixels
 # %% ../../nbs/3_does_it_move/79_flow.ipynb #d4eab798
 def tof(
     now: np.ndarray,
-    after: np.ndarray,  # uint8 [H, W, 3], of the film
+    after: np.ndarray,  # uint8 [H, W, 3], of the video
     reference_now: np.ndarray,
     reference_after: np.ndarray,  # uint8 [H, W, 3], of the real one
 ) -> float:  # float, in pixels
@@ -202,7 +202,7 @@ def track_box(
     box: Box,  # (top, left, height, width) in pixels, floats
     flow: np.ndarray,  # float32 [H, W, 2], from this frame to the next
 ) -> Box:  # the box in the next frame
-    "Move a region with the median of the flow inside; it stays within the picture."
+    "Move a region with the median of the flow inside; it stays within the image."
     (top, left, height, width), (y, x) = box, _corner(box, flow.shape)
     dx, dy = np.median(flow[y : y + round(height), x : x + round(width)].reshape(-1, 2), axis=0)
     return (

@@ -39,9 +39,9 @@ from ..utils.frame_changes import HoldDetector, motion, peaks
 def dynamic_degree(
     speeds: Sequence[float],  # `top_speed` of each pair, of frames taken about 8 times a second
     size: tuple[int, int],  # (height, width) in pixels
-    fps: float = 8,  # frames a second of the film; slower films may move faster per pair
+    fps: float = 8,  # frames a second of the video; slower videos may move faster per pair
 ) -> float:  # 1.0 or 0.0
-    """Does the film move? At least round(4 N/16) of N frames are followed by a pair faster than 6 min(H, W)/256 max(1,
+    """Does the video move? At least round(4 N/16) of N frames are followed by a pair faster than 6 min(H, W)/256 max(1,
     8/fps) pixels (VBench).
     """
     limit = max(1, 8 / fps) * 6 * min(size) / 256
@@ -79,7 +79,7 @@ def held_pairs(
 
 def step_ratio(
     frames: np.ndarray,  # uint8 [F, H, W, 3]
-) -> float:  # float; nan for fewer than three frames or a film that is one picture
+) -> float:  # float; nan for fewer than three frames or a video that is one image
     "How much changes over one frame, compared with two."
     one, two = (
         np.mean([1 - flickering(*pair) for pair in zip(frames, frames[d:])]) if len(frames) > d else 0 for d in (1, 2)
@@ -92,7 +92,7 @@ def image_features(
     folder: Path
     | str,  # of a CLIP, or of a DINO or another vision transformer with a class token, and its preprocessor
     device: str = "cpu",
-    batch: int = 16,  # pictures at a time
+    batch: int = 16,  # images at a time
 ) -> np.ndarray:  # float32 [F, C], of length 1
     """What a network sees in each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where
     there is no such network.
@@ -180,8 +180,8 @@ METRICS = {  # name: (per, unit, what is better, meaning)
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #6cb35823
 @dataclass
 class Scores:
-    """What was measured: `video` has the mean of everything per frame and per pair beside its own numbers. nan: cannot
-    be said.
+    """What was measured: `video` has the mean of everything per frame and per pair beside its own numbers. nan: it has
+    no value.
     """
 
     per_frame: dict = field(repr=False)  # name: float [F]
@@ -222,7 +222,7 @@ def shrink(
     frames: np.ndarray,  # uint8 [F, H, W, 3]
     side: int | None,  # of at most so many pixels; None: as they are
 ) -> np.ndarray:  # uint8 [F, h, w, 3]
-    "Smaller pictures of the same shape; small ones stay as they are."
+    "Smaller images of the same shape; small ones stay as they are."
     height, width = frames.shape[1:3]
     if not side or max(height, width) <= side:
         return frames
@@ -258,7 +258,7 @@ def _against(residual, others):
 
 
 def _of_the_video(frames, pairs, flow, fps, windows):
-    "Numbers that only a whole film has."
+    "Numbers that only a whole video has."
     changing, residual = ~pairs["held"], pairs["residual"]
     every = max(1, round((fps or 8) / 8))
     sampled = frames[::every]
@@ -292,8 +292,8 @@ def _flags(pairs, ratio):
     }
 
 
-def _seen(frames, dino, clip, device):
-    "Figures from networks, if there are any: per pair, and of the film."
+def _network_metrics(frames, dino, clip, device):
+    "Figures from networks, if there are any: per pair, and of the video."
     pairs, video = {}, {}
     if dino:
         pairs["subject_consistency"] = feature_consistency(image_features(frames, dino, device))
@@ -305,33 +305,33 @@ def _seen(frames, dino, clip, device):
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #4bd1e570
 def measure_video(
-    frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3], or a sequence of pictures of one size
-    fps: float | None = None,  # frames a second; only VBench's dynamic degree asks for it, and 8 are assumed
+    frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3], or a sequence of images of one size
+    fps: float | None = None,  # frames a second; only for VBench's dynamic degree; 8 unless given
     flow: Flow
     | Path
     | str = "dis",  # 'dis', a file with RAFT's weights, or a function (now, after) -> float32 [H, W, 2]
     reference: Sequence[np.ndarray]
     | np.ndarray
-    | None = None,  # the real film, frame by frame the same thing: for tOF and the warping error along its flow
+    | None = None,  # the real video, frame by frame the same thing: for tOF and the warping error along its flow
     region: Box
-    | None = None,  # (top, left, height, width) in shares of the picture to track; its middle half unless given
+    | None = None,  # (top, left, height, width) in shares of the image to track; its middle half unless given
     windows: Sequence[int] = (),  # numbers of the frames at which a new window began, for the seam score
-    side: int | None = 512,  # look at pictures of at most this size, in pixels; None: as they are
+    side: int | None = 512,  # look at images of at most this size, in pixels; None: as they are
     dino: Path | str | None = None,  # folder of a DINO: subject consistency
     clip: Path | str | None = None,  # folder of a CLIP: background and CLIP frame consistency
     device: str = "cpu",  # where the networks compute
 ) -> Scores:  # Scores
-    "Everything that can be said about how a film holds together. Raises `ConsistencyError`, one line."
+    "All metrics of how consistent a video is. Raises `ConsistencyError`, one line."
     if flow == "dis":
         flow = dis_flow
     elif not callable(flow):
         flow = raft_flow(flow, device)
     frames, reference = check_video(frames), None if reference is None else check_video(reference)
     if reference is not None and reference.shape != frames.shape:
-        raise ConsistencyError(f"the reference has the shape {list(reference.shape)}, the film {list(frames.shape)}")
+        raise ConsistencyError(f"the reference has the shape {list(reference.shape)}, the video {list(frames.shape)}")
     frames, reference = shrink(frames, side), None if reference is None else shrink(reference, side)
     rows, boxes = _rows(frames, flow, reference, region)
-    seen, more = _seen(frames, dino, clip, device)
+    seen, more = _network_metrics(frames, dino, clip, device)
     pairs = {name: np.array([row[name] for row in rows]) for name in rows[0]} | {"held": held_pairs(frames)} | seen
     singles = {"smoothness": _smooth(frames, flow), "drift": colour_drift(frames, boxes)}
     video = (
@@ -355,7 +355,7 @@ def _rows(frames, flow, reference, region):
         and left + width <= 1
     ):
         raise ConsistencyError(
-            f"the region {region} is not (top, left, height, width) within the picture, in shares of it"
+            f"the region {region} is not (top, left, height, width) within the image, in shares of it"
         )
     rows, boxes = [], [(top * h, left * w, height * h, width * w)]
     for t, (now, after) in enumerate(pairwise(frames)):
@@ -379,7 +379,7 @@ def control_videos(
     frames: Sequence[np.ndarray] | np.ndarray,  # uint8 [F, H, W, 3]
     seed: int = 0,  # of the shuffle
 ) -> dict[str, np.ndarray]:  # dict of uint8 [F, H, W, 3]: static, shuffled, flickering
-    "The film broken in three ways, to read its scores against."
+    "The video broken in three ways, to read its scores against."
     frames, rng = check_video(frames), np.random.default_rng(seed)
     sign = np.where(np.arange(len(frames)) % 2, 8, -8).astype(np.int16)[:, None, None, None]
     return {

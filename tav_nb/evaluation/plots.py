@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def coarse_flow(
     flow: np.ndarray,  # float32 [H, W, 2], in pixels
     cells: int = 16,  # along the longer side
-) -> np.ndarray:  # float32 [h, w, 2], in pixels of the whole picture
+) -> np.ndarray:  # float32 [h, w, 2], in pixels of the whole image
     "Means of the flow over about square cells."
     height, width = flow.shape[:2]
     size = [max(1, round(side * cells / max(height, width))) for side in (width, height)]
@@ -62,24 +62,24 @@ def plot_scores(
         "flickering",
     ),  # what to draw over time, from `METRICS`, per frame or per pair
 ) -> np.ndarray:  # array of axes, one a name and one more
-    """Curves over time, one colour a film, and the warping error against the motion: further right is livelier, lower
-    is steadier. Squared colours get a logarithmic axis that has a zero; still films are drawn dotted and hollow.
+    """Curves over time, one colour a video, and the warping error against the motion: further right is livelier, lower
+    is steadier. Squared colours get a logarithmic axis that has a zero; still videos are drawn dotted and hollow.
     """
     from matplotlib import pyplot as plt
 
     scores = scores if isinstance(scores, dict) else {"": scores}
     axes = plt.subplots(1, len(names) + 1, figsize=(2.2 * (len(names) + 1), 2.2), layout="constrained", dpi=80)[1]
-    for number, (film, found) in enumerate(scores.items()):
+    for number, (video, found) in enumerate(scores.items()):
         still, colour = found.flags["still"], f"C{number}"
         for ax, name in zip(axes, names):
-            _curve(ax, found, name, color=colour, ls=":" if still else "-", label=film)
+            _curve(ax, found, name, color=colour, ls=":" if still else "-", label=video)
         axes[-1].plot(
             found.video["motion"],
             found.video["warping_error"],
             "o",
             color=colour,
             mfc="none" if still else colour,
-            label=film,
+            label=video,
         )
     axes[-1].set_title("warping_error, motion", fontsize=8)
     axes[-1].set_xlabel(METRICS["motion"][1], fontsize=7)
@@ -122,12 +122,12 @@ def plot_consistency(
     t, row = scores.worst if pair is None else pair, frames.shape[1] // 2 if row is None else row
     now, after = frames[t : t + 2]
     axes = plt.subplots(1, 5 + len(names), figsize=(1.5 * (5 + len(names)), 1.6), layout="constrained", dpi=80)[1]
-    for ax, picture, title in zip(
+    for ax, image, title in zip(
         axes,
         (now, after, np.clip(np.abs(after.astype(int) - now) * 3, 0, 255)),
         (f"frame {t}", f"frame {t + 1}", "difference x 3"),
     ):
-        ax.imshow(picture), ax.set_title(title, fontsize=8)
+        ax.imshow(image), ax.set_title(title, fontsize=8)
     _arrows(axes[3], now, dis_flow(now, after))
     axes[3].set_title("flow", fontsize=8)
     for ax in axes[:4]:
@@ -152,7 +152,7 @@ def wipe_images(
     b: np.ndarray,  # uint8 [H, W, 3], of one size
     share: float,  # of the width that shows a, from 0 to 1
 ) -> np.ndarray:  # uint8 [H, W, 3]
-    "The left part of one picture beside the right part of another."
+    "The left part of one image beside the right part of another."
     x = round(a.shape[1] * share)
     return np.concatenate([a[:, :x], b[:, x:]], 1)  # h w c
 
@@ -164,7 +164,7 @@ def plot_compare(
     share: float = 0.5,  # of the width that shows a
     count: int = 6,  # frames to show
 ) -> np.ndarray:  # array of axes [3, count]: A, the wipe, B
-    "Both films with the wipe between them, at the same moments."
+    "Both videos with the wipe between them, at the same moments."
     from matplotlib import pyplot as plt
 
     frames = min(len(a), len(b))
@@ -173,8 +173,8 @@ def plot_compare(
         3, len(at), figsize=(1.2 * len(at), 3.8 * a.shape[1] / a.shape[2]), layout="constrained", dpi=80, squeeze=False
     )[1]
     for i, t in enumerate(at):
-        for ax, picture in zip(axes[:, i], (a[t], wipe_images(a[t], b[t], share), b[t])):
-            ax.imshow(picture, interpolation="antialiased"), ax.axis("off")
+        for ax, image in zip(axes[:, i], (a[t], wipe_images(a[t], b[t], share), b[t])):
+            ax.imshow(image, interpolation="antialiased"), ax.axis("off")
         axes[1, i].axvline(a.shape[2] * share - 0.5, color="white", lw=0.7)
     for ax, title in zip(axes[:, 0], (titles[0], f"{titles[0]} | {titles[1]}", titles[1])):
         ax.set_title(title, fontsize=8, loc="left")
@@ -186,7 +186,7 @@ def attention_weights(
     layer: TemporalSelfAttention,  # TemporalSelfAttention
     x: torch.Tensor,  # its input: tokens [(b f), s, c]
     num_frames: int,  # f
-    windows: Windows | None = None,  # through which a long film goes (chapter 29)
+    windows: Windows | None = None,  # through which a long video goes (chapter 29)
 ) -> torch.Tensor:  # float32 [b, s, h, f, f]: for each place and head, how much each frame takes from each
     """softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several
     windows the weighted sum.
@@ -240,8 +240,8 @@ def generate_with_attention(
 ) -> tuple[
     np.ndarray, dict[str, np.ndarray]
 ]:  # frames uint8 [F, H, W, 3], and {block: float32 [h, f, f]}, rows sum to 1
-    """Generate a film and read out what its frames looked at in each other: means over places and steps, a matrix for
-    each block and head, from the picture's side to the depth of the UNet and back.
+    """Generate a video and read out what its frames looked at in each other: means over places and steps, a matrix for
+    each block and head, from the image's side to the depth of the UNet and back.
     """
     pipe = pipe or embedded_pipeline()
     with record_attention(pipe.unet) as seen:
@@ -303,7 +303,7 @@ def plot_noise(
     kind: str = "mixed",  # of the noise
     count: int = 4,  # frames of each to show
 ) -> np.ndarray:  # array of axes [strengths, 1 + 2 count]: correlation, starts, frames
-    "For each strength a row: correlations, the noise that it starts from, the film that it becomes."
+    "For each strength a row: correlations, the noise that it starts from, the video that it becomes."
     from matplotlib import pyplot as plt
 
     axes = plt.subplots(
@@ -318,8 +318,8 @@ def plot_noise(
         at = np.linspace(0, len(frames) - 1, count).round().astype(int)
         row[0].imshow(noise_correlation(len(frames), kind, strength), cmap="magma", vmin=0, vmax=1)
         row[0].set_title(f"strength {strength:g}", fontsize=8)
-        for ax, picture in zip(row[1:], [*noise_image(start)[at], *frames[at]]):
-            ax.imshow(picture, interpolation="nearest")
+        for ax, image in zip(row[1:], [*noise_image(start)[at], *frames[at]]):
+            ax.imshow(image, interpolation="nearest")
         for ax in row:
             ax.axis("off")
     return axes

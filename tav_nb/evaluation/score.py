@@ -37,7 +37,7 @@ from ..utils.video_loading import READ_ERRORS, describe_read_error, iter_video
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #3ed32343
 def _stream_kind(path, limits):
-    "What is unusual about the pictures of a video, in words; empty if nothing is."
+    "What is unusual about the images of a video, in words; empty if nothing is."
     with open_video(path, limits) as video:
         form = video.stream.codec_context.format
         if not form or form.name.startswith("pal"):
@@ -60,7 +60,7 @@ def _first(video):
 
 
 def _has_holes(video):
-    "Is the first picture of a WebM transparent anywhere? Browsers mark all that they record as transparent."
+    "Is the first image of a WebM transparent anywhere? Browsers mark all that they record as transparent."
     frame = _first(video)
     return frame.format.name.startswith("yuva") and int(frame.to_ndarray(format="rgba")[..., 3].min()) < 255
 
@@ -94,7 +94,7 @@ def unusual_format(
     path: Path | str,  # a video, a still, an animated GIF, WebP or PNG, or a folder of stills
     limits: Limits = Limits(),  # how much of it is looked at
 ) -> str:  # str
-    """What is unusual about the pictures of a film: 'grey', 'transparent', 'of 10 bits a colour', 'HDR (PQ)'; empty if
+    """What is unusual about the images of a video: 'grey', 'transparent', 'of 10 bits a colour', 'HDR (PQ)'; empty if
     nothing is. A file that cannot be read has nothing unusual.
     """
     path = Path(path)
@@ -113,21 +113,21 @@ MAX_VIDEO_FRAMES = 1500  # frames: a minute at 24 a second; longer ones are no s
 
 @dataclass(eq=False)
 class Video:
-    "A film as it is measured."
+    "A video as it is measured."
 
     path: Path
-    frames: np.ndarray = field(repr=False)  # uint8 [F, H, W, 3], of at most the side that was asked for
+    frames: np.ndarray = field(repr=False)  # uint8 [F, H, W, 3], no larger than the side that was given
     fps: float  # frames a second, on average
     size: tuple  # (height, width) on the disk, in pixels
 
 
 def _plain_frames(path, limits):
-    "The same as `iter_video`, for films whose pictures are ordinary. Raises `ConsistencyError` for others."
+    "The same as `iter_video`, for videos whose images are ordinary. Raises `ConsistencyError` for others."
 
     def check(kind):
         if kind:
             raise ConsistencyError(
-                f"{path}: the pictures are {kind}, and 8-bit RGB is measured; --convert makes that of them"
+                f"{path}: the images are {kind}, and 8-bit RGB is measured; --convert makes that of them"
             )
 
     path = recover(path)
@@ -147,11 +147,11 @@ def _plain_frames(path, limits):
 
 def load_video(
     path: Path | str,  # a video, an animated GIF or WebP, or a folder of PNGs
-    side: int | None = 512,  # make larger pictures this small, in pixels; None: as they are
-    convert: bool = False,  # make 8-bit RGB of grey, transparent, deep and HDR pictures?
+    side: int | None = 512,  # make larger images this small, in pixels; None: as they are
+    convert: bool = False,  # make 8-bit RGB of grey, transparent, deep and HDR images?
     limits: Limits = Limits(),  # how much of it is looked at
-) -> Video:  # Film
-    "Read a film to be measured; raises `VideoError` or `ConsistencyError`, one line that names the file."
+) -> Video:  # Video
+    "Read a video to be measured; raises `VideoError` or `ConsistencyError`, one line that names the file."
     frames, times, sizes = [], [], set()
     for frame, time in iter_video(path, limits) if convert else _plain_frames(path, limits):
         sizes.add(frame.shape[:2])
@@ -164,24 +164,24 @@ def load_video(
         frames.append(shrink(frame[None], side)[0])
         times.append(time)
     if len(frames) < 2:
-        raise ConsistencyError(f"{path}: a single picture, and at least 2 frames are needed to compare any")
+        raise ConsistencyError(f"{path}: a single image, and at least 2 frames are needed to compare any")
     return Video(Path(path), np.stack(frames), (len(times) - 1) / times[-1], sizes.pop())
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #5cb8b609
 def fit_reference(
-    reference: Video,  # Film
-    film: Video,  # Film
-) -> np.ndarray:  # uint8, of the shape of `film.frames`
-    "The reference's frames in the size of the film's; raises `ConsistencyError` if it has another length or shape."
-    if len(reference.frames) != len(film.frames):
+    reference: Video,
+    video: Video,
+) -> np.ndarray:  # uint8, of the shape of `video.frames`
+    "The reference's frames in the size of the video's; raises `ConsistencyError` if it has another length or shape."
+    if len(reference.frames) != len(video.frames):
         raise ConsistencyError(
-            f"{reference.path}: {len(reference.frames)} frames, but {film.path} has {len(film.frames)}; a reference is"
-            " the same film frame by frame"
+            f"{reference.path}: {len(reference.frames)} frames, but {video.path} has {len(video.frames)}; a reference"
+            " is the same video frame by frame"
         )
-    (h, w), (height, width) = film.frames.shape[1:3], reference.size
+    (h, w), (height, width) = video.frames.shape[1:3], reference.size
     if abs(math.log(w / h / (width / height))) > 0.03:
         raise ConsistencyError(
-            f"{reference.path}: {width} x {height} is not the shape of {film.path}, {film.size[1]} x {film.size[0]}"
+            f"{reference.path}: {width} x {height} is not the shape of {video.path}, {video.size[1]} x {video.size[0]}"
         )
     return np.stack(
         [np.asarray(Image.fromarray(frame).resize((w, h), Image.Resampling.BOX)) for frame in reference.frames]
@@ -189,7 +189,7 @@ def fit_reference(
 
 
 def short_names(paths: Iterable[Path | str]) -> list[str]:
-    "The shortest ends of the paths that tell them apart."
+    "The shortest ends of the paths that are all different."
     paths = [Path(path).absolute() for path in paths]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
@@ -200,35 +200,35 @@ def short_names(paths: Iterable[Path | str]) -> list[str]:
 # %% ../../nbs/3_does_it_move/27_score.ipynb #c17cef6a
 @dataclass(eq=False)
 class ScoredVideo:
-    "A film, or a control made of it, with its scores."
+    "A video, or a control made of it, with its scores."
 
-    film: Video
+    video: Video
     scores: object  # consistency.Scores
     control: str = ""  # which one
 
 
 def score_videos(
-    films: Sequence[Video],  # Films
-    reference: Video | None = None,  # Film: measured too, and what the others are compared with
-    breaks: bool = False,  # also the controls of each film?
-    watch: Callable[[list[Any]], Iterable[Any]] = lambda x: (
+    videos: Sequence[Video],
+    reference: Video | None = None,  # Video: measured too, and what the others are compared with
+    controls: bool = False,  # also the controls of each video?
+    progress: Callable[[list[Any]], Iterable[Any]] = lambda x: (
         x
-    ),  # is given the list of what is to be measured, and gives it back one by one: a progress bar
+    ),  # iterates over the list of what is measured, such as a progress bar
     **options: Any,  # of `measure`
 ) -> dict[str, ScoredVideo]:  # dict of name: Scored
-    "Measure all films, each under a name of its own."
-    films = [*films, *([reference] if reference else [])]
+    "Measure all videos, each under a name of its own."
+    videos = [*videos, *([reference] if reference else [])]
     jobs = []
-    for name, film in zip(short_names([film.path for film in films]), films):
-        jobs.append((name, film, "", None if reference in (None, film) else fit_reference(reference, film)))
-        if breaks:
+    for name, video in zip(short_names([video.path for video in videos]), videos):
+        jobs.append((name, video, "", None if reference in (None, video) else fit_reference(reference, video)))
+        if controls:
             jobs += [
-                (f"{name}: {broken}", Video(film.path, frames, film.fps, film.size), broken, jobs[-1][3])
-                for broken, frames in control_videos(film.frames).items()
+                (f"{name}: {broken}", Video(video.path, frames, video.fps, video.size), broken, jobs[-1][3])
+                for broken, frames in control_videos(video.frames).items()
             ]
     return {
-        name: ScoredVideo(film, measure_video(film.frames, film.fps, reference=real, side=None, **options), broken)
-        for name, film, broken, real in watch(jobs)
+        name: ScoredVideo(video, measure_video(video.frames, video.fps, reference=real, side=None, **options), broken)
+        for name, video, broken, real in progress(jobs)
     }
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #3f2c5360
@@ -238,7 +238,7 @@ FIRST_METRICS = "motion", "visible", "held"
 def known_metrics(
     scored: dict[str, ScoredVideo],  # dict of name: Scored
 ) -> list[str]:  # list of names of metrics
-    "The metrics that could be said of at least one film, motion first."
+    "The metrics that have a value for at least one video, motion first."
     known = {name for one in scored.values() for name, value in one.scores.video.items() if not math.isnan(value)}
     return [
         name for name in (*FIRST_METRICS, *(name for name in METRICS if name not in FIRST_METRICS)) if name in known
@@ -248,7 +248,7 @@ def known_metrics(
 def verdict(
     scores: Scores,  # consistency.Scores
 ) -> str:  # str
-    "What a film's numbers must not be read without."
+    "Whether a video is still, disordered or cut, in words: its numbers mean little without that."
     flags = scores.flags
     words = ["still: its scores mean nothing"] * flags["still"] + ["disordered"] * flags["disordered"]
     if flags["cuts"]:
@@ -271,7 +271,7 @@ def as_table(
     scored: dict[str, ScoredVideo],  # dict of name: Scored
     width: int = 100,  # of the terminal, in letters
 ) -> str:  # str
-    "A row a metric, a column a film; films that do not fit side by side come in several tables."
+    "A row a metric, a column a video; videos that do not fit side by side come in several tables."
     names, rows = list(scored), known_metrics(scored)
     first = max(map(len, rows)) + 2
     wide = min(max(max(map(len, names)), 10), 24) + 2
@@ -315,14 +315,14 @@ def as_json(
     scored: dict[str, ScoredVideo],  # dict of name: Scored
     **about: Any,  # how it was measured; goes along
 ) -> str:  # str
-    "Everything as JSON; what cannot be said is null."
-    films = {
+    "Everything as JSON; what has no value is null."
+    videos = {
         name: {
-            "file": str(one.film.path),
+            "file": str(one.video.path),
             "control": one.control or None,
-            "frames": len(one.film.frames),
-            "fps": one.film.fps,
-            "size_of_the_file": one.film.size,
+            "frames": len(one.video.frames),
+            "fps": one.video.fps,
+            "size_of_the_file": one.video.size,
             "verdict": verdict(one.scores),
             **json.loads(one.scores.to_json()),
         }
@@ -330,20 +330,21 @@ def as_json(
     }
     metrics = {name: dict(zip(("per", "unit", "better", "meaning"), METRICS[name])) for name in known_metrics(scored)}
     return (
-        json.dumps({**about, "films": films, "metrics": metrics}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps({**about, "videos": videos, "metrics": metrics}, indent=1, ensure_ascii=False, allow_nan=False)
+        + "\n"
     )
 
 
 def as_csv(
     scored: dict[str, ScoredVideo],  # dict of name: Scored
 ) -> str:  # str
-    """A line a value: film, metric, per (video, pair or frame), number of the frame or of the pair's first frame,
-    value. What cannot be said is left out.
+    """A line a value: video, metric, per (video, pair or frame), number of the frame or of the pair's first frame,
+    value. What has no value is left out.
     """
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
-    write(("film", "metric", "per", "frame", "value"))
-    for film, one in scored.items():
+    write(("video", "metric", "per", "frame", "value"))
+    for video, one in scored.items():
         for per, named in (
             ("video", {name: [value] for name, value in one.scores.video.items()}),
             ("pair", one.scores.per_pair),
@@ -352,5 +353,5 @@ def as_csv(
             for name, values in named.items():
                 for t, value in enumerate(values):
                     if not math.isnan(value):
-                        write((film, name, per, "" if per == "video" else t, repr(float(value))))
+                        write((video, name, per, "" if per == "video" else t, repr(float(value))))
     return file.getvalue()

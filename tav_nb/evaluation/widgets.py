@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sprite_sheet', 'static_text', 'VideoWidget', 'figure_jpeg', 'FrameScrubber', 'packed_flow', 'ConsistencyExplorer',
-           'said', 'sprite_sheets', 'Compare', 'AttentionExplorer', 'NoiseExplorer', 'generate_stop', 'on_stop_change',
-           'save_page']
+           'describe_flags', 'sprite_sheets', 'Compare', 'AttentionExplorer', 'NoiseExplorer', 'generate_stop',
+           'on_stop_change', 'save_page']
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #c1b4c5d6
 import base64
@@ -27,6 +27,7 @@ from .flow import check_video, dis_flow
 from .metrics import METRICS, Scores, measure_video
 from ..sampling.generate import embedded_pipeline, generate, resolve_noise
 from ..sampling.noise import correlated_noise
+from ..utils.errors import TavError
 from ..utils.images import contact_sheet
 from ..utils.pages import render_page
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #8e4d7f81
 def sprite_sheet(
     frames: np.ndarray,  # uint8 [F, H, W, 3]
-    max_bytes: int = 100_000,  # of the picture; in a saved notebook it takes a third more
+    max_bytes: int = 100_000,  # of the image; in a saved notebook it takes a third more
     width: int = 256,  # of a frame at most, in pixels
     exact: bool = False,  # without loss? For noise, which has nothing to leave out
 ) -> dict[str, Any]:  # dict of the traits sheet (bytes), width, height (of a frame), columns, count
@@ -66,16 +67,16 @@ def static_text(
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #c12e5daa
 class VideoWidget(anywidget.AnyWidget):
-    "A film that both sides know the frame of."
+    "A video whose current frame is shared by the kernel and the browser."
 
     _css = static_text("widget.css")
     sheet = T.Bytes().tag(sync=True)
     count, width, height, columns = (T.Int(1).tag(sync=True) for _ in range(4))
     index = T.Int(0).tag(sync=True)  # the frame that is shown
     fps = T.Float(8.0).tag(sync=True)
-    label = T.Unicode("film").tag(sync=True)  # read out by screen readers
+    label = T.Unicode("video").tag(sync=True)  # read out by screen readers
 
-    def __init__(self, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 8, label: str = "film", **traits: Any):
+    def __init__(self, frames: Sequence[np.ndarray] | np.ndarray, fps: float = 8, label: str = "video", **traits: Any):
         self.frames = check_video(frames)
         super().__init__(**(sprite_sheet(self.frames) | dict(fps=float(fps), label=label) | traits))
 
@@ -95,7 +96,7 @@ class VideoWidget(anywidget.AnyWidget):
 def figure_jpeg(
     draw: Callable[[], Any],  # makes a figure, and returns its axes
 ) -> bytes:  # bytes, JPEG
-    "A figure as a small picture; it is closed afterwards."
+    "A figure as a small image; it is closed afterwards."
     from matplotlib import pyplot as plt
 
     figure, file = np.ravel(draw())[0].figure, io.BytesIO()
@@ -105,7 +106,7 @@ def figure_jpeg(
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #2334f4b1
 class FrameScrubber(VideoWidget):
-    """A film to step through: `FrameScrubber(frames, fps=8, label='film')`, frames uint8 [F, H, W, 3]; `index` is the
+    """A video to step through: `FrameScrubber(frames, fps=8, label='video')`, frames uint8 [F, H, W, 3]; `index` is the
     frame that is shown.
     """
 
@@ -125,12 +126,12 @@ def packed_flow(
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #f1410302
 class ConsistencyExplorer(VideoWidget):
-    """A film with its curves, a slice through time, what changes and where it goes: `ConsistencyExplorer(frames,
+    """A video with its curves, a slice through time, what changes and where it goes: `ConsistencyExplorer(frames,
     scores=None, names=...)`. `index`, `row` and `overlay` are what is looked at.
     """
 
     _esm = static_text("common.js", "curve.js", "consistency_explorer.js")
-    curves = T.Dict().tag(sync=True)  # name: values (None: cannot be said), unit, shift (0.5 for pairs)
+    curves = T.Dict().tag(sync=True)  # name: values (None: cannot be describe_flags), unit, shift (0.5 for pairs)
     flow = T.Bytes().tag(sync=True)
     cells = T.List().tag(sync=True)
     worst = T.Int(0).tag(sync=True)
@@ -150,7 +151,7 @@ class ConsistencyExplorer(VideoWidget):
             frames,
             curves={name: self._curve(name) for name in names},
             worst=self.scores.worst,
-            verdict=said(self.scores),
+            verdict=describe_flags(self.scores),
             **options,
         )
         self.flow, self.cells = packed_flow(self.frames, self.width)
@@ -169,7 +170,7 @@ class ConsistencyExplorer(VideoWidget):
         return views.plot_consistency(self.frames, self.scores, min(self.index, len(self.frames) - 2) or None)
 
 
-def said(scores: Scores) -> str:
+def describe_flags(scores: Scores) -> str:
     "The flags in words."
     flags = scores.flags
     return (
@@ -193,7 +194,7 @@ def sprite_sheets(
 
 
 class Compare(VideoWidget):
-    """Two films locked in time: `Compare(a, b, titles=('A', 'B'))`; the second takes the size of the first, and the
+    """Two videos locked in time: `Compare(a, b, titles=('A', 'B'))`; the second takes the size of the first, and the
     shorter decides how long. `index`, `mode` ('wipe', 'side by side') and `wipe` (share of the first) are what is
     looked at.
     """
@@ -321,7 +322,7 @@ def generate_stop(
     stop: int,  # number of the strength
     strength: float,
 ) -> dict[str, bytes]:  # dict of WebPs: start, video
-    "Draw the film of one strength, keep it, and return it as it is sent."
+    "Draw the video of one strength, keep it, and return it as it is sent."
     frames, unet = generate(pipe=widget.pipe, noise_strength=strength, **widget.settings), widget.pipe.unet
     shape = (
         1,
@@ -340,14 +341,14 @@ def generate_stop(
 
 
 def on_stop_change(widget: "NoiseExplorer", stop: int) -> None:
-    "Somebody wants another strength."
+    "Draw the video of the strength that was chosen, unless it was drawn before."
     if str(stop) in widget.results:
         return
     widget.busy, widget.message = True, f"drawing with strength {widget.strengths[stop]:g} ..."
     try:
         widget.results = widget.results | {str(stop): generate_stop(widget, stop, widget.strengths[stop])}
         widget.message = ""
-    except ValueError as error:
+    except TavError as error:
         widget.message = str(error)
     finally:
         widget.busy = False

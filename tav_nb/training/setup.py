@@ -80,8 +80,8 @@ def open_clips(config: TrainConfig, cache: Path | str) -> tuple[ClipLoader, Clip
         config.batch_size,
         config.lengths,
         config.seed,
-        zeros=config.uncond_zero_prob,
-        empty=config.uncond_empty_prob,
+        uncond_zero_prob=config.uncond_zero_prob,
+        uncond_empty_prob=config.uncond_empty_prob,
         finite=False,
     )  # clips that are not: see `CheckedSteps`
     made_for = read_cache_info(cache).get("options", {}).get("resolution")
