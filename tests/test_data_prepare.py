@@ -670,6 +670,27 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
         assert run(open_source(Path(tmp) / "due"), Path(tmp) / "cache2").kept == 1, "a source under another name"
 
 
+# %% ../nbs/4_real_clips/74_prepare.ipynb #a4115c12
+def test_another_source_whose_files_have_the_names_of_the_first_is_refused_and_the_same_files_elsewhere_are_not():
+    with tempfile.TemporaryDirectory() as tmp:
+        one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"
+        for folder, scene in ((one, Scene(action="run left", x=0.8, speed=-0.03)), (two, Scene(action="jump", x=0.5))):
+            folder.mkdir()
+            write_video(render(scene, 14, 96, 144).frames, folder / "film.mp4", fps=12)
+            (folder / "film.txt").write_text("a girl")
+        assert run(open_source(one), out).kept
+        before = folder_bytes(out)
+        one.rename(Path(tmp) / "moved")
+        try:
+            run(open_source(two), out)
+        except DatasetError as error:
+            assert f"such as {one}/film.mp4" in str(error), error
+        else:
+            raise AssertionError("clips of another film took the place of the first film's")
+        assert folder_bytes(out) == before
+        assert run(open_source(Path(tmp) / "moved"), out).reused
+
+
 # %% ../nbs/4_real_clips/74_prepare.ipynb #37fbf9db
 @pytest.mark.slow
 @pytest.mark.test

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VALUES', 'RecordRow', 'DatasetError', 'write_cache_file', 'npz_bytes', 'file_matches', 'read_clip', 'is_intact',
            'Record', 'record_bytes', 'Cache', 'file_key', 'find_finished', 'write_finished_record', 'require_pyarrow',
-           'write_manifest', 'check_source', 'is_valid_empty', 'write_cache_info']
+           'write_manifest', 'recorded_hash', 'has_content', 'check_source', 'is_valid_empty', 'write_cache_info']
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #a660d12f
 import base64
@@ -35,6 +35,7 @@ from .fingerprints import content_hash, key_of, signature
 from .folders import Item
 from .latents import ROW, SCHEMA, Encoder, encode_text
 from .shots import ShotOptions
+from .sources import by_file
 from ..utils.atomic_io import atomic_write, remove_stale
 from ..utils.errors import TavError
 from ..utils.schema import SchemaError, check_type, parse_json, printable, read_arrays
@@ -264,28 +265,44 @@ def write_manifest(cache: Cache, rows: list[dict[str, Any]]) -> None:
         write_cache_file(cache.manifest, out.getvalue())
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #aeb5e6a9
+def recorded_hash(out: Path, name: str) -> str | None:
+    "The hash of a file's content when its clips were made, from its record in a cache; None if there is no such record"
+    path = Path(out) / "records" / f"{name}.json"
+    try:
+        return parse_json(path.read_bytes(), dict, path).get("sha256")
+    except (OSError, ValueError):
+        return None
+
+
+def has_content(item: Item, expected: str | None) -> bool:
+    "Has a file the content that was recorded? True if nothing was"
+    try:
+        return expected is None or content_hash(item.path) == expected
+    except OSError:
+        return False
+
+
 def check_source(
     out: Path,  # a cache, or where one will be
     items: list[Item],  # all of the source
 ) -> None:
     """Raise `DatasetError` if the manifest in `out` lists kept clips of files that are there, but are not of this
-    source.
+    source. A file that is at its place no more may have moved: then one of its name has the content that was recorded.
     """
     manifest = Path(out) / "manifest.parquet"
     try:
         rows = read_manifest(out, ["clip", "file", "kept"])
     except CacheError:  # none, or one that cannot be read and will be written anew
         return
-    paths, names, lost, common = (
-        {os.path.realpath(item.path) for item in items},
-        {item.name for item in items},
-        [],
-        False,
-    )
+    paths, by_name = {os.path.realpath(item.path) for item in items}, {item.name: item for item in items}
+    first = {group[0].path: group[0].name for group in by_file(items)}  # records have the name of a file's first item
+    lost, common, moved = [], False, {}
     for row in rows:
-        file, clip = row["file"], row["clip"]
-        moved = not os.path.exists(file) and re.sub(r"-\d{7,}-\d+(-flip)?$", "", clip) in names
-        if os.path.realpath(file) in paths or moved:
+        file, name = row["file"], re.sub(r"-\d{7,}-\d+(-flip)?$", "", row["clip"])
+        if name in by_name and file not in moved and not os.path.exists(file):
+            item = by_name[name]
+            moved[file] = has_content(item, recorded_hash(out, first[item.path]))
+        if os.path.realpath(file) in paths or moved.get(file):
             common = True
         elif row["kept"]:
             lost.append(file)
