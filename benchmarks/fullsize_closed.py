@@ -12,26 +12,9 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
+from sdxl_config import UNET
 
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
-
-# stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
-SDXL = dict(
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=[320, 640, 1280],
-    layers_per_block=2,
-    cross_attention_dim=2048,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    transformer_layers_per_block=[1, 2, 10],
-    attention_head_dim=[5, 10, 20],
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
 
 
 def main():
@@ -41,7 +24,7 @@ def main():
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
     with torch.device("cuda"):
-        unet = UNet2DConditionModel(**SDXL).eval().requires_grad_(False)
+        unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
         frames, size = 8, 96
         x = torch.randn(frames, 4, size, size)
         call = dict(

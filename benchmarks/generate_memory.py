@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -31,24 +32,7 @@ from tav_nb.sampling.memory_estimate import load_configs, unet_kwargs_on_meta
 from tav_nb.utils.atomic_io import atomic_write
 from tav_nb.utils.memory_trace import GPU_FUNCTIONS, FunctionOverride
 
-# stabilityai/stable-diffusion-xl-base-1.0: unet/config.json, vae/config.json, text_encoder/config.json,
-# text_encoder_2/config.json
-UNET = dict(
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=[320, 640, 1280],
-    layers_per_block=2,
-    cross_attention_dim=2048,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    transformer_layers_per_block=[1, 2, 10],
-    attention_head_dim=[5, 10, 20],
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
+# stabilityai/stable-diffusion-xl-base-1.0: vae/config.json, text_encoder/config.json, text_encoder_2/config.json
 VAE = dict(
     sample_size=1024,
     in_channels=3,

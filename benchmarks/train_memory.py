@@ -29,6 +29,7 @@ import pyarrow
 import torch
 from diffusers import UNet2DConditionModel
 from pyarrow import parquet
+from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 
 from tav_nb.data.fingerprints import model_fingerprint
@@ -39,25 +40,8 @@ from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import merge_options
 from tav_nb.training.memory import estimate_training_memory, training_inputs, unet_on_meta
 
-# stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
-SDXL = dict(
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=[320, 640, 1280],
-    layers_per_block=2,
-    cross_attention_dim=2048,
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    transformer_layers_per_block=[1, 2, 10],
-    attention_head_dim=[5, 10, 20],
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
 TOY = dict(
-    SDXL,
+    UNET,
     sample_size=8,
     block_out_channels=[16, 16],
     layers_per_block=1,
@@ -497,7 +481,7 @@ def main():
     )
     parser.add_argument("--toy", action="store_true")
     args = parser.parse_args()
-    unet, scale, rows, start = TOY if args.toy else SDXL, 12 if args.toy else 1, {}, time.time()
+    unet, scale, rows, start = TOY if args.toy else UNET, 12 if args.toy else 1, {}, time.time()
     result = dict(
         command="python " + " ".join(sys.argv).split(" --out")[0],
         torch=torch.__version__,

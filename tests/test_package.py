@@ -145,6 +145,30 @@ def test_help_and_argument_errors_come_before_torch(argument):
     assert not slow, f"`tav {argument}` loads {slow}"
 
 
+HELP = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.path[0], sys.argv = script.rpartition("/")[0], [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    print("answered", script)
+"""
+
+
+@pytest.mark.long
+def test_every_benchmark_answers_help():
+    "In one process, for most of them load the same libraries"
+    helpers = {"bounds.py", "sdxl_config.py", "small_run.py"}
+    scripts = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if path.name not in helpers]
+    pytest.importorskip("cv2")
+    said = run(sys.executable, "-c", HELP, *map(str, scripts))
+    assert len(scripts) > 25 and all(f"answered {path}\n" in said for path in scripts)
+    assert said.count("usage: ") == len(scripts)
+
+
 def test_versions_agree():
     assert settings()["version"] == tav_nb.__version__
     assert run(sys.executable, "-m", "tav_nb", "--version").split() == ["tav", tav_nb.__version__]

@@ -26,6 +26,7 @@ import psutil
 
 import tav_nb
 
+RESULTS = Path(__file__).parents[1] / "results"
 TAV = (sys.executable, "-c", "import sys; from tav_nb.cli.main import main; sys.exit(main())")
 PROGRESS = ("needs ", "warning: ", "note: ")  # lines of `tav: ...` that are said beside an error and are none
 
@@ -149,14 +150,23 @@ def record(path, rows, packages=("torch", "diffusers", "transformers", "av", "nu
     return not faults
 
 
-def options(about, name, **defaults):
-    "The options that every script here has: `--seed`, `--out`, and those with a default of their own"
+COUNTS = "count", "commands", "folders", "kills", "kills_of_two"  # options that say how many cases are tried
+QUICK = 3
+
+
+def options(about: str, name: str, **defaults) -> argparse.Namespace:
+    "The options that every script here has: `--seed`, `--out`, `--quick`, and those with a default of their own"
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=str(Path(__file__).parents[1] / "results" / f"faults_{name}.json"))
+    parser.add_argument("--out", default=str(RESULTS / f"faults_{name}.json"))
+    parser.add_argument("--quick", action="store_true", help=f"at most {QUICK} cases, to try whether the script runs")
     for option, default in defaults.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=type(default), default=default)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for option in COUNTS if args.quick else ():
+        if isinstance(getattr(args, option, None), int):
+            setattr(args, option, min(QUICK, getattr(args, option)))
+    return args
 
 
 def kill_after(command, seconds, cwd=None, env=None, how=signal.SIGKILL):

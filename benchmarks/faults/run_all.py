@@ -3,6 +3,7 @@ records say.
 
 python benchmarks/faults/run_all.py                   # an hour on two cores
 python benchmarks/faults/run_all.py media tables      # these only
+python benchmarks/faults/run_all.py --quick           # three cases of each, recorded in a temporary folder
 python benchmarks/faults/run_all.py --table           # what was recorded last
 """
 
@@ -10,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -21,9 +23,9 @@ def scripts() -> list[Path]:
     return sorted(path for path in HERE.glob("*.py") if path.name not in ("bounds.py", "run_all.py", "small_run.py"))
 
 
-def record_of(script: Path) -> Path:
+def record_of(script: Path, folder: Path = RESULTS) -> Path:
     "Where a script writes what it found"
-    return RESULTS / f"faults_{script.stem}.json"
+    return folder / f"faults_{script.stem}.json"
 
 
 def table(records: list[Path]) -> str:
@@ -45,16 +47,22 @@ def main() -> int:
     names = [path.stem for path in scripts()]
     parser.add_argument("script", nargs="*", help=f"which; all without one: {', '.join(names)}")
     parser.add_argument("--table", action="store_true", help="only print the table of the records that there are")
+    parser.add_argument("--quick", action="store_true", help="three cases of each, recorded in a temporary folder")
+    parser.add_argument("--minutes", type=float, default=60.0, help="the longest that one script may take (60)")
     args = parser.parse_args()
     if unknown := set(args.script) - set(names):
         parser.error(f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     chosen = [path for path in scripts() if not args.script or path.stem in args.script]
-    failed = []
+    failed, folder = [], Path(tempfile.mkdtemp(prefix="faults-")) if args.quick else RESULTS
     for path in [] if args.table else chosen:
         print(f"== {path.stem}", flush=True)
-        if subprocess.run([sys.executable, str(path)]).returncode:
-            failed.append(path.stem)
-    print(table([record_of(path) for path in chosen if record_of(path).exists()]))
+        command = [sys.executable, str(path), "--out", str(record_of(path, folder)), *["--quick"] * args.quick]
+        try:
+            if subprocess.run(command, timeout=60 * args.minutes).returncode:
+                failed.append(path.stem)
+        except subprocess.TimeoutExpired:
+            failed.append(f"{path.stem} (longer than {args.minutes:g} minutes)")
+    print(table([record for path in chosen if (record := record_of(path, folder)).exists()]))
     if failed:
         print(f"ended with an error: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
