@@ -8,11 +8,12 @@ __all__ = ['run']
 # %% ../nbs/internals/48_main.ipynb #5b1f0c0e
 import signal
 import sys
+from collections.abc import Callable
 
 from .utils.process import interruptible, usable_streams
 
 
-def run(begin=lambda: None) -> int:
+def run(begin: Callable[[], None] = lambda: None) -> int:
     "The command `tav`, as the system starts it: its exit code; `begin` is called once signals are attended to"
     with usable_streams(), interruptible() as signals:
         try:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from tav_nb.cli.generate import USUAL_FPS, free_name, read_job, with_rate, write_beside_others
+from tav_nb.cli.generate import USUAL_FPS, free_name, job_fields, with_rate, write_beside_others
 from tav_nb.cli.main import main, make_parser
 from tav_nb.sampling.generate import generate
 from tav_nb.sampling.request import VideoJob, VideoRequest
@@ -178,7 +178,7 @@ def test_a_video_that_follows_another_one_plays_as_fast_and_it_is_said_where_it_
             with contextlib.redirect_stderr(io.StringIO()) as err:
                 words = ["generate", "a girl", "--video", str(source), "--num-frames", "5", *words]
                 args = make_parser().parse_args(words)
-                job = with_rate(read_job(args), args.output)
+                job = with_rate(VideoJob(**job_fields(args)), args.output)
             return job.fps, err.getvalue()
 
         for rate in (24, 12.5, 23.976, 90):
@@ -242,7 +242,7 @@ def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
 # %% ../nbs/6_making_videos/63_generate.ipynb #bd15399d
 @pytest.mark.test
 def test_the_command_and_the_function_agree_about_defaults():
-    job = with_rate(read_job(make_parser().parse_args(["generate", GIRL])), None)
+    job = with_rate(VideoJob(**job_fields(make_parser().parse_args(["generate", GIRL]))), None)
     assert job.settings() == VideoJob(GIRL, fps=8.0).settings()
 
 

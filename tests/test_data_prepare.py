@@ -671,6 +671,7 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #a4115c12
+@pytest.mark.test
 def test_another_source_whose_files_have_the_names_of_the_first_is_refused_and_the_same_files_elsewhere_are_not():
     with tempfile.TemporaryDirectory() as tmp:
         one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"

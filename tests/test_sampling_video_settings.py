@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tav_nb.cli.generate import read_job
+from tav_nb.cli.generate import job_fields
 from tav_nb.cli.main import main, make_parser
 from tav_nb.models.windows import Context
 from tav_nb.sampling.generate import generate
-from tav_nb.sampling.request import Keyframes, MemoryOptions, PipelineOptions, SourceOptions
+from tav_nb.sampling.request import Keyframes, MemoryOptions, PipelineOptions, SourceOptions, VideoJob
 from tav_nb.sampling.video_settings import OWN_MODEL
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
@@ -33,7 +33,7 @@ tav = partial(run_captured, main)
 
 def job_of(*words):
     "The job that words of `tav generate` describe"
-    return read_job(make_parser().parse_args(["generate", *words]))
+    return VideoJob(**job_fields(make_parser().parse_args(["generate", *words])))
 
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #08c79cad

@@ -6,8 +6,10 @@
 __all__ = ['COMMANDS', 'add_info', 'info_command', 'make_parser', 'main']
 
 # %% ../../nbs/6_making_videos/13_cli.ipynb #2d9574b3
+import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -32,11 +34,12 @@ from tav_nb.utils.terminal import (
 from ..utils.video_loading import read_metadata
 
 # %% ../../nbs/6_making_videos/13_cli.ipynb #6d2fc7ee
-def add_info(parser):
+def add_info(parser: argparse.ArgumentParser) -> None:
+    "The options of `tav info`"
     parser.add_argument("file", metavar="FILE", help="a video made by tav, or a temporal adapter")
 
 
-def info_command(args):
+def info_command(args: argparse.Namespace) -> None:
     "Print the settings inside a file as JSON."
     path = Path(args.file)
     if path.suffix == ".safetensors" or (path / "temporal_adapter.safetensors").exists():
@@ -57,7 +60,7 @@ COMMANDS = {
 }
 
 
-def make_parser():
+def make_parser() -> Parser:
     "The argument parser of `tav`."
     parser = Parser(
         prog="tav", description="Teach SDXL to move: clips to train on, videos of a sentence.", allow_abbrev=False
@@ -71,7 +74,7 @@ def make_parser():
 
 # %% ../../nbs/6_making_videos/13_cli.ipynb #52a00007
 def main(
-    argv=None,  # the words after `tav`; those of the command line unless given
+    argv: Sequence[str] | None = None,  # the words after `tav`; those of the command line unless given
     # 0 if all went well, 2 if the command cannot be carried out, 130 if it was interrupted, 141 if nobody reads what it
     # prints
 ) -> int:

@@ -11,7 +11,7 @@ __all__ = ['Frames', 'Pixels', 'Steps', 'Seed', 'Scale', 'Fraction', 'Rate', 'Te
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
@@ -41,12 +41,12 @@ Noise = Literal["mixed", "progressive", "independent"]
 
 
 def option(
-    default,
+    default: object,
     help: str,
     kind: object,  # the type with bounds, for the command line and for settings inside a video
     metavar: str | None = None,
     inherited: bool = True,  # does a video that continues another one take it over?
-):
+) -> Any:  # a field, of whatever type its class states
     "A field of a request that is also an option of `tav generate` and a setting inside a video"
     return field(default=default, metadata=dict(help=help, kind=kind, metavar=metavar, inherited=inherited))
 
@@ -105,7 +105,7 @@ class Keyframes:
     before: "np.ndarray | None" = None  # a video, uint8 [F, H, W, 3], to continue; frames count from its end
     overlap: int = 8  # how many of its last frames are made again, as context of the new ones
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.motion < math.inf:
             raise KeyframeError(f"the motion must be 0 or more, not {self.motion}")
         if self.overlap < 1:
@@ -267,7 +267,7 @@ class SourceOptions:
     ip_encoder: str | None = option(None, "the CLIP, if it is elsewhere", Name, "FOLDER")
     ip_scale: float | None = option(None, "how much the image counts (1)", Scale, "X")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, other in PAIRS:
             if (value := getattr(self, name)) is not None and getattr(self, other) is None:
                 raise TavError(f"{flag(name)} {value}: goes with {flag(other)}, which is missing")
@@ -366,7 +366,7 @@ class VideoJob:
     limits: Limits = Limits()  # of whatever is read
     fps: float | None = None  # frames a second when played
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pipeline.config is not None and self.pipeline.model is None:
             raise TavError(f"--config {self.pipeline.config}: goes with --model, which is missing")
         if self.request.images and self.request.context:

@@ -10,8 +10,9 @@ import argparse
 import difflib
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, NoReturn, get_args
 
 from .errors import TavError
 from .schema import printable
@@ -21,13 +22,13 @@ class UsageError(TavError):
     "The command cannot be carried out as it was given; the message is one line."
 
 
-def shortened(text, length=60):
+def shortened(text: str, length: int = 60) -> str:
     "A word as it is repeated in a message: visible, in quotes, and no longer than that"
     text = printable(text)
     return f"'{text if len(text) <= length else text[:length] + '...'}'"
 
 
-def nearest_word(word, words):
+def nearest_word(word: object, words: Sequence[str] | dict[str, str]) -> str:
     "What a mistyped word probably was, as the end of a message; empty if nothing is near"
     near = difflib.get_close_matches(str(word).lower()[:100], words, 1, 0.7)
     return f"; did you mean {words[near[0]] if isinstance(words, dict) else near[0]}?" if near else ""
@@ -40,15 +41,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         self.other_names = {}  # what other programs call an option: its name here
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
-    def _get_values(self, action, words):  # `--option=--` would become an empty list
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:  # `--option=--` would become an empty list
         if action.option_strings and words == ["--"]:
             raise argparse.ArgumentError(action, "expected one argument, not --")
         return super()._get_values(action, words)
 
-    def _check_value(self, action, value):  # argparse calls this for choices and commands
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # argparse calls this for choices and commands
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
@@ -58,7 +59,9 @@ class Parser(argparse.ArgumentParser):
             )
             raise
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         found, unknown = self.parse_known_args(args, namespace)
         if not unknown:
             return found
@@ -76,7 +79,11 @@ class Parser(argparse.ArgumentParser):
 MAX_NUMBER = 10**6  # of a number whose option has no end of its own
 
 
-def at_least(lowest, number=int, most=MAX_NUMBER):
+def at_least(
+    lowest: float,
+    number: type[int] | type[float] = int,
+    most: float = MAX_NUMBER,
+) -> Callable[[str], int | float]:
     "A type for argparse: a number from `lowest` to `most`."
 
     def parse(text):
@@ -95,13 +102,18 @@ def at_least(lowest, number=int, most=MAX_NUMBER):
     return parse
 
 
-def in_range(kind):
+def in_range(kind: Any) -> Callable[[str], int | float]:
     "A type for argparse: a number of an `Annotated` type with both ends."
     number, limits = get_args(kind)
     return at_least(limits.ge, number, limits.le)
 
 
-def numbers(count=None, lowest=0, most=MAX_NUMBER, number=float):
+def numbers(
+    count: int | None = None,  # how many; None is any number of them
+    lowest: float = 0,
+    most: float = MAX_NUMBER,
+    number: type[int] | type[float] = float,
+) -> Callable[[str], list[int | float]]:
     "A type for argparse: numbers from `lowest` to `most`, with commas between them."
 
     def parse(text):
