@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
-from fullsize_closed import SDXL
+from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 from train_memory import TOY
 
@@ -85,7 +85,7 @@ def main():
     device, dtype, config = (
         ("cpu", torch.float32, dict(TOY, mid_block_type="UNetMidBlock2DCrossAttn"))
         if args.toy
-        else ("cuda", torch.float16, SDXL)
+        else ("cuda", torch.float16, UNET)
     )
     if args.toy:
         args.pixels, args.calls = 64, 1
