@@ -35,7 +35,6 @@ GIRL = "a girl with pink hair and a blue dress walks to the left"
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #561bfaca
-@pytest.mark.test
 def test_a_name_that_is_taken_is_not_taken_again():
     with tempfile.TemporaryDirectory() as folder:
         names = []
@@ -53,7 +52,6 @@ def test_a_name_that_is_taken_is_not_taken_again():
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #80c3968b
-@pytest.mark.test
 def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video():
     with tempfile.TemporaryDirectory() as folder:
         wanted, black = Path(folder) / "girl.mp4", np.zeros((1, 16, 16, 3), np.uint8)
@@ -75,7 +73,6 @@ def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #ec019af1
-@pytest.mark.test
 def test_the_file_says_all_that_is_needed_to_make_it_again():
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "first.webp"
@@ -123,7 +120,6 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #2d61852f
-@pytest.mark.test
 def test_a_finished_video_that_finds_no_room_is_kept_where_there_is_some():
     program = """
 import os, resource, sys
@@ -169,7 +165,6 @@ for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #0dcdc106
-@pytest.mark.test
 def test_a_video_that_follows_another_one_plays_as_fast_and_it_is_said_where_it_cannot():
     with tempfile.TemporaryDirectory() as folder:
         frames = render(random_scene(3), 5, 16, 16).frames
@@ -216,7 +211,6 @@ def test_a_video_that_follows_another_one_plays_as_fast_and_it_is_said_where_it_
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #f843faa3
 @pytest.mark.long
-@pytest.mark.test
 def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
     prompt = (
         "a girl walks" + " and walks" * 80
@@ -240,7 +234,6 @@ def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #bd15399d
-@pytest.mark.test
 def test_the_command_and_the_function_agree_about_defaults():
     job = with_rate(VideoJob(**job_fields(make_parser().parse_args(["generate", GIRL]))), None)
     assert job.settings() == VideoJob(GIRL, fps=8.0).settings()
@@ -248,7 +241,6 @@ def test_the_command_and_the_function_agree_about_defaults():
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #fefd48c5
 @pytest.mark.slow
-@pytest.mark.test
 def test_ctrl_c_in_the_middle_leaves_nothing_behind():
     with tempfile.TemporaryDirectory() as folder:
         program = (

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tav_nb.cli.main import COMMANDS, main, make_parser
 from tav_nb.cli.options import read_limits
@@ -71,7 +70,6 @@ MISTAKES = {
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #c0dc603b
-@pytest.mark.test
 def test_every_number_that_an_option_takes_has_two_ends():
     for name, parser in make_parser().commands.choices.items():
         for action in parser._actions:
@@ -86,7 +84,6 @@ def test_every_number_that_an_option_takes_has_two_ends():
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #0688809a
-@pytest.mark.test
 def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "old.mp4"
@@ -100,7 +97,6 @@ def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #c589eb52
-@pytest.mark.test
 def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_line():
     for words in (
         (),
@@ -123,7 +119,6 @@ def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_lin
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #f8d71944
-@pytest.mark.test
 def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stand_and_a_pipe_is_not_waited_for():
     with tempfile.TemporaryDirectory() as folder:
         os.mkfifo(pipe := f"{folder}/pipe.mp4")
@@ -153,7 +148,6 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stan
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #488c909c
-@pytest.mark.test
 def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_it():
     with tempfile.TemporaryDirectory() as folder:
         film, missing, tried = (
@@ -210,7 +204,6 @@ def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #f10e4253
-@pytest.mark.test
 def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_meant():
     for words, hint in (
         (("generate", "a girl", "--num-frame", "3"), "did you mean --num-frames?"),
@@ -230,7 +223,6 @@ def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_mea
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #73115945
-@pytest.mark.test
 def test_mistakes_and_help_come_before_pytorch_is_loaded():
     program = """
 import contextlib, io, json, sys
@@ -264,7 +256,6 @@ for words in json.loads(sys.argv[1]):
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #d830a0cf
-@pytest.mark.test
 def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
     def end(args):
         raise reason
@@ -305,7 +296,6 @@ def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #8fa48ca1
-@pytest.mark.test
 def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_traceback():
     start = f"{sys.executable} -c 'import sys; from tav_nb.__main__ import run; sys.exit(run())'"
     with tempfile.TemporaryDirectory() as folder:
@@ -345,14 +335,12 @@ def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_tr
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #30b7a9c0
-@pytest.mark.test
 def test_info_prints_what_an_adapter_says_about_itself():
     code, said, err = tav("info", EMBEDDED_ADAPTER)
     assert (code, err) == (0, "") and json.loads(said)["max_frames"] >= 16
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #ecbf99f9
-@pytest.mark.test
 def test_a_source_beyond_a_limit_is_one_line_in_every_command_that_reads_one():
     with tempfile.TemporaryDirectory() as folder:
         write_video(render(random_scene(3), 4, 64, 64).frames, f"{folder}/film.webp", 12)

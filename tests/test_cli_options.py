@@ -2,15 +2,12 @@
 
 import argparse
 
-import pytest
-
 from tav_nb.cli.options import file_and_weight, fraction
 from tav_nb.sampling.request import Frames, Pixels, Rate, Seed
 from tav_nb.utils.arguments import at_least, in_range, numbers
 
 
 # %% ../nbs/internals/62_options.ipynb #2bd991be
-@pytest.mark.test
 def test_numbers_out_of_range_are_named():
     huge, digits = str(10**30), "9" * 5000
     for parse, *wrong in (

@@ -44,7 +44,6 @@ def toon_film(path, seed, num_frames=16, **changes):
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #4de9beab
-@pytest.mark.test
 def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the_clips():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")
@@ -99,7 +98,6 @@ def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #86a37273
 @pytest.mark.long
-@pytest.mark.test
 def test_a_dry_run_decides_the_same_and_encodes_nothing():
     with tempfile.TemporaryDirectory() as folder:
         for seed, changes in enumerate(({}, dict(still=True), dict(half=True))):
@@ -133,7 +131,6 @@ def test_a_dry_run_decides_the_same_and_encodes_nothing():
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #deedb93e
-@pytest.mark.test
 def test_every_mistake_of_prepare_is_one_line_before_pytorch_is_loaded_and_makes_nothing():
     program = """
 import contextlib, io, json, os, sys
@@ -188,7 +185,6 @@ for said, *words in json.loads(sys.argv[1]):
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #30f337d0
-@pytest.mark.test
 def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
     def read(*words):
         return make_parser().parse_args(["prepare", "films", "cache", *words])
@@ -226,7 +222,6 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #f5eae3d3
-@pytest.mark.test
 def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said():
     def read(*words):
         return make_parser().parse_args(["prepare", "films", "cache", *words])
@@ -284,7 +279,6 @@ def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said(
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #d15c5bace
-@pytest.mark.test
 def test_a_disk_that_is_too_small_for_one_clip_is_named_before_a_model_is_loaded():
     with tempfile.TemporaryDirectory() as folder:
         toon_film(f"{folder}/film.webm", 0, 16)
@@ -300,7 +294,6 @@ def test_a_disk_that_is_too_small_for_one_clip_is_named_before_a_model_is_loaded
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #83964fc4
-@pytest.mark.test
 def test_two_processes_share_the_work_as_torchrun_starts_them():
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(2):
@@ -317,7 +310,6 @@ def test_two_processes_share_the_work_as_torchrun_starts_them():
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #dd29c2ce
 @pytest.mark.slow
-@pytest.mark.test
 def test_ctrl_c_in_the_middle_of_prepare_keeps_what_is_done_and_the_same_command_ends_as_if_nothing_had_been():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")

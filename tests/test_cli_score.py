@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-import pytest
-
 from tav_nb.cli.main import main
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
@@ -20,7 +18,6 @@ tav = partial(run_captured, main)
 
 
 # %% ../nbs/3_does_it_move/68_score.ipynb #03242a45
-@pytest.mark.test
 def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
     with tempfile.TemporaryDirectory() as folder:
         a, b = (
@@ -55,7 +52,6 @@ def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
 
 
 # %% ../nbs/3_does_it_move/68_score.ipynb #2367951a
-@pytest.mark.test
 def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
     with tempfile.TemporaryDirectory() as folder:
         film = write_video(render(random_scene(3), 4, 48, 64).frames, Path(folder) / "film.webp")

@@ -31,7 +31,6 @@ GIRL = "a girl with pink hair and a blue dress walks to the left"
 
 
 # %% ../nbs/5_training/67_train.ipynb #c972674b
-@pytest.mark.test
 def test_every_mistake_of_train_is_one_line_before_pytorch_is_loaded_and_makes_nothing():
     program = """
 import contextlib, io, json, sys
@@ -73,7 +72,6 @@ if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("somethin
 
 
 # %% ../nbs/5_training/67_train.ipynb #4e07820e
-@pytest.mark.test
 def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
     def read(*words):
         return read_train(make_parser().parse_args(["train", "cache", "out", *words])).resolve()
@@ -104,7 +102,6 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
 
 # %% ../nbs/5_training/67_train.ipynb #f8550fb1
 @pytest.mark.slow
-@pytest.mark.test
 def test_a_cache_becomes_an_adapter_that_draws():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")
@@ -174,7 +171,6 @@ def test_a_cache_becomes_an_adapter_that_draws():
 
 
 # %% ../nbs/5_training/67_train.ipynb #b2885f50
-@pytest.mark.test
 def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_line():
     from tav_nb.training.distributed import TrainError, make_accelerator
 

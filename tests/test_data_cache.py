@@ -7,13 +7,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 
 from tav_nb.data.cache import DatasetError, npz_bytes, write_cache_file
 
 
 # %% ../nbs/4_real_clips/18_dataset.ipynb #1f3a3ecd
-@pytest.mark.test
 def test_a_file_is_written_whole_or_not_at_all_and_the_disk_being_full_is_one_line():
     with tempfile.TemporaryDirectory() as tmp:
         path_ = Path(tmp) / "x.npz"
@@ -33,7 +31,6 @@ def test_a_file_is_written_whole_or_not_at_all_and_the_disk_being_full_is_one_li
 
 
 # %% ../nbs/4_real_clips/18_dataset.ipynb #b6be2eef
-@pytest.mark.test
 def test_equal_arrays_are_equal_files_whenever_they_are_written():
     arrays_ = {"latents": np.arange(6, dtype=np.float16), "meta": np.array("{}")}
     first = npz_bytes(arrays_)

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
-import pytest
 from pyarrow import parquet
 
 from tav_nb.data.cache_reader import CacheError, read_manifest, read_npz
 
 
 # %% ../nbs/4_real_clips/77_cache_reader.ipynb #a5536c0b
-@pytest.mark.test
 def test_the_manifest_and_the_arrays_of_a_clip_are_checked_when_they_are_read():
     def refusal(work):
         try:

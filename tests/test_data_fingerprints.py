@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from tav_nb.data.buckets import EncodeError
@@ -27,7 +26,6 @@ def tiny():
 
 
 # %% ../nbs/4_real_clips/76_fingerprints.ipynb #fdde3154
-@pytest.mark.test
 def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
     before = model_fingerprint(tiny())
     half = SimpleNamespace(**{part: getattr(tiny(), part) for part in PARTS}, config=tiny().config)
@@ -49,7 +47,6 @@ def test_a_fingerprint_sees_one_changed_weight_and_no_change_of_precision():
 
 
 # %% ../nbs/4_real_clips/76_fingerprints.ipynb #8b02146d
-@pytest.mark.test
 def test_statistics_of_the_latents_in_a_vae_s_config_change_what_is_stored_and_its_key():
     pipe_ = load_pipeline(unet=None)
     clip_ = render(Scene(action="dance", background="beach"), 6, 64, 64).frames
@@ -62,7 +59,6 @@ def test_statistics_of_the_latents_in_a_vae_s_config_change_what_is_stored_and_i
 
 
 # %% ../nbs/4_real_clips/76_fingerprints.ipynb #8041964c
-@pytest.mark.test
 def test_a_fingerprint_does_not_depend_on_how_the_tokenizer_was_used_last():
     before = model_fingerprint(tiny())
     for padding in ("max_length", "longest", False):
@@ -73,7 +69,6 @@ def test_a_fingerprint_does_not_depend_on_how_the_tokenizer_was_used_last():
 
 
 # %% ../nbs/4_real_clips/76_fingerprints.ipynb #9cd9cf4b
-@pytest.mark.test
 def test_of_several_files_with_the_same_bytes_one_is_kept_and_parts_of_them_are_their_own():
     with tempfile.TemporaryDirectory() as tmp:
         names = "a.mp4", "b.mp4", "c.mp4", "d.mp4"

@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from tav_nb.data.folders import CLIP_SUFFIXES, UNKNOWN_LICENCE, item_name, read_folder
 from tav_nb.data.tables import MAX_TABLE_ROWS, CollectionError
@@ -33,7 +32,6 @@ def small_collection(root, count=3, suffix=".webp"):
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #90fe7a6a
-@pytest.mark.test
 def test_names_are_safe_readable_and_differ_where_paths_differ():
     paths = [
         "a/b.mp4",
@@ -58,7 +56,6 @@ def test_names_are_safe_readable_and_differ_where_paths_differ():
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #a8402aad
-@pytest.mark.test
 def test_every_container_that_can_be_written_here_is_read_to_its_last_image():
     def write_small(path):
         "Twelve images in the codec that FFmpeg takes for such a file; False if this FFmpeg cannot write one."
@@ -101,7 +98,6 @@ def test_every_container_that_can_be_written_here_is_read_to_its_last_image():
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #af45e958
-@pytest.mark.test
 def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp))
@@ -119,7 +115,6 @@ def test_captions_beside_files_and_captions_in_a_table_make_the_same_items():
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #46efd0b1
-@pytest.mark.test
 def test_rows_can_name_parts_of_a_file_and_files_that_are_missing_stay_in_the_list():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
@@ -139,7 +134,6 @@ def test_rows_can_name_parts_of_a_file_and_files_that_are_missing_stay_in_the_li
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #b76d7f68
-@pytest.mark.test
 def test_a_folder_or_table_that_is_wrong_is_one_line_that_says_what_is_wrong():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
@@ -171,7 +165,6 @@ def test_a_folder_or_table_that_is_wrong_is_one_line_that_says_what_is_wrong():
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #7b5445bc
-@pytest.mark.test
 def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
     bad = [
         (
@@ -270,7 +263,6 @@ def test_a_row_that_cannot_be_used_is_one_line_with_the_file_and_the_line():
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #ea2a23d0
-@pytest.mark.test
 def test_what_is_only_written_differently_is_forgiven():
     good = [
         ("m.csv", "file, caption\nclip0.webp, a girl\n"),
@@ -307,7 +299,6 @@ def test_what_is_only_written_differently_is_forgiven():
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #717438b1
-@pytest.mark.test
 def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_there():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))

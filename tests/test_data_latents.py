@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from tav_nb.data.buckets import EncodeError, EncodeOptions, sizes_for, to_bucket
@@ -58,7 +57,6 @@ def images_at(path, times):
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #45fa8d78
-@pytest.mark.test
 def test_cached_latents_are_those_of_the_direct_route_to_the_last_bit_of_fp16():
     clip_ = render(Scene(action="dance", background="beach"), 6, 64, 64).frames
     with torch.no_grad():
@@ -79,7 +77,6 @@ def test_cached_latents_are_those_of_the_direct_route_to_the_last_bit_of_fp16():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #d64d314d
-@pytest.mark.test
 def test_held_frames_carry_the_latent_of_their_drawing_although_the_codec_trembles():
     rng = np.random.default_rng(0)
     clip_ = render(Scene(action="dance", background="beach"), 5, 64, 64).frames.repeat([1, 2, 1, 3, 1], axis=0)
@@ -95,7 +92,6 @@ def test_held_frames_carry_the_latent_of_their_drawing_although_the_codec_trembl
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #b53b509b
-@pytest.mark.test
 def test_batches_are_always_of_one_size_and_never_cross_clips():
     seen = []
     fake = SimpleNamespace(
@@ -113,7 +109,6 @@ def test_batches_are_always_of_one_size_and_never_cross_clips():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #06c0a212
-@pytest.mark.test
 def test_a_vae_that_asks_for_fp32_gets_it_and_is_given_back_as_it_was():
     small = tiny().vae
     vae_ = type(small).from_config(dict(small.config) | {"force_upcast": True}).half().eval()
@@ -126,7 +121,6 @@ def test_a_vae_that_asks_for_fp32_gets_it_and_is_given_back_as_it_was():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #055e61e6
-@pytest.mark.test
 def test_embeddings_are_those_of_encode_prompt_bit_for_bit():
     for caption_ in ("a girl with pink hair walks", "", "a boy " * 60):
         with quiet():
@@ -140,7 +134,6 @@ def test_embeddings_are_those_of_encode_prompt_bit_for_bit():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #de19989f
-@pytest.mark.test
 def test_a_caption_is_too_long_exactly_when_its_end_makes_no_difference():
     fits, spills = "girl " * 75, "girl " * 76
     assert truncated_captions(tiny(), ["", fits, spills]) == [spills]
@@ -149,7 +142,6 @@ def test_a_caption_is_too_long_exactly_when_its_end_makes_no_difference():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #8980c764
-@pytest.mark.test
 def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route():
     with tempfile.TemporaryDirectory() as tmp:
         item = video(tmp)
@@ -175,7 +167,6 @@ def test_a_cached_clip_decoded_looks_like_the_clip_and_equals_the_direct_route()
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #24d5e2d1
-@pytest.mark.test
 def test_time_ids_are_those_of_the_pipeline_and_everything_has_its_type():
     with tempfile.TemporaryDirectory() as tmp:
         ((row_, arrays_),) = encode_file([video(tmp)], Encoder(tiny(), EncodeOptions(resolution=64)))
@@ -209,7 +200,6 @@ def test_time_ids_are_those_of_the_pipeline_and_everything_has_its_type():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #e948cc7b
-@pytest.mark.test
 def test_mirrored_copies_are_made_where_the_caption_allows_it():
     with tempfile.TemporaryDirectory() as tmp:
         item, options_ = video(tmp), EncodeOptions(resolution=64, flip=True)
@@ -227,7 +217,6 @@ def test_mirrored_copies_are_made_where_the_caption_allows_it():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #37999724
-@pytest.mark.test
 def test_each_part_of_a_file_gets_its_own_caption_and_clips_and_what_cannot_be_read_is_one_row():
     with tempfile.TemporaryDirectory() as tmp:
         write_video(render(replace(RUN, speed=0.012), 44, 64, 64).frames, path_ := Path(tmp) / "video.mp4", fps=12)
@@ -255,7 +244,6 @@ def test_each_part_of_a_file_gets_its_own_caption_and_clips_and_what_cannot_be_r
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #5e521771
-@pytest.mark.test
 def test_latents_that_are_no_numbers_are_refused():
     with tempfile.TemporaryDirectory() as tmp:
         weight = next(tiny().vae.parameters()).data.view(-1)
@@ -272,7 +260,6 @@ def test_latents_that_are_no_numbers_are_refused():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #fc867f09
-@pytest.mark.test
 def test_items_with_a_refusal_are_rows_without_a_scan():
     with tempfile.TemporaryDirectory() as tmp:
         encoder = SimpleNamespace(options=EncodeOptions(64))

@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow
-import pytest
 import torch
 from pyarrow import parquet
 
@@ -103,7 +102,6 @@ def refusal(work):
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #683ab20a
-@pytest.mark.test
 def test_every_batch_has_one_bucket_and_one_length_and_every_clip_is_seen():
     clips = [dict(frames=f, height=h, width=w) for f, h, w in SHAPES]
     for size, epoch in ((1, 0), (2, 1), (3, 2), (16, 3)):
@@ -115,7 +113,6 @@ def test_every_batch_has_one_bucket_and_one_length_and_every_clip_is_seen():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #fc25089f
-@pytest.mark.test
 def test_one_short_clip_does_not_shorten_the_batches_of_long_ones():
     clips = [dict(frames=8, height=64, width=64)] + [dict(frames=24, height=64, width=64)] * 9
     drawn = Counter(
@@ -127,7 +124,6 @@ def test_one_short_clip_does_not_shorten_the_batches_of_long_ones():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #ca3aac6a
-@pytest.mark.test
 def test_an_epoch_mixes_its_sizes_and_its_lengths():
     clips = [dict(frames=f, height=h, width=w) for f, h, w in SHAPES]
     firsts = Counter(
@@ -138,7 +134,6 @@ def test_an_epoch_mixes_its_sizes_and_its_lengths():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #3874f88c
-@pytest.mark.test
 def test_no_clip_is_seen_much_more_often_than_the_others_of_its_size():
     clips = [dict(frames=16, height=64, width=64)] * 7
     counts = [Counter(n for some, _ in plan_epoch(clips, (8, 16), 3, 0, epoch) for n in some) for epoch in range(100)]
@@ -150,7 +145,6 @@ def test_no_clip_is_seen_much_more_often_than_the_others_of_its_size():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #51c9d146
-@pytest.mark.test
 def test_a_cut_clip_keeps_its_frames_and_times_together_and_tells_the_unet_its_sizes():
     with tempfile.TemporaryDirectory() as place:
         write_clip(f"{place}/clip.npz", 20, 64, 128, value=1.0, seed=6)
@@ -173,7 +167,6 @@ def test_a_cut_clip_keeps_its_frames_and_times_together_and_tells_the_unet_its_s
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #348df2c1
-@pytest.mark.test
 def test_a_caption_is_lost_in_both_ways_as_often_as_was_asked_and_wholly():
     arrays = dict(
         latents=np.zeros((8, 4, 2, 2), np.float16),
@@ -197,7 +190,6 @@ def test_a_caption_is_lost_in_both_ways_as_often_as_was_asked_and_wholly():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #6cedc3f6
-@pytest.mark.test
 def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
@@ -218,7 +210,6 @@ def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #88166fac
-@pytest.mark.test
 def test_another_seed_and_another_epoch_give_other_batches():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
@@ -233,7 +224,6 @@ def test_another_seed_and_another_epoch_give_other_batches():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #61b4f160
-@pytest.mark.test
 def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
@@ -250,7 +240,6 @@ def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #101418d6
-@pytest.mark.test
 def test_the_plan_tells_whether_a_training_goes_on_with_the_same_clips():
     with tempfile.TemporaryDirectory() as place:
         write_cache(place, SHAPES)
@@ -274,7 +263,6 @@ def test_the_plan_tells_whether_a_training_goes_on_with_the_same_clips():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #602109dc
-@pytest.mark.test
 def test_no_two_steps_or_places_have_the_same_random_numbers():
     with tempfile.TemporaryDirectory() as place:
         loader = ClipLoader(write_cache(place, [(24, 64, 64)]), batch_size=8, lengths=8)
@@ -283,7 +271,6 @@ def test_no_two_steps_or_places_have_the_same_random_numbers():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #0bc638ef
-@pytest.mark.test
 def test_workers_and_a_restart_change_nothing():
     with tempfile.TemporaryDirectory() as place:
         loader = ClipLoader(write_cache(place, SHAPES), batch_size=2)
@@ -301,7 +288,6 @@ def test_workers_and_a_restart_change_nothing():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #d928eb11
-@pytest.mark.test
 def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same():
     with tempfile.TemporaryDirectory() as place:
         sdxl = load_pipeline()
@@ -349,7 +335,6 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #3c689927
-@pytest.mark.test
 def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip():
     with tempfile.TemporaryDirectory() as place:
         fed = ClipLoader(
@@ -373,7 +358,6 @@ def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip(
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #2a751a0a
-@pytest.mark.test
 def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
     with tempfile.TemporaryDirectory() as place:
         good = write_cache(f"{place}/good", SHAPES)
@@ -402,7 +386,6 @@ def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #39cf1c79
-@pytest.mark.test
 def test_a_clip_that_is_broken_or_missing_or_another_one_is_named():
     with tempfile.TemporaryDirectory() as place:
         loader = ClipLoader(write_cache(place, [(16, 64, 64)]), batch_size=1)
@@ -433,7 +416,6 @@ def test_a_clip_that_is_broken_or_missing_or_another_one_is_named():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #0fc57063
-@pytest.mark.test
 def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
     def rewritten(path, **other):
         with np.load(path) as stored:

@@ -133,7 +133,6 @@ def killed_run(items, out, seed, longest):
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #70e8d71f
-@pytest.mark.test
 def test_results_come_in_order_from_several_threads_and_an_error_ends_all_of_them():
     def counted(job):
         for i in range(5):
@@ -159,7 +158,6 @@ def test_results_come_in_order_from_several_threads_and_an_error_ends_all_of_the
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #b872f97c
-@pytest.mark.test
 def test_a_disk_that_is_too_small_for_one_clip_is_refused_and_one_that_may_be_too_small_is_reported():
     with tempfile.TemporaryDirectory() as folder:
         path, usage = f"{folder}/video.mp4", shutil.disk_usage(folder)
@@ -187,7 +185,6 @@ def test_a_disk_that_is_too_small_for_one_clip_is_refused_and_one_that_may_be_to
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #33f2c00d
-@pytest.mark.test
 def test_the_manifest_lists_every_window_and_exactly_the_files_that_are_there():
     holder, items_, summary_, files = reference()
     assert summary_.complete and summary_.kept == summary_.encoded >= 3 and summary_.reasons == Counter(still=1), (
@@ -227,7 +224,6 @@ def test_the_manifest_lists_every_window_and_exactly_the_files_that_are_there():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #01dca426
-@pytest.mark.test
 def test_no_caption_is_the_encoded_empty_text_and_the_cache_says_what_made_it():
     holder, items_, summary_, files = reference()
     with np.load(io.BytesIO(files["_empty.npz"]), allow_pickle=False) as empty:
@@ -243,7 +239,6 @@ def test_no_caption_is_the_encoded_empty_text_and_the_cache_says_what_made_it():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #9c93b7fb
-@pytest.mark.test
 def test_the_second_run_opens_nothing_and_touches_nothing():
     holder, items_, summary_, files = reference()
     out_ = Path(holder.name) / "cache"
@@ -264,7 +259,6 @@ def test_the_second_run_opens_nothing_and_touches_nothing():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #f75fbbf8
-@pytest.mark.test
 def test_a_cache_without_checksums_stays_as_it_is_and_its_records_get_them():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:
@@ -289,7 +283,6 @@ def test_a_cache_without_checksums_stays_as_it_is_and_its_records_get_them():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #bd01c4ec
-@pytest.mark.test
 def test_the_unit_of_work_is_a_pure_function_whose_result_is_what_the_cache_holds():
     holder, items_, summary_, files = reference()
     made = {
@@ -302,7 +295,6 @@ def test_the_unit_of_work_is_a_pure_function_whose_result_is_what_the_cache_hold
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #c53653f7
-@pytest.mark.test
 def test_whatever_is_damaged_in_a_cache_is_found_and_made_anew_and_nothing_else():
     holder, items_, summary_, files = reference()
 
@@ -371,7 +363,6 @@ def test_whatever_is_damaged_in_a_cache_is_found_and_made_anew_and_nothing_else(
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #48a71e77
-@pytest.mark.test
 def test_two_workers_or_two_ranks_give_the_bytes_of_one():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:
@@ -384,7 +375,6 @@ def test_two_workers_or_two_ranks_give_the_bytes_of_one():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #43e469f8
-@pytest.mark.test
 def test_a_changed_caption_changes_only_embeddings_and_a_changed_licence_only_what_is_said():
     with tempfile.TemporaryDirectory() as tmp:
         items_ = small_videos(tmp, 1, 96)
@@ -406,7 +396,6 @@ def test_a_changed_caption_changes_only_embeddings_and_a_changed_licence_only_wh
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #7b0c1f66
-@pytest.mark.test
 def test_another_vae_makes_all_latents_anew_and_no_embedding():
     with tempfile.TemporaryDirectory() as tmp:
         items_ = small_videos(tmp, 1, 96)
@@ -426,7 +415,6 @@ def test_another_vae_makes_all_latents_anew_and_no_embedding():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #3be8ee3e
-@pytest.mark.test
 def test_other_thresholds_encode_only_what_was_not_there_and_remove_what_is_not_wanted_any_more():
     with tempfile.TemporaryDirectory() as tmp:
         items_ = small_videos(tmp, 1, 96, num_frames=24)
@@ -447,7 +435,6 @@ def test_other_thresholds_encode_only_what_was_not_there_and_remove_what_is_not_
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #e26019fb
 @pytest.mark.long
-@pytest.mark.test
 def test_killed_at_random_moments_it_ends_with_the_same_bytes():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:
@@ -457,7 +444,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #e82dd3f2
-@pytest.mark.test
 def test_killed_in_the_middle_of_writing_it_leaves_nothing_that_looks_finished():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:
@@ -479,7 +465,6 @@ def test_killed_in_the_middle_of_writing_it_leaves_nothing_that_looks_finished()
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #3fa85e26
-@pytest.mark.test
 def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes():
     holder, items_, summary_, files = reference()
     threads = threading.active_count()
@@ -504,7 +489,6 @@ def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes(
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #afbd2089
-@pytest.mark.test
 def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
     with tempfile.TemporaryDirectory() as tmp:
         small_videos(tmp, 1, 96)
@@ -530,7 +514,6 @@ def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #2efee741
-@pytest.mark.test
 def test_what_cannot_be_prepared_is_one_line():
     holder, items_, summary_, files = reference()
     with tempfile.TemporaryDirectory() as tmp:
@@ -565,7 +548,6 @@ def test_what_cannot_be_prepared_is_one_line():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #be9d6033
-@pytest.mark.test
 def test_a_folder_of_drawings_is_a_source_like_any_other():
     with tempfile.TemporaryDirectory() as tmp:
         there = Path(tmp, "Hero/scene_1/composition")
@@ -586,7 +568,6 @@ def test_a_folder_of_drawings_is_a_source_like_any_other():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #2995296a
-@pytest.mark.test
 def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp) / "videos"
@@ -613,7 +594,6 @@ def test_a_byte_identical_copy_has_a_reason_and_is_opened_once():
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #820d3ed4
-@pytest.mark.test
 def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_first():
     with tempfile.TemporaryDirectory() as tmp:
         one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"
@@ -671,7 +651,6 @@ def test_a_second_source_is_refused_before_the_manifest_loses_the_clips_of_the_f
 
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #a4115c12
-@pytest.mark.test
 def test_another_source_whose_files_have_the_names_of_the_first_is_refused_and_the_same_files_elsewhere_are_not():
     with tempfile.TemporaryDirectory() as tmp:
         one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"
@@ -694,7 +673,6 @@ def test_another_source_whose_files_have_the_names_of_the_first_is_refused_and_t
 
 # %% ../nbs/4_real_clips/74_prepare.ipynb #37fbf9db
 @pytest.mark.slow
-@pytest.mark.test
 def test_torchrun_and_accelerate_launch_divide_the_files():
     holder, items_, summary_, files = reference()
     code = """

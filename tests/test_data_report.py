@@ -107,7 +107,6 @@ class Reading(HTMLParser):
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #a387901a
-@pytest.mark.test
 def test_the_summary_counts_every_clip_once_and_names_every_reason():
     lines = summary(make_rows(25)).split("\n")
     assert lines[0] == "18 clips kept, 24.0 s from 18 of 25 files; 7 dropped"
@@ -130,7 +129,6 @@ def test_the_summary_counts_every_clip_once_and_names_every_reason():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #0c23a697
-@pytest.mark.test
 def test_the_bar_counts_files_and_clips():
     screen = io.StringIO()
     with Progress(3, screen, disable=False) as progress:
@@ -151,7 +149,6 @@ def test_the_bar_counts_files_and_clips():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #6896425d
-@pytest.mark.test
 def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
     found = clip_record(
         make_row(3, REASONS[3], figures='{"motion": 0.00123456, "apart": NaN, "luma": 116.18}', licence="")
@@ -189,7 +186,6 @@ def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #f2a5e590
-@pytest.mark.test
 def test_the_page_fetches_nothing_and_forbids_it():
     page = render_report(make_rows(12), about=dict(model="https://example.org"))
     seen = Reading(page)
@@ -211,7 +207,6 @@ def test_the_page_fetches_nothing_and_forbids_it():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #4cdd61f7
-@pytest.mark.test
 def test_captions_and_names_from_strangers_stay_text():
     bad = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "it\'s" \u2028 <!--'
     rows_of_strangers = [
@@ -233,7 +228,6 @@ def test_captions_and_names_from_strangers_stay_text():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #4ce73699
-@pytest.mark.test
 def test_every_clip_is_on_the_page_and_every_group_can_be_chosen():
     some = make_rows(45)
     seen = Reading(render_report(some))
@@ -249,7 +243,6 @@ def test_every_clip_is_on_the_page_and_every_group_can_be_chosen():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #dbc599f0
-@pytest.mark.test
 def test_a_page_can_be_read_aloud_and_used_with_the_keyboard():
     seen = Reading(render_report(make_rows(12)))
     tags = Counter(tag for tag, _ in seen.elements)
@@ -268,7 +261,6 @@ def test_a_page_can_be_read_aloud_and_used_with_the_keyboard():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #98dbb353
-@pytest.mark.test
 def test_kept_clips_are_counted_by_licence():
     some = [
         make_row(0, licence="CC BY 4.0"),
@@ -282,7 +274,6 @@ def test_kept_clips_are_counted_by_licence():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #accc42cd
-@pytest.mark.test
 def test_the_page_of_a_cache_is_written_whole_and_beside_it():
     with tempfile.TemporaryDirectory() as place:
         parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), f"{place}/manifest.parquet")
@@ -311,7 +302,6 @@ def test_the_page_of_a_cache_is_written_whole_and_beside_it():
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #5aef4c82
-@pytest.mark.test
 def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
     with tempfile.TemporaryDirectory() as place:
         pages = []
@@ -326,7 +316,6 @@ def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
 
 # %% ../nbs/4_real_clips/20_report.ipynb #d3c78f11
 @pytest.mark.slow
-@pytest.mark.test
 def test_a_browser_shows_the_clips_and_the_choices_work():
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     play = """<script>
@@ -379,7 +368,6 @@ document.title = JSON.stringify([states, document.querySelector('li.dropped img'
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #85accd0d
-@pytest.mark.test
 def test_the_notebook_shows_the_page_and_keeps_images_for_those_who_show_no_html():
     bundle = show_clips(make_rows(12), limit=5)._repr_mimebundle_()
     frame = Reading(bundle["text/html"]).elements[0]
@@ -398,7 +386,6 @@ def test_the_notebook_shows_the_page_and_keeps_images_for_those_who_show_no_html
 
 
 # %% ../nbs/4_real_clips/20_report.ipynb #d9ca5911
-@pytest.mark.test
 def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
     good, strip_ = make_row(0), make_row(0)["thumbs"]
     for text, said in (

@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tav_nb.data.scan import _content, _cv2, _one_thread, scan
 from tav_nb.utils.video_reader import SourceError
@@ -13,7 +12,6 @@ from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/4_real_clips/72_scan.ipynb #dd77bfdb
-@pytest.mark.test
 def test_looking_at_files_leaves_the_threads_of_opencv_as_they_were():
     cv2 = _cv2()
     usual = cv2.getNumThreads()
@@ -51,7 +49,6 @@ def test_looking_at_files_leaves_the_threads_of_opencv_as_they_were():
 
 
 # %% ../nbs/4_real_clips/72_scan.ipynb #42cb6504
-@pytest.mark.test
 def test_red_stays_red_on_both_ends_of_the_hue_circle_and_grey_has_no_hue():
     def flat(*hsv):
         return np.full((18, 32, 3), hsv, np.uint8)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
 from tav_nb.data.clips import plan, read_windows
 from tav_nb.data.scan import FIGURES, scan
@@ -116,7 +115,6 @@ def retimed(frames, times, path):
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #51ca7775
-@pytest.mark.test
 def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
     for hold, pan in (1, 0.0), (2, 0.01), (3, -0.01):
         frames = np.concatenate([shot(0, 30, hold, pan, "meadow"), shot(1, 30, hold, -pan, "city")])
@@ -126,7 +124,6 @@ def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #7caac9f0
-@pytest.mark.test
 def test_a_close_dance_on_threes_has_no_cut_but_the_real_one():
     seen = looked_at(close_dance())
     assert perfect(seen, [(48, 48)]) and seen.shots[0].hold == 3, seen.shots
@@ -136,14 +133,12 @@ def test_a_close_dance_on_threes_has_no_cut_but_the_real_one():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #2d1a0c8d
-@pytest.mark.test
 def test_two_cuts_may_be_close_together():
     frames = np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 5, 1, 0, "city"), shot(2, 30, 1, 0, "night")])
     assert perfect(looked_at(frames), [(30, 30), (35, 35)])
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #b330dca2
-@pytest.mark.test
 def test_dissolves_are_found_and_where_they_start_and_end():
     for count in 8, 16, 24:
         seen = looked_at(dissolve(shot(0, 24 + count, 2, 0, "beach"), shot(1, 24 + count, 2, 0, "night"), count))
@@ -158,7 +153,6 @@ def test_dissolves_are_found_and_where_they_start_and_end():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #667f0f92
-@pytest.mark.test
 def test_fades_are_found_and_no_clip_is_taken_from_them():
     seen = looked_at(fade(shot(0, 42, 2, 0, "beach"), shot(1, 42, 2, 0, "city"), 12))
     assert perfect(seen, [(30, 54)]), seen.shots
@@ -167,7 +161,6 @@ def test_fades_are_found_and_no_clip_is_taken_from_them():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #cc496658
-@pytest.mark.test
 def test_neither_a_pan_nor_a_flash_nor_a_held_drawing_is_a_cut():
     flashed = shot(0, 48, 1, 0, "city").copy()
     flashed[20] = flashed[33] = flashed[34] = 250
@@ -184,7 +177,6 @@ def test_neither_a_pan_nor_a_flash_nor_a_held_drawing_is_a_cut():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #e205eeea
-@pytest.mark.test
 def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_frames():
     frames = np.concatenate([shot(0, 30, 2, 0, "meadow"), shot(1, 30, 2, 0, "city")])
     with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +203,6 @@ def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_frames():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #df8f1608
-@pytest.mark.test
 def test_the_hold_length_is_right_and_so_is_the_hold_mask():
     for hold in 1, 2, 3, 4:
         frames = shot(2, 48, hold, 0, action="dance", speed=0.0, x=0.5)
@@ -223,7 +214,6 @@ def test_the_hold_length_is_right_and_so_is_the_hold_mask():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #fcb4fc22
-@pytest.mark.test
 def test_a_still_is_dropped_with_noise_on_it_too_and_so_is_what_jumps_about():
     rng = np.random.default_rng(0)
     still = shot(0, 1).repeat(36, 0)
@@ -239,7 +229,6 @@ def test_a_still_is_dropped_with_noise_on_it_too_and_so_is_what_jumps_about():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #8591410e
-@pytest.mark.test
 def test_bars_are_cropped_in_the_thumbnails_too_and_dark_frames_are_not():
     frames = shot(2, 36, 2, 0, "night")
     barred = np.pad(frames, ((0, 0), (12, 12), (0, 0), (0, 0)))
@@ -250,7 +239,6 @@ def test_bars_are_cropped_in_the_thumbnails_too_and_dark_frames_are_not():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #f2eb5c0c
-@pytest.mark.test
 def test_frames_are_taken_by_time_stamps_or_each_drawing_once():
     with tempfile.TemporaryDirectory() as folder:
         times = np.cumsum(np.random.default_rng(1).uniform(0.02, 0.07, 48))
@@ -266,7 +254,6 @@ def test_frames_are_taken_by_time_stamps_or_each_drawing_once():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #db1a654f
-@pytest.mark.test
 def test_clips_have_the_lengths_the_overlap_and_the_stride_that_were_asked_for():
     seen = looked_at(shot(2, 94, 1, 0.004, action="dance", speed=0.004))
 
@@ -280,7 +267,6 @@ def test_clips_have_the_lengths_the_overlap_and_the_stride_that_were_asked_for()
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #53d3c9e0
-@pytest.mark.test
 def test_a_clip_that_comes_again_is_dropped_once_it_was_kept():
     a, b = shot(0, 30, 1, 0.01, "meadow"), shot(1, 30, 1, 0.01, "city")
     words = [w.reason.split(":")[0] for w in plan(looked_at(np.concatenate([a, b, a])))]
@@ -288,7 +274,6 @@ def test_a_clip_that_comes_again_is_dropped_once_it_was_kept():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #8599b8d9
-@pytest.mark.test
 def test_clips_are_the_file_s_own_frames_cropped_whichever_are_asked_for():
     frames = np.pad(
         np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 60, 2, 0, "city")]), ((0, 0), (8, 8), (0, 0), (0, 0))
@@ -305,7 +290,6 @@ def test_clips_are_the_file_s_own_frames_cropped_whichever_are_asked_for():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #58049668
-@pytest.mark.test
 def test_at_most_one_clip_and_its_overlap_are_in_memory():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
@@ -320,7 +304,6 @@ def test_at_most_one_clip_and_its_overlap_are_in_memory():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #037722e1
-@pytest.mark.test
 def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_only_where_it_is_whole():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
@@ -343,7 +326,6 @@ def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #2ab0a1f3
-@pytest.mark.test
 def test_the_same_file_gives_the_same_figures_to_the_last_bit():
     frames = np.concatenate([shot(0, 20, 1, 0.01), shot(1, 20, 2)])
     a, b = looked_at(frames), looked_at(frames)
@@ -353,7 +335,6 @@ def test_the_same_file_gives_the_same_figures_to_the_last_bit():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #d9dd669c
-@pytest.mark.test
 def test_without_opencv_one_line_says_what_to_install():
     here = sys.modules.get("cv2")
     sys.modules["cv2"] = None

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from tav_nb.data.folders import NO_CAPTION, Item
@@ -75,7 +74,6 @@ def small_sakuga(path):
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #78e8ea4b
-@pytest.mark.test
 def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_order():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_anita(tmp))
@@ -100,7 +98,6 @@ def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_ord
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #162bac53
-@pytest.mark.test
 def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_there():
     with tempfile.TemporaryDirectory() as tmp:
         videos, tables = Path(tmp) / "videos", Path(tmp) / "tables"
@@ -144,7 +141,6 @@ def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #fe24bca7
-@pytest.mark.test
 def test_one_word_is_enough_to_find_the_reader():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 2))
@@ -204,7 +200,6 @@ def test_one_word_is_enough_to_find_the_reader():
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #1ac9d466
-@pytest.mark.test
 def test_what_has_a_caption_is_a_clip_or_has_a_reason():
     with tempfile.TemporaryDirectory() as tmp:
         root_, other = Path(tmp) / "in", Path(tmp) / "other"
@@ -286,7 +281,6 @@ def test_what_has_a_caption_is_a_clip_or_has_a_reason():
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #aa6028bc
-@pytest.mark.test
 def test_a_row_of_sakuga_that_says_what_cannot_be_has_a_reason_and_the_others_go_on():
     with tempfile.TemporaryDirectory() as tmp:
         for name in ("7.mp4", "9.mp4"):
@@ -315,7 +309,6 @@ def test_a_row_of_sakuga_that_says_what_cannot_be_has_a_reason_and_the_others_go
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #6de79310
-@pytest.mark.test
 def test_a_table_from_another_system_finds_its_files():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(tmp) / "in"
@@ -337,7 +330,6 @@ def test_a_table_from_another_system_finds_its_files():
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #47da6379
-@pytest.mark.test
 def test_a_text_beside_a_clip_is_found_whatever_its_case_and_read_in_the_encoding_that_it_names():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(tmp)
@@ -371,7 +363,6 @@ def test_a_text_beside_a_clip_is_found_whatever_its_case_and_read_in_the_encodin
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #4fab63c9
-@pytest.mark.test
 def test_a_row_about_something_else_than_a_clip_has_a_reason():
     with tempfile.TemporaryDirectory() as tmp:
         root_ = Path(small_collection(tmp, 1))
@@ -392,7 +383,6 @@ def test_a_row_about_something_else_than_a_clip_has_a_reason():
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #5f8fedec
-@pytest.mark.test
 def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_told_in_one_line():
     with tempfile.TemporaryDirectory() as tmp:
         for name, said in (
@@ -431,14 +421,12 @@ def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_tol
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #fd158a11
-@pytest.mark.test
 def test_items_of_one_file_belong_together():
     made = [Item(Path(path), path + str(i)) for i, path in enumerate("abacb")]
     assert [[item.name for item in group] for group in by_file(made)] == [["a0", "a2"], ["b1", "b4"], ["c3"]]
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #f60960e2
-@pytest.mark.test
 def test_a_table_without_pyarrow_says_what_to_install():
     with tempfile.TemporaryDirectory() as tmp, patch.dict("sys.modules", {"pyarrow.parquet": None}):
         for read in (read_table, read_sakuga):

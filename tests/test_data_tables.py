@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from tav_nb.data.tables import CollectionError, parse_seconds, read_table
 
 
 # %% ../nbs/4_real_clips/70_tables.ipynb #69f899be
-@pytest.mark.test
 def test_every_kind_of_table_gives_the_same_rows_and_every_kind_of_empty_is_none():
     rows = [
         {"file": "a.mp4", "caption": 'a girl, "waving"\nin the rain', "start": 1.5},
@@ -37,7 +35,6 @@ def test_every_kind_of_table_gives_the_same_rows_and_every_kind_of_empty_is_none
 
 
 # %% ../nbs/4_real_clips/70_tables.ipynb #126abbe8
-@pytest.mark.test
 def test_a_table_that_cannot_be_read_is_one_line_that_names_it():
     with tempfile.TemporaryDirectory() as tmp:
         for name, content in (
@@ -59,7 +56,6 @@ def test_a_table_that_cannot_be_read_is_one_line_that_names_it():
 
 
 # %% ../nbs/4_real_clips/70_tables.ipynb #81acc417
-@pytest.mark.test
 def test_times_are_read_as_numbers_and_as_clocks():
     assert [parse_seconds(value) for value in (None, 3, 2.5, "62.5", "1:02.5", "00:01:02.500", "10:00:00.000")] == [
         None,

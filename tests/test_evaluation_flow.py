@@ -5,14 +5,12 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-import pytest
 import torch
 
 from tav_nb.evaluation.flow import colour_drift, dis_flow, track_box, visible_mask, warp, warping_error
 
 
 # %% ../nbs/3_does_it_move/79_flow.ipynb #ffb47d42
-@pytest.mark.test
 def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighter_one_has_its_closed_form():
     pattern = np.random.default_rng(0).integers(40, 180, (40, 60, 3), dtype=np.uint8)
     moved = np.roll(pattern, (2, -3), (0, 1))
@@ -25,7 +23,6 @@ def test_a_pattern_that_moves_by_whole_pixels_has_no_warping_error_and_a_brighte
 
 
 # %% ../nbs/3_does_it_move/79_flow.ipynb #6ca6ac63
-@pytest.mark.test
 def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample():
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (24, 32, 3)).astype(np.float32)
@@ -43,7 +40,6 @@ def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample
 
 
 # %% ../nbs/3_does_it_move/79_flow.ipynb #8975e0a6
-@pytest.mark.test
 def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agrees():
     forward, backward = np.zeros((2, 20, 30, 2), np.float32)
     forward[5:15, 5:15], backward[5:15, 9:19] = (4, 0), (-4, 0)
@@ -68,7 +64,6 @@ def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agr
 
 
 # %% ../nbs/3_does_it_move/79_flow.ipynb #644810f9
-@pytest.mark.test
 def test_a_region_is_followed_and_its_drift_has_the_closed_form():
     rng = np.random.default_rng(4)
     ground, thing = (

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
-import pytest
 import torch
 from matplotlib import pyplot as plt
 
@@ -138,7 +137,6 @@ def tiny_clip(folder, seed=0):
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #3a094af7
-@pytest.mark.test
 def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_and_sees_damage_as_it_does():
     clips = [cartoon(seed, 5) for seed in range(8)]
     truth, estimate = (
@@ -152,7 +150,6 @@ def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_an
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #3ca7be11
-@pytest.mark.test
 def test_motion_and_dynamic_degree_are_what_their_definitions_say():
     flow = np.zeros((30, 40, 2), np.float32)
     flow[:3, :20] = (3, 4)  # 60 of 1200 pixels are 5 %
@@ -169,7 +166,6 @@ def test_motion_and_dynamic_degree_are_what_their_definitions_say():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #c2406d2b
-@pytest.mark.test
 def test_flickering_and_smoothness_by_hand_on_three_frames():
     def shade(*values):
         return [np.full((16, 16, 3), value, np.uint8) for value in values]
@@ -182,7 +178,6 @@ def test_flickering_and_smoothness_by_hand_on_three_frames():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #f346f96c
-@pytest.mark.test
 def test_what_moves_evenly_is_smooth_what_stumbles_is_not():
     pattern = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (64, 96, 3), dtype=np.uint8), (0, 0), 2)
     pattern = cv2.normalize(pattern, None, 0, 255, cv2.NORM_MINMAX)
@@ -195,7 +190,6 @@ def test_what_moves_evenly_is_smooth_what_stumbles_is_not():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #454e1e10
-@pytest.mark.test
 def test_holds_are_found_exactly_where_the_cartoon_holds_its_drawings_with_grain_too():
     for seed, hold in ((0, 1), (3, 2), (7, 3)):
         clip = cartoon(seed, 12, hold=hold, action="dance", pan=0.0, camera="still")
@@ -207,7 +201,6 @@ def test_holds_are_found_exactly_where_the_cartoon_holds_its_drawings_with_grain
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #1e96fa4f
-@pytest.mark.test
 def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_another():
     pattern = cv2.normalize(
         cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8), (0, 0), 2),
@@ -230,7 +223,6 @@ def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #514ab348
-@pytest.mark.test
 def test_consistency_of_features_by_hand_on_three_frames():
     f = np.array([[1, 0], [0.6, 0.8], [-1, 0]])
     assert np.allclose(feature_consistency(f), [(0.6 + 0.6) / 2, (0 + 0) / 2])
@@ -238,7 +230,6 @@ def test_consistency_of_features_by_hand_on_three_frames():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #69e186c4
-@pytest.mark.test
 def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_for_what_it_is():
     wrong = []
     for seed in (3, 11):
@@ -284,7 +275,6 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #69d70065
-@pytest.mark.test
 def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_and_at_a_smaller_size():
     frames, real = unsteady(cartoon(3, 6), 6).frames, cartoon(3, 6).frames
     found = measure_video(frames, reference=real, windows=[3], region=(0.2, 0.3, 0.4, 0.3))
@@ -323,7 +313,6 @@ def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #1f6cb589
-@pytest.mark.test
 def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_is_not():
     def turn(t):
         return cv2.warpAffine(
@@ -344,7 +333,6 @@ def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #d3208975
-@pytest.mark.test
 def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
     clip = cartoon(3, 8, 96, 96, action="stand", pan=0.0, camera="still", hair="pink", outfit="blue")
     other = render(replace(clip.scene, hair="green", outfit="red"), 8, 96, 96).frames
@@ -360,7 +348,6 @@ def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #b1148012
-@pytest.mark.test
 def test_dynamic_degree_looks_eight_times_a_second_and_a_video_is_measured_at_any_rate():
     pan = np.stack(
         [np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(25)]
@@ -376,7 +363,6 @@ def test_dynamic_degree_looks_eight_times_a_second_and_a_video_is_measured_at_an
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #0a2e9efc
-@pytest.mark.test
 def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
     from transformers import AutoModel
 
@@ -422,7 +408,6 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #68377be8
-@pytest.mark.test
 def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_missing():
     class Shifts(torch.nn.Module):
         "A stand-in with torchvision's interface, whose flow is a number that it was given"
@@ -469,7 +454,6 @@ def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_mi
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #5519121d
-@pytest.mark.test
 def test_what_cannot_be_measured_is_refused_with_one_line():
     frame = cartoon(3).frames[0]
     bad = {
@@ -503,7 +487,6 @@ def test_what_cannot_be_measured_is_refused_with_one_line():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #bc8e04d0
-@pytest.mark.test
 def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
     found = measure_video(cartoon(3).frames[:2])
     said = json.loads(found.to_json())
@@ -529,7 +512,6 @@ def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #8c8e4a6e
-@pytest.mark.test
 def test_the_plot_has_a_curve_a_video_and_an_axis_a_score():
     pair = {
         name: measure_video(video)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 from PIL import Image
 
 from tav_nb.evaluation.flow import ConsistencyError
@@ -105,7 +104,6 @@ def bad_videos(folder):
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #1cbc33af
-@pytest.mark.test
 def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_the_reason():
     with tempfile.TemporaryDirectory() as folder:
         for words, path in bad_videos(folder).items():
@@ -119,7 +117,6 @@ def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #8b8d757d
-@pytest.mark.test
 def test_a_video_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_not_transparent():
     with tempfile.TemporaryDirectory() as folder:
         path = clips(folder)[0]
@@ -141,7 +138,6 @@ def test_a_video_is_read_small_with_its_own_size_and_a_gif_that_saves_pixels_is_
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #4cb00da8
-@pytest.mark.test
 def test_an_interlaced_video_is_scored_by_the_frames_that_prepare_takes():
     from tav_nb.data.clips import plan, read_windows
     from tav_nb.data.scan import scan
@@ -173,7 +169,6 @@ def test_an_interlaced_video_is_scored_by_the_frames_that_prepare_takes():
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #0cc6b67f
-@pytest.mark.test
 def test_videos_are_told_apart_by_name_and_controls_stand_beside_them():
     assert short_names(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and short_names(["a/x.mp4", "a/y.mp4"]) == [
         "x.mp4",
@@ -198,7 +193,6 @@ def test_videos_are_told_apart_by_name_and_controls_stand_beside_them():
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #d9e4b27b
-@pytest.mark.test
 def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_refused():
     with tempfile.TemporaryDirectory() as folder:
         whole = load_video(clips(folder)[0])
@@ -218,7 +212,6 @@ def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_re
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #5e0880ec
-@pytest.mark.test
 def test_the_table_has_a_number_for_each_video_and_metric_in_blocks_that_fit():
     with tempfile.TemporaryDirectory() as folder:
         table = score_videos([load_video(path) for path in clips(folder)])
@@ -236,7 +229,6 @@ def test_the_table_has_a_number_for_each_video_and_metric_in_blocks_that_fit():
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #97f7cf4d
-@pytest.mark.test
 def test_json_and_csv_hold_what_was_measured():
     with tempfile.TemporaryDirectory() as folder:
         table = score_videos([load_video(path) for path in clips(folder)], windows=[4])

@@ -8,7 +8,6 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tav_nb.evaluation.score import load_video, score_videos
@@ -31,7 +30,6 @@ def clips(folder, num_frames=8, height=64, width=96, seed=3):
 
 
 # %% ../nbs/3_does_it_move/88_score_page.ipynb #e0bdafe4
-@pytest.mark.test
 def test_the_page_is_whole_needs_nothing_from_outside_and_shows_every_video():
     with tempfile.TemporaryDirectory() as folder:
         table = score_videos([load_video(path) for path in clips(folder)], controls=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pytest
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -37,7 +36,6 @@ from tav_nb.utils.errors import TavError
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #1685dcc9
-@pytest.mark.test
 def test_a_sheet_has_every_frame_in_its_place_and_fits():
     video = render(replace(random_scene(3), hold=1), 7, 64, 96).frames
     made = sprite_sheet(video)
@@ -51,7 +49,6 @@ def test_a_sheet_has_every_frame_in_its_place_and_fits():
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #6d92e645
-@pytest.mark.test
 def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_exist():
     video = render(random_scene(3), 5, 48, 64).frames
     widget = FrameScrubber(video, fps=12, label="a video")
@@ -75,7 +72,6 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #4c72a6cf
-@pytest.mark.test
 def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_what_the_page_is_told():
     video = render(random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([video[:3], video[::-1][:3]])
@@ -111,7 +107,6 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_w
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #f2eaf2de
-@pytest.mark.test
 def test_both_videos_have_the_same_size_length_and_moment_and_the_wipe_stays_within_the_image():
     a, b = render(random_scene(3), 6, 48, 64).frames, render(random_scene(4), 5, 96, 96).frames
     widget = Compare(a, b, ("left", "right"))
@@ -128,7 +123,6 @@ def test_both_videos_have_the_same_size_length_and_moment_and_the_wipe_stays_wit
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #91ac4350
-@pytest.mark.test
 def test_the_attention_explorer_has_every_head_of_every_block_in_order():
     attention = {
         "down 0": np.array([[[0.25, 0.75], [1, 0]], [[0.5, 0.5], [0.1, 0.9]]]),
@@ -149,7 +143,6 @@ def test_the_attention_explorer_has_every_head_of_every_block_in_order():
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #671e1827
-@pytest.mark.test
 def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_noise_that_is_shown():
     pipe, asked = embedded_pipeline(), []
     video = render(random_scene(3), 4, 64, 64).frames
@@ -183,7 +176,6 @@ def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #96a3dc3a
-@pytest.mark.test
 def test_the_noise_explorer_draws_with_the_real_model():
     widget = NoiseExplorer("a girl walks in the snow", strengths=(0.0, 2.0), num_frames=2, steps=1, height=64, width=64)
     before = dict(widget.results)
@@ -198,7 +190,6 @@ def test_the_noise_explorer_draws_with_the_real_model():
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #29c8385d
-@pytest.mark.test
 def test_a_page_holds_all_that_its_widgets_show_and_fetches_nothing():
     video = render(random_scene(3), 4, 32, 48).frames
     one, two = FrameScrubber(video, label="</script>"), ConsistencyExplorer(video)

@@ -99,7 +99,6 @@ def changed_file(place, change, **header):
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #0439e396
-@pytest.mark.test
 def test_the_fingerprint_depends_on_shapes_and_not_on_weights():
     fingerprint = base_fingerprint(tiny_unet())
     other_weights = UNet2DConditionModel(**TINY)
@@ -116,7 +115,6 @@ def test_the_fingerprint_depends_on_shapes_and_not_on_weights():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #db53fb90
 @pytest.mark.long
-@pytest.mark.test
 def test_equal_content_is_equal_bytes_in_any_process_and_readable_for_those_who_may_read_new_files():
     PROGRAM = """
 import sys, torch
@@ -140,7 +138,6 @@ write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, meta
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #2fe219bc
-@pytest.mark.test
 def test_what_is_loaded_is_what_was_saved_bit_for_bit():
     for settings in (dict(), dict(positions="learned", zero="gate", max_frames=8), dict(num_heads=1)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -154,7 +151,6 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #cde80b3b
-@pytest.mark.test
 def test_the_loaded_adapter_gives_what_the_saved_one_gave():
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
         saved, loaded = trained_unet(), tiny_unet()
@@ -169,7 +165,6 @@ def test_the_loaded_adapter_gives_what_the_saved_one_gave():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #b9504b28
-@pytest.mark.test
 def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
     metadata_in = dict(
         noise="progressive",
@@ -193,7 +188,6 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d80c7c27
-@pytest.mark.test
 def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
     with tempfile.TemporaryDirectory() as place:
         entire, half = (
@@ -208,7 +202,6 @@ def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #b1773163
-@pytest.mark.test
 def test_it_can_be_loaded_into_layers_that_are_there_already():
     with tempfile.TemporaryDirectory() as place:
         saved, there = trained_unet(positions="learned"), add_temporal(tiny_unet())
@@ -217,7 +210,6 @@ def test_it_can_be_loaded_into_layers_that_are_there_already():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #127936d2
-@pytest.mark.test
 def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_before_means_none_of_them():
     block = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)
     with tempfile.TemporaryDirectory() as place:
@@ -234,7 +226,6 @@ def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_be
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #9be8f5e5
-@pytest.mark.test
 def test_another_base_is_refused():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place)
@@ -244,7 +235,6 @@ def test_another_base_is_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #fbc6c198
-@pytest.mark.test
 def test_missing_and_extra_and_misshapen_tensors_are_refused():
     key = next(key for key in temporal_state_dict(trained_unet()) if key.endswith("to_qkv.weight"))
     spoiled = (
@@ -259,7 +249,6 @@ def test_missing_and_extra_and_misshapen_tensors_are_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #a11403a6
-@pytest.mark.test
 def test_a_truncated_file_is_refused_wherever_it_was_cut():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place)
@@ -270,7 +259,6 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #cc977a45
-@pytest.mark.test
 def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
     class Bomb:
         def __reduce__(self):
@@ -288,7 +276,6 @@ def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #42bef519
-@pytest.mark.test
 def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
     with tempfile.TemporaryDirectory() as place:
         for header, words in (
@@ -309,7 +296,6 @@ def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #712d1eb7
-@pytest.mark.test
 def test_whatever_differs_from_what_was_saved_is_refused():
     def edit(tensors, key, value):
         tensors[key].view(-1)[3] = value
@@ -335,7 +321,6 @@ def test_whatever_differs_from_what_was_saved_is_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #2979f5dc
-@pytest.mark.test
 def test_metadata_that_cannot_be_meant_are_refused():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place)
@@ -356,7 +341,6 @@ def test_metadata_that_cannot_be_meant_are_refused():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #e4dcf1f0
-@pytest.mark.test
 def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
     with tempfile.TemporaryDirectory() as place:
         file = save_adapter(trained_unet(), place, fps=8, author="Zoë")
@@ -376,7 +360,6 @@ def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d8569e86
-@pytest.mark.test
 def test_layers_of_another_make_have_to_be_taken_out_first():
     with tempfile.TemporaryDirectory() as place:
         file, patched = save_adapter(trained_unet(), place), add_temporal(tiny_unet(), max_frames=8)
@@ -386,7 +369,6 @@ def test_layers_of_another_make_have_to_be_taken_out_first():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #419ced6f
-@pytest.mark.test
 def test_only_what_looks_like_a_repository_goes_to_the_network():
     requests = []
 
@@ -416,7 +398,6 @@ def test_only_what_looks_like_a_repository_goes_to_the_network():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #c703a703
-@pytest.mark.test
 def test_an_adapter_comes_from_the_hub_when_it_is_named():
     with tempfile.TemporaryDirectory() as place:
         file, loaded = save_adapter(trained_unet(), place, fps=8), tiny_unet()
@@ -425,7 +406,6 @@ def test_an_adapter_comes_from_the_hub_when_it_is_named():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #99dd20bb
-@pytest.mark.test
 def test_an_interrupted_save_leaves_the_old_file_whole():
     def die(tensors, file, metadata):
         Path(file).write_bytes(b"half")
@@ -443,7 +423,6 @@ def test_an_interrupted_save_leaves_the_old_file_whole():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #52e25fa1
-@pytest.mark.test
 def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "file").write_text("")
@@ -460,7 +439,6 @@ def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #5a088a85
-@pytest.mark.test
 def test_layers_that_the_file_could_not_describe_are_not_saved():
     with tempfile.TemporaryDirectory() as place:
         for change, words in (
@@ -478,7 +456,6 @@ def test_layers_that_the_file_could_not_describe_are_not_saved():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #0b43f3c5
-@pytest.mark.test
 def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():
     saved = trained_unet()
     saved.temporal_config["fps"] = 8
@@ -491,7 +468,6 @@ def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #6a40ee28
-@pytest.mark.test
 def test_a_chapter_that_is_run_twice_writes_the_file_once():
     import importlib.util
 

@@ -20,7 +20,6 @@ from tav_nb.models.attention_kernel import (
 
 
 # %% ../nbs/internals/34_kernel.ipynb #1daf89b6
-@pytest.mark.test
 def test_more_sequences_than_one_launch_takes_give_the_same():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, MAX_SEQUENCES + 9, 4)
@@ -30,7 +29,6 @@ def test_more_sequences_than_one_launch_takes_give_the_same():
 
 # %% ../nbs/internals/34_kernel.ipynb #6d3a27f4
 @pytest.mark.long
-@pytest.mark.test
 def test_the_kernel_is_the_library_s_attention_forwards_and_backwards():
     PROOF = """
 import torch, torch.nn.functional as F
@@ -57,7 +55,6 @@ print("equal")
 
 
 # %% ../nbs/internals/34_kernel.ipynb #2d49be79
-@pytest.mark.test
 def test_the_kernels_compile_for_an_a100_and_an_h100():
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
@@ -79,7 +76,6 @@ def test_the_kernels_compile_for_an_a100_and_an_h100():
 
 # %% ../nbs/internals/34_kernel.ipynb #839b7ea2
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_the_kernel_is_as_exact_as_the_library_s():
     torch.manual_seed(0)
 

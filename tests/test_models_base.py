@@ -178,7 +178,6 @@ def one_file(pipe):
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #faeef1e8
-@pytest.mark.test
 def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
     pipe = load_pipeline()
     assert type(pipe) is StableDiffusionXLPipeline
@@ -190,7 +189,6 @@ def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #908d525a
-@pytest.mark.test
 def test_a_part_that_is_not_wanted_is_not_loaded_and_the_others_are_the_same():
     lean, whole = load_pipeline(unet=None), load_pipeline()
     assert lean.unet is None
@@ -205,7 +203,6 @@ def test_a_part_that_is_not_wanted_is_not_loaded_and_the_others_are_the_same():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #20fdc3e3
-@pytest.mark.test
 def test_encoders_stored_in_16_bits_are_loaded_as_asked():
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
@@ -219,7 +216,6 @@ def test_encoders_stored_in_16_bits_are_loaded_as_asked():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #647dac31
-@pytest.mark.test
 def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
     with tempfile.TemporaryDirectory() as folder:
         pipe = load_pipeline()
@@ -239,7 +235,6 @@ def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #e20d3985
-@pytest.mark.test
 def test_a_pipeline_into_which_somebody_put_our_scheduler_opens_with_it_where_this_package_is_installed():
     with tempfile.TemporaryDirectory() as folder, quiet():
         pipe = load_pipeline()
@@ -249,7 +244,6 @@ def test_a_pipeline_into_which_somebody_put_our_scheduler_opens_with_it_where_th
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #a0cc01a2
-@pytest.mark.test
 def test_what_cannot_be_loaded_is_said_in_one_line():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -288,7 +282,6 @@ def test_what_cannot_be_loaded_is_said_in_one_line():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #538716bf
-@pytest.mark.test
 def test_a_name_on_the_hub_that_cannot_be_had_says_why():
     def said_of(name="somebody/anime-xl", **how):
         try:
@@ -320,7 +313,6 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
 
 # %% ../nbs/6_making_videos/14_models.ipynb #2f53c16d
 @pytest.mark.long
-@pytest.mark.test
 def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
     plain = load_pipeline(dtype=torch.float16)
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -361,7 +353,6 @@ def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #fee9a89c
-@pytest.mark.test
 def test_weights_that_are_missing_are_an_error_and_never_random():
     with tempfile.TemporaryDirectory() as folder:
         for part, key in dict(
@@ -390,7 +381,6 @@ def test_weights_that_are_missing_are_an_error_and_never_random():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #31a57b35
-@pytest.mark.test
 def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds():
     with tempfile.TemporaryDirectory() as folder, offline:
         spy = Path(folder, "spy")
@@ -451,7 +441,6 @@ def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #dfa54cb4
-@pytest.mark.test
 def test_a_part_whose_config_says_values_of_another_kind_or_whose_parts_do_not_go_together_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
@@ -486,7 +475,6 @@ def test_a_part_whose_config_says_values_of_another_kind_or_whose_parts_do_not_g
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #deaeb74c
-@pytest.mark.test
 def test_pickles_are_not_opened():
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
@@ -505,7 +493,6 @@ def test_pickles_are_not_opened():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #e9b67046
-@pytest.mark.test
 def test_a_device_that_is_not_there_is_said_in_one_line():
     for device in ("abacus", "cuda:99"):
         try:
@@ -517,7 +504,6 @@ def test_a_device_that_is_not_there_is_said_in_one_line():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #bcfb8cab
-@pytest.mark.test
 def test_one_file_and_a_config_are_the_same_model_without_a_look_at_the_network():
     pipe, parts = load_pipeline(), ("unet", "vae", "text_encoder", "text_encoder_2")
     with tempfile.TemporaryDirectory() as folder, offline:
@@ -537,7 +523,6 @@ def test_one_file_and_a_config_are_the_same_model_without_a_look_at_the_network(
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #0e45f20f
-@pytest.mark.test
 def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
@@ -579,7 +564,6 @@ def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #a46c93a5
-@pytest.mark.test
 def test_what_a_file_lacks_comes_from_the_config():
     pipe = load_pipeline()
     changed = {key: value + 1 for key, value in one_file(pipe).items() if key.startswith("model.diffusion_model.")}
@@ -592,7 +576,6 @@ def test_what_a_file_lacks_comes_from_the_config():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #76f5a5b1
-@pytest.mark.test
 def test_a_file_that_predicts_v_says_so_or_its_config_does():
     weights = one_file(load_pipeline())
     with tempfile.TemporaryDirectory() as folder:
@@ -613,7 +596,6 @@ def test_a_file_that_predicts_v_says_so_or_its_config_does():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #ec5bba37
-@pytest.mark.test
 def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
     weights, none = one_file(load_pipeline()), torch.zeros(1)
     bias = weights["model.diffusion_model.conv_in.bias".replace("conv_in", "input_blocks.0.0")]
@@ -660,7 +642,6 @@ def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #ea31149b
-@pytest.mark.test
 def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
     pipe = load_pipeline()
     for prompt in ("a girl", "PINK!", "1girl", "dragons (in the forest)"):
@@ -676,7 +657,6 @@ def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #bc0883a2
-@pytest.mark.test
 def test_what_a_prompt_says_in_vain_is_named():
     pipe = load_pipeline(unet=None)
 
@@ -700,7 +680,6 @@ def test_what_a_prompt_says_in_vain_is_named():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #4d019de4
-@pytest.mark.test
 def test_every_word_that_is_called_known_is_one_token_in_both_tokenizers():
     pipe = load_pipeline()
     words = known_words(pipe)

@@ -5,14 +5,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import tav_nb
 from tav_nb.models.base_config import read_base_size
 
 
 # %% ../nbs/6_making_videos/69_base_config.ipynb #a3109ecc
-@pytest.mark.test
 def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_have_sdxl_s_own():
     from safetensors.numpy import save_file
 

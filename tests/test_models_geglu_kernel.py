@@ -15,7 +15,6 @@ from tav_nb.models.geglu_kernel import BLOCK_SIZE, FusedGEGLU, GEGLUFunction, fu
 
 # %% ../nbs/internals/37_gates.ipynb #76f41322
 @pytest.mark.long
-@pytest.mark.test
 def test_the_kernels_are_the_library_s_gate_forwards_and_backwards():
     PROOF = """
 import torch
@@ -43,7 +42,6 @@ print("equal")
 
 
 # %% ../nbs/internals/37_gates.ipynb #15cb0fae
-@pytest.mark.test
 def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time():
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
@@ -64,7 +62,6 @@ def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time
 
 
 # %% ../nbs/internals/37_gates.ipynb #e364fa0d
-@pytest.mark.test
 def test_gates_change_their_class_not_their_weights_and_on_the_cpu_their_outputs_stay_the_same():
     from diffusers import UNet2DConditionModel
 
@@ -82,7 +79,6 @@ def test_gates_change_their_class_not_their_weights_and_on_the_cpu_their_outputs
 
 # %% ../nbs/internals/37_gates.ipynb #86a29a41
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_the_gate_is_at_least_as_exact_as_the_library_s():
     torch.manual_seed(0)
 

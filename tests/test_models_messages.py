@@ -3,14 +3,12 @@
 import logging
 import warnings
 
-import pytest
 from diffusers.utils import logging as diffusers_logging
 
 from tav_nb.models.messages import Note, note, quiet
 
 
 # %% ../nbs/6_making_videos/58_messages.ipynb #f16ea6bb
-@pytest.mark.test
 def test_libraries_print_nothing_inside_quiet_and_have_their_settings_again_outside():
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_info(), diffusers_logging.enable_progress_bar()
@@ -31,7 +29,6 @@ def test_libraries_print_nothing_inside_quiet_and_have_their_settings_again_outs
 
 
 # %% ../nbs/6_making_videos/58_messages.ipynb #152fc4e6
-@pytest.mark.test
 def test_what_a_library_says_about_a_result_becomes_one_note_of_one_line_and_advice_does_not():
     library = logging.getLogger("diffusers.loaders.anything")
     with warnings.catch_warnings(record=True) as found:

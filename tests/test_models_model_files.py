@@ -4,13 +4,10 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
-
 from tav_nb.models.model_files import ModelError, accepted_json_types, check_signature, only_variant
 
 
 # %% ../nbs/6_making_videos/44_model_files.ipynb #712b7ea2
-@pytest.mark.test
 def test_the_annotation_of_a_parameter_says_which_values_of_a_config_are_refused():
     def part(width: int | tuple[int, ...] = 8, name: str | None = None, factor=1.0):
         pass
@@ -33,7 +30,6 @@ def test_the_annotation_of_a_parameter_says_which_values_of_a_config_are_refused
 
 
 # %% ../nbs/6_making_videos/44_model_files.ipynb #0a32defe
-@pytest.mark.test
 def test_the_variant_that_all_wanted_parts_have_is_chosen():
     with TemporaryDirectory() as folder:
         folder = Path(folder)

@@ -7,7 +7,6 @@ import warnings
 from inspect import signature
 
 import numpy as np
-import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
@@ -119,7 +118,6 @@ def loop(scheduler, num_steps, start=0, dtype=torch.float32):
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #65a196b2
-@pytest.mark.test
 def test_both_ways_out_of_sdxl_s_own_config_stay_dpm_2m_karras():
     stock = EulerDiscreteScheduler.from_config(SDXL_STOCK)
     both = SDXLAnime_BestHQScheduler(**stock.config), SDXLAnime_BestHQScheduler.from_config(stock.config)
@@ -132,7 +130,6 @@ def test_both_ways_out_of_sdxl_s_own_config_stay_dpm_2m_karras():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #c1b121b5
-@pytest.mark.test
 def test_a_config_cannot_talk_it_out_of_karras():
     for name, other in dict(
         use_karras_sigmas=False,
@@ -156,7 +153,6 @@ def test_a_config_cannot_talk_it_out_of_karras():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #1d5fd612
-@pytest.mark.test
 def test_the_noise_levels_and_the_prediction_type_of_the_model_are_taken_over():
     zero_snr = {**SDXL_STOCK, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     for config in (zero_snr, EulerDiscreteScheduler(beta_end=0.03).config, EulerDiscreteScheduler().config):
@@ -170,7 +166,6 @@ def test_the_noise_levels_and_the_prediction_type_of_the_model_are_taken_over():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #b0ce75e1
-@pytest.mark.test
 def test_without_a_config_it_is_sdxl_s():
     assert torch.equal(
         SDXLAnime_BestHQScheduler().alphas_cumprod, EulerDiscreteScheduler.from_config(SDXL_STOCK).alphas_cumprod
@@ -179,7 +174,6 @@ def test_without_a_config_it_is_sdxl_s():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #3418aafc
-@pytest.mark.test
 def test_saving_and_loading_keep_everything():
     scheduler = SDXLAnime_BestHQScheduler(
         **{**SDXL_STOCK, "prediction_type": "v_prediction", "num_train_timesteps": 900}
@@ -197,7 +191,6 @@ def test_saving_and_loading_keep_everything():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #d8be35fe
-@pytest.mark.test
 def test_without_hooks_it_is_diffusers_dpm_2m_karras_bit_for_bit():
     for num_steps in (10, 20, 30, 50):
         for prediction_type in ("epsilon", "v_prediction"):
@@ -218,7 +211,6 @@ def test_without_hooks_it_is_diffusers_dpm_2m_karras_bit_for_bit():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #7c8300cc
-@pytest.mark.test
 def test_it_is_algorithm_2_of_the_paper():
     for num_steps in (10, 20, 30, 50):
         for prediction_type in ("epsilon", "v_prediction"):
@@ -231,7 +223,6 @@ def test_it_is_algorithm_2_of_the_paper():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #ece573d6
-@pytest.mark.test
 def test_it_is_dpm_2m_as_k_diffusion_writes_it():
     def in_sigmas(x, sigmas, x_theta):
         "DPM++ 2M for x = clean + sigma * noise: time is -log(sigma)"
@@ -255,7 +246,6 @@ def test_it_is_dpm_2m_as_k_diffusion_writes_it():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #22c10517
-@pytest.mark.test
 def test_its_noise_levels_are_karras():
     scheduler = SDXLAnime_BestHQScheduler()
     scheduler.set_timesteps(20)
@@ -267,7 +257,6 @@ def test_its_noise_levels_are_karras():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #ddcf0de6
-@pytest.mark.test
 def test_a_half_precision_pipeline_gets_half_precision_back_whatever_a_hook_computes_in():
     scheduler = SDXLAnime_BestHQScheduler()
     scheduler.set_timesteps(4)
@@ -280,7 +269,6 @@ def test_a_half_precision_pipeline_gets_half_precision_back_whatever_a_hook_comp
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #5967c053
-@pytest.mark.test
 def test_a_config_survives_a_change_to_every_compatible_scheduler_and_back():
     from diffusers.utils.import_utils import DummyObject
 
@@ -300,7 +288,6 @@ def test_a_config_survives_a_change_to_every_compatible_scheduler_and_back():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #c961b4fa
-@pytest.mark.test
 def test_what_somebody_chose_for_the_sampler_stays_and_what_was_only_a_default_gives_way():
     from diffusers import DPMSolverSinglestepScheduler, PNDMScheduler
 
@@ -324,7 +311,6 @@ def test_what_somebody_chose_for_the_sampler_stays_and_what_was_only_a_default_g
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #8687f28f
-@pytest.mark.test
 def test_a_run_of_changes_through_other_solvers_ends_with_the_same_samples():
     from diffusers import DEISMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler
 
@@ -341,7 +327,6 @@ def test_a_run_of_changes_through_other_solvers_ends_with_the_same_samples():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #3b02b5bc
-@pytest.mark.test
 def test_a_saved_scheduler_loads_with_the_same_config_and_takes_the_same_steps():
     choices = [{"num_train_timesteps": count} for count in (25, 50, 100, 999, 1000)]
     choices += [{"prediction_type": name} for name in ("epsilon", "v_prediction", "sample")]
@@ -375,7 +360,6 @@ def test_a_saved_scheduler_loads_with_the_same_config_and_takes_the_same_steps()
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #7fb83320
-@pytest.mark.test
 def test_any_number_of_steps_runs_to_the_end_from_the_first_step_and_from_the_middle_as_in_diffusers():
     ours = SDXLAnime_BestHQScheduler(**SDXL_STOCK)
     parameters = signature(DPMSolverMultistepScheduler).parameters
@@ -389,7 +373,6 @@ def test_any_number_of_steps_runs_to_the_end_from_the_first_step_and_from_the_mi
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #ea45dd57
-@pytest.mark.test
 def test_a_step_keeps_shape_and_type_and_gives_the_same_as_a_tuple_and_as_an_output():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert loop(SDXLAnime_BestHQScheduler(), 10, dtype=dtype).dtype == dtype
@@ -414,7 +397,6 @@ def test_a_step_keeps_shape_and_type_and_gives_the_same_as_a_tuple_and_as_an_out
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #952f0b17
-@pytest.mark.test
 def test_its_attributes_behave_as_those_of_diffusers_schedulers():
     scheduler = SDXLAnime_BestHQScheduler()
     assert "kwargs" not in signature(SDXLAnime_BestHQScheduler.__init__).parameters and not scheduler._deprecated_kwargs
@@ -438,7 +420,6 @@ def test_its_attributes_behave_as_those_of_diffusers_schedulers():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #d9f7bc82
-@pytest.mark.test
 def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_its_last():
     for choice in (
         {"rescale_betas_zero_snr": True},
@@ -464,7 +445,6 @@ def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #8f59ef29
-@pytest.mark.test
 def test_hooks_see_videos_and_their_answers_count():
     seen, video = [], torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))  # (b f) c h w
     scheduler = SDXLAnime_BestHQScheduler()
@@ -495,7 +475,6 @@ def test_hooks_see_videos_and_their_answers_count():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #17769451
-@pytest.mark.test
 def test_a_hook_gets_exactly_what_it_asks_for():
     scheduler = SDXLAnime_BestHQScheduler()
     video = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -510,7 +489,6 @@ def test_a_hook_gets_exactly_what_it_asks_for():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #ebe88906
-@pytest.mark.test
 def test_a_hook_can_be_a_method_and_survives_copying():
     class Halved(SDXLAnime_BestHQScheduler):
         def hook_before_step(self, model_output, timestep, sample):

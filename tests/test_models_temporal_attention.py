@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -37,7 +36,6 @@ def one_by_one(layer, x, num_frames):
 
 
 # %% ../nbs/2_method/01_attention.ipynb #6af1e86d
-@pytest.mark.test
 def test_sinusoidal_positions_have_unit_scale_and_differ_between_every_two_frames():
     table = sinusoidal_positions(24, 64)
     torch.testing.assert_close(table.square().mean(dim=1), torch.full((24,), 0.5))
@@ -46,7 +44,6 @@ def test_sinusoidal_positions_have_unit_scale_and_differ_between_every_two_frame
 
 
 # %% ../nbs/2_method/01_attention.ipynb #28db5c66
-@pytest.mark.test
 def test_sinusoidal_positions_are_the_paper_s():
     table = sinusoidal_positions(24, 64)
     angle = 7 / 10_000 ** (10 / 64)
@@ -56,7 +53,6 @@ def test_sinusoidal_positions_are_the_paper_s():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #4167d75b
-@pytest.mark.test
 def test_the_layers_compute_in_the_dtype_of_their_input_and_train_in_their_own():
     torch.manual_seed(0)
     layer, x = nn.Sequential(LayerNorm(8), Linear(8, 8)), torch.randn(3, 8)
@@ -67,7 +63,6 @@ def test_the_layers_compute_in_the_dtype_of_their_input_and_train_in_their_own()
 
 
 # %% ../nbs/2_method/01_attention.ipynb #da9324ad
-@pytest.mark.test
 def test_parts_and_gate_are_slices_and_multiples_of_the_plain_layer():
     torch.manual_seed(0)
     layer, x = Linear(8, 12), torch.randn(3, 8)
@@ -76,7 +71,6 @@ def test_parts_and_gate_are_slices_and_multiples_of_the_plain_layer():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #83e73852
-@pytest.mark.test
 def test_the_gate_times_a_weight_stored_in_half_precision_is_not_rounded_again():
     torch.manual_seed(0)
     layer, x, gate = Linear(64, 64).half(), torch.randn(9, 64), torch.tensor([0.37])
@@ -87,7 +81,6 @@ def test_the_gate_times_a_weight_stored_in_half_precision_is_not_rounded_again()
 
 
 # %% ../nbs/2_method/01_attention.ipynb #e3df67ef
-@pytest.mark.test
 def test_called_with_x_alone_it_is_the_layer_that_it_is_a_subclass_of():
     torch.manual_seed(0)
     ours, x = Linear(8, 12), torch.randn(3, 8)
@@ -97,7 +90,6 @@ def test_called_with_x_alone_it_is_the_layer_that_it_is_a_subclass_of():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #8968679d
-@pytest.mark.test
 def test_the_layer_computes_what_the_loops_compute():
     for inner_dim in (None, 8, 24):
         layer = TemporalSelfAttention(16, num_heads=4, positions="learned", inner_dim=inner_dim)
@@ -106,7 +98,6 @@ def test_the_layer_computes_what_the_loops_compute():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #9d908521
-@pytest.mark.test
 def test_a_position_attends_only_to_the_same_position_of_its_own_clip():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(2 * 4, 3, 16)
@@ -118,7 +109,6 @@ def test_a_position_attends_only_to_the_same_position_of_its_own_clip():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #802e34c5
-@pytest.mark.test
 def test_without_positions_shuffled_frames_give_shuffled_outputs_and_with_them_they_do_not():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x, order = torch.randn(4, 3, 16), torch.tensor([2, 0, 3, 1])
@@ -128,7 +118,6 @@ def test_without_positions_shuffled_frames_give_shuffled_outputs_and_with_them_t
 
 
 # %% ../nbs/2_method/01_attention.ipynb #f05be31c
-@pytest.mark.test
 def test_weights_are_only_read_inside_the_forward_of_their_own_module():
     class Away:
         "Keeps a module's own tensors on `meta` but for the time of its forward, as offloading does"
@@ -163,7 +152,6 @@ def test_weights_are_only_read_inside_the_forward_of_their_own_module():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #ef8959ec
-@pytest.mark.test
 def test_layers_of_another_library_in_place_of_the_projections_are_called_as_any_layer():
     class Wrapped(nn.Module):
         "A linear layer whose forward takes `x` alone, as those of LoRA and quanto"
@@ -184,7 +172,6 @@ def test_layers_of_another_library_in_place_of_the_projections_are_called_as_any
 
 
 # %% ../nbs/2_method/01_attention.ipynb #18622100
-@pytest.mark.test
 def test_wrong_numbers_of_frames_are_named():
     for batch, num_frames, word in ((6, 4, "whole clips"), (50, 25, "1 to 24"), (4, 0, "1 to 24")):
         try:
@@ -195,7 +182,6 @@ def test_wrong_numbers_of_frames_are_named():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #727bb5bf
-@pytest.mark.test
 def test_wrong_settings_are_named():
     for wrong in (dict(num_heads=3), dict(positions="leaned"), dict(zero="both")):
         try:
@@ -206,7 +192,6 @@ def test_wrong_settings_are_named():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #9e68393d
-@pytest.mark.test
 def test_a_single_frame_is_a_clip_too():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(5, 3, 16)
@@ -214,7 +199,6 @@ def test_a_single_frame_is_a_clip_too():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #0b6a7e47
-@pytest.mark.test
 def test_adapters_of_both_kinds_of_positions_have_the_same_keys_and_shapes():
     fixed, learned = (TemporalSelfAttention(16, positions=kind) for kind in ("sinusoidal", "learned"))
     shapes = [{key: value.shape for key, value in layer.state_dict().items()} for layer in (fixed, learned)]
@@ -223,7 +207,6 @@ def test_adapters_of_both_kinds_of_positions_have_the_same_keys_and_shapes():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #3fa93924
-@pytest.mark.test
 def test_in_half_precision_the_layer_gives_nearly_the_same_and_its_own_gradients_stay_in_32_bits():
     layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
     x = torch.randn(8, 3, 16)
@@ -238,7 +221,6 @@ def test_in_half_precision_the_layer_gives_nearly_the_same_and_its_own_gradients
 
 
 # %% ../nbs/2_method/01_attention.ipynb #b92b72c4
-@pytest.mark.test
 def test_a_new_layer_adds_exactly_nothing():
     x = torch.randn(8, 3, 16)
     for zero in ("gate", "proj"):
@@ -248,7 +230,6 @@ def test_a_new_layer_adds_exactly_nothing():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #bfd34138
-@pytest.mark.test
 def test_exactly_what_is_zero_learns_first():
     x, target = torch.randn(8, 3, 16), torch.randn(8, 3, 16)
     for zero, first in (("gate", {"gate"}), ("proj", {"proj.weight", "proj.bias"})):
@@ -258,7 +239,6 @@ def test_exactly_what_is_zero_learns_first():
 
 
 # %% ../nbs/2_method/01_attention.ipynb #aaa9531d
-@pytest.mark.test
 def test_with_gate_and_projection_both_zero_nothing_ever_learns():
     layer = TemporalSelfAttention(16, zero="proj")
     nn.init.zeros_(layer.gate)

@@ -234,7 +234,6 @@ def check_offloads(num_frames):
 
 
 # %% ../nbs/2_method/02_unet.ipynb #12bb1db4
-@pytest.mark.test
 def test_a_closed_adapter_leaves_sdxl_untouched_bit_for_bit():
     with torch.no_grad():
         stock = tiny_unet()(**call_inputs()).sample
@@ -246,7 +245,6 @@ def test_a_closed_adapter_leaves_sdxl_untouched_bit_for_bit():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #996551a8
-@pytest.mark.test
 def test_without_num_frames_the_adapter_is_not_called():
     with torch.no_grad():
         stock, patched = tiny_unet()(**call_inputs()).sample, randomize_weights(add_temporal(tiny_unet()))
@@ -255,7 +253,6 @@ def test_without_num_frames_the_adapter_is_not_called():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #1de4581f
-@pytest.mark.test
 def test_taken_out_again_the_unet_is_the_stock_one_with_its_original_keys():
     with torch.no_grad():
         stock, patched = tiny_unet(), remove_temporal(randomize_weights(add_temporal(tiny_unet())))
@@ -267,7 +264,6 @@ def test_taken_out_again_the_unet_is_the_stock_one_with_its_original_keys():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #72ec93b9
-@pytest.mark.test
 def test_adding_twice_is_refused():
     patched = add_temporal(tiny_unet())
     try:
@@ -278,7 +274,6 @@ def test_adding_twice_is_refused():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #116f3994
-@pytest.mark.test
 def test_the_block_subclass_made_by_hand_gives_the_output_of_the_installed_adapter():
     with torch.no_grad():
         hand, installed = randomize_weights(by_hand(tiny_unet())), randomize_weights(add_temporal(tiny_unet()))
@@ -288,7 +283,6 @@ def test_the_block_subclass_made_by_hand_gives_the_output_of_the_installed_adapt
 
 
 # %% ../nbs/2_method/02_unet.ipynb #7a01dc4b
-@pytest.mark.test
 def test_both_ways_of_saying_num_frames_are_the_same():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet()))
@@ -300,7 +294,6 @@ def test_both_ways_of_saying_num_frames_are_the_same():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #bac300b0
-@pytest.mark.test
 def test_diffusers_still_calls_the_temporal_layer_between_self_attention_and_cross_attention():
     patched, order = add_temporal(tiny_unet()), []
     block = next(iter(temporal_blocks(patched).values()))
@@ -311,7 +304,6 @@ def test_diffusers_still_calls_the_temporal_layer_between_self_attention_and_cro
 
 
 # %% ../nbs/2_method/02_unet.ipynb #88af99de
-@pytest.mark.test
 def test_a_diffusers_without_the_insertion_point_is_refused_in_one_line_with_the_versions_that_work():
     from unittest.mock import patch
 
@@ -339,7 +331,6 @@ def test_a_diffusers_without_the_insertion_point_is_refused_in_one_line_with_the
 
 
 # %% ../nbs/2_method/02_unet.ipynb #c8e1a295
-@pytest.mark.test
 def test_sdxl_gets_70_layers_of_about_412_million_numbers_under_keys_with_temporal_attn():
     patched = meta_sdxl()
     adapter = {key: value for key, value in patched.state_dict().items() if "temporal_attn" in key}
@@ -351,7 +342,6 @@ def test_sdxl_gets_70_layers_of_about_412_million_numbers_under_keys_with_tempor
 
 
 # %% ../nbs/2_method/02_unet.ipynb #f9ccac11
-@pytest.mark.test
 def test_all_70_are_called_exactly_once_in_a_forward_and_none_without_num_frames():
     narrow = dict(block_out_channels=(32, 64, 64), attention_head_dim=2, cross_attention_dim=64)
     narrow |= {
@@ -369,7 +359,6 @@ def test_all_70_are_called_exactly_once_in_a_forward_and_none_without_num_frames
 
 
 # %% ../nbs/2_method/02_unet.ipynb #696a9c46
-@pytest.mark.test
 def test_gradients_with_checkpointing_are_those_without_bit_for_bit_and_only_the_adapter_has_any():
     plain, saving = (randomize_weights(add_temporal(tiny_unet())) for _ in range(2))
     saving.load_state_dict(plain.state_dict())
@@ -384,7 +373,6 @@ def test_gradients_with_checkpointing_are_those_without_bit_for_bit_and_only_the
 
 
 # %% ../nbs/2_method/02_unet.ipynb #a7ad55cf
-@pytest.mark.test
 def test_the_lines_of_the_user_run_as_they_were_written():
     patched, frames = randomize_weights(add_temporal(tiny_unet())), 4
     for n, p in patched.named_parameters():
@@ -399,7 +387,6 @@ def test_the_lines_of_the_user_run_as_they_were_written():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #f2a641aa
-@pytest.mark.test
 def test_a_half_precision_base_takes_a_full_precision_adapter_and_still_trains_it():
     for half in (torch.float16, torch.bfloat16):
         patched = randomize_weights(add_temporal(nn.Module.to(tiny_unet(), half)))
@@ -411,7 +398,6 @@ def test_a_half_precision_base_takes_a_full_precision_adapter_and_still_trains_i
 
 
 # %% ../nbs/2_method/02_unet.ipynb #f05aec35
-@pytest.mark.test
 def test_copies_and_pickles_have_layers_of_their_own():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet()))
@@ -440,7 +426,6 @@ def test_copies_and_pickles_have_layers_of_their_own():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #5a7af94f
-@pytest.mark.test
 def test_a_unet_without_references_is_freed_at_once():
     import gc
 
@@ -456,7 +441,6 @@ def test_a_unet_without_references_is_freed_at_once():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #5320be29
-@pytest.mark.test
 def test_a_layer_that_replaces_another_is_the_one_that_is_called():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet()))
@@ -468,7 +452,6 @@ def test_a_layer_that_replaces_another_is_the_one_that_is_called():
 
 # %% ../nbs/2_method/02_unet.ipynb #563ed342
 @pytest.mark.slow
-@pytest.mark.test
 def test_compiled_by_torch_it_gives_the_same():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet()))
@@ -480,7 +463,6 @@ def test_compiled_by_torch_it_gives_the_same():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #61f6e680
-@pytest.mark.test
 def test_layerwise_casting_to_8_bits_leaves_the_adapter_alone():
     patched = add_temporal(tiny_unet())
     patched.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
@@ -489,7 +471,6 @@ def test_layerwise_casting_to_8_bits_leaves_the_adapter_alone():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #318775db
-@pytest.mark.test
 def test_a_stock_pipeline_makes_video_with_and_without_guidance():
     pipe = tiny_pipeline()
     for scale in (5.0, 1.0):
@@ -502,7 +483,6 @@ def test_a_stock_pipeline_makes_video_with_and_without_guidance():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #dfbd84c9
-@pytest.mark.test
 def test_the_two_halves_of_guidance_are_two_clips():
     pipe = tiny_pipeline()
     with torch.no_grad():
@@ -518,7 +498,6 @@ def test_the_two_halves_of_guidance_are_two_clips():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #10322a94
-@pytest.mark.test
 def test_image_to_image_makes_video_to_video():
     pipe = tiny_pipeline(StableDiffusionXLImg2ImgPipeline)
     torch.manual_seed(5)
@@ -532,7 +511,6 @@ def test_image_to_image_makes_video_to_video():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #f2664e94
-@pytest.mark.test
 def test_a_saved_pipeline_holds_plain_sdxl():
     pipe = tiny_pipeline()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -545,7 +523,6 @@ def test_a_saved_pipeline_holds_plain_sdxl():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #30e452a1
-@pytest.mark.test
 def test_a_controlnet_can_be_made_from_the_unet():
     patched = randomize_weights(add_temporal(tiny_unet()))
     control = ControlNetModel.from_unet(patched)
@@ -555,7 +532,6 @@ def test_a_controlnet_can_be_made_from_the_unet():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #7f54bc92
-@pytest.mark.test
 def test_the_state_of_the_whole_unet_holds_the_adapter_and_that_of_a_part_does_not():
     patched, other = randomize_weights(add_temporal(tiny_unet())), add_temporal(tiny_unet())
     everything = patched.state_dict()
@@ -574,7 +550,6 @@ def test_the_state_of_the_whole_unet_holds_the_adapter_and_that_of_a_part_does_n
 
 
 # %% ../nbs/2_method/02_unet.ipynb #53ea7447
-@pytest.mark.test
 def test_a_lora_loaded_later_leaves_the_adapter_unwrapped_trainable_and_as_it_was():
     pipe = tiny_pipeline()
     train_only_temporal(pipe.unet)
@@ -589,7 +564,6 @@ def test_a_lora_loaded_later_leaves_the_adapter_unwrapped_trainable_and_as_it_wa
 
 
 # %% ../nbs/2_method/02_unet.ipynb #10af8dd2
-@pytest.mark.test
 def test_a_lora_loaded_past_our_function_leaves_the_adapter_trainable_as_well():
     for load in (
         lambda pipe: pipe.load_lora_weights(tiny_lora()),
@@ -605,7 +579,6 @@ def test_a_lora_loaded_past_our_function_leaves_the_adapter_trainable_as_well():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #8ca159fd
-@pytest.mark.test
 def test_an_adapter_added_after_a_lora_is_the_same_adapter():
     pipe = tiny_pipeline(unet=tiny_unet())
     pipe.load_lora_weights(tiny_lora())
@@ -618,7 +591,6 @@ def test_an_adapter_added_after_a_lora_is_the_same_adapter():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #ed49a239
-@pytest.mark.test
 def test_lora_targets_that_sound_like_ours_do_not_reach_the_adapter():
     patched = randomize_weights(add_temporal(tiny_unet()))
     output_before = adapter_output(patched)
@@ -629,7 +601,6 @@ def test_lora_targets_that_sound_like_ours_do_not_reach_the_adapter():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #37fb1860
-@pytest.mark.test
 def test_a_long_video_goes_through_windows_and_a_short_one_does_not_notice():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet(), max_frames=4))
@@ -648,7 +619,6 @@ def test_a_long_video_goes_through_windows_and_a_short_one_does_not_notice():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #bd4585f8
-@pytest.mark.test
 def test_the_context_of_set_context_holds_for_every_call_and_every_copy_unless_a_call_passes_another():
     with torch.no_grad():
         patched, long = (
@@ -666,7 +636,6 @@ def test_the_context_of_set_context_holds_for_every_call_and_every_copy_unless_a
 
 
 # %% ../nbs/2_method/02_unet.ipynb #58824eba
-@pytest.mark.test
 def test_windows_that_this_adapter_cannot_have_are_one_line():
     learned, short = (
         add_temporal(tiny_unet(), max_frames=4, positions="learned"),
@@ -690,7 +659,6 @@ def test_windows_that_this_adapter_cannot_have_are_one_line():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #cec44fbc
-@pytest.mark.test
 def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_bit():
     plain, saving = (randomize_weights(add_temporal(tiny_unet(), max_frames=3)) for _ in range(2))
     saving.load_state_dict(plain.state_dict())
@@ -706,7 +674,6 @@ def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_
 
 # %% ../nbs/2_method/02_unet.ipynb #5f69e25b
 @pytest.mark.slow
-@pytest.mark.test
 def test_windows_compiled_by_torch_give_the_same():
     with torch.no_grad():
         patched, long = (
@@ -722,7 +689,6 @@ def test_windows_compiled_by_torch_give_the_same():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #cd7fafce
-@pytest.mark.test
 def test_a_stock_pipeline_makes_72_frames():
     pipe = tiny_pipeline()
     video, looped = (
@@ -740,21 +706,18 @@ def test_a_stock_pipeline_makes_72_frames():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #1afcc734
-@pytest.mark.test
 def test_offloaded_in_any_way_a_unet_gives_the_same_bits():
     check_offloads(30)
 
 
 # %% ../nbs/2_method/02_unet.ipynb #8ba5bce1
 @pytest.mark.slow
-@pytest.mark.test
 def test_offloaded_in_any_way_a_unet_gives_the_same_bits_for_24_and_72_frames():
     for num_frames in (24, 72):
         check_offloads(num_frames)
 
 
 # %% ../nbs/2_method/02_unet.ipynb #ae1588dd
-@pytest.mark.test
 def test_an_adapter_that_comes_after_offloading_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         for name in ("model", "sequential", "leaves"):
@@ -767,7 +730,6 @@ def test_an_adapter_that_comes_after_offloading_is_refused():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #025906e4
-@pytest.mark.test
 def test_sharded_over_processes_a_unet_gives_the_same_bits_and_learns():
     import torch.distributed
     from torch.distributed.device_mesh import init_device_mesh
@@ -789,7 +751,6 @@ def test_sharded_over_processes_a_unet_gives_the_same_bits_and_learns():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #052c9cd3
-@pytest.mark.test
 def test_quantised_by_torchao_base_and_adapter_stay_close_to_what_they_were():
     if find_spec("torchao"):
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
@@ -807,7 +768,6 @@ def test_quantised_by_torchao_base_and_adapter_stay_close_to_what_they_were():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #2ad56eb8
-@pytest.mark.test
 def test_quantised_by_quanto_base_and_adapter_stay_close_to_what_they_were():
     if find_spec("optimum") and find_spec("optimum.quanto"):
         from optimum.quanto import freeze, qint8, quantize
@@ -821,7 +781,6 @@ def test_quantised_by_quanto_base_and_adapter_stay_close_to_what_they_were():
 
 
 # %% ../nbs/2_method/02_unet.ipynb #76d408ec
-@pytest.mark.test
 def test_lora_around_every_linear_layer_of_the_adapter_learns_and_starts_as_nothing():
     patched, call, expected = random_adapter(30)
     wrapped = peft.get_peft_model(patched, LoraConfig(target_modules="all-linear"))
@@ -834,7 +793,6 @@ def test_lora_around_every_linear_layer_of_the_adapter_learns_and_starts_as_noth
 
 
 # %% ../nbs/2_method/02_unet.ipynb #ba27815e
-@pytest.mark.test
 def test_exported_by_torch_it_gives_the_same():
     patched, call, expected = random_adapter(8)
     call["cross_attention_kwargs"] = {"num_frames": call.pop("num_frames")}

@@ -3,7 +3,6 @@
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline
 from torch import nn
@@ -35,7 +34,6 @@ STATISTICS = dict(latents_mean=[0.5, -1.0, 0.25, 2.0], latents_std=[1.5, 0.5, 2.
 
 
 # %% ../nbs/internals/57_vae.ipynb #1fdd14d7
-@pytest.mark.test
 def test_a_conversion_that_ends_in_the_middle_is_undone():
     vae, stopped, convert = small_vae(force_upcast=True).half(), [], nn.Module._apply
 
@@ -57,7 +55,6 @@ def test_a_conversion_that_ends_in_the_middle_is_undone():
 
 
 # %% ../nbs/internals/57_vae.ipynb #55f59cec
-@pytest.mark.test
 def test_latents_are_scaled_and_scaled_back_by_every_kind_of_config():
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for config in (
@@ -73,7 +70,6 @@ def test_latents_are_scaled_and_scaled_back_by_every_kind_of_config():
 
 
 # %% ../nbs/internals/57_vae.ipynb #c34d39a1
-@pytest.mark.test
 def test_frames_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says_of_the_latents():
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -91,7 +87,6 @@ def test_frames_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says_
 
 
 # %% ../nbs/internals/57_vae.ipynb #2ef4da11
-@pytest.mark.test
 def test_latents_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says_of_them():
     pipe, frames = load_pipeline(), small_frames(2, 64, 64)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
@@ -115,7 +110,6 @@ def test_latents_are_those_of_the_pipeline_of_diffusers_whatever_the_config_says
 
 
 # %% ../nbs/internals/57_vae.ipynb #aaec9c17
-@pytest.mark.test
 def test_the_vae_has_its_dtype_again_whatever_happened():
     vae, frames = small_vae(force_upcast=True).half(), small_frames(2)
     for error in torch.OutOfMemoryError, KeyboardInterrupt:

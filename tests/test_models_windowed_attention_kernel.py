@@ -14,7 +14,6 @@ from tav_nb.models.windows import Context, plan_windows
 
 
 # %% ../nbs/internals/40_sliding.ipynb #b30b942f
-@pytest.mark.test
 def test_the_kernel_is_one_window_after_the_other():
     PROOF = """
 import torch, tav_nb.models.temporal_attention
@@ -40,7 +39,6 @@ print("equal")
 
 
 # %% ../nbs/internals/40_sliding.ipynb #ac1d2fcd
-@pytest.mark.test
 def test_the_kernel_of_windowed_attention_compiles_for_an_a100_and_an_h100_and_waits_between_windows():
     if find_spec("triton"):
         from triton.backends.compiler import GPUTarget
@@ -59,7 +57,6 @@ def test_the_kernel_of_windowed_attention_compiles_for_an_a100_and_an_h100_and_w
 
 
 # %% ../nbs/internals/40_sliding.ipynb #2de778cc
-@pytest.mark.test
 def test_it_applies_only_on_gpus_without_gradients_and_in_windows_that_fit_into_a_block():
     q, windows = torch.empty(1, 72, 4, 8), plan_windows(72, Context(), 24)
     assert not can_fuse_windows(q, windows) and not can_fuse_windows(q.to("meta"), windows)
@@ -67,7 +64,6 @@ def test_it_applies_only_on_gpus_without_gradients_and_in_windows_that_fit_into_
 
 # %% ../nbs/internals/40_sliding.ipynb #04896754
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_the_kernel_of_windowed_attention_is_as_exact_as_one_window_after_the_other():
     from unittest.mock import patch
 

@@ -3,7 +3,6 @@
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,7 +48,6 @@ def operations(num_frames, context):
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #c8cc2634
-@pytest.mark.test
 def test_windows_leave_no_frame_out_and_the_last_ends_with_the_video():
     for num_frames in range(24, 100):
         for overlap in (0, 1, 12, 23):
@@ -60,7 +58,6 @@ def test_windows_leave_no_frame_out_and_the_last_ends_with_the_video():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #f4536e01
-@pytest.mark.test
 def test_shares_sum_to_one_at_every_frame():
     for num_frames, length, overlap in ((72, 24, 12), (70, 24, 12), (25, 24, 23), (48, 24, 0), (31, 8, 3)):
         for kind in BLEND_WEIGHTS:
@@ -73,7 +70,6 @@ def test_shares_sum_to_one_at_every_frame():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #69e0facc
-@pytest.mark.test
 def test_what_makes_no_sense_is_one_line():
     for wrong, words in (
         (dict(kind="latents"), "attention, predictions or none"),
@@ -101,7 +97,6 @@ def test_what_makes_no_sense_is_one_line():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #6384d930
-@pytest.mark.test
 def test_a_video_that_fits_needs_no_windows_and_a_loop_always_does():
     assert all(plan_windows(n, Context(kind), 24) is None for n in (1, 2, 16, 24) for kind in CONTEXT_KINDS)
     assert plan_windows(25, Context("none"), 24).starts == (0,) and plan_windows(25, Context(), 24).starts == (0, 1)
@@ -114,7 +109,6 @@ def test_a_video_that_fits_needs_no_windows_and_a_loop_always_does():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #1f065d47
-@pytest.mark.test
 def test_the_fusion_is_the_weighted_mean_in_closed_form():
     windows = plan_windows(6, Context(length=4, overlap=2), 24).on("cpu")
     fused = blend_windows(lambda start: torch.full((4,), 10.0 if start == 0 else 40.0), windows)
@@ -137,7 +131,6 @@ def test_the_fusion_is_the_weighted_mean_in_closed_form():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7ba75d9a
-@pytest.mark.test
 def test_what_is_cut_out_and_put_together_again_is_the_video():
     video = torch.randn(2, 31, 3, generator=torch.Generator().manual_seed(0))
     for context in (
@@ -153,7 +146,6 @@ def test_what_is_cut_out_and_put_together_again_is_the_video():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7aa09c9e
-@pytest.mark.test
 def test_a_clip_through_a_window_of_its_own_length_is_the_clip_without_windows_bit_for_bit():
     layer, x = randomize_weights(), tokens(24, clips=2)
     one = plan_windows(24, Context("none"), 23).on("cpu")  # one window, through all of the machinery
@@ -161,7 +153,6 @@ def test_a_clip_through_a_window_of_its_own_length_is_the_clip_without_windows_b
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #518ec7b3
-@pytest.mark.test
 def test_positions_start_at_0_in_each_window():
     layer, still = randomize_weights(), tokens(1).expand(72, 3, 16)  # one frame, 72 times: only positions differ
     out = layer(still, 72, plan_windows(72, Context(overlap=12), 24).on("cpu"))
@@ -173,7 +164,6 @@ def test_positions_start_at_0_in_each_window():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #ff6e1d45
-@pytest.mark.test
 def test_attention_in_windows_is_that_of_the_windows_one_by_one():
     layer, x = randomize_weights(), tokens(20, clips=2)
     windows = plan_windows(20, Context(length=8, overlap=5), 24)
@@ -185,7 +175,6 @@ def test_attention_in_windows_is_that_of_the_windows_one_by_one():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7c63d10e
-@pytest.mark.test
 def test_72_frames_do_not_depend_on_how_the_work_is_cut():
     layer, x, windows = randomize_weights(), tokens(72, places=6, clips=2), plan_windows(72, Context(), 24).on("cpu")
     whole = layer(x, 72, windows)
@@ -198,7 +187,6 @@ def test_72_frames_do_not_depend_on_how_the_work_is_cut():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #0fbe90b7
-@pytest.mark.test
 def test_a_loop_does_not_care_where_it_begins():
     layer, x = randomize_weights(), tokens(72)
     windows = plan_windows(72, Context(loop=True), 24).on("cpu")
@@ -211,7 +199,6 @@ def test_a_loop_does_not_care_where_it_begins():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #3b5e0ef4
-@pytest.mark.test
 def test_no_launch_has_more_rows_than_a_kernel_takes():
     sizes, real = [], nn.functional.scaled_dot_product_attention
 
@@ -226,7 +213,6 @@ def test_no_launch_has_more_rows_than_a_kernel_takes():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #ee21f75c
-@pytest.mark.test
 def test_the_cost_grows_as_the_number_of_frames():
     line = np.diff([operations(n, Context()) for n in range(42, 151, 18)])
     assert len(set(line)) == 1, "every further window costs the same"
@@ -242,7 +228,6 @@ def test_the_cost_grows_as_the_number_of_frames():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #e0e0e8bc
-@pytest.mark.test
 def test_gradients_go_through_windows():
     layer, x = randomize_weights(), tokens(20).requires_grad_()
     layer(x, 20, plan_windows(20, Context(length=8), 24).on("cpu")).square().sum().backward()
@@ -250,7 +235,6 @@ def test_gradients_go_through_windows():
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #adaf2d5f
-@pytest.mark.test
 def test_in_half_precision_windows_give_nearly_the_same():
     layer, x, windows = randomize_weights(), tokens(40), plan_windows(40, Context(), 24).on("cpu")
     with torch.no_grad():

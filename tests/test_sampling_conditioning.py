@@ -45,7 +45,6 @@ def psnr(a, b):
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #1894df86
-@pytest.mark.test
 def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_line():
     assert parse_frame_values("a girl in 16:9, at 12:30") == {0: "a girl in 16:9, at 12:30"}
     assert (
@@ -82,7 +81,6 @@ def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_li
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #2fc9a3ec
-@pytest.mark.test
 def test_prompts_travel_in_straight_lines_through_tokens_and_pooled_alike():
     keys = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
     way = interpolate_embeddings(keys, [2, 6], 9)
@@ -103,7 +101,6 @@ def test_prompts_travel_in_straight_lines_through_tokens_and_pooled_alike():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5356087d
-@pytest.mark.test
 def test_images_come_from_anywhere_and_another_size_is_refused_with_the_right_one():
     with tempfile.TemporaryDirectory() as folder:
         pixels = render(Scene(), 1, 48, 64).frames[0]
@@ -146,7 +143,6 @@ def test_images_come_from_anywhere_and_another_size_is_refused_with_the_right_on
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #4f15d548
-@pytest.mark.test
 def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the_last():
     image, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for scheduler in (embedded_pipeline().scheduler, EulerDiscreteScheduler()):
@@ -167,7 +163,6 @@ def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5c7ead73
-@pytest.mark.test
 def test_the_path_backwards_finds_the_noise_that_an_image_was_made_of():
     pipe, ends = embedded_pipeline(), []
 
@@ -199,7 +194,6 @@ def test_the_path_backwards_finds_the_noise_that_an_image_was_made_of():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #3944452e
-@pytest.mark.test
 def test_noise_given_some_frames_keeps_its_law():
     for kind, strength in (("mixed", 1.0), ("progressive", 2.0), ("independent", None)):
         law = noise_correlation(6, kind, strength)
@@ -214,7 +208,6 @@ def test_noise_given_some_frames_keeps_its_law():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #f884ca6c
-@pytest.mark.test
 def test_a_seed_for_each_stretch_changes_that_stretch_and_no_correlation():
     shape = 1, 12, 4, 64, 64
     for kind in NOISES:
@@ -232,7 +225,6 @@ def test_a_seed_for_each_stretch_changes_that_stretch_and_no_correlation():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #13215dd8
-@pytest.mark.test
 def test_a_video_starts_and_ends_on_its_images_as_the_vae_sees_them():
     pipe = embedded_pipeline()
     first, last = render(Scene(background="snow", action="walk right", speed=0.1, x=0.2), 4, 64, 64).frames[[0, 3]]
@@ -251,7 +243,6 @@ def test_a_video_starts_and_ends_on_its_images_as_the_vae_sees_them():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #8f89fd8b
-@pytest.mark.test
 def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
     pipe, seen = load_pipeline(dtype=torch.float16, unet=None), []
     pipe.vae.encoder.register_forward_pre_hook(lambda encoder, args: seen.append(args[0].dtype))
@@ -263,7 +254,6 @@ def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #c097bba2
-@pytest.mark.test
 def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_trace():
     pipe = embedded_pipeline()
     layer, asked = next(iter(temporal_modules(pipe.unet).values())), []
@@ -289,7 +279,6 @@ def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_t
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #86802cfc
-@pytest.mark.test
 def test_each_stretch_has_its_prompt_and_its_seed():
     pipe, still = (
         embedded_pipeline(),
@@ -309,7 +298,6 @@ def test_each_stretch_has_its_prompt_and_its_seed():
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #397aeef3
-@pytest.mark.test
 def test_a_video_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_sees_only_its_end():
     pipe = embedded_pipeline()
     pipe.scheduler.set_timesteps(2)
@@ -356,7 +344,6 @@ def test_a_video_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_see
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #a38850a7
-@pytest.mark.test
 def test_what_cannot_be_directed_is_one_line_before_any_work():
     pipe, asked = embedded_pipeline(), []
     hook = pipe.text_encoder.register_forward_pre_hook(lambda module, args: asked.append(args))
@@ -392,7 +379,6 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5cebe15f
 @pytest.mark.slow
-@pytest.mark.test
 def test_between_two_images_a_video_moves_and_does_not_tear():
     scene = Scene(hair="pink", outfit="blue", background="snow", action="walk right", speed=0.02, x=0.3)
     images = render(scene, 10, 128, 128).frames[[0, 9]]
@@ -419,7 +405,6 @@ def test_between_two_images_a_video_moves_and_does_not_tear():
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #abd0420a
 @pytest.mark.slow
-@pytest.mark.test
 def test_the_reader_sees_the_prompts_change():
     video = generate(
         "0: a girl with pink hair and a red dress waves in the snow 7: a girl with pink hair and a green dress waves in the"
@@ -436,7 +421,6 @@ def test_the_reader_sees_the_prompts_change():
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #059030a9
 @pytest.mark.slow
-@pytest.mark.test
 def test_the_border_of_an_extension_is_like_any_other_neighbours():
     wish = dict(prompt="a girl with pink hair and a blue dress walks to the right in the snow", num_frames=8, steps=10)
     before = generate(**wish)

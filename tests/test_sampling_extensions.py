@@ -6,7 +6,6 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -99,7 +98,6 @@ def meaning(pipe, *words):
 
 
 # %% ../nbs/6_making_videos/85_extensions.ipynb #d4228559
-@pytest.mark.test
 def test_a_controlnet_of_another_base_is_refused():
     pipe = embedded_pipeline()
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -121,7 +119,6 @@ def test_a_controlnet_of_another_base_is_refused():
 
 
 # %% ../nbs/6_making_videos/85_extensions.ipynb #4cef22e4
-@pytest.mark.test
 def test_an_image_takes_part_in_a_video_beside_the_adapter():
     pipe = load_video_pipeline()
     plain = generate_with_stock(pipe, girl, **small)
@@ -143,7 +140,6 @@ def test_an_image_takes_part_in_a_video_beside_the_adapter():
 
 
 # %% ../nbs/6_making_videos/85_extensions.ipynb #e200fdda
-@pytest.mark.test
 def test_an_ip_adapter_of_another_base_or_without_its_clip_is_refused_and_the_layers_in_time_keep_their_precision():
     pipe = load_video_pipeline(dtype=torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -170,7 +166,6 @@ def test_an_ip_adapter_of_another_base_or_without_its_clip_is_refused_and_the_la
 
 
 # %% ../nbs/6_making_videos/85_extensions.ipynb #1623174c
-@pytest.mark.test
 def test_a_new_word_of_one_or_several_vectors_means_what_it_was_taught():
     pipe = load_video_pipeline()
     plain = generate_with_stock(pipe, "a girl with pink hair", **small)
@@ -190,7 +185,6 @@ def test_a_new_word_of_one_or_several_vectors_means_what_it_was_taught():
 
 
 # %% ../nbs/6_making_videos/85_extensions.ipynb #db37e554
-@pytest.mark.test
 def test_a_word_that_is_none_for_this_base_is_refused():
     pipe = embedded_pipeline()
     right = meaning(pipe, "pink")

@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from PIL import Image
@@ -44,7 +43,6 @@ SMALL = dict(num_frames=4, height=64, width=64, steps=2)
 
 
 # %% ../nbs/2_method/09_inference.ipynb #5e3e5733
-@pytest.mark.test
 def test_the_same_seed_gives_the_same_video_and_another_one_another():
     pipe = random_film_pipeline()
     video = generate("a girl", pipe, **SMALL)
@@ -54,7 +52,6 @@ def test_the_same_seed_gives_the_same_video_and_another_one_another():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #0cfc8214
-@pytest.mark.test
 def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
     pipe = random_film_pipeline()
     video = generate("a girl", pipe, **SMALL, guidance_scale=4.0, negative_prompt="night", noise="progressive")
@@ -75,7 +72,6 @@ def test_it_is_what_the_stock_pipeline_makes_of_the_same_noise():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #c3cc763a
-@pytest.mark.test
 def test_every_scheduler_gets_noise_of_the_strength_that_it_starts_from():
     pipe, seen = random_film_pipeline(), []
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
@@ -89,7 +85,6 @@ def test_every_scheduler_gets_noise_of_the_strength_that_it_starts_from():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #5198e6ac
-@pytest.mark.test
 def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time():
     from diffusers import DPMSolverMultistepScheduler
 
@@ -109,7 +104,6 @@ def test_any_scheduler_runs_to_its_last_step_where_the_first_steps_share_a_time(
 
 
 # %% ../nbs/2_method/09_inference.ipynb #f900bc3a
-@pytest.mark.test
 def test_the_noise_is_what_the_adapter_was_trained_with_unless_it_is_named():
     pipe = random_film_pipeline()
     assert resolve_noise(pipe) == ("mixed", None)
@@ -127,7 +121,6 @@ def test_the_noise_is_what_the_adapter_was_trained_with_unless_it_is_named():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #6bce0dff
-@pytest.mark.test
 def test_prompt_and_negative_prompt_and_guidance_count():
     pipe = random_film_pipeline()
     videos = [
@@ -144,7 +137,6 @@ def test_prompt_and_negative_prompt_and_guidance_count():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #124eee50
-@pytest.mark.test
 def test_the_text_is_read_once_and_the_unet_asked_once_a_step():
     pipe, read, asked = random_film_pipeline(), [], []
     pipe.text_encoder.register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
@@ -155,7 +147,6 @@ def test_the_text_is_read_once_and_the_unet_asked_once_a_step():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #9b1b61ca
-@pytest.mark.test
 def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_and_little_noise_is_not_guided():
     pipe, asked, texts, answers = random_film_pipeline(), [], [], []
     pipe.unet.register_forward_pre_hook(
@@ -193,7 +184,6 @@ def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_
 
 
 # %% ../nbs/2_method/09_inference.ipynb #6a522da6
-@pytest.mark.test
 def test_every_temporal_layer_is_called_once_a_step_and_none_in_image_mode():
     pipe, calls = random_film_pipeline(), []
     for layer in temporal_modules(pipe.unet).values():
@@ -209,7 +199,6 @@ def test_every_temporal_layer_is_called_once_a_step_and_none_in_image_mode():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #53cf6a23
-@pytest.mark.test
 def test_a_video_of_24_frames_is_the_same_video_whatever_is_said_about_windows():
     pipe = random_film_pipeline()
     tiny = dict(num_frames=24, height=16, width=16, steps=2, guidance_scale=1.0)
@@ -219,7 +208,6 @@ def test_a_video_of_24_frames_is_the_same_video_whatever_is_said_about_windows()
 
 
 # %% ../nbs/2_method/09_inference.ipynb #2b74b5fa
-@pytest.mark.test
 def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_video_of_them():
     pipe, lengths = random_film_pipeline(), []
     pipe.unet.register_forward_pre_hook(lambda unet, args: lengths.append(len(args[0])))
@@ -235,7 +223,6 @@ def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_video_of
 
 
 # %% ../nbs/2_method/09_inference.ipynb #0c47bcd6
-@pytest.mark.test
 def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
     pipe, steps = random_film_pipeline(), []
     pipe.scheduler.set_timesteps(4)
@@ -265,7 +252,6 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #928a3e51
-@pytest.mark.test
 def test_a_loop_over_predictions_does_not_care_where_it_begins():
     pipe = random_film_pipeline()
     said, x = (
@@ -286,7 +272,6 @@ def test_a_loop_over_predictions_does_not_care_where_it_begins():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #630845d0
-@pytest.mark.test
 def test_stock_pipelines_make_videos_with_the_patched_unet():
     pipe = random_film_pipeline()
     image_to_image = StableDiffusionXLImg2ImgPipeline(**pipe.components)
@@ -306,7 +291,6 @@ def test_stock_pipelines_make_videos_with_the_patched_unet():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #9959135a
-@pytest.mark.test
 def test_a_callback_sees_every_step_and_hooks_see_the_video():
     pipe, steps, shapes = random_film_pipeline(), [], []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: shapes.append(tuple(sample.shape))
@@ -318,7 +302,6 @@ def test_a_callback_sees_every_step_and_hooks_see_the_video():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #f9d461ae
-@pytest.mark.test
 def test_frames_decoded_a_few_at_a_time_are_the_frames_decoded_at_once():
     pipe, at_once = load_pipeline(), []
     pipe.vae.decoder.register_forward_pre_hook(lambda decoder, args: at_once.append((len(args[0]), args[0].dtype)))
@@ -332,7 +315,6 @@ def test_frames_decoded_a_few_at_a_time_are_the_frames_decoded_at_once():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #f01b3ad9
-@pytest.mark.test
 def test_a_vae_that_overflows_in_16_bits_decodes_in_32():
     pipe, seen = load_pipeline(dtype=torch.float16), []
     pipe.vae.decoder.register_forward_pre_hook(lambda decoder, args: seen.append(args[0].dtype))
@@ -344,7 +326,6 @@ def test_a_vae_that_overflows_in_16_bits_decodes_in_32():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #a9c5431d
-@pytest.mark.test
 def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
     pipe, dtypes = random_film_pipeline(torch.bfloat16), []
     pipe.scheduler.hook_before_step = lambda model_output, timestep, sample: dtypes.append(model_output.dtype)
@@ -361,7 +342,6 @@ def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #d0f07e45
-@pytest.mark.test
 def test_what_cannot_be_done_is_said_in_one_line():
     pipe, bare, asked = random_film_pipeline(), load_pipeline(), []
     for module in (pipe.text_encoder, bare.text_encoder):
@@ -390,7 +370,6 @@ def test_what_cannot_be_done_is_said_in_one_line():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #f36bfa86
-@pytest.mark.test
 def test_an_adapter_beside_its_base_is_found_and_another_can_be_named():
     assert adapter_beside(None) == adapter_beside(str(EMBEDDED)) == EMBEDDED_ADAPTER
     with tempfile.TemporaryDirectory() as folder:
@@ -412,7 +391,6 @@ def test_an_adapter_beside_its_base_is_found_and_another_can_be_named():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #cd0db9d8
-@pytest.mark.test
 def test_three_lines_of_python_make_a_video_file():
     with tempfile.TemporaryDirectory() as folder:
         write_video(generate("a girl with pink hair waves", **SMALL), Path(folder, "girl.mp4"), fps=8)

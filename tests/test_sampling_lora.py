@@ -7,7 +7,6 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
-import pytest
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -117,7 +116,6 @@ def replaced(tensors, *pairs):
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e2db193f
-@pytest.mark.test
 def test_a_lora_in_three_layouts_is_one_video():
     base = embedded_pipeline()
     tensors, videos, keys = make_lora(base), {}, set(base.unet.state_dict())
@@ -151,7 +149,6 @@ def test_a_lora_in_three_layouts_is_one_video():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #667c84ce
-@pytest.mark.test
 def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
     base = embedded_pipeline()
     plain = add_text_lora(make_lora(base), base)
@@ -210,7 +207,6 @@ def test_a_lora_in_the_names_of_every_program_is_the_same_lora_with_its_alpha():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #778f30f9
-@pytest.mark.test
 def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name():
     pipe = embedded_pipeline()
     plain, keys = {f"unet.{key}": value for key, value in make_lora(pipe).items()}, set(pipe.unet.state_dict())
@@ -247,7 +243,6 @@ def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name(
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #737f3ff2
-@pytest.mark.test
 def test_several_loras_have_each_their_weight():
     base = embedded_pipeline()
     with tempfile.TemporaryDirectory() as folder:
@@ -266,7 +261,6 @@ def test_several_loras_have_each_their_weight():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e1296bc9
-@pytest.mark.test
 def test_an_interruption_leaves_no_lora_behind():
     from unittest.mock import patch
 
@@ -283,7 +277,6 @@ def test_an_interruption_leaves_no_lora_behind():
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #3d1e9955
-@pytest.mark.test
 def test_a_lora_that_is_none_or_for_another_base_is_refused_and_leaves_nothing_behind():
     pipe = embedded_pipeline()
     tensors, keys = make_lora(pipe), set(pipe.unet.state_dict())

@@ -2,7 +2,6 @@
 
 from unittest.mock import patch
 
-import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.hooks import CpuOffload
@@ -40,7 +39,6 @@ def peak_of(function, *args, known=()):
 
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #5f8db173
-@pytest.mark.test
 def test_a_video_does_not_depend_on_how_it_is_cut():
     pipe, latents, unet_kwargs = clip(6)
     whole = predict(pipe.unet, latents, pipe.scheduler.timesteps[1], unet_kwargs)
@@ -55,7 +53,6 @@ def test_a_video_does_not_depend_on_how_it_is_cut():
 
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #ec89781f
-@pytest.mark.test
 def test_cutting_really_happens_in_every_kind_of_layer_and_takes_less_memory():
     pipe, latents, unet_kwargs = clip(8, 96)
     weights, t = [*pipe.unet.parameters(), *pipe.unet.buffers()], pipe.scheduler.timesteps[1]
@@ -81,7 +78,6 @@ def test_cutting_really_happens_in_every_kind_of_layer_and_takes_less_memory():
 
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #3c893f38
-@pytest.mark.test
 def test_what_was_cut_is_whole_again_afterwards_also_after_an_error():
     pipe, latents, unet_kwargs = clip(4)
     before = {name: dict(module.__dict__) for name, module in pipe.unet.named_modules()}
@@ -98,7 +94,6 @@ def test_what_was_cut_is_whole_again_afterwards_also_after_an_error():
 
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #71640858
-@pytest.mark.test
 def test_tiles_are_close_to_the_whole_take_less_memory_and_are_not_taken_without_need():
     vae = load_pipeline(unet=None).vae
     drawn = torch.tensor(render(random_scene(3), 1, 192, 192).frames).permute(0, 3, 1, 2)
@@ -125,7 +120,6 @@ def test_tiles_are_close_to_the_whole_take_less_memory_and_are_not_taken_without
 
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #db8a9409
-@pytest.mark.test
 def test_each_part_is_there_only_while_it_works_and_none_is_left_after_an_exception():
     pipe, here, events = load_video_pipeline(), set(), []
     names = {id(part): name for name, part in pipe.components.items() if isinstance(part, nn.Module)}

@@ -91,7 +91,6 @@ def adapter_size(config):
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #4f24bca8
-@pytest.mark.test
 def test_the_estimate_is_within_7_per_cent_of_what_a_real_video_takes():
     pipe = load_video_pipeline()
     model = build_on_meta(load_configs(), adapter_beside(None), torch.float32)
@@ -119,7 +118,6 @@ def test_the_estimate_is_within_7_per_cent_of_what_a_real_video_takes():
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #78a102b4
-@pytest.mark.test
 def test_decoding_in_tiles_is_estimated_from_one_tile_of_each_shape_as_from_all_of_them():
     model, decoded = build_on_meta(load_configs(), adapter_beside(None), torch.float32), []
     model.vae.decoder.conv_in.register_forward_hook(lambda module, args, out: decoded.append(args[0].shape))
@@ -133,7 +131,6 @@ def test_decoding_in_tiles_is_estimated_from_one_tile_of_each_shape_as_from_all_
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #f8e9fdaa
-@pytest.mark.test
 def test_configs_that_cannot_be_a_model_are_one_line_before_anything_is_loaded():
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
@@ -160,7 +157,6 @@ def test_configs_that_cannot_be_a_model_are_one_line_before_anything_is_loaded()
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #25018a56
 @pytest.mark.slow
-@pytest.mark.test
 def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refused_with_what_would():
     configs = load_configs()
     configs["vae"] |= dict(block_out_channels=[16] * 4)  # so that denoising is what takes most, as in SDXL
@@ -197,7 +193,6 @@ def test_the_fastest_setting_that_fits_is_chosen_and_what_does_not_fit_is_refuse
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #3772b986
-@pytest.mark.test
 def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
     model = build_on_meta(load_configs(), adapter_beside(None), torch.float32)
     for video in ((4096, 4096, 4096), (100_000, 256, 256), (64, 16_384, 16_384)):
@@ -230,7 +225,6 @@ def test_what_is_far_beyond_the_memory_is_refused_at_once_and_in_one_line():
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #1a3d7aea
-@pytest.mark.test
 def test_no_attention_of_a_long_and_large_video_has_more_sequences_than_a_kernel_takes():
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(SDXL, transformer_layers_per_block=1))

@@ -5,7 +5,6 @@ from unittest.mock import patch
 
 import diffusers
 import numpy as np
-import pytest
 import torch
 
 from tav_nb.models.temporal_unet import temporal_modules, without_temporal
@@ -64,7 +63,6 @@ def random_control(unet):
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #2b1965e3
-@pytest.mark.test
 def test_the_video_is_that_of_generate_and_every_layer_is_called_once_a_step():
     pipe = embedded_pipeline()
     frames, calls = counted(pipe, girl, **guided, seed=3)
@@ -76,7 +74,6 @@ def test_the_video_is_that_of_generate_and_every_layer_is_called_once_a_step():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #366ba8e8
-@pytest.mark.test
 def test_a_batch_of_two_prompts_is_two_videos_one_after_the_other():
     pipe = embedded_pipeline()
     noise = [correlated_noise((1, 2, 4, 8, 8), generator=torch.Generator().manual_seed(seed))[0] for seed in (0, 1)]
@@ -99,7 +96,6 @@ def test_a_batch_of_two_prompts_is_two_videos_one_after_the_other():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #0d339823
-@pytest.mark.test
 def test_video_to_video_starts_from_the_video_calls_the_adapter_and_shares_its_noise_between_frames():
     pipe = switch_pipeline(embedded_pipeline(), diffusers.StableDiffusionXLImg2ImgPipeline)
     video = video_latents(pipe, clip[:2])
@@ -123,7 +119,6 @@ def test_video_to_video_starts_from_the_video_calls_the_adapter_and_shares_its_n
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #ff6bdd50
-@pytest.mark.test
 def test_another_class_has_the_same_adapter_in_its_own_precision():
     pipe = load_video_pipeline(dtype=torch.bfloat16)
     for layer in temporal_modules(pipe.unet).values():
@@ -137,7 +132,6 @@ def test_another_class_has_the_same_adapter_in_its_own_precision():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #133267b7
-@pytest.mark.test
 def test_a_video_that_does_not_fit_is_told_what_would():
     video = np.stack([np.full((36, 64, 3), 40 * n, np.uint8) for n in range(4)])
     assert fit_frames(video, 3, 36, 64, "x").shape == (3, 36, 64, 3)
@@ -165,7 +159,6 @@ def test_a_video_that_does_not_fit_is_told_what_would():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #3c7f9b47
-@pytest.mark.test
 def test_inpainting_keeps_what_is_outside_of_the_mask_and_calls_the_adapter_inside():
     base = embedded_pipeline()
     mask = np.zeros((2, 64, 64), bool)
@@ -187,7 +180,6 @@ def test_inpainting_keeps_what_is_outside_of_the_mask_and_calls_the_adapter_insi
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #9dbece7e
-@pytest.mark.test
 def test_the_mask_may_move_from_frame_to_frame():
     mask = np.zeros((2, 64, 64), bool)
     mask[1] = True
@@ -198,7 +190,6 @@ def test_the_mask_may_move_from_frame_to_frame():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #03507740
-@pytest.mark.test
 def test_every_frame_has_its_own_control_image():
     pipe, given = stock_pipeline(
         embedded_pipeline(), control=clip[:2], controlnet=random_control(embedded_pipeline().unet)
@@ -224,7 +215,6 @@ def test_every_frame_has_its_own_control_image():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #b259c933
-@pytest.mark.test
 def test_control_goes_with_a_video_and_with_a_mask():
     base = embedded_pipeline()
     control = random_control(base.unet)
@@ -242,7 +232,6 @@ def test_control_goes_with_a_video_and_with_a_mask():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #e022b6de
-@pytest.mark.test
 def test_a_mask_with_control_starts_from_latents_on_the_scale_that_the_vae_says():
     base, errors = load_video_pipeline(dtype=torch.bfloat16), []
     base.vae.register_to_config(force_upcast=True)

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import get_args
 
-import pytest
-
 from tav_nb.models.windows import Context
 from tav_nb.sampling.request import (
     ContextOptions,
@@ -23,7 +21,6 @@ from tav_nb.utils.limits import Limits
 
 
 # %% ../nbs/6_making_videos/43_request.ipynb #56f6831e
-@pytest.mark.test
 def test_a_request_keeps_its_values_and_gives_each_option_a_type_with_bounds():
     from dataclasses import FrozenInstanceError
 
@@ -50,7 +47,6 @@ def test_a_request_keeps_its_values_and_gives_each_option_a_type_with_bounds():
 
 
 # %% ../nbs/6_making_videos/43_request.ipynb #c5e1a9d4
-@pytest.mark.test
 def test_the_settings_inside_a_video_give_the_same_request_again():
     import json
 
@@ -68,7 +64,6 @@ def test_the_settings_inside_a_video_give_the_same_request_again():
 
 
 # %% ../nbs/6_making_videos/43_request.ipynb #7f154a12
-@pytest.mark.test
 def test_what_does_not_go_together_is_refused_when_a_job_is_made():
     video = SourceOptions(video="a.webp")
     for words, make in {
@@ -104,7 +99,6 @@ def test_what_does_not_go_together_is_refused_when_a_job_is_made():
 
 
 # %% ../nbs/6_making_videos/43_request.ipynb #1ed23b0e
-@pytest.mark.test
 def test_the_kinds_of_noise_that_a_request_takes_are_those_that_there_are():
     from tav_nb.sampling.noise import NOISES
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -41,7 +40,6 @@ GIRL = "a girl with pink hair and a blue dress walks to the left"
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #f9215db2
-@pytest.mark.test
 def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
     def lacking(folder, text):
         Path(folder).mkdir()
@@ -82,7 +80,6 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #96dcb658
-@pytest.mark.test
 def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
     with tempfile.TemporaryDirectory() as folder:
         usage = shutil.disk_usage(folder)
@@ -101,7 +98,6 @@ def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #b0052dfa
-@pytest.mark.test
 def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():
     with tempfile.TemporaryDirectory() as folder:
         code, said, err = tav(
@@ -123,7 +119,6 @@ def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_mad
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #4ea3c012
-@pytest.mark.test
 def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_they_were_made():
     small = "--steps", 1, "--height", 16, "--width", 16, "--guidance-scale", 1
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +140,6 @@ def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_the
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #535c3b87
-@pytest.mark.test
 def test_a_base_without_an_adapter_makes_images_when_asked_to():
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(EMBEDDED, f"{folder}/bare")
@@ -161,7 +155,6 @@ def test_a_base_without_an_adapter_makes_images_when_asked_to():
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #fe3dc058
-@pytest.mark.test
 def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
     with tempfile.TemporaryDirectory() as folder:
         video, mask, lora, out = (
@@ -204,7 +197,6 @@ def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #5a53309b
-@pytest.mark.test
 def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
         with safe_open(EMBEDDED / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
@@ -235,7 +227,6 @@ def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #b5c82785
-@pytest.mark.test
 def test_a_base_whose_vae_takes_4_or_16_pixels_together_makes_videos_of_its_own_multiples():
     def base_with_vae(folder, levels):
         "The embedded base with another VAE, of random weights"
@@ -272,7 +263,6 @@ def test_a_base_whose_vae_takes_4_or_16_pixels_together_makes_videos_of_its_own_
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #c87199da
-@pytest.mark.test
 def test_each_process_of_torchrun_takes_a_gpu_of_its_own():
     given = []
 

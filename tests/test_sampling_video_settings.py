@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tav_nb.cli.generate import job_fields
@@ -42,7 +41,6 @@ GIRL = "a girl with pink hair and a blue dress walks to the left"
 
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #bb697ea5
-@pytest.mark.test
 def test_a_film_begins_and_ends_on_pictures_and_goes_on_with_its_own_settings():
     with tempfile.TemporaryDirectory() as folder:
         pictures, first, longer = (
@@ -117,7 +115,6 @@ def test_a_film_begins_and_ends_on_pictures_and_goes_on_with_its_own_settings():
 
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #54bd1fd7
-@pytest.mark.test
 def test_every_mistake_of_a_direction_is_one_line_before_pytorch_is_loaded_and_makes_nothing():
     program = """
 import contextlib, io, json, os, sys
@@ -183,7 +180,6 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
 
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #232c769f
-@pytest.mark.test
 def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_a_terminal_s_codes():
     wrong = dict(
         prompt=[1],
@@ -256,7 +252,6 @@ def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_
 
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #7a9aeb56
-@pytest.mark.test
 def test_what_stands_in_a_video_chooses_no_file_and_no_model_and_is_said():
     with tempfile.TemporaryDirectory() as folder:
         path, frames = f"{folder}/film.webp", np.zeros((2, 16, 24, 3), np.uint8)

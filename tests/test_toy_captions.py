@@ -4,22 +4,18 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 import tav_nb
 from tav_nb.toy.captions import SYNONYMS, caption, vocabulary
 from tav_nb.toy.scenes import Scene, random_scene
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #a1c0ffe5
-@pytest.mark.test
 def test_the_vocabulary_that_ships_beside_the_tiny_model_is_that_of_the_captions():
     path = Path(tav_nb.__file__).parent / "weights/vocabulary.json"
     assert json.loads(path.read_text(encoding="utf-8")) == vocabulary()
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #69937eb0
-@pytest.mark.test
 def test_captions_hold_no_word_outside_the_vocabulary():
     known_words = set(vocabulary())
     for seed in range(3000):
@@ -28,7 +24,6 @@ def test_captions_hold_no_word_outside_the_vocabulary():
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #36e37dd8
-@pytest.mark.test
 def test_a_moving_camera_and_held_drawings_are_always_named_and_a_still_camera_never_as_moving():
     for seed in range(1500):
         s_, text = random_scene(seed), caption(random_scene(seed), seed).lower()
@@ -40,7 +35,6 @@ def test_a_moving_camera_and_held_drawings_are_always_named_and_a_still_camera_n
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #59d1cb23
-@pytest.mark.test
 def test_one_scene_has_hundreds_of_wordings():
     texts = {caption(Scene(action="run left", background="snow"), seed) for seed in range(1000)}
     assert len(texts) > 900, f"only {len(texts)} wordings in a thousand"
@@ -49,7 +43,6 @@ def test_one_scene_has_hundreds_of_wordings():
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #142b3134
-@pytest.mark.test
 def test_a_complete_caption_names_hair_outfit_place_and_action():
     partly = 0
     for seed in range(1000):

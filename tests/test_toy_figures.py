@@ -3,14 +3,12 @@
 import math
 
 import numpy as np
-import pytest
 
 from tav_nb.toy.figures import GROUND, _turn, character_parts
 from tav_nb.toy.scenes import Scene
 
 
 # %% ../nbs/1_first_video/91_figures.ipynb #9236bede
-@pytest.mark.test
 def test_parts_turn_about_their_joints_and_raised_arms_lie_before_the_face():
     flat = np.array([[1.0, 0, 0], [0, 1, 0]])
     joint = np.array([0.1, -0.3])

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tav_nb.data.latents import encode_text
 from tav_nb.data.loader import ClipLoader
@@ -16,7 +15,6 @@ from tav_nb.toy.scenes import random_scene
 
 
 # %% ../nbs/5_training/26_live.ipynb #cbaa85f1
-@pytest.mark.test
 def test_a_cache_of_the_cartoon_world_is_one_that_the_loader_takes():
     with tempfile.TemporaryDirectory() as folder:
         pipe = load_pipeline()
@@ -40,7 +38,6 @@ def test_a_cache_of_the_cartoon_world_is_one_that_the_loader_takes():
 
 
 # %% ../nbs/5_training/26_live.ipynb #455a0c5f
-@pytest.mark.test
 def test_the_plot_keeps_its_events():
     events = [
         dict(kind="train", step=1, loss=0.5, gate=1.0),
@@ -61,7 +58,6 @@ def test_the_plot_keeps_its_events():
 
 
 # %% ../nbs/5_training/26_live.ipynb #676d1353
-@pytest.mark.test
 def test_a_cache_that_would_overwrite_another_or_cannot_be_is_refused_before_anything_is_drawn():
     import contextlib
     import io

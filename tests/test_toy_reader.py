@@ -36,7 +36,6 @@ def shares_right(seeds, num_frames):
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #52d338c4
-@pytest.mark.test
 def test_the_reader_is_right_on_real_clips():
     right = shares_right(range(1000, 1032), 12)
     assert min(right.values()) >= 0.97, right
@@ -44,7 +43,6 @@ def test_the_reader_is_right_on_real_clips():
 
 # %% ../nbs/1_first_video/94_reader.ipynb #92a9849e
 @pytest.mark.slow
-@pytest.mark.test
 def test_the_reader_is_right_on_256_real_clips():
     right = shares_right(range(10**6, 10**6 + 256), 16)
     assert min(right.values()) >= 0.98, right
@@ -52,7 +50,6 @@ def test_the_reader_is_right_on_256_real_clips():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #f2005715
-@pytest.mark.test
 def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousandth():
     for seed in range(5):
         clip_ = render(random_scene(seed), 8, 96, 128)
@@ -68,7 +65,6 @@ def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousan
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #c8a5b0ea
-@pytest.mark.test
 def test_the_reader_detects_shuffled_frames():
     for scene in WALKS:
         frames = render(scene, 12).frames
@@ -80,7 +76,6 @@ def test_the_reader_detects_shuffled_frames():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #47c9262a
-@pytest.mark.test
 def test_the_reader_detects_a_frozen_clip():
     for scene in WALKS:
         frames = render(replace(scene, pan=0.01 * math.copysign(1, scene.speed)), 12).frames
@@ -92,7 +87,6 @@ def test_the_reader_detects_a_frozen_clip():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #ac71f7bb
-@pytest.mark.test
 def test_the_reader_detects_a_mirror():
     mirror = {"left": "right", "right": "left"}
     for scene in WALKS:
@@ -107,7 +101,6 @@ def test_the_reader_detects_a_mirror():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #688e22bf
-@pytest.mark.test
 def test_the_reader_detects_hair_or_clothes_recoloured_half_way():
     for change in (dict(hair="purple"), dict(outfit="green")):
         for scene in WALKS[:2]:
@@ -117,7 +110,6 @@ def test_the_reader_detects_hair_or_clothes_recoloured_half_way():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #1f7f2e28
-@pytest.mark.test
 def test_wilson_intervals_equal_the_published_ones_and_solve_their_equation():
     for hits, n, low, high in (
         (81, 263, 0.2553, 0.3662),
@@ -139,7 +131,6 @@ def test_wilson_intervals_equal_the_published_ones_and_solve_their_equation():
 
 
 # %% ../nbs/1_first_video/94_reader.ipynb #f21bbc6e
-@pytest.mark.test
 def test_the_score_of_known_readings():
     def as_read(scene, **wrong):
         right_ = dict(

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from tav_nb.toy.rendering import LABELS, _where, render
 from tav_nb.toy.scenes import Scene, random_scene
@@ -34,7 +33,6 @@ def warped_back(clip, t):
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #741b6066
-@pytest.mark.test
 def test_clips_have_any_length_and_size_and_a_longer_one_starts_with_the_shorter():
     for seed in range(4):
         short, long = render(random_scene(seed), 3, 96, 160), render(random_scene(seed), 7, 96, 160)
@@ -46,7 +44,6 @@ def test_clips_have_any_length_and_size_and_a_longer_one_starts_with_the_shorter
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #5dc43885
-@pytest.mark.test
 def test_sixteen_frames_of_a_random_scene_stay_inside_the_frame():
     for seed in range(200):
         xs = [_where(random_scene(seed), t)[2] for t in range(16)]
@@ -56,7 +53,6 @@ def test_sixteen_frames_of_a_random_scene_stay_inside_the_frame():
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #019743ce
-@pytest.mark.test
 def test_held_drawings_are_held():
     for hold in (1, 2, 3):
         clip_ = render(Scene(action="run right", speed=0.036, x=0.2, hold=hold), 9, 64, 64)
@@ -68,7 +64,6 @@ def test_held_drawings_are_held():
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #df0dc875
-@pytest.mark.test
 def test_the_same_seed_gives_the_same_clip_bit_for_bit():
     for seed in (4, 9):
         assert random_scene(seed) == random_scene(seed), "the scene depends on more than the seed"
@@ -79,7 +74,6 @@ def test_the_same_seed_gives_the_same_clip_bit_for_bit():
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #0c4607b0
-@pytest.mark.test
 def test_pixels_moved_along_the_flow_land_on_the_same_colours():
     errors = {"ground": [], "character": []}
     for seed in range(6):
@@ -99,7 +93,6 @@ def test_pixels_moved_along_the_flow_land_on_the_same_colours():
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #dd923759
-@pytest.mark.test
 def test_flow_agrees_with_the_closed_form_of_a_walk_before_a_panning_camera():
     for pan, speed in ((0.0125, 0.02), (-0.0125, -0.02), (0.0, 0.04)):
         clip_ = render(
@@ -124,7 +117,6 @@ def test_flow_agrees_with_the_closed_form_of_a_walk_before_a_panning_camera():
 
 
 # %% ../nbs/1_first_video/92_rendering.ipynb #79189228
-@pytest.mark.test
 def test_the_position_is_where_the_masks_have_the_face():
     for seed in range(12):
         clip_ = render(random_scene(seed), 6, 96, 160, truth=True)

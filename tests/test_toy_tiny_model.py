@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
@@ -13,7 +12,6 @@ from tav_nb.toy.tiny_model import load_tiny, make_pipeline, make_tokenizer
 
 
 # %% ../nbs/internals/95_tiny_model.ipynb #d69b3638
-@pytest.mark.test
 def test_every_word_of_the_world_is_one_token_and_any_printable_sign_can_be_spelled():
     tokenizer = make_tokenizer(vocabulary())
     whole_words = [w for w in vocabulary() if re.fullmatch("[a-z]+", w)]
@@ -27,7 +25,6 @@ def test_every_word_of_the_world_is_one_token_and_any_printable_sign_can_be_spel
 
 
 # %% ../nbs/internals/95_tiny_model.ipynb #c16a0001
-@pytest.mark.test
 def test_a_pipeline_comes_from_its_seed_and_the_random_numbers_of_the_caller_stay_as_they_are():
     torch.manual_seed(5)
     before, expected = torch.get_rng_state(), torch.rand(3)
@@ -42,14 +39,12 @@ def test_a_pipeline_comes_from_its_seed_and_the_random_numbers_of_the_caller_sta
 
 
 # %% ../nbs/internals/95_tiny_model.ipynb #cfc8da7a
-@pytest.mark.test
 def test_the_untrained_parts_have_the_shapes_that_ship():
     fresh, shipped = make_pipeline().unet.state_dict(), load_tiny(EMBEDDED).unet.state_dict()
     assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in shipped.items()}
 
 
 # %% ../nbs/internals/95_tiny_model.ipynb #d7628ba3
-@pytest.mark.test
 def test_the_embedded_model_loads_with_no_extra_argument_and_weighs_under_18_mb():
     files = [f for f in EMBEDDED.parent.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 18e6

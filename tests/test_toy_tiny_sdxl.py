@@ -27,7 +27,6 @@ from tav_nb.toy.training_data import latents_to_images
 
 
 # %% ../nbs/internals/16_tiny.ipynb #d5a93e8b
-@pytest.mark.test
 def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held_out():
     from tav_nb.toy.scenes import held_out
 
@@ -37,7 +36,6 @@ def test_scenes_of_the_test_split_are_never_trained_on_and_half_of_them_are_held
 
 
 # %% ../nbs/internals/16_tiny.ipynb #893a0167
-@pytest.mark.test
 def test_many_videos_at_once_are_the_videos_that_generate_makes():
     pipe = load_video_pipeline()
     prompt = "a girl with green hair waves in the snow"
@@ -52,7 +50,6 @@ def test_many_videos_at_once_are_the_videos_that_generate_makes():
 # %% ../nbs/internals/16_tiny.ipynb #05063c1e
 @pytest.mark.notest
 @pytest.mark.long
-@pytest.mark.test
 def test_eight_scenes_of_the_test_split_who_and_where_and_in_what_frame_after_frame():
     pipe = load_video_pipeline()
     row = score_table(pipe, ScoreSettings(8, steps=8, num_frames=8), ["adapter on"], workers=1, log=None)["adapter on"]
@@ -69,7 +66,6 @@ def test_eight_scenes_of_the_test_split_who_and_where_and_in_what_frame_after_fr
 
 # %% ../nbs/internals/16_tiny.ipynb #69e00716
 @pytest.mark.slow
-@pytest.mark.test
 def test_sixteen_scenes_of_the_test_split_in_twelve_steps_keep_who_and_where_they_are():
     pipe = load_video_pipeline()
     row = score_table(pipe, ScoreSettings(16, steps=12, num_frames=8), ["adapter on"], workers=1, log=None)[
@@ -84,7 +80,6 @@ def test_sixteen_scenes_of_the_test_split_in_twelve_steps_keep_who_and_where_the
 
 # %% ../nbs/internals/16_tiny.ipynb #bc649a73
 @pytest.mark.long
-@pytest.mark.test
 def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
     import io
     from contextlib import redirect_stderr, redirect_stdout

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -35,7 +34,6 @@ def apart(vae):
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #1d2783e7
-@pytest.mark.test
 def test_heads_are_asked_about_what_temporal_layers_are_given():
     torch.manual_seed(0)
     unet, given = add_temporal(make_unet()), {}
@@ -60,7 +58,6 @@ def test_heads_are_asked_about_what_temporal_layers_are_given():
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #8723023e
-@pytest.mark.test
 def test_at_the_last_step_a_stumble_is_hidden_in_the_noise_and_sdxl_s_last_step_would_show_it():
     turn, stumble = apart(AutoencoderKL.from_pretrained(EMBEDDED / "vae"))
     last = ((1 - alphas_cumprod("cpu")[-1]) / alphas_cumprod("cpu")[-1]).sqrt().item()
@@ -69,7 +66,6 @@ def test_at_the_last_step_a_stumble_is_hidden_in_the_noise_and_sdxl_s_last_step_
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #31c93db5
-@pytest.mark.test
 def test_importance_is_the_v_loss_with_the_upper_bound_of_min_snr():
     a = alphas_cumprod("cpu").double()
     snr, weights = a / (1 - a), timestep_weights(alphas_cumprod("cpu"), "v_prediction", "min-snr-x0").double()
@@ -79,7 +75,6 @@ def test_importance_is_the_v_loss_with_the_upper_bound_of_min_snr():
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #02085928
-@pytest.mark.test
 def test_balanced_weights_bring_noise_levels_nearer_to_each_other_and_keep_the_mean():
     a, (often, after) = alphas_cumprod("cpu"), adapter_tables()
     before = timestep_weights(a, "v_prediction", "min-snr-x0")
@@ -99,7 +94,6 @@ def test_balanced_weights_bring_noise_levels_nearer_to_each_other_and_keep_the_m
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #fa76b524
-@pytest.mark.test
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
     p = adapter_tables()[0]
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))

@@ -3,7 +3,6 @@
 import io
 from contextlib import redirect_stdout
 
-import pytest
 import torch
 from torch import nn
 
@@ -13,7 +12,6 @@ from tav_nb.toy.training_loop import FitSettings, fit_parameters, split_for_muon
 
 
 # %% ../nbs/internals/96_training_loop.ipynb #b5b69dd5
-@pytest.mark.test
 def test_parameters_are_fitted_by_both_optimisers_and_end_as_their_average():
     def fit_small(**settings):
         torch.manual_seed(0)
@@ -45,7 +43,6 @@ def test_parameters_are_fitted_by_both_optimisers_and_end_as_their_average():
 
 
 # %% ../nbs/internals/96_training_loop.ipynb #a2503535
-@pytest.mark.test
 def test_muon_gets_the_matrices_and_adamw_all_others():
     unet = add_temporal(make_unet())
     named = dict(unet.named_parameters())

@@ -66,7 +66,6 @@ def small_training(make, steps, before=None):
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #dc7226bb
-@pytest.mark.test
 def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_used():
     with tempfile.TemporaryDirectory() as folder:
         three(folder)
@@ -102,7 +101,6 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #a6f5d0c8
-@pytest.mark.test
 def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         write = three(folder)
@@ -126,7 +124,6 @@ def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #055f4817
-@pytest.mark.test
 def test_the_disk_needs_space_for_as_many_checkpoints_as_there_will_be_and_are_not_there_yet():
     with tempfile.TemporaryDirectory() as folder:
         usage = shutil.disk_usage(folder)
@@ -147,7 +144,6 @@ def test_the_disk_needs_space_for_as_many_checkpoints_as_there_will_be_and_are_n
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #521bbfd7
-@pytest.mark.test
 def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         write = three(folder)
@@ -172,7 +168,6 @@ def test_a_death_at_any_point_of_writing_leaves_the_last_good_checkpoint():
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #64d2c123
-@pytest.mark.test
 def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         write, home = three(folder), Path(folder) / "checkpoints"
@@ -189,7 +184,6 @@ def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint():
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #5aab14e2
-@pytest.mark.test
 def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_locked():
     def refused(*args):
         try:
@@ -234,7 +228,6 @@ def test_a_folder_that_holds_another_run_is_refused_and_one_that_is_running_is_l
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #467a101a
-@pytest.mark.test
 def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or_goes_on():
     with tempfile.TemporaryDirectory() as folder:
         for name in ("", "previews"):
@@ -258,7 +251,6 @@ def test_what_a_killed_run_was_just_writing_goes_away_when_a_run_begins_there_or
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #c25a0002
-@pytest.mark.test
 def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_one_line_that_names_the_file():
     def refused(work):
         try:
@@ -307,7 +299,6 @@ def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_
 
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #a26a4590
-@pytest.mark.test
 def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
     def make(parameters):
         return torch.optim.AdamW(parameters, lr=1e-2, fused=True)
@@ -329,7 +320,6 @@ def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
 
 # %% ../nbs/5_training/25_checkpoint.ipynb #d2771e1f
 @pytest.mark.slow
-@pytest.mark.test
 def test_an_optimiser_in_8_bits_goes_on_from_its_tensors_bit_for_bit():
     if not importlib.util.find_spec("torchao"):
         print("torchao is not installed: not tried")

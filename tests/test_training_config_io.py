@@ -7,8 +7,6 @@ import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import pytest
-
 from tav_nb.training.config import OLD_NAMES, RESUMABLE_FIELDS, ConfigError, TrainConfig
 from tav_nb.training.config_io import (
     FIELD_TYPES,
@@ -58,7 +56,6 @@ entire = dict(
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #d6efce47
-@pytest.mark.test
 def test_a_settings_file_with_a_mark_in_front_is_read_and_one_that_is_no_text_or_holds_a_date_is_refused_in_one_line():
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, "my.toml")
@@ -75,7 +72,6 @@ def test_a_settings_file_with_a_mark_in_front_is_read_and_one_that_is_no_text_or
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #e6c9c204
-@pytest.mark.test
 def test_a_typo_is_refused_and_the_nearest_name_is_said():
     for typo, meant in (
         ("batchsize", "batch_size"),
@@ -91,7 +87,6 @@ def test_a_typo_is_refused_and_the_nearest_name_is_said():
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #d27b721e
-@pytest.mark.test
 def test_the_names_that_other_trainers_use_lead_to_ours_even_when_mistyped():
     for other, ours in (
         ("learning_rate", "lr"),
@@ -121,7 +116,6 @@ def test_the_names_that_other_trainers_use_lead_to_ours_even_when_mistyped():
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #e07987bd
-@pytest.mark.test
 def test_no_two_settings_answer_to_one_name():
     words = [word for f in fields(TrainConfig) for word in (f.name, *f.metadata["also"])]
     assert len(words) == len(set(words)) and all(
@@ -131,7 +125,6 @@ def test_no_two_settings_answer_to_one_name():
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #8b0fb565
-@pytest.mark.test
 def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_would_be_right():
     for text, expected in (
         ("lr = '1e-4'", "lr must be a number"),
@@ -161,7 +154,6 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #c23a0004
-@pytest.mark.test
 def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one_line():
     for name in FIELD_TYPES:
         if FIELD_TYPES[name] in (int, float, float | None, tuple[int, ...]):
@@ -188,7 +180,6 @@ def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #c23a0003
-@pytest.mark.test
 def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_leads_to_the_hub():
     with tempfile.TemporaryDirectory() as place:
         assert "holds no run" in refusal(lambda: load_run_config(place))
@@ -229,7 +220,6 @@ def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_lead
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #c23a0007
-@pytest.mark.test
 def test_the_former_names_of_settings_and_values_still_load():
     former = "neighbours = 2.0\nzeros = 0.1\nempty = 0.2\nweighting = 'picture'\ntimesteps = 'noisy'\nmodel = 'noisy'"
     config = read_text(former)
@@ -250,7 +240,6 @@ def test_the_former_names_of_settings_and_values_still_load():
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #7f07cfa0
-@pytest.mark.test
 def test_words_of_the_command_line_mean_what_the_file_means():
     for name, text, value in (
         ("lr", "1e-3", 1e-3),
@@ -277,7 +266,6 @@ def test_words_of_the_command_line_mean_what_the_file_means():
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #60a6768e
-@pytest.mark.test
 def test_every_preset_is_right_and_what_is_written_is_read_again():
     assert preset_names() == ["a100-20gb-1024", "a100-20gb-768", "toon-cpu", "toon-gpu"]
     for name in preset_names():
@@ -302,7 +290,6 @@ def test_every_preset_is_right_and_what_is_written_is_read_again():
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #972fcef2
-@pytest.mark.test
 def test_every_setting_has_a_reason_and_only_a_few_may_change_in_the_middle():
     assert all(len(f.metadata["help"]) > 15 for f in fields(TrainConfig)) and set(RESUMABLE_FIELDS) <= set(FIELD_TYPES)
     assert not {"lr", "batch_size", "accumulation", "noise", "seed", "model", "lengths", "optimizer"} & set(

@@ -11,7 +11,6 @@ from tav_nb.training.cuda_graphs import MAX_GRAPHS, CudaGraphRunner
 
 
 # %% ../nbs/internals/39_graphs.ipynb #1275da60
-@pytest.mark.test
 def test_on_a_cpu_and_switched_off_all_calls_are_plain():
     calls = []
 
@@ -29,7 +28,6 @@ def test_on_a_cpu_and_switched_off_all_calls_are_plain():
 
 # %% ../nbs/internals/39_graphs.ipynb #5a8ba592
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_a_replay_computes_what_a_plain_call_computes():
     torch.manual_seed(0)
     layer, runs = torch.nn.Linear(8, 8, device="cuda"), []
@@ -74,7 +72,6 @@ def test_on_a_gpu_a_replay_computes_what_a_plain_call_computes():
 
 # %% ../nbs/internals/39_graphs.ipynb #0cf6a15c
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_a_replay_draws_new_random_numbers_and_each_value_that_is_no_tensor_has_its_own_recording():
     runs = []
 
@@ -94,7 +91,6 @@ def test_on_a_gpu_a_replay_draws_new_random_numbers_and_each_value_that_is_no_te
 
 # %% ../nbs/internals/39_graphs.ipynb #2ce8e530
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_what_cannot_be_recorded_is_refused_in_one_line():
     PROGRAM = """
 import torch

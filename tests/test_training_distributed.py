@@ -3,13 +3,10 @@
 import re
 from types import SimpleNamespace
 
-import pytest
-
 from tav_nb.training.distributed import AgreedError, Processes
 
 
 # %% ../nbs/5_training/50_distributed.ipynb #a2d1f0c3
-@pytest.mark.test
 def test_what_went_wrong_in_some_processes_is_one_line_in_all_of_them_and_names_which():
     them = Processes(SimpleNamespace(process_index=0, num_processes=1))
     assert them.agree(stop=True) == [dict(stop=True)] and isinstance(them.shared(KeyError("x")), KeyError)

@@ -7,7 +7,6 @@ from tav_nb.training.ema import ExponentialMovingAverage
 
 
 # %% ../nbs/5_training/56_ema.ipynb #7b69006e
-@pytest.mark.test
 def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth_time():
     weight = torch.zeros(3)
     averages = [ExponentialMovingAverage([weight], 0.9), ExponentialMovingAverage([weight], 0.9, every=5)]
@@ -29,7 +28,6 @@ def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth
 
 # %% ../nbs/5_training/56_ema.ipynb #c25a0001
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_the_average_is_mixed_beside_the_training_and_has_the_same_bits():
     parameters = [
         torch.nn.Parameter(torch.randn(1000, 1000, device="cuda", generator=torch.Generator("cuda").manual_seed(i)))

@@ -72,7 +72,6 @@ def snow_unet(**settings):
 
 
 # %% ../nbs/2_method/08_training.ipynb #483abbd7
-@pytest.mark.test
 def test_noise_and_targets_are_those_of_diffusers():
     torch.manual_seed(0)
     latents, noise, timesteps = torch.randn(3, 5, 4, 2, 2), torch.randn(3, 5, 4, 2, 2), torch.tensor([3, 500, 999])
@@ -86,7 +85,6 @@ def test_noise_and_targets_are_those_of_diffusers():
 
 
 # %% ../nbs/2_method/08_training.ipynb #57e37e60
-@pytest.mark.test
 def test_min_snr_weights_have_the_published_values():
     def snr_at(t):
         return (alphas_cumprod[t] / (1 - alphas_cumprod[t])).item()
@@ -99,7 +97,6 @@ def test_min_snr_weights_have_the_published_values():
 
 
 # %% ../nbs/2_method/08_training.ipynb #f7ead918
-@pytest.mark.test
 def test_min_snr_weights_are_those_of_the_training_script_of_diffusers():
     steps = torch.arange(0, 1000, 7)
     published = compute_snr(scheduler, steps)
@@ -110,7 +107,6 @@ def test_min_snr_weights_are_those_of_the_training_script_of_diffusers():
 
 
 # %% ../nbs/2_method/08_training.ipynb #149be97f
-@pytest.mark.test
 def test_a_schedule_that_ends_without_any_signal_gives_no_nan_and_a_wrong_type_is_named():
     zero_terminal = torch.tensor([0.5, 0.0])
     assert min_snr_weight(zero_terminal, torch.tensor([0, 1])).tolist() == [1, 1]
@@ -123,7 +119,6 @@ def test_a_schedule_that_ends_without_any_signal_gives_no_nan_and_a_wrong_type_i
 
 
 # %% ../nbs/2_method/08_training.ipynb #fa1fd301
-@pytest.mark.test
 def test_weights_have_their_closed_forms_and_densities_are_densities_that_prefer_heavy_noise():
     snr = alphas_cumprod / (1 - alphas_cumprod)
     for kind, by in (("epsilon", snr), ("v_prediction", snr + 1)):
@@ -148,7 +143,6 @@ def test_weights_have_their_closed_forms_and_densities_are_densities_that_prefer
 
 
 # %% ../nbs/2_method/08_training.ipynb #32cbd6d7
-@pytest.mark.test
 def test_captions_are_dropped_in_both_parts_and_as_often_as_asked():
     clips = dict(prompt_embeds=torch.ones(4000, 2, 3), pooled=torch.ones(4000, 5), other=1)
     dropped = drop_captions(clips, 0.1, torch.Generator().manual_seed(0))
@@ -159,7 +153,6 @@ def test_captions_are_dropped_in_both_parts_and_as_often_as_asked():
 
 
 # %% ../nbs/2_method/08_training.ipynb #538f21f3
-@pytest.mark.test
 def test_each_part_of_the_density_gets_its_timestep_and_each_timestep_its_share():
     density, generator = torch.linspace(1, 3, 1000), torch.Generator().manual_seed(0)
     ends = density.cumsum(0) / density.sum()
@@ -171,7 +164,6 @@ def test_each_part_of_the_density_gets_its_timestep_and_each_timestep_its_share(
 
 
 # %% ../nbs/2_method/08_training.ipynb #7313129d
-@pytest.mark.test
 def test_an_error_that_all_frames_share_costs_nothing_more_and_one_of_each_frame_s_own_twice_as_much():
     torch.manual_seed(0)
     shared, own = torch.randn(3, 1, 4, 32, 32).expand(-1, 8, -1, -1, -1), torch.randn(3, 8, 4, 32, 32)
@@ -181,7 +173,6 @@ def test_an_error_that_all_frames_share_costs_nothing_more_and_one_of_each_frame
 
 
 # %% ../nbs/2_method/08_training.ipynb #3cb3362b
-@pytest.mark.test
 def test_every_frame_of_a_clip_has_the_timestep_and_the_caption_of_its_clip():
     clips, recorder = snow_clips(3, 5, seed=1), RecordingUNet()
     clips["prompt_embeds"] += torch.arange(3.0)[:, None, None]
@@ -196,7 +187,6 @@ def test_every_frame_of_a_clip_has_the_timestep_and_the_caption_of_its_clip():
 
 
 # %% ../nbs/2_method/08_training.ipynb #3f0960d1
-@pytest.mark.test
 def test_timesteps_are_drawn_as_often_as_the_density_says():
     def drawn(density=None):
         recorder = RecordingUNet()
@@ -211,7 +201,6 @@ def test_timesteps_are_drawn_as_often_as_the_density_says():
 
 
 # %% ../nbs/2_method/08_training.ipynb #149a106e
-@pytest.mark.test
 def test_the_noise_is_of_the_kind_and_strength_of_the_settings():
     only_noise = torch.zeros(1000)
     only_noise[999] = 1  # all but no signal is left at the last timestep
@@ -227,7 +216,6 @@ def test_the_noise_is_of_the_kind_and_strength_of_the_settings():
 
 
 # %% ../nbs/2_method/08_training.ipynb #5a902221
-@pytest.mark.test
 def test_the_weight_of_a_clip_is_applied_before_the_mean_over_clips():
     clips, recorder = snow_clips(6, 2, seed=1), RecordingUNet()
     given = torch.linspace(1, 3, 1000)
@@ -244,7 +232,6 @@ def test_the_weight_of_a_clip_is_applied_before_the_mean_over_clips():
 
 
 # %% ../nbs/2_method/08_training.ipynb #b1f701e6
-@pytest.mark.test
 def test_only_the_adapter_learns_and_the_base_stays_untouched_bit_for_bit():
     unet = snow_unet()
     before = {key: value.clone() for key, value in unet.state_dict().items()}
@@ -255,7 +242,6 @@ def test_only_the_adapter_learns_and_the_base_stays_untouched_bit_for_bit():
 
 
 # %% ../nbs/2_method/08_training.ipynb #8c52f1df
-@pytest.mark.test
 def test_the_loss_falls():
     unet, clips = snow_unet(), snow_clips(4, 8, seed=0)
 
@@ -272,7 +258,6 @@ def test_the_loss_falls():
 
 # %% ../nbs/2_method/08_training.ipynb #17a9b00c
 @pytest.mark.slow
-@pytest.mark.test
 def test_the_adapter_learns_from_the_neighbours_what_no_single_frame_can_tell():
     unet = snow_unet()
     base = [p for name, p in unet.named_parameters() if "temporal_attn" not in name]
@@ -298,7 +283,6 @@ def test_the_adapter_learns_from_the_neighbours_what_no_single_frame_can_tell():
 
 
 # %% ../nbs/2_method/08_training.ipynb #d77cce80
-@pytest.mark.test
 def test_the_same_seed_gives_the_same_adapter():
     def train(seed):
         unet = snow_unet()
@@ -309,7 +293,6 @@ def test_the_same_seed_gives_the_same_adapter():
 
 
 # %% ../nbs/2_method/08_training.ipynb #ec0ab0d8
-@pytest.mark.test
 def test_the_log_says_what_happened_and_seconds_are_a_limit_too():
     log = train_adapter(snow_unet(), scheduler, lambda step: snow_clips(1, 2, seed=step), steps=5, log_every=2)
     assert [line["step"] for line in log] == [0, 2, 4] and set(log[0]) == {"step", "seconds", "loss", "grad_norm"}
@@ -320,7 +303,6 @@ def test_the_log_says_what_happened_and_seconds_are_a_limit_too():
 
 
 # %% ../nbs/2_method/08_training.ipynb #44cedf1e
-@pytest.mark.test
 def test_gates_and_norms_and_learned_positions_go_ten_times_faster_without_decay():
     unet = snow_unet(positions="learned")
     slow, fast = parameter_groups(unet, lr=1e-4, weight_decay=0.1)
@@ -334,7 +316,6 @@ def test_gates_and_norms_and_learned_positions_go_ten_times_faster_without_decay
 
 
 # %% ../nbs/2_method/08_training.ipynb #856eb049
-@pytest.mark.test
 def test_the_learning_rate_rises_and_falls():
     factors = [lr_factor(i / 1000) for i in range(1001)]
     assert max(factors) == 1 == factors[50] and 0 < factors[0] < 0.02 and abs(factors[-1] - 0.05) < 1e-9
@@ -348,7 +329,6 @@ def test_the_learning_rate_rises_and_falls():
 
 
 # %% ../nbs/2_method/08_training.ipynb #edc6d3c4
-@pytest.mark.test
 def test_the_adapter_ends_with_the_average_of_its_weights():
     def last_weights(ema_decay, steps=4):
         unet = snow_unet()
@@ -363,7 +343,6 @@ def test_the_adapter_ends_with_the_average_of_its_weights():
 
 
 # %% ../nbs/2_method/08_training.ipynb #2ee8a2e1
-@pytest.mark.test
 def test_gradients_are_clipped_and_learning_rates_follow_the_factor():
     unet = snow_unet()
     updates = Updates(unet, lr=1e-3, weight_decay=0.0, max_norm=0.5, ema_decay=0.0, half=False)
@@ -377,7 +356,6 @@ def test_gradients_are_clipped_and_learning_rates_follow_the_factor():
 
 
 # %% ../nbs/2_method/08_training.ipynb #85907ea1
-@pytest.mark.test
 def test_half_precision_trains_full_precision_weights_and_scales_gradients_for_fp16():
     scaled = []
 

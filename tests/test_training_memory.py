@@ -102,7 +102,6 @@ def really(config, num_frames, side):
 
 
 # %% ../nbs/5_training/12_a100.ipynb #8180c6f7
-@pytest.mark.test
 def test_offloading_and_checkpointing_change_no_gradient():
     def gradients(kind):
         torch.manual_seed(0)
@@ -135,7 +134,6 @@ def test_offloading_and_checkpointing_change_no_gradient():
 
 
 # %% ../nbs/5_training/12_a100.ipynb #007d5de7
-@pytest.mark.test
 def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out():
     for kind, num_frames in (("blocks", 4), ("none", 2)):
         config = TrainConfig(batch_size=1, accumulation=1, checkpointing=kind, cuda_graphs=False)
@@ -145,7 +143,6 @@ def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out
 
 # %% ../nbs/5_training/12_a100.ipynb #c12a0002
 @pytest.mark.slow
-@pytest.mark.test
 def test_on_a_cpu_a_training_takes_what_the_estimate_says_or_at_most_a_quarter_less():
     program = """
 import os, sys, threading, time, psutil, torch
@@ -186,7 +183,6 @@ print((peak[0] - before) / need.total)
 
 # %% ../nbs/5_training/12_a100.ipynb #4d3d88cc
 @pytest.mark.slow
-@pytest.mark.test
 def test_what_needs_less_is_known_to_need_less():
     usual = TrainConfig(batch_size=2, accumulation=8, cuda_graphs=False)
 
@@ -217,7 +213,6 @@ def test_what_needs_less_is_known_to_need_less():
 
 # %% ../nbs/5_training/12_a100.ipynb #c7e9cd40
 @pytest.mark.slow
-@pytest.mark.test
 def test_a_step_that_does_not_fit_is_told_what_would():
     with as_if(MICRO):
         needs = {

@@ -31,7 +31,6 @@ def trained(make, device="cpu", updates=10, width=32):
 
 
 # %% ../nbs/internals/35_moments.ipynb #68b9e15c
-@pytest.mark.test
 def test_moments_on_a_visit_change_no_bit_of_a_training():
     plain = trained(lambda groups: torch.optim.AdamW(groups, fused=True))[0]
     for chunk in (1, 5000, 2**28):
@@ -51,7 +50,6 @@ def test_moments_on_a_visit_change_no_bit_of_a_training():
 
 
 # %% ../nbs/internals/35_moments.ipynb #c35a0001
-@pytest.mark.test
 def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks_are_called_once_whatever_the_pieces():
     for make in (
         lambda groups: torch.optim.AdamW(groups, fused=True),
@@ -75,7 +73,6 @@ def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks
 
 
 # %% ../nbs/internals/35_moments.ipynb #9538c5e7
-@pytest.mark.test
 def test_a_piece_is_as_large_as_asked_and_no_parameter_is_forgotten():
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (100, 300, 50, 1000, 7)]
     for p in parameters:
@@ -93,7 +90,6 @@ def test_a_piece_is_as_large_as_asked_and_no_parameter_is_forgotten():
 
 # %% ../nbs/internals/35_moments.ipynb #9dcf9d48
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_moments_wait_outside_and_change_no_bit():
     plain = trained(lambda groups: torch.optim.AdamW(groups, fused=True), "cuda")[0]
     found, optimizer = trained(lambda groups: OffloadedAdamW(groups, chunk_bytes=5000), "cuda")

@@ -361,7 +361,6 @@ def in_both(place, *cases):
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #53b6e340
-@pytest.mark.test
 def test_the_weights_equal_the_closed_form_at_every_timestep():
     for kind in ("epsilon", "v_prediction"):
         alphas = torch.linspace(0.999, 0.004, 1000)
@@ -382,7 +381,6 @@ def test_the_weights_equal_the_closed_form_at_every_timestep():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #ee75f44d
-@pytest.mark.test
 def test_positions_move_and_come_back_bit_for_bit():
     unet = add_temporal(load_pipeline(MICRO).unet, max_frames=8)
     before = [layer.pos_emb.clone() for layer in temporal_modules(unet).values()]
@@ -393,7 +391,6 @@ def test_positions_move_and_come_back_bit_for_bit():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #51bb0dd2
-@pytest.mark.test
 def test_accumulating_four_times_one_clip_equals_a_batch_of_four():
     same = replace(SMALL, max_norm=1e9, position_offsets=False)
     one, said_one = gradients(replace(same, batch_size=4, accumulation=1))
@@ -411,7 +408,6 @@ def test_accumulating_four_times_one_clip_equals_a_batch_of_four():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #78d72c75
-@pytest.mark.test
 def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_piece_after_the_last_micro_step():
     with tempfile.TemporaryDirectory() as place:
         torch.distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=0, world_size=1)
@@ -453,7 +449,6 @@ def test_gradients_lie_side_by_side_and_are_summed_over_the_processes_in_one_pie
 
 # %% ../nbs/5_training/24_trainer.ipynb #9dc12da1
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
     found = []
     for recorded in (True, False):
@@ -471,7 +466,6 @@ def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #861c5f86
-@pytest.mark.test
 def test_a_broken_clip_that_is_skipped_counts_nothing():
     same = replace(SMALL, max_norm=1e9, position_offsets=False, batch_size=4, accumulation=1)
     with_bad, said = gradients(same, bad=(3,))
@@ -482,7 +476,6 @@ def test_a_broken_clip_that_is_skipped_counts_nothing():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #8ce490ad
-@pytest.mark.test
 def test_the_second_loss_counts_as_often_as_asked():
     train_state, clips = small_train_state(), Numbered(2).batch(0)
     with torch.no_grad():
@@ -502,7 +495,6 @@ def test_the_second_loss_counts_as_often_as_asked():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #a31d272a
-@pytest.mark.test
 def test_whichever_factor_starts_at_zero_has_moved_after_the_first_step_and_every_tensor_has_a_gradient_after_the_second():
     for zero in ("proj", "gate"):
         train_state = small_train_state(replace(SMALL, zero=zero, batch_size=2))
@@ -531,7 +523,6 @@ def test_whichever_factor_starts_at_zero_has_moved_after_the_first_step_and_ever
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #4292afd2
-@pytest.mark.test
 def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_counted():
     train_state = small_train_state()
     train_state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
@@ -551,7 +542,6 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_count
 
 # %% ../nbs/5_training/24_trainer.ipynb #b576569f
 @pytest.mark.slow
-@pytest.mark.test
 def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
     train_state, clips = small_train_state(), [dict(height=64, width=64)]
     with tempfile.TemporaryDirectory() as folder:
@@ -580,7 +570,6 @@ def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #2b1869f6
-@pytest.mark.test
 def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_and_can_be_gone_on_with():
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(folder, TrainConfig(steps=3, tensorboard=False), 0, quiet=True)
@@ -594,7 +583,6 @@ def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_a
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #7046ff4d
-@pytest.mark.test
 def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
     class Death(BaseException):
         pass
@@ -634,7 +622,6 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0007
-@pytest.mark.test
 def test_a_training_leaves_its_caller_s_random_numbers_and_does_not_continue_a_checkpoint_with_other_ones():
     with tempfile.TemporaryDirectory() as place:
         before = torch.random.get_rng_state()
@@ -674,7 +661,6 @@ def test_a_training_leaves_its_caller_s_random_numbers_and_does_not_continue_a_c
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #2dd1024a
-@pytest.mark.test
 def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_inside():
     class Death(BaseException):
         pass
@@ -705,7 +691,6 @@ def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_i
 
 # %% ../nbs/5_training/24_trainer.ipynb #d0f41867
 @pytest.mark.slow
-@pytest.mark.test
 def test_forty_updates_equal_twenty_and_kill_nine_and_twenty_more():
     words = (
         "--accumulation",
@@ -744,7 +729,6 @@ def test_forty_updates_equal_twenty_and_kill_nine_and_twenty_more():
 
 # %% ../nbs/5_training/24_trainer.ipynb #278ad324
 @pytest.mark.slow
-@pytest.mark.test
 def test_two_processes_equal_one_with_twice_the_accumulation():
     words = "--steps", 6, "--workers", 0, "--held-out", 0, "--checkpoint-every", 6
     with tempfile.TemporaryDirectory() as place:
@@ -776,7 +760,6 @@ def test_two_processes_equal_one_with_twice_the_accumulation():
 
 # %% ../nbs/5_training/24_trainer.ipynb #494c2b53
 @pytest.mark.slow
-@pytest.mark.test
 def test_a_training_in_two_processes_stops_as_one_at_ctrl_c_and_when_the_launcher_or_one_of_them_is_killed():
     with tempfile.TemporaryDirectory() as place:
         words = tav_train(
@@ -834,7 +817,6 @@ def test_a_training_in_two_processes_stops_as_one_at_ctrl_c_and_when_the_launche
 
 # %% ../nbs/5_training/24_trainer.ipynb #480044e4
 @pytest.mark.cuda
-@pytest.mark.test
 def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumulation():
     import pytest
 
@@ -881,7 +863,6 @@ def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumula
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0003
 @pytest.mark.long
-@pytest.mark.test
 def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_the_first_and_both_end_with_code_2():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 8, MICRO, bad=(0,))
@@ -989,7 +970,6 @@ def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_t
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #1c882255
-@pytest.mark.test
 def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run():
     config = replace(SMALL, accumulation=1)
     with tempfile.TemporaryDirectory() as place:
@@ -1013,7 +993,6 @@ def test_a_signal_finishes_the_update_and_saves_and_the_rest_equals_a_whole_run(
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #1df4ae06
-@pytest.mark.test
 def test_a_run_is_only_gone_on_with_as_it_began():
     with tempfile.TemporaryDirectory() as place:
         run, short = f"{place}/run", replace(SMALL, steps=1, accumulation=1)
@@ -1037,7 +1016,6 @@ def test_a_run_is_only_gone_on_with_as_it_began():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #d042aa07
-@pytest.mark.test
 def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
     with tempfile.TemporaryDirectory() as place:
         other = json.loads(Path(CACHE, "cache.json").read_text())
@@ -1072,7 +1050,6 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #476db284
-@pytest.mark.test
 def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_named():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/cache", [(8, 64, 64)] * 3, MICRO, bad=(1,))
@@ -1089,7 +1066,6 @@ def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_na
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0005
-@pytest.mark.test
 def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_captions_of_another_width_are_refused():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 4, MICRO, bad=(0, 1, 2, 3))
@@ -1126,7 +1102,6 @@ def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_ca
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #8276d811
-@pytest.mark.test
 def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
     def break_clips(event):
         if event["step"] == 2:
@@ -1152,7 +1127,6 @@ def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #52616c5a
-@pytest.mark.test
 def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_run():
     def no_room(path, *args, **kwargs):
         if Path(path).name == "log.jsonl":
@@ -1175,7 +1149,6 @@ def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_ru
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0006
-@pytest.mark.test
 def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tensorboard_but_no_training():
     with tempfile.TemporaryDirectory() as place:
         log, lines = Path(place, "log.jsonl"), []
@@ -1221,7 +1194,6 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #f6cc7bf9
-@pytest.mark.test
 def test_too_many_overflows_stop_the_run_and_the_last_good_checkpoint_stays():
     def break_unet(event):
         if event["step"] == 5:
@@ -1247,7 +1219,6 @@ def test_too_many_overflows_stop_the_run_and_the_last_good_checkpoint_stays():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #f0894ded
-@pytest.mark.test
 def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
     def out_of_memory(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -1260,7 +1231,6 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #e7fce58a
-@pytest.mark.test
 def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on_without():
     def cannot(*args):
         raise CaptureError("CUDA error: operation not permitted when stream is capturing")
@@ -1274,7 +1244,6 @@ def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #9209f9ed
-@pytest.mark.test
 def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_for_those_that_are():
     lines, clips = [], [dict(frames=frames, height=64, width=64) for frames in (4, 9)]
     assert batch_shapes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_batch(
@@ -1301,7 +1270,6 @@ def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #66393e2d
-@pytest.mark.test
 def test_a_preview_that_does_not_fit_is_refused_before_anything_is_loaded():
     config, clips = replace(SMALL, preview_every=2, preview_frames=8), [dict(frames=8, height=64, width=64)]
     need = check_memory(config, clips, "cpu", torch.float32, lambda line: None)
@@ -1322,7 +1290,6 @@ def test_a_preview_that_does_not_fit_is_refused_before_anything_is_loaded():
 
 # %% ../nbs/5_training/24_trainer.ipynb #536eebdf
 @pytest.mark.long
-@pytest.mark.test
 def test_a_disk_without_space_for_the_checkpoints_is_named_before_a_run_begins_and_the_estimate_is_what_they_take():
     with tempfile.TemporaryDirectory() as folder:
         run, usage = Path(folder, "run"), shutil.disk_usage(folder)
@@ -1344,7 +1311,6 @@ def test_a_disk_without_space_for_the_checkpoints_is_named_before_a_run_begins_a
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0008
-@pytest.mark.test
 def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu():
     for changes in (dict(batch_size=100_000), dict(batch_size=20_000, checkpointing="none")):
         message = refusal(
@@ -1357,7 +1323,6 @@ def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #353d76f8
-@pytest.mark.test
 def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run_goes_on():
     really_save = save_checkpoint
 
@@ -1375,7 +1340,6 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #a9465123
-@pytest.mark.test
 def test_sixteen_bits_train_as_well_as_thirty_two():
     train_state, lines = None, []
     with tempfile.TemporaryDirectory() as place:
@@ -1395,7 +1359,6 @@ def test_sixteen_bits_train_as_well_as_thirty_two():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #d31cbe53
-@pytest.mark.test
 def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_the_adapter_of_the_first():
     with tempfile.TemporaryDirectory() as place:
         config, events = (

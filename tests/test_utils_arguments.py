@@ -6,14 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import pytest
 from msgspec import Meta
 
 from tav_nb.utils.arguments import Parser, UsageError, at_least, in_range, is_hub_id, numbers
 
 
 # %% ../nbs/internals/60_arguments.ipynb #51a00007
-@pytest.mark.test
 def test_a_number_outside_its_bounds_and_a_mistyped_option_are_refused_in_one_line():
     def refusal(function, *words):
         try:
@@ -35,7 +33,6 @@ def test_a_number_outside_its_bounds_and_a_mistyped_option_are_refused_in_one_li
 
 
 # %% ../nbs/internals/60_arguments.ipynb #a1c0fff2
-@pytest.mark.test
 def test_only_a_name_of_two_parts_that_is_nothing_here_is_one_of_the_hub():
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder, "owner", "base")

@@ -59,7 +59,6 @@ def pages(folder):
 
 
 # %% ../nbs/internals/33_files.ipynb #74347e71
-@pytest.mark.test
 def test_whatever_ends_a_writer_the_old_file_or_folder_stays_as_it_was_and_nothing_lies_beside_it():
     for make in (
         lambda path, text: path.write_text(text),
@@ -84,7 +83,6 @@ def test_whatever_ends_a_writer_the_old_file_or_folder_stays_as_it_was_and_nothi
 
 
 # %% ../nbs/internals/33_files.ipynb #91cd8e01
-@pytest.mark.test
 def test_a_finished_file_or_folder_takes_the_place_of_the_old_one():
     with tempfile.TemporaryDirectory() as folder:
         for data in ("näme", b"\x00\xff"):
@@ -103,7 +101,6 @@ def test_a_finished_file_or_folder_takes_the_place_of_the_old_one():
 
 
 # %% ../nbs/internals/33_files.ipynb #f34bccd3
-@pytest.mark.test
 def test_a_long_name_and_two_threads_that_write_the_same_file_do_not_matter():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("n" * 251 + ".txt")
@@ -114,7 +111,6 @@ def test_a_long_name_and_two_threads_that_write_the_same_file_do_not_matter():
 
 
 # %% ../nbs/internals/33_files.ipynb #9ae60b60
-@pytest.mark.test
 def test_a_folder_that_stepped_aside_comes_back_when_the_new_one_cannot_take_its_place():
     with tempfile.TemporaryDirectory() as folder:
         path, rename = Path(folder) / "frames", os.replace
@@ -143,7 +139,6 @@ def test_a_folder_that_stepped_aside_comes_back_when_the_new_one_cannot_take_its
 
 
 # %% ../nbs/internals/33_files.ipynb #251afe0e
-@pytest.mark.test
 def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_stays_as_it_is():
     with tempfile.TemporaryDirectory() as folder:
         path, taken, links = Path(folder) / "video.mp4", [], os.link
@@ -175,7 +170,6 @@ def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_s
 
 
 # %% ../nbs/internals/33_files.ipynb #436f5263
-@pytest.mark.test
 def test_an_error_names_the_file_that_was_asked_for_and_not_the_hidden_one():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
@@ -188,7 +182,6 @@ def test_an_error_names_the_file_that_was_asked_for_and_not_the_hidden_one():
 
 
 # %% ../nbs/internals/33_files.ipynb #54d7dc69
-@pytest.mark.test
 def test_a_file_does_not_take_the_place_of_a_folder():
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run" / "clips").mkdir(parents=True)
@@ -202,7 +195,6 @@ def test_a_file_does_not_take_the_place_of_a_folder():
 
 
 # %% ../nbs/internals/33_files.ipynb #4bb048c7
-@pytest.mark.test
 def test_everything_is_on_the_disk_before_it_gets_its_name():
     for can in (True, False):
         calls = []
@@ -234,7 +226,6 @@ def test_everything_is_on_the_disk_before_it_gets_its_name():
 
 
 # %% ../nbs/internals/33_files.ipynb #7dbdf727
-@pytest.mark.test
 def test_new_files_have_the_permissions_that_the_umask_leaves_and_the_umask_is_never_touched():
     mask = os.umask(0o022)
     try:
@@ -261,7 +252,6 @@ def test_new_files_have_the_permissions_that_the_umask_leaves_and_the_umask_is_n
 
 
 # %% ../nbs/internals/33_files.ipynb #02dd6105
-@pytest.mark.test
 def test_what_a_dead_process_left_is_swept_away_and_what_a_living_one_writes_is_not():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npz"
@@ -302,7 +292,6 @@ def test_what_a_dead_process_left_is_swept_away_and_what_a_living_one_writes_is_
 
 
 # %% ../nbs/internals/33_files.ipynb #c5f2e44e
-@pytest.mark.test
 def test_a_writer_in_another_container_is_known_by_its_lock_whatever_its_process_id_means_here():
     program = """
 import sys
@@ -341,7 +330,6 @@ with files.atomic_path(sys.argv[1]) as part:
 
 
 # %% ../nbs/internals/33_files.ipynb #217776c6
-@pytest.mark.test
 def test_a_hidden_folder_that_is_swept_away_before_it_is_locked_is_made_again():
     with tempfile.TemporaryDirectory() as folder:
         path, lock, seen = Path(folder) / "x", lock_folder, []
@@ -359,7 +347,6 @@ def test_a_hidden_folder_that_is_swept_away_before_it_is_locked_is_made_again():
 
 # %% ../nbs/internals/33_files.ipynb #fb2ac0ed
 @pytest.mark.long
-@pytest.mark.test
 def test_a_folder_that_is_replaced_is_the_old_or_the_new_one_wherever_its_writer_is_killed():
     def replace(path):
         with atomic_path(path) as part:

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
 from tav_nb.utils.decoder import Clock, open_video
 
 
 # %% ../nbs/internals/42_decoder.ipynb #7dcd518f
-@pytest.mark.test
 def test_a_list_of_other_files_is_no_video_whatever_it_is_called():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.mp4"
@@ -34,7 +32,6 @@ def test_a_list_of_other_files_is_no_video_whatever_it_is_called():
 
 
 # %% ../nbs/internals/42_decoder.ipynb #7caea149
-@pytest.mark.test
 def test_one_time_stamp_that_comes_twice_costs_one_frame_and_many_are_a_problem():
     class Stamped:
         def __init__(self, time):

@@ -4,13 +4,11 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import pytest
 
 from tav_nb.utils.deinterlace import FieldDetector, deinterlace
 
 
 # %% ../nbs/internals/82_deinterlace.ipynb #f9bc676f
-@pytest.mark.test
 def test_frames_are_deinterlaced_although_their_size_changes():
     def woven(height, width, count):
         "Frames that move by 6 pixels each, and half of that between their fields"

@@ -4,14 +4,12 @@ import math
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 
 from tav_nb.utils.errors import TavError
 from tav_nb.utils.frame_changes import DisFlow, HoldDetector, import_cv2, motion, peaks
 
 
 # %% ../nbs/internals/78_frame_changes.ipynb #5e16191c
-@pytest.mark.test
 def test_motion_is_that_of_both_earlier_formulas_to_the_last_bit():
     rng = np.random.default_rng(0)
     for height, width in (16, 16), (17, 40), (72, 96):
@@ -34,7 +32,6 @@ def test_motion_is_that_of_both_earlier_formulas_to_the_last_bit():
 
 
 # %% ../nbs/internals/78_frame_changes.ipynb #6062d865
-@pytest.mark.test
 def test_held_drawings_are_those_of_both_earlier_implementations():
     def of_the_metrics(frames, change=6):
         cells = [
@@ -71,7 +68,6 @@ def test_held_drawings_are_those_of_both_earlier_implementations():
 
 
 # %% ../nbs/internals/78_frame_changes.ipynb #c562fa27
-@pytest.mark.test
 def test_peaks_are_those_of_both_earlier_rules():
     rng = np.random.default_rng(2)
     for count in 3, 4, 12, 200:
@@ -90,7 +86,6 @@ def test_peaks_are_those_of_both_earlier_rules():
 
 
 # %% ../nbs/internals/78_frame_changes.ipynb #8effbeb6
-@pytest.mark.test
 def test_without_opencv_one_line_says_what_to_install():
     with patch.dict("sys.modules", {"cv2": None}):
         try:

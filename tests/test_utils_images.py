@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pytest
 from matplotlib import pyplot as plt
 from PIL import Image, ImageDraw
 
@@ -22,7 +21,6 @@ def bounce(num_frames=16, height=60):
 
 
 # %% ../nbs/internals/15_show.ipynb #a30f3f2c
-@pytest.mark.test
 def test_floats_and_bytes_make_the_same_image():
     ball = bounce(2)[0]
     assert np.array_equal(to_image(ball / 255.0), ball)
@@ -31,14 +29,12 @@ def test_floats_and_bytes_make_the_same_image():
 
 
 # %% ../nbs/internals/15_show.ipynb #27c2a925
-@pytest.mark.test
 def test_what_cannot_be_seen_through_becomes_white():
     clear = np.zeros((2, 2, 4), np.uint8)
     assert to_image(clear).min() == 255
 
 
 # %% ../nbs/internals/15_show.ipynb #02e1eba3
-@pytest.mark.test
 def test_a_strip_begins_with_the_first_frame_and_ends_with_the_last():
     video = bounce(11)
     axes = strip(video, count=4)
@@ -49,7 +45,6 @@ def test_a_strip_begins_with_the_first_frame_and_ends_with_the_last():
 
 
 # %% ../nbs/internals/15_show.ipynb #ee0e1535
-@pytest.mark.test
 def test_a_contact_sheet_numbers_the_frames_it_shows():
     axes = contact_sheet(bounce(7), every=3)
     plt.close("all")
@@ -58,7 +53,6 @@ def test_a_contact_sheet_numbers_the_frames_it_shows():
 
 
 # %% ../nbs/internals/15_show.ipynb #e65e29ba
-@pytest.mark.test
 def test_a_slice_has_one_line_a_frame():
     video = bounce(24)
     cut = np.asarray(xt_slice(video, row=60).images[0].get_array())  # f w c
@@ -67,7 +61,6 @@ def test_a_slice_has_one_line_a_frame():
 
 
 # %% ../nbs/internals/15_show.ipynb #388063ad
-@pytest.mark.test
 def test_a_loop_has_every_frame_at_its_time_and_repeats_for_ever():
     loop = Image.open(io.BytesIO(play(bounce(16), fps=12).webp))
     assert loop.n_frames == 16 and loop.info["loop"] == 0
@@ -80,7 +73,6 @@ def test_a_loop_has_every_frame_at_its_time_and_repeats_for_ever():
 
 
 # %% ../nbs/internals/15_show.ipynb #b41db0d0
-@pytest.mark.test
 def test_a_loop_stays_small_even_when_its_frames_are_noise():
     noise = np.random.default_rng(0).integers(0, 255, (8, 256, 256, 3), dtype=np.uint8)
     bundle = play(noise)._repr_mimebundle_()
@@ -89,7 +81,6 @@ def test_a_loop_stays_small_even_when_its_frames_are_noise():
 
 
 # %% ../nbs/internals/15_show.ipynb #85450f3e
-@pytest.mark.test
 def test_the_fallback_is_an_image_of_the_first_to_the_last_frame():
     video = bounce(16)
     sheet = Image.open(io.BytesIO(play(video).sheet)).convert("RGB")

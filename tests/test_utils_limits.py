@@ -5,13 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from tav_nb.utils.limits import DecodeError, Limits, check_regular
 
 
 # %% ../nbs/internals/80_limits.ipynb #1c3292f4
-@pytest.mark.test
 def test_what_is_no_regular_file_is_refused_and_not_waited_for():
     with tempfile.TemporaryDirectory() as folder:
         pipe = Path(folder) / "a.mp4"
@@ -26,7 +23,6 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for():
 
 
 # %% ../nbs/internals/80_limits.ipynb #ce81a52e
-@pytest.mark.test
 def test_limits_refuse_what_is_beyond_them_and_nothing_else():
     good, bad = (
         [(7680, 4320, 1), (720, 576, 64 / 45), (1, 1, 1), (1440, 1080, 4 / 3)],

@@ -38,7 +38,7 @@ from tav_nb.utils.notebook_tests import (
 def write_lesson(root, cells, name="00_sums"):
     "A notebook with these code cells, in a small nbdev project in the folder `root`."
     (root / "nbs").mkdir(exist_ok=True)
-    (root / "pyproject.toml").write_text('[tool.nbdev]\nlib_path = "sums_nb"\ntst_flags = "notest slow"\n')
+    (root / "pyproject.toml").write_text('[tool.nbdev]\nlib_path = "sums_nb"\ntst_flags = "notest slow test"\n')
     notebook = new_nb(
         [mk_cell(source, id=f"cell{number}") for number, source in enumerate(["#| default_exp sums", *cells])]
     )
@@ -169,7 +169,6 @@ for words in (
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e729281d
-@pytest.mark.test
 def test_strings_that_span_lines_stay_as_they_are():
     for source in [
         'text = """\na line\n  another\n"""',
@@ -184,7 +183,6 @@ def test_strings_that_span_lines_stay_as_they_are():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #8b47b03a
-@pytest.mark.test
 def test_what_cannot_stand_in_a_function_is_refused():
     for source in ["%matplotlib inline", "from math import *", "# only a comment", "x ="]:
         try:
@@ -195,28 +193,24 @@ def test_what_cannot_stand_in_a_function_is_refused():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e340cdd4
-@pytest.mark.test
 def test_needed_names_are_found_through_functions_and_comprehensions():
     source = "def outer(a):\n    return [inner(a, b, k) for k in keys]\ntotal = outer(sum([start]))"
     assert needed_names(source) == {"inner", "b", "keys", "start"}
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #9f065740
-@pytest.mark.test
 def test_a_name_that_is_read_before_it_is_bound_is_found():
     assert early_names("x = x + 1") == {"x"} and early_names("x += 1") == {"x"}
     assert early_names("x = 1\nx = x + 1\nx += 1") == set()
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #64bf850c
-@pytest.mark.test
 def test_an_import_inside_an_if_or_a_with_is_an_import_and_no_name_of_the_module():
     code = "if TYPE_CHECKING:\n    from a import B\nwith quiet():\n    import c.d\nE = 1"
     assert imported_names(code) == {"B": "from a import B", "c": "import c.d"}
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #ff895545
-@pytest.mark.test
 def test_the_order_of_imports_does_not_depend_on_chance():
     lines = ["from math import pi, tau", "import numpy as np", "import torch"]
     for order in permutations(["import torch", "from math import tau", "from math import pi", "import numpy as np"]):
@@ -224,7 +218,6 @@ def test_the_order_of_imports_does_not_depend_on_chance():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e4db9d90
-@pytest.mark.test
 def test_a_test_imports_what_it_needs_and_nothing_else():
     text = lesson(
         "import math, sys\nfrom os import path as p\nfrom operator import add",
@@ -242,14 +235,12 @@ def test_a_test_imports_what_it_needs_and_nothing_else():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #4426a2b3
-@pytest.mark.test
 def test_test_flags_become_marks():
     text = lesson("#| test quick\n1", "#| test long\n#| slow\n2")
     assert "import pytest" in text and "@pytest.mark.slow\ndef test_long" in text and text.count("@") == 1
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #54edc2f2
-@pytest.mark.test
 def test_a_test_cannot_lean_on_one_run_of_the_notebook():
     assert "cell #cell2: x comes from no exported cell" in refusal("x = 1", "#| test one\nassert x")
     assert "x comes from no" in refusal("x = 1", "#| test one\nx = x + 1")
@@ -257,14 +248,12 @@ def test_a_test_cannot_lean_on_one_run_of_the_notebook():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #1a657832
-@pytest.mark.test
 def test_a_test_cannot_give_an_outer_name_a_new_value():
     for outer in [EXPORT, "#| setup\nadd = 1"]:
         assert "gives add a new value" in refusal(outer, "#| test one\nadd = 2")
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #6171da02
-@pytest.mark.test
 def test_a_test_needs_a_claim_of_its_own_and_plain_code():
     assert "has to say" in refusal("#| test\nassert 1")
     assert "another test" in refusal("#| test one thing\n1", "#| test one, thing\n2")
@@ -274,7 +263,6 @@ def test_a_test_needs_a_claim_of_its_own_and_plain_code():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #191f379d
-@pytest.mark.test
 def test_the_test_file_of_a_deleted_notebook_goes():
     with tempfile.TemporaryDirectory() as folder:
         tests = Path(folder) / "tests"
@@ -290,7 +278,6 @@ def test_the_test_file_of_a_deleted_notebook_goes():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e876706c
-@pytest.mark.test
 def test_a_notebook_without_tests_leaves_no_test_file():
     with tempfile.TemporaryDirectory() as folder:
         for cells in [["#| test one\n1"], ["1"]]:
@@ -299,7 +286,6 @@ def test_a_notebook_without_tests_leaves_no_test_file():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #c3ee0ad0
-@pytest.mark.test
 def test_links_in_the_readme_start_at_the_top_folder():
     assert rebase_links("[a](b.ipynb#c) ![d](../e.gif)", "nbs") == "[a](nbs/b.ipynb#c) ![d](e.gif)"
     assert (
@@ -309,7 +295,6 @@ def test_links_in_the_readme_start_at_the_top_folder():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #d552140a
-@pytest.mark.test
 def test_the_readme_shows_what_the_index_shows():
     with tempfile.TemporaryDirectory() as folder:
         index = write_lesson(Path(folder), ["#| hide\nsecret", "#| eval: false\nshown()"], "index")
@@ -327,7 +312,6 @@ def test_the_readme_shows_what_the_index_shows():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #ca29b033
-@pytest.mark.test
 def test_widgets_leave_a_notebook_and_their_images_stay():
     with tempfile.TemporaryDirectory() as folder:
         path = write_lesson(Path(folder), ["shown()"], "01_one")
@@ -347,7 +331,6 @@ def test_widgets_leave_a_notebook_and_their_images_stay():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #aee303f0
-@pytest.mark.test
 def test_an_image_gets_a_palette_that_nobody_sees_and_keeps_it():
     new = palette_png(png(plot()))
     with Image.open(io.BytesIO(new)) as image:
@@ -356,7 +339,6 @@ def test_an_image_gets_a_palette_that_nobody_sees_and_keeps_it():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #b23336b7
-@pytest.mark.test
 def test_what_a_palette_would_spoil_stays_as_it_was():
     noise = Image.effect_noise((64, 64), 90)
     many = Image.merge("RGB", [noise, noise.rotate(90), noise.rotate(180)])
@@ -368,7 +350,6 @@ def test_what_a_palette_would_spoil_stays_as_it_was():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #8c992572
-@pytest.mark.test
 def test_a_small_thing_of_another_colour_is_not_the_same():
     white = Image.new("RGB", (256, 256), "white")
     for size, same in ((1, True), (8, False)):
@@ -380,7 +361,6 @@ def test_a_small_thing_of_another_colour_is_not_the_same():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #0f32edaf
-@pytest.mark.test
 def test_the_images_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
         path = write_lesson(Path(folder), ["shown()"], "01_one")
@@ -408,7 +388,6 @@ def test_the_images_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #080fe1b8
-@pytest.mark.test
 def test_exit_code_and_both_streams_of_a_command_are_captured():
     def command(words):
         print(*words)
@@ -419,7 +398,6 @@ def test_exit_code_and_both_streams_of_a_command_are_captured():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #637d3eff
-@pytest.mark.test
 def test_importing_any_module_changes_nothing_that_belongs_to_the_whole_process():
     said = subprocess.run([sys.executable, "-c", IMPORTS_ALONE], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
@@ -428,7 +406,6 @@ def test_importing_any_module_changes_nothing_that_belongs_to_the_whole_process(
 
 # %% ../nbs/internals/90_nbtests.ipynb #448f6bd8
 @pytest.mark.long
-@pytest.mark.test
 def test_no_call_and_no_command_changes_what_belongs_to_the_whole_process():
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "clips").mkdir()
@@ -442,7 +419,6 @@ def test_no_call_and_no_command_changes_what_belongs_to_the_whole_process():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #e4e66e2f
-@pytest.mark.test
 def test_what_scripts_recorded_of_injected_faults_is_without_a_fault_and_of_the_weights_that_ship():
     faults = get_config().config_path / "benchmarks/faults"
     run_all, bounds = (runpy.run_path(str(faults / name)) for name in ("run_all.py", "bounds.py"))
@@ -456,7 +432,6 @@ def test_what_scripts_recorded_of_injected_faults_is_without_a_fault_and_of_the_
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #1aae00ca
-@pytest.mark.test
 def test_a_table_of_records_has_a_row_for_every_kind_and_one_for_the_whole():
     run_all = runpy.run_path(str(get_config().config_path / "benchmarks/faults/run_all.py"))
     with tempfile.TemporaryDirectory() as folder:

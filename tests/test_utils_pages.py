@@ -2,13 +2,10 @@
 
 import json
 
-import pytest
-
 from tav_nb.utils.pages import page_asset, render_page, script_json
 
 
 # %% ../nbs/internals/59_pages.ipynb #82a37139
-@pytest.mark.test
 def test_values_are_escaped_styles_are_not_and_json_cannot_end_its_script():
     page = render_page("tav_nb.utils", "page.html", title="</title><script>alert(1)</script>")
     assert page.startswith("<!doctype html>") and "<script" not in page and "&lt;script&gt;" in page
@@ -18,7 +15,6 @@ def test_values_are_escaped_styles_are_not_and_json_cannot_end_its_script():
 
 
 # %% ../nbs/internals/59_pages.ipynb #07fdbd43
-@pytest.mark.test
 def test_a_value_that_is_missing_and_a_number_that_is_not_finite_are_errors():
     from jinja2 import UndefinedError
 

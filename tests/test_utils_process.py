@@ -8,8 +8,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
-
 
 # %% ../nbs/internals/46_process.ipynb #5b1f0c08
 def ended(program, *words, after=None, number=signal.SIGINT, **options):
@@ -28,7 +26,6 @@ def ended(program, *words, after=None, number=signal.SIGINT, **options):
 
 
 # %% ../nbs/internals/46_process.ipynb #5b1f0c09
-@pytest.mark.test
 def test_both_signals_end_a_program_in_the_same_way_and_one_that_a_destructor_swallowed_is_raised_again():
     program = """
 import signal, sys, time
@@ -53,7 +50,6 @@ with interruptible() as state:
 
 
 # %% ../nbs/internals/46_process.ipynb #5b1f0c0c
-@pytest.mark.test
 def test_a_stream_that_is_missing_or_knows_only_ascii_is_no_reason_to_fail():
     program = """
 import sys
@@ -73,7 +69,6 @@ with usable_streams(): print("na\u00efve \u5973"), print("\u00e9", file=sys.stde
 
 
 # %% ../nbs/internals/46_process.ipynb #03dbc12e
-@pytest.mark.test
 def test_copies_of_a_command_end_as_one_with_one_line_and_one_exit_code_and_none_outlives_a_launcher_that_was_killed():
     program = """
 import os, signal, sys, time

@@ -8,7 +8,6 @@ from typing import Annotated
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from msgspec import Meta
 
@@ -16,7 +15,6 @@ from tav_nb.utils.schema import MAX_BYTES, SchemaError, first_not_finite, parse_
 
 
 # %% ../nbs/internals/41_schema.ipynb #81e1ef6e
-@pytest.mark.test
 def test_whatever_is_wrong_with_a_text_is_one_schemaerror_of_one_line_that_names_the_file():
     numbers = dict[str, Annotated[float, Meta(ge=0, le=10)]]
     wrong = {
@@ -50,7 +48,6 @@ def test_whatever_is_wrong_with_a_text_is_one_schemaerror_of_one_line_that_names
 
 
 # %% ../nbs/internals/41_schema.ipynb #524cdcdc
-@pytest.mark.test
 def test_a_text_longer_than_what_is_read_is_refused_before_it_is_parsed():
     try:
         parse_json(b" " * (MAX_BYTES + 1), dict, "a.json")
@@ -61,7 +58,6 @@ def test_a_text_longer_than_what_is_read_is_refused_before_it_is_parsed():
 
 
 # %% ../nbs/internals/41_schema.ipynb #bf4f39a9
-@pytest.mark.test
 def test_no_control_character_reaches_a_terminal_and_letters_of_every_language_do():
     for code in [*range(32), 127, *range(128, 160), 0x200B, 0x202E, 0x2028, 0x2066, 0xD800, 0xFEFF]:
         shown = printable(f"a{chr(code)}b")
@@ -72,7 +68,6 @@ def test_no_control_character_reaches_a_terminal_and_letters_of_every_language_d
 
 
 # %% ../nbs/internals/41_schema.ipynb #d4d0f067
-@pytest.mark.test
 def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one_line():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.npz"
@@ -145,7 +140,6 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
 
 
 # %% ../nbs/internals/41_schema.ipynb #de6276ee
-@pytest.mark.test
 def test_a_tensor_with_one_value_that_is_not_finite_is_found_in_every_floating_type():
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for value in (math.nan, math.inf, -math.inf):

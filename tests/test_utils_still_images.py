@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from tav_nb.utils.hdr import linear_from_srgb, matrix_to_709, srgb_from_linear, to_srgb, xyz_matrix
@@ -15,7 +14,6 @@ from tav_nb.utils.still_images import _nclx, image_pixels, iter_images, open_ima
 
 
 # %% ../nbs/internals/83_still_images.ipynb #dac96fea
-@pytest.mark.test
 def test_stills_of_every_kind_become_upright_rgb():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     rgb = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -55,7 +53,6 @@ def test_stills_of_every_kind_become_upright_rgb():
 
 
 # %% ../nbs/internals/83_still_images.ipynb #a07801d1
-@pytest.mark.test
 def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_not_believed():
     def display_p3():
         "The bytes of an ICC profile: sRGB's curve, the colours of Display P3"
@@ -119,7 +116,6 @@ def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_not_bel
 
 
 # %% ../nbs/internals/83_still_images.ipynb #744ebf64
-@pytest.mark.test
 def test_a_png_whose_chunks_state_another_gamma_or_the_colours_of_a_video_becomes_srgb():
     from PIL import PngImagePlugin
 
@@ -165,7 +161,6 @@ def test_a_png_whose_chunks_state_another_gamma_or_the_colours_of_a_video_become
 
 
 # %% ../nbs/internals/83_still_images.ipynb #a8ce1ead
-@pytest.mark.test
 def test_an_avif_that_states_the_colours_of_a_video_becomes_srgb():
     def avif(pixels, primaries, transfer, **options):
         "The bytes of an AVIF whose box colr states these colours"
@@ -216,7 +211,6 @@ def test_an_avif_that_states_the_colours_of_a_video_becomes_srgb():
 
 
 # %% ../nbs/internals/83_still_images.ipynb #3f6193a1
-@pytest.mark.test
 def test_what_unfolds_to_more_than_the_limits_allow_is_refused_before_it_does():
     with tempfile.TemporaryDirectory() as folder:
         small, large, many = (Path(folder) / name for name in ("small.png", "large.png", "many.gif"))

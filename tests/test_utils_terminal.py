@@ -5,13 +5,10 @@ import io
 import json
 import os
 
-import pytest
-
 from tav_nb.utils.terminal import environment_defaults, interrupted, refused, show_json
 
 
 # %% ../nbs/internals/61_terminal.ipynb #0e5c440e
-@pytest.mark.test
 def test_an_environment_variable_is_set_inside_the_with_alone_and_a_value_of_the_user_stays():
     os.environ["TAV_TEST_HERE"] = "mine"
     try:
@@ -24,7 +21,6 @@ def test_an_environment_variable_is_set_inside_the_with_alone_and_a_value_of_the
 
 
 # %% ../nbs/internals/61_terminal.ipynb #52a00006
-@pytest.mark.test
 def test_messages_are_one_line_without_control_codes_and_json_is_escaped():
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

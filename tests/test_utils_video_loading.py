@@ -8,7 +8,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 from PIL import Image, ImageDraw
 
 from tav_nb.utils.errors import VideoError
@@ -59,7 +58,6 @@ def encode(frames, path, pts=None, aspect=None, range_=None, space=None, codec="
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #e79eb5c2
-@pytest.mark.test
 def test_every_format_gives_the_settings_back():
     settings_ = {
         "prompt": 'ein M\u00e4dchen, \u8d64\u3044\u30dc\u30fc\u30eb, \U0001f534 "quoted" \\ {x} & <y>\nsecond line',
@@ -79,7 +77,6 @@ def test_every_format_gives_the_settings_back():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #5ebdf29c
-@pytest.mark.test
 def test_a_file_that_others_made_has_no_settings():
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/clip.gif"
@@ -94,7 +91,6 @@ def test_a_file_that_others_made_has_no_settings():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #36597cd0
-@pytest.mark.test
 def test_what_somebody_else_wrote_into_a_file_is_read_within_bounds_or_refused_in_one_line():
     deep, name = "[" * 100_000, "name\udcff"
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +138,6 @@ def test_what_somebody_else_wrote_into_a_file_is_read_within_bounds_or_refused_i
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #a26ced8c
-@pytest.mark.test
 def test_times_come_from_the_file_and_begin_at_zero():
     with tempfile.TemporaryDirectory() as folder:
         for name in ("clip.mp4", "clip.mkv"):
@@ -151,7 +146,6 @@ def test_times_come_from_the_file_and_begin_at_zero():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #1ac2d937
-@pytest.mark.test
 def test_a_file_without_a_duration_is_read_to_its_end():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(drawn(9), f"{folder}/clip.webm", codec="libvpx-vp9", live="1")
@@ -161,7 +155,6 @@ def test_a_file_without_a_duration_is_read_to_its_end():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #5c8c8f18
-@pytest.mark.test
 def test_every_recipe_for_colours_is_understood():
     colours = np.array([(128, 128, 128), (255, 0, 0), (0, 255, 0), (40, 60, 200)], np.uint8)
     clip = colours.repeat(32, 0)[None, None].repeat(32, 1)  # f h (n w) c
@@ -182,7 +175,6 @@ def test_every_recipe_for_colours_is_understood():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #30a1eecf
-@pytest.mark.test
 def test_pixels_that_are_not_square_are_made_square():
     with tempfile.TemporaryDirectory() as folder:
         for aspect, shape in ((Fraction(2), (96, 256)), (Fraction(1, 2), (192, 128)), (Fraction(4, 3), (96, 171))):
@@ -190,7 +182,6 @@ def test_pixels_that_are_not_square_are_made_square():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #e18e2a4a
-@pytest.mark.test
 def test_a_file_that_lies_on_its_side_is_stood_up():
     def turned(data, a, b, c, d):
         at = data.index(b"tkhd") + 44  # the matrix, after version, dates, numbers and volume
@@ -211,7 +202,6 @@ def test_a_file_that_lies_on_its_side_is_stood_up():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #103355b0
-@pytest.mark.test
 def test_a_gif_that_says_no_delay_and_a_gif_that_can_be_seen_through():
     with tempfile.TemporaryDirectory() as folder:
         first, second = Image.new("RGBA", (8, 8)), Image.new("RGBA", (8, 8))
@@ -225,7 +215,6 @@ def test_a_gif_that_says_no_delay_and_a_gif_that_can_be_seen_through():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #efab6813
-@pytest.mark.test
 def test_any_folder_of_pngs_is_a_video_in_the_order_of_its_numbers():
     with tempfile.TemporaryDirectory() as folder:
         for i in (10, 9, 100, 8):
@@ -236,7 +225,6 @@ def test_any_folder_of_pngs_is_a_video_in_the_order_of_its_numbers():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #fd728122
-@pytest.mark.test
 def test_what_is_no_video_says_so_in_one_line():
     import wave
 
@@ -265,7 +253,6 @@ def test_what_is_no_video_says_so_in_one_line():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #9d36c4c0
-@pytest.mark.test
 def test_time_that_runs_backwards_and_sizes_that_change_are_refused():
     with tempfile.TemporaryDirectory() as folder:
         piece = Path(encode(drawn(9), f"{folder}/piece.ts")).read_bytes()
@@ -283,7 +270,6 @@ def test_time_that_runs_backwards_and_sizes_that_change_are_refused():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #88209572
-@pytest.mark.test
 def test_damage_never_shows_as_anything_but_a_video_error():
     with tempfile.TemporaryDirectory() as folder:
         random = np.random.default_rng(0)

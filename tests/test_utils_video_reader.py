@@ -11,7 +11,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 from av.video.reformatter import Interpolation
 from PIL import Image
 
@@ -179,7 +178,6 @@ def hdr(rgb, transfer):
 
 
 # %% ../nbs/internals/07_reading.ipynb #fa3725f6
-@pytest.mark.test
 def test_a_file_that_is_to_be_turned_comes_out_upright():
     for degrees, turned in (90, np.rot90(cartoon_clip(4), 1, (1, 2))), (180, np.rot90(cartoon_clip(4), 2, (1, 2))):
         with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +186,6 @@ def test_a_file_that_is_to_be_turned_comes_out_upright():
 
 
 # %% ../nbs/internals/07_reading.ipynb #ae4f337f
-@pytest.mark.test
 def test_pixels_become_square():
     for aspect, size in (Fraction(4, 3), (171, 96)), (Fraction(1, 2), (128, 192)):
         with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +194,6 @@ def test_pixels_become_square():
 
 
 # %% ../nbs/internals/07_reading.ipynb #26d9f0fc
-@pytest.mark.test
 def test_full_and_limited_range_give_the_same_colours():
     for name in "a.mp4", "a.webm":
         with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +204,6 @@ def test_full_and_limited_range_give_the_same_colours():
 
 
 # %% ../nbs/internals/07_reading.ipynb #986ab964
-@pytest.mark.test
 def test_frames_keep_their_own_times_counted_from_the_first():
     times = 0.25 + np.cumsum(np.random.default_rng(0).uniform(0.02, 0.1, 24))
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +216,6 @@ def test_frames_keep_their_own_times_counted_from_the_first():
 
 
 # %% ../nbs/internals/07_reading.ipynb #f4c13fb5
-@pytest.mark.test
 def test_a_size_may_be_odd():
     with tempfile.TemporaryDirectory() as folder:
         seen, _, info = read(encode(cartoon_clip(3)[:, :95, :127], Path(folder) / "a.mp4"))
@@ -229,7 +223,6 @@ def test_a_size_may_be_odd():
 
 
 # %% ../nbs/internals/07_reading.ipynb #dfe9beec
-@pytest.mark.test
 def test_a_frame_can_be_asked_for_in_any_size_and_in_grey():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(cartoon_clip(2), Path(folder) / "a.mp4")
@@ -243,7 +236,6 @@ def test_a_frame_can_be_asked_for_in_any_size_and_in_grey():
 
 
 # %% ../nbs/internals/07_reading.ipynb #4e1f138f
-@pytest.mark.test
 def test_a_file_that_was_cut_off_says_how_many_frames_are_missing():
     with tempfile.TemporaryDirectory() as folder:
         for name, options in ("a.mp4", dict(movflags="+faststart")), ("a.webm", {}):
@@ -252,7 +244,6 @@ def test_a_file_that_was_cut_off_says_how_many_frames_are_missing():
 
 
 # %% ../nbs/internals/07_reading.ipynb #4c75a7af
-@pytest.mark.test
 def test_a_scratch_in_the_middle_is_counted_and_the_stretch_that_it_may_have_spoilt_is_named():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(cartoon_clip(48), Path(folder) / "a.mp4")
@@ -266,7 +257,6 @@ def test_a_scratch_in_the_middle_is_counted_and_the_stretch_that_it_may_have_spo
 
 
 # %% ../nbs/internals/07_reading.ipynb #6f99e4dc
-@pytest.mark.test
 def test_a_file_may_keep_silent_about_its_length():
     with tempfile.TemporaryDirectory() as folder:
         _, times, info = read(encode(cartoon_clip(), Path(folder) / "a.webm", live="1"))
@@ -274,7 +264,6 @@ def test_a_file_may_keep_silent_about_its_length():
 
 
 # %% ../nbs/internals/07_reading.ipynb #a60adaa3
-@pytest.mark.test
 def test_what_cannot_be_read_is_told_in_one_line_that_names_the_file():
     with tempfile.TemporaryDirectory() as folder:
         text, empty, headless = Path(folder) / "text.mp4", Path(folder) / "empty", Path(folder) / "headless.mp4"
@@ -291,7 +280,6 @@ def test_what_cannot_be_read_is_told_in_one_line_that_names_the_file():
 
 
 # %% ../nbs/internals/07_reading.ipynb #31b14f7b
-@pytest.mark.test
 def test_interlaced_frames_are_recognised_and_lose_their_combs():
     fields = cartoon_clip(48, 192, 256, pan=0.03)
     with tempfile.TemporaryDirectory() as folder:
@@ -306,7 +294,6 @@ def test_interlaced_frames_are_recognised_and_lose_their_combs():
 
 
 # %% ../nbs/internals/07_reading.ipynb #acfc663e
-@pytest.mark.test
 def test_telecined_video_is_recognised_and_gets_its_four_frames_out_of_five_back():
     original = cartoon_clip(48, 192, 256, pan=0.03)
     with tempfile.TemporaryDirectory() as folder:
@@ -318,7 +305,6 @@ def test_telecined_video_is_recognised_and_gets_its_four_frames_out_of_five_back
 
 
 # %% ../nbs/internals/07_reading.ipynb #1169d69d
-@pytest.mark.test
 def test_whole_frames_are_left_alone_whatever_their_holds():
     for hold, fps in (1, 24), (2, Fraction(30000, 1001)), (3, 24):
         with tempfile.TemporaryDirectory() as folder:
@@ -327,7 +313,6 @@ def test_whole_frames_are_left_alone_whatever_their_holds():
 
 
 # %% ../nbs/internals/07_reading.ipynb #03638bcb
-@pytest.mark.test
 def test_animations_keep_their_times_and_folders_get_theirs():
     with tempfile.TemporaryDirectory() as folder:
         for name in "a.gif", "a.webp":
@@ -342,7 +327,6 @@ def test_animations_keep_their_times_and_folders_get_theirs():
 
 
 # %% ../nbs/internals/07_reading.ipynb #43c88880
-@pytest.mark.test
 def test_frames_in_a_folder_come_in_the_order_of_their_numbers():
     with tempfile.TemporaryDirectory() as folder:
         for i in range(12):
@@ -352,7 +336,6 @@ def test_frames_in_a_folder_come_in_the_order_of_their_numbers():
 
 
 # %% ../nbs/internals/07_reading.ipynb #a7f79ef2
-@pytest.mark.test
 def test_a_folder_s_missing_and_broken_frames_are_counted():
     with tempfile.TemporaryDirectory() as folder:
         path = write_video(cartoon_clip(6), Path(folder) / "frames")
@@ -364,7 +347,6 @@ def test_a_folder_s_missing_and_broken_frames_are_counted():
 
 
 # %% ../nbs/internals/07_reading.ipynb #aa998fc4
-@pytest.mark.test
 def test_hdr_and_wide_colours_come_out_as_they_were_drawn():
     right = cartoon_clip(2).astype(int)
     kinds = [("pq", 9, 9, 16), ("hlg", 9, 9, 18), ("pq", 2, 2, 16), ("wide", 9, 9, 1), ("wide", 9, 9, 14)]
@@ -403,7 +385,6 @@ def test_hdr_and_wide_colours_come_out_as_they_were_drawn():
 
 
 # %% ../nbs/internals/07_reading.ipynb #13bec358
-@pytest.mark.test
 def test_colours_that_would_need_a_conversion_of_their_own_are_a_reason():
     with tempfile.TemporaryDirectory() as folder:
         for colours, word in (
@@ -424,7 +405,6 @@ def test_colours_that_would_need_a_conversion_of_their_own_are_a_reason():
 
 
 # %% ../nbs/internals/07_reading.ipynb #33148534
-@pytest.mark.test
 def test_dolby_vision_without_a_compatible_base_layer_is_a_reason_and_with_one_it_is_read():
     def dolby_vision_unit(profile, full_range):
         "The smallest metadata unit of Dolby Vision that FFmpeg takes: identity curves below this profile and range"
@@ -488,7 +468,6 @@ def test_dolby_vision_without_a_compatible_base_layer_is_a_reason_and_with_one_i
 
 
 # %% ../nbs/internals/07_reading.ipynb #9bad5506
-@pytest.mark.test
 def test_what_is_hidden_under_transparency_comes_upon_white_in_every_format():
     hidden = np.zeros((2, 48, 64, 4), np.uint8)
     hidden[..., 1] = 255  # green under an opacity of 0, as editing programs leave anything there
@@ -531,7 +510,6 @@ def test_what_is_hidden_under_transparency_comes_upon_white_in_every_format():
 
 
 # %% ../nbs/internals/07_reading.ipynb #3c9733a4
-@pytest.mark.test
 def test_opaque_frames_of_formats_with_transparency_stay_bit_equal():
     opaque = np.concatenate([cartoon_clip(2), np.full((2, 96, 128, 1), 255, np.uint8)], -1)
     with tempfile.TemporaryDirectory() as folder:
@@ -543,7 +521,6 @@ def test_opaque_frames_of_formats_with_transparency_stay_bit_equal():
 
 
 # %% ../nbs/internals/07_reading.ipynb #995cb141
-@pytest.mark.test
 def test_all_of_the_display_matrix_is_used_and_what_no_turn_makes_is_a_reason():
     def shown_by(path, matrix):
         "Write into an MP4 how it is to be shown: a, b, c, d"
@@ -582,7 +559,6 @@ def test_all_of_the_display_matrix_is_used_and_what_no_turn_makes_is_a_reason():
 
 
 # %% ../nbs/internals/07_reading.ipynb #e08db135
-@pytest.mark.test
 def test_one_time_stamp_that_is_there_twice_costs_one_frame_and_many_are_a_reason():
     with tempfile.TemporaryDirectory() as folder:
         once = store(
@@ -622,7 +598,6 @@ def test_one_time_stamp_that_is_there_twice_costs_one_frame_and_many_are_a_reaso
 
 
 # %% ../nbs/internals/07_reading.ipynb #619b1f78
-@pytest.mark.test
 def test_a_source_is_looked_at_within_limits_and_what_is_beyond_one_is_named():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(cartoon_clip(12), Path(folder) / "a.mp4")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 from PIL import Image, ImageDraw
 
 from tav_nb.utils.errors import VideoError
@@ -44,7 +43,6 @@ def through(frames, name, fps=8, metadata=None):
 
 
 # %% ../nbs/internals/06_video.ipynb #bccdfb31
-@pytest.mark.test
 def test_a_video_that_cannot_fit_on_the_disk_is_refused_before_it_is_made():
     with tempfile.TemporaryDirectory() as folder:
         free = shutil.disk_usage(folder).free
@@ -66,7 +64,6 @@ def test_a_video_that_cannot_fit_on_the_disk_is_refused_before_it_is_made():
 
 
 # %% ../nbs/internals/06_video.ipynb #67158c0b
-@pytest.mark.test
 def test_a_place_that_cannot_take_a_video_is_refused_before_anything_is_written():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -91,7 +88,6 @@ def test_a_place_that_cannot_take_a_video_is_refused_before_anything_is_written(
 
 
 # %% ../nbs/internals/06_video.ipynb #69dd001d
-@pytest.mark.test
 def test_an_interrupted_writer_leaves_the_old_file_and_no_other():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -107,7 +103,6 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_other():
 
 
 # %% ../nbs/internals/06_video.ipynb #7a2f3fd0
-@pytest.mark.test
 def test_what_is_no_video_is_refused_and_the_old_file_stays():
     with tempfile.TemporaryDirectory() as folder:
         path, good = Path(folder) / "clip.gif", drawn(2)
@@ -140,7 +135,6 @@ def test_what_is_no_video_is_refused_and_the_old_file_stays():
 
 
 # %% ../nbs/internals/06_video.ipynb #f74fa0b3
-@pytest.mark.test
 def test_an_encoder_that_fails_leaves_the_old_file_and_no_other():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.webp"
@@ -155,7 +149,6 @@ def test_an_encoder_that_fails_leaves_the_old_file_and_no_other():
 
 
 # %% ../nbs/internals/06_video.ipynb #3abd23cf
-@pytest.mark.test
 def test_a_fault_of_this_program_is_not_reported_as_a_fault_of_the_file():
     from unittest.mock import patch
 
@@ -173,7 +166,6 @@ def test_a_fault_of_this_program_is_not_reported_as_a_fault_of_the_file():
 
 
 # %% ../nbs/internals/06_video.ipynb #7f9423d7
-@pytest.mark.test
 def test_every_format_keeps_every_frame_at_its_time():
     for name, exact in zip(NAMES, (1e-9, 0.0005, 0.005, 0.0005, 0)):
         for fps in (8, 12, 24000 / 1001):
@@ -183,14 +175,12 @@ def test_every_format_keeps_every_frame_at_its_time():
 
 
 # %% ../nbs/internals/06_video.ipynb #02bf98f0
-@pytest.mark.test
 def test_a_minute_of_gif_is_a_minute_long():
     frames_ = drawn(4, 8, 8, hold=1)[np.arange(720) % 4]
     assert abs(through(frames_, "clip.gif", 12)[1][-1] - 719 / 12) <= 0.005
 
 
 # %% ../nbs/internals/06_video.ipynb #a29846b6
-@pytest.mark.test
 def test_webp_and_png_keep_every_bit():
     noise = np.random.default_rng(0).integers(0, 256, (4, 33, 47, 3), dtype=np.uint8)
     noise[2], noise[3, 5:20, 11:30] = noise[1], 7
@@ -201,7 +191,6 @@ def test_webp_and_png_keep_every_bit():
 
 
 # %% ../nbs/internals/06_video.ipynb #c848c174
-@pytest.mark.test
 def test_a_gif_of_few_colours_is_nearly_exact_and_one_of_many_is_close():
     assert psnr(through(drawn(), "clip.gif")[0], drawn()) > 50
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
@@ -210,7 +199,6 @@ def test_a_gif_of_few_colours_is_nearly_exact_and_one_of_many_is_close():
 
 
 # %% ../nbs/internals/06_video.ipynb #45cb4886
-@pytest.mark.test
 def test_codecs_lose_no_more_than_half_the_colour():
     clip = drawn()
     for name in ("clip.mp4", "clip.webm"):
@@ -219,7 +207,6 @@ def test_codecs_lose_no_more_than_half_the_colour():
 
 
 # %% ../nbs/internals/06_video.ipynb #89bb9481
-@pytest.mark.test
 def test_grey_stays_grey_and_pure_colours_stay_pure():
     colours = np.array(
         [(128, 128, 128), (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 30, 120)], np.uint8
@@ -231,7 +218,6 @@ def test_grey_stays_grey_and_pure_colours_stay_pure():
 
 
 # %% ../nbs/internals/06_video.ipynb #1f72001e
-@pytest.mark.test
 def test_an_mp4_is_what_browsers_play():
     def atoms(data):
         at, names = 0, []
@@ -255,7 +241,6 @@ def test_an_mp4_is_what_browsers_play():
 
 
 # %% ../nbs/internals/06_video.ipynb #d3f3c066
-@pytest.mark.test
 def test_a_webm_says_which_colours_it_uses():
     with tempfile.TemporaryDirectory() as folder:
         with av.open(str(write_video(drawn(2), f"{folder}/clip.webm"))) as container:
@@ -264,7 +249,6 @@ def test_a_webm_says_which_colours_it_uses():
 
 
 # %% ../nbs/internals/06_video.ipynb #6f20c390
-@pytest.mark.test
 def test_a_hold_costs_next_to_nothing():
     with tempfile.TemporaryDirectory() as folder:
         noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
@@ -274,7 +258,6 @@ def test_a_hold_costs_next_to_nothing():
 
 
 # %% ../nbs/internals/06_video.ipynb #3f30a6e0
-@pytest.mark.test
 def test_odd_sizes_are_made_even_for_h264_only():
     clip = drawn(2, 95, 127)
     got = through(clip, "clip.mp4")[0]
@@ -284,7 +267,6 @@ def test_odd_sizes_are_made_even_for_h264_only():
 
 
 # %% ../nbs/internals/06_video.ipynb #574a68d1
-@pytest.mark.test
 def test_a_folder_of_frames_is_replaced_as_a_whole():
     with tempfile.TemporaryDirectory() as folder:
         path = write_video(drawn(5), f"{folder}/clip")

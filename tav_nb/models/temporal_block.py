@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attention_kernel import triton
 from .geglu_kernel import geglu
 from .temporal_attention import LayerNorm, Linear, TemporalSelfAttention
+from .temporal_conv_kernel import TemporalConvFunction
 from .windows import MAX_OFFSET, Windows
 from ..utils.errors import TavError
 
@@ -30,6 +32,8 @@ class TemporalConvolution(nn.Module):
     def forward(self, tokens: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
         "Tokens `[b, f, s, c]` in, the same shape out; with `windows` each window is a clip, and outputs are blended"
         f, radius = tokens.shape[1], self.size // 2
+        if windows is None and tokens.is_cuda and triton:
+            return TemporalConvFunction.apply(tokens, self.weight)  # the same in one kernel
         if windows is None:
             weight = self.weight.to(tokens.dtype)
             padded = F.pad(tokens, (0, 0, 0, 0, radius, radius))

@@ -159,7 +159,7 @@ def function_of(self: TestCells, cell: NbCell) -> tuple[str, str]:
         function = as_function(name, cell.source)
     except SyntaxError as error:
         self.refuse(cell, f"no function can be made of it ({error.msg})")
-    flags = [flag for flag in self.config.tst_flags.split() if flag in cell.directives_]
+    flags = [flag for flag in self.config.tst_flags.split() if flag in cell.directives_ and flag != "test"]
     return name, "".join(f"@pytest.mark.{flag}\n" for flag in flags) + function
 
 # %% ../../nbs/internals/90_nbtests.ipynb #dcd15e82
