@@ -23,6 +23,7 @@ from ..data.cache_reader import CacheError
 from ..data.loader import ClipLoader, Plan, StepDataset
 from ..models.temporal_attention import sinusoidal_positions
 from ..models.temporal_unet import temporal_modules
+from ..utils.errors import TavError
 
 # %% ../../nbs/5_training/55_batches.ipynb #50e054ec
 class CheckedSteps(StepDataset):
@@ -35,7 +36,7 @@ class CheckedSteps(StepDataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         try:
             clips = super().__getitem__(step)
-        except (ValueError, OSError, MemoryError) as error:
+        except (TavError, OSError, MemoryError) as error:
             return dict(error=str(error) or type(error).__name__)
         finite = [clips[name].isfinite().flatten(1).all(1) for name in ("latents", "prompt_embeds", "pooled")]
         return clips | dict(finite=torch.stack(finite).all(0))

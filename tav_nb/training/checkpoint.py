@@ -70,7 +70,7 @@ def save_checkpoint(
             write(part)
             files = {file.name: file_checksum(file) for file in sorted(part.iterdir())}
             (part / "state.json").write_text(json.dumps(with_checksum(dict(state, step=step), files), indent=1))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, TavError) as error:
         raise CheckpointError(
             f"{path}: cannot be written ({' '.join(str(getattr(error, 'strerror', None) or error).split())})"
         ) from None

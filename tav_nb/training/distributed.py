@@ -133,9 +133,7 @@ class Processes:
         if self.world == 1 or isinstance(error, AgreedError):
             return error
         said = " ".join(str(error).split())
-        if not isinstance(
-            error, (ValueError, OSError)
-        ):  # nobody foresaw it: who looks for its reason wants to know where
+        if not isinstance(error, (TavError, OSError)):  # an unexpected error is named with its class and place
             place = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
         try:

@@ -76,8 +76,8 @@ def clip_generator(seed: int, number: int, device: torch.device | str = "cpu") -
 def make_noisy_batch(
     scheduler: SchedulerMixin, latents: torch.Tensor, numbers: Sequence[int], config: TrainConfig, density: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the UNet is asked about clips whose numbers in the training are `numbers`: `(noisy, target, timesteps)`,
-    noisy latents, what it should answer, and of each clip the timestep
+    """`(noisy, target, timesteps)` for clips whose numbers in the training are `numbers`: noisy latents, the target of
+    the prediction, and the timestep of each clip
     """
     latents = latents.float()
     generators = [clip_generator(config.seed, number, latents.device) for number in numbers]
@@ -101,7 +101,7 @@ def per_clip_loss(
     config: TrainConfig,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    "How far the UNet's answers are from `target`, weighted: `[B]`"
+    "Weighted errors of the UNet's predictions: `[B]`"
     return (
         clip_errors(predict_clips(unet, noisy, timesteps, clips) - target, config.temporal_difference_weight)
         * weights[timesteps]
@@ -149,12 +149,12 @@ def make_optimizer(unet: UNet2DConditionModel, config: TrainConfig) -> torch.opt
 
 
 def uses_cuda_graphs(config: TrainConfig, device: torch.device) -> bool:
-    "Are micro-steps recorded as CUDA graphs?"
+    "Whether micro-steps are recorded as CUDA graphs"
     return config.cuda_graphs and device.type == "cuda" and config.checkpointing != "offload"
 
 
 class TrainState:
-    "An adapter in training, and all that has to be remembered about it"
+    "An adapter in training, with optimiser, average, gradients and counters"
 
     def __init__(
         self, unet: UNet2DConditionModel, scheduler: SchedulerMixin, config: TrainConfig, rank: int = 0, world: int = 1
@@ -203,9 +203,9 @@ def micro_step(
     )
     numbers = range(number * config.batch_size, (number + 1) * config.batch_size)
     with shifted_positions(train_state.unet, int(first)):
-        asked = make_noisy_batch(train_state.scheduler, clips["latents"], numbers, config, train_state.tables[1])
+        noisy_batch = make_noisy_batch(train_state.scheduler, clips["latents"], numbers, config, train_state.tables[1])
         losses = train_state.step_fn(
-            *asked, clips["prompt_embeds"], clips["pooled"], clips["time_ids"], clips["finite"]
+            *noisy_batch, clips["prompt_embeds"], clips["pooled"], clips["time_ids"], clips["finite"]
         )
     return torch.stack([losses.sum(), clips["finite"].sum()])
 
@@ -221,9 +221,11 @@ def forward_backward(
     finite: torch.Tensor,
 ) -> torch.Tensor:
     "Adds gradients to those that are there; returns the losses `[B]`"
-    told = dict(prompt_embeds=prompt_embeds, pooled=pooled, time_ids=time_ids)
+    conditioning = dict(prompt_embeds=prompt_embeds, pooled=pooled, time_ids=time_ids)
     losses = (
-        per_clip_loss(train_state.unet, noisy, target, timesteps, told, train_state.config, train_state.tables[0])
+        per_clip_loss(
+            train_state.unet, noisy, target, timesteps, conditioning, train_state.config, train_state.tables[0]
+        )
         * finite
     )
     train_state.scaler.scale(losses.sum() / train_state.clips_a_step).backward()
@@ -291,7 +293,7 @@ def apply_gradients(train_state: "TrainState", made: bool) -> None:
 
 # %% ../../nbs/5_training/51_step.ipynb #1353e2d2
 def adapter_metadata(train_state: "TrainState", clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    "What the adapter's file says about its training"
+    "Metadata of the adapter's file about its training"
     sizes = sorted({(row["height"], row["width"]) for row in clips})
     return dict(
         noise=train_state.config.noise,
@@ -328,7 +330,7 @@ def save_train_state(train_state: "TrainState", run: Path | str, clips: Sequence
 
 
 class SavedTrainState(msgspec.Struct):
-    "What state.json of a checkpoint says about a `TrainState`"
+    "Contents of state.json of a checkpoint of a `TrainState`"
 
     step: Annotated[int, msgspec.Meta(ge=0)]
     lost: Annotated[int, msgspec.Meta(ge=0)]

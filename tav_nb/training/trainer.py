@@ -272,7 +272,7 @@ def train(
     """Train an adapter; returns the `TrainState` at its end. Several processes (`tav train --processes`, `torchrun`,
     `accelerate launch`) share the work
 
-    Raises `ValueError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) for all that
+    Raises `TavError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) for all that
     can be said about a run that cannot be; with several processes all of them raise an `AgreedError` with the same
     line. On SIGINT and SIGTERM it saves and returns.
     """
