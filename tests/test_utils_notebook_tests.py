@@ -255,7 +255,7 @@ def test_a_test_cannot_give_an_outer_name_a_new_value():
 
 # %% ../nbs/internals/90_nbtests.ipynb #6171da02
 def test_a_test_needs_a_claim_of_its_own_and_plain_code():
-    assert "has to say" in refusal("#| test\nassert 1")
+    assert "has to state" in refusal("#| test\nassert 1")
     assert "another test" in refusal("#| test one thing\n1", "#| test one, thing\n2")
     assert "no function" in refusal("#| test one\n%time 1") and "no function" in refusal(
         "#| test one\nfrom math import *"
