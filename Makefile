@@ -55,7 +55,7 @@ readme: $(VENV)/dev
 	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import render_readme; render_readme()'
 
 clean-notebooks: $(VENV)/dev
-	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import drop_widgets, shrink_pictures; drop_widgets(); shrink_pictures()'
+	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import drop_widgets, shrink_images; drop_widgets(); shrink_images()'
 	$(BIN)/nbdev-clean
 
 $(BIN)/pip:

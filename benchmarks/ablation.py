@@ -1,4 +1,4 @@
-"""What each choice buys: adapters on the same frozen base, from the same clips, with the same number of updates.
+"""Effect of each choice: adapters on the same frozen base, from the same clips, with the same number of updates.
 
 python benchmarks/ablation.py [--rows NAME ...] [--updates 1200] [--seeds 0] [--parallel 6]
 python benchmarks/ablation.py --toy     two updates of each row on the CPU
@@ -122,8 +122,8 @@ class MotionUNet(nn.Module):
     def groups(self, lr, other_lr):
         named = [(name, p) for name, p in self.motion.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if p.ndim == 2 and "norm" not in name]
-        known = set(map(id, matrices))
-        others = [p for _, p in named if id(p) not in known]
+        matrix_ids = set(map(id, matrices))
+        others = [p for _, p in named if id(p) not in matrix_ids]
         return [dict(params=matrices, lr=lr, parts=1), dict(params=others, lr=other_lr, parts=0)]
 
     def forward(self, x, t, encoder_hidden_states, added_cond_kwargs, num_frames=None):
@@ -221,9 +221,9 @@ def train(row, seed, updates, data, device, measure=False):
 
     def forward_backward(noisy, target, timesteps, embeds, pooled, ids):
         clips = dict(prompt_embeds=embeds, pooled=pooled, time_ids=ids)
-        found = per_clip_loss(pipe.unet, noisy, target, timesteps, clips, config, weights)
-        found.mean().backward()
-        return found.detach()
+        losses = per_clip_loss(pipe.unet, noisy, target, timesteps, clips, config, weights)
+        losses.mean().backward()
+        return losses.detach()
 
     step_fn, total = CudaGraphRunner(forward_backward), torch.zeros((), device=device)
     start, clock = time.perf_counter(), None
@@ -280,8 +280,8 @@ def score(pipe, config, n, scenes_from, workers, device, steps=20, keep=None):
         Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in some])).save(keep)
     with worker_pool(workers) as pool:
         readings = pool.map(read_scene, list(frames), chunksize=4)
-    found = score_readings(scenes, readings)
-    values = {name: value[0] if isinstance(value, tuple) else value for name, value in found.items()}
+    scores = score_readings(scenes, readings)
+    values = {name: value[0] if isinstance(value, tuple) else value for name, value in scores.items()}
     return {name: None if value != value else round(value, 4) for name, value in values.items()}
 
 
@@ -315,7 +315,7 @@ def main():
     parser.add_argument("--parallel", type=int, default=6, help="trainings side by side")
     parser.add_argument("--readers", type=int, default=4, help="processes that read the videos of one training")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw the clips")
-    parser.add_argument("--sheets", help="folder for pictures of some frames of each row")
+    parser.add_argument("--sheets", help="folder for images of some frames of each row")
     parser.add_argument("--time", action="store_true", help="only time 100 updates of each row, one row after another")
     parser.add_argument("--toy", action="store_true")
     args = parser.parse_args()
@@ -324,8 +324,8 @@ def main():
         args.updates, args.clips, args.videos, args.parallel, args.readers, args.workers = 2, 4, 2, 1, 1, 1
     if args.sheets:
         Path(args.sheets).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "data.safetensors"
+    with tempfile.TemporaryDirectory() as home:
+        path = Path(home) / "data.safetensors"
         start = time.perf_counter()
         make_data(path, args.clips, args.workers, device)
         print(f"{args.clips} clips in {time.perf_counter() - start:.0f} s", flush=True)

@@ -1,15 +1,15 @@
-"""What the shipped adapter buys: consistency of films with the adapter on, off, and with the seed's noise, beside real
-clips, also at matched motion.
+"""Effect of the shipped adapter: consistency of videos with the adapter on, off, and with the seed's noise, compared
+with real clips, also at matched motion.
 
     python benchmarks/consistency.py [--scenes 64] [--pool 512] [--device cuda] [--out
     benchmarks/results/consistency.json] python benchmarks/consistency.py --scenes 4 --pool 24 --steps 4 --device cpu
     --out /tmp/consistency.json        # a small one
 
-Every row draws the same sealed scenes (never in training) with the embedded model, and measures each film as chapter 10
-does. Means have 95 % intervals from 2000 bootstrap samples of scenes. A film that moves less is more consistent for
+Every row samples the same test scenes (never in training) with the embedded model, and measures each video as chapter
+10 does. Means have 95 % intervals from 2000 bootstrap samples of scenes. A video that moves less is more consistent for
 that alone; so each is also compared with a real clip, of a pool of other scenes, whose motion is nearest: at matched
-motion a ratio of 1 is as good as real. Films without a clip within 15 % of their motion are left out there, and their
-share is given.
+motion a ratio of 1 is as good as real. Videos without a clip within 15 % of their motion are left out there, and their
+share is reported.
 """
 
 import argparse
@@ -55,26 +55,26 @@ ROWS = {  # name: (noise, adapter on?); None is the noise that the adapter was t
 
 
 def figures(frames):
-    "What is kept of one film"
+    "The figures of one video"
     import cv2
 
     cv2.setNumThreads(1)
-    found = measure_video(frames, fps=8)
-    return {name: found.video[name] for name in METRICS} | {
-        "still": float(found.flags["still"]),
-        "disordered": float(found.flags["disordered"]),
+    scores = measure_video(frames, fps=8)
+    return {name: scores.video[name] for name in METRICS} | {
+        "still": float(scores.flags["still"]),
+        "disordered": float(scores.flags["disordered"]),
     }
 
 
-def measured(films, workers):
-    "Films [N, F, H, W, 3] -> {metric: [N]}"
+def measured(videos, workers):
+    "Videos [N, F, H, W, 3] -> {metric: [N]}"
     with worker_pool(workers) as pool:
-        rows = pool.map(figures, list(films), chunksize=4)
+        rows = pool.map(figures, list(videos), chunksize=4)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def bootstrap(statistic, *values, samples=2000, seed=0):
-    "A statistic of values [N] and its 95 % interval over resampled scenes; None where it cannot be said"
+    "A statistic of values [N] and its 95 % interval over resampled scenes; None where it is not defined"
     if not len(values[0]):
         return None
     rng = np.random.default_rng(seed)
@@ -92,30 +92,32 @@ def ratio(a, b):
     return a[both].mean() / b[both].mean() if both.any() and b[both].mean() else np.nan
 
 
-def matched(found, pool, within=0.15):
-    "Every film beside the real clip of the nearest motion: the share that has one, and ratios of the means"
-    apart = np.abs(np.log((found["motion"][:, None] + 1e-6) / (pool["motion"] + 1e-6)))  # film clip
+def matched(values, pool, within=0.15):
+    "Every video compared with the real clip of the nearest motion: the share that has one, and ratios of the means"
+    apart = np.abs(np.log((values["motion"][:, None] + 1e-6) / (pool["motion"] + 1e-6)))  # [video, clip]
     partner, near = apart.argmin(1), apart.min(1) <= within
     out = {"share": float(near.mean()), "pairs": int(near.sum())}
     for name in COMPARED:  # 1 - flickering is what changes
-        a, b = (1 - v if name == "flickering" else v for v in (found[name][near], pool[name][partner[near]]))
+        a, b = (1 - v if name == "flickering" else v for v in (values[name][near], pool[name][partner[near]]))
         out["change" if name == "flickering" else name] = bootstrap(ratio, a, b)
     return out
 
 
-def row(found, pool):
-    return {name: bootstrap(mean, values[~np.isnan(values)]) for name, values in found.items()} | {
-        "matched": matched(found, pool)
+def row(values_by_metric, pool):
+    return {name: bootstrap(mean, values[~np.isnan(values)]) for name, values in values_by_metric.items()} | {
+        "matched": matched(values_by_metric, pool)
     }
 
 
-def brief(name, found):
-    def say(x):
+def brief(name, row):
+    def format_interval(x):
         return "unknown" if x is None else f"{x[0]:.4f} ({x[1]:.4f} to {x[2]:.4f})"
 
+    matched = row["matched"]
     return (
-        f"{name:32} motion {say(found['motion'])}, warping error {say(found['warping_error'])}; at matched motion"
-        f" {say(found['matched']['warping_error'])} times that of real clips, {found['matched']['share']:.0%} matched"
+        f"{name:32} motion {format_interval(row['motion'])}, warping error {format_interval(row['warping_error'])};"
+        f" at matched motion {format_interval(matched['warping_error'])} times that of real clips,"
+        f" {matched['share']:.0%} matched"
     )
 
 
@@ -125,7 +127,7 @@ def main():
     parser.add_argument("--pool", type=int, default=512, help="real clips to find partners in (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--frames", type=int, default=FRAMES)
-    parser.add_argument("--chunk", type=int, default=32, help="films at a time on the device (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, default=32, help="videos at a time on the device (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/consistency.json"))
@@ -144,8 +146,8 @@ def main():
         )
     pool, table = measured(others, args.workers), {}
 
-    def add(name, films):
-        table[name] = row(measured(films, args.workers), pool)
+    def add(name, videos):
+        table[name] = row(measured(videos, args.workers), pool)
         print(brief(name, table[name]), flush=True)
 
     def decode(latents):

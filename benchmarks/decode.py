@@ -3,7 +3,7 @@
     python benchmarks/decode.py [--seconds 20] [--minutes 30] [--runs 3] [--out benchmarks/results/decode.json]
 
 Both routes start from the same synthetic 1280x720 H.264 file. One is `scan` and `plan`, and then also `read_windows`
-for every clip kept; the other writes every picture as a PNG (with the ffmpeg program if there is one, otherwise with
+for every clip kept; the other writes every frame as a PNG (with the ffmpeg program if there is one, otherwise with
 FFmpeg's PNG encoder through PyAV) and reads the files back in full size; it filters nothing. --minutes 0 leaves the
 long video out, --runs 0 the comparison; what a run leaves out stays in the file.
 """
@@ -44,8 +44,8 @@ def drawn(path, seconds):
         for shot in range(seconds // 5):
             scene = replace(random_scene(shot), hold=1 + shot % 3)
             for frame in render(scene, num_frames=5 * FPS, height=180, width=320).frames:
-                picture = av.VideoFrame.from_image(Image.fromarray(frame).resize(SIZE))
-                container.mux(stream.encode(picture))
+                frame_to_encode = av.VideoFrame.from_image(Image.fromarray(frame).resize(SIZE))
+                container.mux(stream.encode(frame_to_encode))
         container.mux(stream.encode(None))
 
 
@@ -64,7 +64,7 @@ def repeated(path, out, times):
 
 
 def over_pngs(path, folder):
-    "Every picture into a PNG file and back; the number of pictures"
+    "Every frame into a PNG file and back; the number of frames"
     if ffmpeg := shutil.which("ffmpeg"):
         subprocess.run([ffmpeg, "-loglevel", "error", "-i", path, "-vsync", "0", f"{folder}/%06d.png"], check=True)
     else:
@@ -86,10 +86,10 @@ def over_pngs(path, folder):
 
 
 def through(path, clips=False, options=ShotOptions()):
-    "`scan` and `plan`, and the full-size clips if asked for; pictures looked at, pictures in clips"
-    found = scan(path, options)
-    kept = [window for window in plan(found, options) if window.kept]
-    return len(found.times), sum(map(len, read_windows(path, kept, found.info))) if clips else 0
+    "`scan` and `plan`, and with `clips` the full-size clips; numbers of frames scanned and of frames in clips"
+    scan_result = scan(path, options)
+    kept = [window for window in plan(scan_result, options) if window.kept]
+    return len(scan_result.times), sum(map(len, read_windows(path, kept, scan_result.info))) if clips else 0
 
 
 def timed(work, *args):
@@ -100,7 +100,7 @@ def timed(work, *args):
 
 
 def memory(path):
-    """Pictures, seconds and the largest resident size of a process that scans a file and reads all of its clips, near
+    """Frames, seconds and the largest resident size of a process that scans a file and reads all of its clips, near
     duplicates too
     """
     code = (
@@ -109,10 +109,10 @@ def memory(path):
     )
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    pictures, in_clips = map(int, process.stdout.read().split())
+    frames, in_clips = map(int, process.stdout.read().split())
     _, status, usage = os.wait4(process.pid, 0)
     return dict(
-        pictures=pictures,
+        frames=frames,
         in_clips=in_clips,
         peak_mib=round(usage.ru_maxrss / 1024),
         wall_s=round(time.perf_counter() - start, 1),
@@ -123,12 +123,12 @@ def ratios(path, folder, runs):
     "Both routes, one after the other, `runs` times"
     rows = []
     for _ in range(runs):
-        (pictures, _), scan_wall, scan_cpu = timed(through, path)
+        (frames, _), scan_wall, scan_cpu = timed(through, path)
         (_, in_clips), all_wall, all_cpu = timed(through, path, True)
         with tempfile.TemporaryDirectory(dir=folder) as pngs:
             count, png_wall, png_cpu = timed(over_pngs, path, pngs)
-        if count != pictures:
-            raise SystemExit(f"{count} PNGs of {pictures} pictures")
+        if count != frames:
+            raise SystemExit(f"{count} PNGs of {frames} frames")
         rows.append(
             dict(
                 scan_wall_s=scan_wall,
@@ -150,7 +150,7 @@ def ratios(path, folder, runs):
         f"median_{name}": statistics.median(row[name] for row in rows) for name in rows[0] if name.startswith("ratio")
     }
     return dict(
-        video=f"{SIZE[0]}x{SIZE[1]} H.264, {pictures} pictures, {in_clips} of them in clips kept",
+        video=f"{SIZE[0]}x{SIZE[1]} H.264, {frames} frames, {in_clips} of them in clips kept",
         png_route=route,
         runs=rows,
         **medians,

@@ -1,13 +1,14 @@
-"""What directing does to films of the embedded model: pictures at their ends, films that go on, and the strength of the
-motion.
+"""What directing does to videos of the embedded model: known first and last frames, extended videos, and the strength
+of the motion.
 
     python benchmarks/directing.py [--scenes 24] [--frames 16] [--steps 20] [--device auto] [--processes 1] [--toy]
     [--out benchmarks/results/directing.json]
 
 Scenes of the cartoon world with a still camera, most of them walks and runs. Their first frame, or first and last, are
-given, once in the seed's noise and once in the pictures' (`invert`); whole films go on for half their length, in the
-noise of their own seed, of another, and in inverted noise; and films are made at six strengths of motion. `tear` is the
-change in grey levels from a known frame to the next, over the median change on both sides of it; a frozen film has
+known, once in the seed's noise and once in the inverted noise of these frames (`invert`); complete videos are extended
+by half their length, in the noise of their own seed, of another, and in inverted noise; and videos are made at six
+strengths of motion. `tear` is the
+change in grey levels from a known frame to the next, over the median change on both sides of it; a frozen video has
 `moves` 0, the real one 1. `--toy` is one scene of six small frames.
 """
 
@@ -39,46 +40,46 @@ from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.frame_changes import motion
 
 
-def drawn(pipe, pictures, context_frames, latents, *rest):
+def drawn(pipe, images, context_frames, latents, *rest):
     "`prepare_known_frames` with all known frames in the noise that was drawn"
-    if not pictures:
-        return prepare_known_frames(pipe, pictures, context_frames, latents, *rest)
-    clean = torch.stack([encode_known_image(pipe, picture) for picture in pictures.values()])
+    if not images:
+        return prepare_known_frames(pipe, images, context_frames, latents, *rest)
+    clean = torch.stack([encode_known_image(pipe, image) for image in images.values()])
     return (
-        KnownFrames([*pictures], clean, latents[[*pictures]] / pipe.scheduler.init_noise_sigma, pipe.scheduler),
+        KnownFrames([*images], clean, latents[[*images]] / pipe.scheduler.init_noise_sigma, pipe.scheduler),
         latents,
     )
 
 
-def inverted(pipe, pictures, context_frames, *rest):
+def inverted(pipe, images, context_frames, *rest):
     "`prepare_known_frames` with all known frames in inverted noise"
-    return prepare_known_frames(pipe, pictures, 0, *rest)
+    return prepare_known_frames(pipe, images, 0, *rest)
 
 
 def scenes(count):
-    "Scenes whose motion can be seen: a still camera, no holds, nobody stands"
-    found = (random_scene(seed) for seed in range(10_000))
+    "Scenes whose motion can be seen: a still camera, no holds, no standing"
+    candidates = (random_scene(seed) for seed in range(10_000))
     return [
         scene
         for scene, _ in zip(
-            (s for s in found if s.camera == "still" and s.hold == 1 and s.action != "stand"), range(count)
+            (s for s in candidates if s.camera == "still" and s.hold == 1 and s.action != "stand"), range(count)
         )
     ]
 
 
-def changes(film):
-    return np.abs(np.diff(film.astype(int), axis=0)).mean((1, 2, 3))
+def changes(video):
+    return np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
 
 
-def tear(film, at):
+def tear(video, at):
     "Change from frame `at` to the next over the usual one of the others"
-    change = changes(film)
+    change = changes(video)
     return float(change[at] / max(np.median(np.delete(change, at)), 1e-3))
 
 
-def moves(film, real):
-    "Motion by optical flow, over that of the real film"
-    flows = [np.mean([motion(dis_flow(a, b)) for a, b in zip(one, one[1:])]) for one in (film, real)]
+def moves(video, real):
+    "Motion by optical flow, over that of the real video"
+    flows = [np.mean([motion(dis_flow(a, b)) for a, b in zip(one, one[1:])]) for one in (video, real)]
     return float(flows[0] / max(flows[1], 1e-6))
 
 
@@ -86,9 +87,9 @@ def psnr(a, b):
     return float(10 * np.log10(255**2 / max(((a.astype(float) - b) ** 2).mean(), 1e-6)))
 
 
-def looks(film, scene):
-    "What the reader says of the film, next to what was asked for"
-    seen = read_scene(film)
+def read_figures(video, scene):
+    "What the reader measures in the video, compared with the prompt's scene"
+    seen = read_scene(video)
     right = CHECKS["direction"](scene, seen)
     return dict(
         identity=[getattr(scene, name) == getattr(seen, name) for name in ("hair", "outfit", "background")].count(True)
@@ -100,31 +101,31 @@ def looks(film, scene):
     )
 
 
-def between_pictures(pipe, scene, real, both, how, wish):
-    "The figures of a film with its first frame given, or both ends"
-    known = {0: real[0], **({len(real) - 1: real[-1]} if both else {})}
-    with patch.object(inference, "know_frames", how):
-        film = generate(keyframes=Keyframes(real[0], real[-1] if both else None), num_frames=len(real), **wish)
-    seen = {frame: decode_frames(pipe, encode_known_image(pipe, picture)[None])[0] for frame, picture in known.items()}
-    inner = film[1:-1] if both else film[1:]
-    return film, dict(
-        tear=max(tear(film, at) for at in ([0, -1] if both else [0])),
-        ends=min(psnr(film[frame], picture) for frame, picture in seen.items()),
+def generate_between(pipe, scene, real, both, how, settings):
+    "The figures of a video whose first frame is known, or first and last"
+    images = {0: real[0], **({len(real) - 1: real[-1]} if both else {})}
+    with patch.object(inference, "prepare_known_frames", how):
+        video = generate(keyframes=Keyframes(real[0], real[-1] if both else None), num_frames=len(real), **settings)
+    seen = {frame: decode_frames(pipe, encode_known_image(pipe, image)[None])[0] for frame, image in images.items()}
+    inner = video[1:-1] if both else video[1:]
+    return video, dict(
+        tear=max(tear(video, at) for at in ([0, -1] if both else [0])),
+        ends=min(psnr(video[frame], image) for frame, image in seen.items()),
         real=psnr(inner, real[1:-1] if both else real[1:]),
         moves=moves(inner, real),
-        **looks(inner, scene),
+        **read_figures(inner, scene),
     )
 
 
-def go_on(scene, real, before, seed, how, wish):
-    "The figures of the second part of a film, half as long as the first"
-    told = Keyframes(before=before, overlap=min(8, len(before)))
-    with patch.object(inference, "know_frames", how):
-        new = generate(keyframes=told, num_frames=len(real) // 2, **wish | dict(seed=seed))
+def extend(scene, real, before, seed, how, settings):
+    "The figures of the second part of a video, half as long as the first"
+    keyframes = Keyframes(before=before, overlap=min(8, len(before)))
+    with patch.object(inference, "prepare_known_frames", how):
+        new = generate(keyframes=keyframes, num_frames=len(real) // 2, **settings | dict(seed=seed))
     return new, dict(
-        tear=tear(join_videos(told, new), len(before) - 1),
+        tear=tear(join_videos(keyframes, new), len(before) - 1),
         goes_on=float(np.median(changes(new)) / np.median(changes(before))),
-        **looks(new, scene),
+        **read_figures(new, scene),
     )
 
 
@@ -132,7 +133,7 @@ def measure(args, number, scene):
     "The rows of one scene"
     torch.set_num_threads(args.threads)
     rows, pipe, real = [], load(args.device), render(scene, args.frames, args.side, args.side).frames
-    wish = dict(
+    settings = dict(
         prompt=caption(scene, 0, complete=True),
         pipe=pipe,
         height=args.side,
@@ -141,23 +142,23 @@ def measure(args, number, scene):
         seed=number,
     )
 
-    def row(name, film, figures):
+    def row(name, video, figures):
         rows.append(dict(what=name, scene=number, action=scene.action, **figures))
 
     for ends in ("first", "both"):
         for name, how in dict(drawn=drawn, inverted=prepare_known_frames).items():
-            row(f"{ends} {name}", *between_pictures(pipe, scene, real, ends == "both", how, wish))
+            row(f"{ends} {name}", *generate_between(pipe, scene, real, ends == "both", how, settings))
     for strength in args.motions:
-        film = generate(keyframes=Keyframes(motion=strength), num_frames=args.frames, **wish)
-        row(f"motion {strength:g}", film, dict(moves=moves(film, real), **looks(film, scene)))
+        video = generate(keyframes=Keyframes(motion=strength), num_frames=args.frames, **settings)
+        row(f"motion {strength:g}", video, dict(moves=moves(video, real), **read_figures(video, scene)))
         if strength == 1:
-            before = film
+            before = video
     for name, seed, how in (
         ("own seed", number, prepare_known_frames),
         ("another seed", number + 1000, prepare_known_frames),
         ("inverted", number, inverted),
     ):
-        row(f"on {name}", *go_on(scene, real, before, seed, how, wish))
+        row(f"on {name}", *extend(scene, real, before, seed, how, settings))
     print(f"scene {number + 1} of {args.scenes}", file=sys.stderr, flush=True)
     return rows
 
@@ -196,7 +197,7 @@ def main():
     add("--steps", type=int, default=20)
     add("--motions", type=float, nargs="+", default=[0, 0.5, 0.75, 1, 1.25, 1.5])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--processes", type=int, default=1, help="that make films side by side")
+    add("--processes", type=int, default=1, help="that make videos side by side")
     add("--toy", action="store_true")
     add("--out", default="benchmarks/results/directing.json")
     args = parser.parse_args()
@@ -215,11 +216,11 @@ def main():
             name: value for name, value in vars(args).items() if name not in ("out", "toy", "processes", "threads")
         },
     )
-    found = summary(rows)
-    for way, figures in found.items():
+    means = summary(rows)
+    for way, figures in means.items():
         print(f"{way:16}", *(f"{name} {value:.3f}" for name, value in figures.items()))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(dict(about=about, means=found), indent=1) + "\n")
+    Path(args.out).write_text(json.dumps(dict(about=about, means=means), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def make_files(root, files, seconds, size):
 
 
 def with_vae(kind, device, precision):
-    "The embedded SDXL on the device, with the VAE that is asked for"
+    "The embedded SDXL on the device, with the chosen VAE"
     pipe = load_pipeline(device="cpu", dtype=torch.float32)
     torch.manual_seed(0)
     if kind == "full":

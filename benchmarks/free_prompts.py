@@ -1,9 +1,9 @@
-"""Does it understand people? Forty sentences by somebody who has read the README and nothing else (`free_prompts.json`,
-with what was meant) go through `generate` as they are, and the films are read back.
+"""How well does the embedded model follow free prompts? Forty sentences by a person who had read only the README
+(`free_prompts.json`, with the intended scene) go through `generate` unchanged, and the videos are read back.
 
     python benchmarks/free_prompts.py [--out benchmarks/results/free_prompts.json]       three minutes on two cores
 
-Scored once for a model: whoever tunes on these sentences has to find new ones.
+Scored once for a model: after tuning on these sentences, new ones are needed.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from tav_nb.sampling.generate import generate, load_video_pipeline
 from tav_nb.toy.reader import CHECKS, read_scene, wilson_interval
 from tav_nb.toy.scenes import Scene
 
-SAID = json.loads(Path(__file__).with_suffix(".json").read_text())
+PROMPTS = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
 def scene(meant):
-    "What was meant, as a scene; which way somebody goes is all that counts of the speed"
+    "The intended scene; of the speed only its sign counts"
     way = meant["action"].split()[-1]
     return replace(
         Scene(),
@@ -32,14 +32,14 @@ def scene(meant):
     )
 
 
-def film(number):
+def score_prompt(number):
     torch.set_num_threads(1)
-    reading = read_scene(generate(SAID[number]["prompt"], load_video_pipeline(), seed=number))
-    asked = scene(SAID[number])
+    reading = read_scene(generate(PROMPTS[number]["prompt"], load_video_pipeline(), seed=number))
+    intended = scene(PROMPTS[number])
     return {
         name: right
         for name, check in CHECKS.items()
-        if (name != "camera" or SAID[number]["camera"]) and (right := check(asked, reading)) is not None
+        if (name != "camera" or PROMPTS[number]["camera"]) and (right := check(intended, reading)) is not None
     }
 
 
@@ -49,9 +49,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/free_prompts.json"))
     args = parser.parse_args()
     with get_context("spawn").Pool(args.workers) as pool:
-        films = pool.map(film, range(len(SAID)), chunksize=1)
+        results = pool.map(score_prompt, range(len(PROMPTS)), chunksize=1)
     table = {
-        name: (*wilson_interval(sum(right := [bool(f[name]) for f in films if name in f]), len(right)), len(right))
+        name: (*wilson_interval(sum(right := [bool(f[name]) for f in results if name in f]), len(right)), len(right))
         for name in CHECKS
     }
     for name, (share, low, high, count) in table.items():
@@ -61,7 +61,7 @@ def main():
             dict(
                 command="python benchmarks/free_prompts.py",
                 table=table,
-                films=[{k: bool(v) for k, v in f.items()} for f in films],
+                videos=[{k: bool(v) for k, v in f.items()} for f in results],
             ),
             indent=1,
         )

@@ -1,4 +1,4 @@
-"""What one film costs: `tav generate`, 16 frames, 20 steps, as a whole process, imports included.
+"""What one video costs: `tav generate`, 16 frames, 20 steps, as a whole process, imports included.
 
 python benchmarks/generate.py [--runs 3] [--out benchmarks/results/generate.json]
 """

@@ -1,4 +1,4 @@
-"""What a film of SDXL needs: the full-size model in random weights, through `tav generate`, decoding included, the
+"""What a video of SDXL needs: the full-size model in random weights, through `tav generate`, decoding included, the
 allocator capped; estimate and measurement side by side.
 
 python benchmarks/generate_memory.py [--limit 18.5] [--only ROW ...] [--out benchmarks/results/generate_memory.json]
@@ -90,7 +90,7 @@ ROWS = {
     "72 x 1024, low": (72, 1024, ["--memory", "low"]),
 }
 TOY_ROWS = "24 x 1024", "72 x 768", "24 x 1024, low"
-# `tav generate` as it is, with a watch on its parts: seconds and peak of each, the allocator's own figures
+# `tav generate` unchanged, with its parts measured: seconds and peak of each, the allocator's own figures
 WATCHED = """
 import json, sys, time, torch
 from dataclasses import asdict
@@ -159,12 +159,12 @@ def make_model(folder, toy, device):
 
 
 def run_row(model, home, frames, side, options, args):
-    "One film through the command; what it said it would need, and what it took"
+    "One video through the command; its estimate and what was measured"
     words = [
         "generate",
         "a girl with pink hair walks to the left",
         "-o",
-        str(home / "film"),
+        str(home / "video"),
         "--model",
         str(model),
         "--num-frames",
@@ -186,29 +186,29 @@ def run_row(model, home, frames, side, options, args):
     notes.unlink(missing_ok=True)
     run = subprocess.run([sys.executable, "-c", WATCHED, str(notes), *words], capture_output=True, text=True)
     wall = time.perf_counter() - start
-    found = json.loads(notes.read_text()) if notes.exists() else {}
-    if run.returncode or not found.get("decoding"):
+    measured = json.loads(notes.read_text()) if notes.exists() else {}
+    if run.returncode or not measured.get("decoding"):
         return dict(failed=" ".join(run.stderr.split())[-600:])
-    said, steps, (decode_s, decode_gib) = found["estimate"], found["denoising"], found["decoding"][0]
+    estimate, steps, (decode_s, decode_gib) = measured["estimate"], measured["denoising"], measured["decoding"][0]
     step_s, denoise_gib = min(seconds for seconds, _ in steps[1:]), max(gib for _, gib in steps)
     row = dict(
-        fitted=found["fitted"],
-        estimated_gib={name: round(gib, 2) for name, gib in said.items()},
+        fitted=measured["fitted"],
+        estimated_gib={name: round(gib, 2) for name, gib in estimate.items()},
         peak_denoising_gib=round(denoise_gib, 2),
         peak_decoding_gib=round(decode_gib, 2),
-        peak_reserved_gib=round(found["reserved"], 2),
+        peak_reserved_gib=round(measured["reserved"], 2),
         step_s=round(step_s, 3),
         step_ms_a_frame=round(1e3 * step_s / frames, 2),
         decode_s=round(decode_s, 2),
         decode_ms_a_frame=round(1e3 * decode_s / frames, 1),
-        film_of_20_steps_s=round(20 * step_s + decode_s, 1),
+        video_of_20_steps_s=round(20 * step_s + decode_s, 1),
         wall_s=round(wall, 1),
     )
     if not args.toy:
         row["estimate_over_measured"] = dict(
-            denoising=round(said["denoising"] / denoise_gib, 3),
-            decoding=round(said["decoding"] / decode_gib, 3),
-            total=round(max(said["denoising"], said["decoding"]) / max(denoise_gib, decode_gib), 3),
+            denoising=round(estimate["denoising"] / denoise_gib, 3),
+            decoding=round(estimate["decoding"] / decode_gib, 3),
+            total=round(max(estimate["denoising"], estimate["decoding"]) / max(denoise_gib, decode_gib), 3),
         )
     return row
 
@@ -300,9 +300,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/generate_memory.json"))
     parser.add_argument("--limit", type=float, default=18.5, help="GiB that the allocator may give out")
-    parser.add_argument("--steps", type=int, default=3, help="denoising steps of each film")
+    parser.add_argument("--steps", type=int, default=3, help="denoising steps of each video")
     parser.add_argument(
-        "--context", default="attention", help="--context of films longer than the adapter; empty for none"
+        "--context", default="attention", help="--context of videos longer than the adapter; empty for none"
     )
     parser.add_argument("--only", nargs="*", help="rows")
     parser.add_argument("--toy", action="store_true")

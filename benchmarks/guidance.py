@@ -43,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=512)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=14, help="processes that read films")
+    parser.add_argument("--workers", type=int, default=14, help="processes that read videos")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/guidance.json"))
     args = parser.parse_args()

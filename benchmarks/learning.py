@@ -1,5 +1,5 @@
-"""Does it learn? The preset `toon-gpu` from several seeds; loss, held-out loss, and what the reader of the cartoon
-world says of sampled videos.
+"""Training curves of the preset `toon-gpu` from several seeds; loss, held-out loss, and what the reader of the cartoon
+world measures in sampled videos.
 
 python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500 | --cache CACHE] [--out
 benchmarks/results/learning.json] python -m tav_nb.toy.live CACHE --clips 4000 --num-frames 24 --size 128 --device cuda
@@ -41,8 +41,8 @@ def plain(value):
 
 
 class Scores:
-    """An `on_event` that keeps losses and, at each held-out loss, scores the average; asks for an end when the time is
-    up
+    """An `on_event` that keeps losses and, at each held-out loss, scores the average; ends the training after
+    `seconds`
     """
 
     def __init__(self, pipe, config, seconds, videos, workers, steps):

@@ -1,6 +1,6 @@
-"""At which noise does the adapter help? Clips of sealed scenes get noise of eight levels, and the UNet says once what
-lies under it, with the adapter and without. Clips under a still camera and clips that pan are counted apart, and so is
-the ground alone, which a still camera shows sixteen times and a panning one never twice in the same place.
+"""At which noise level does the adapter help? Clips of test scenes get noise of eight levels, and one UNet call
+predicts the clip, with the adapter and without. Clips with a still camera and clips that pan are evaluated separately,
+and so is the ground, which a still camera shows sixteen times and a panning one never twice at the same position.
 
 python benchmarks/levels.py [--clips 24] [--out benchmarks/results/tiny_levels.json]       two minutes on two cores
 """
@@ -26,11 +26,11 @@ SIGMAS = (0.3, 0.6, 1, 2, 4, 8, 16, 32)
 
 
 def clip_of(pipe, number, scene):
-    "Latents, what the UNet is told, and the latents [1, 1, h, w] that show nothing but ground in all frames"
+    "Latents, conditioning, and a mask [1, 1, h, w] of the latents that show only ground in all frames"
     clip = render(scene, FRAMES, SIZE, SIZE, truth=True)
     tokens, pooled = embed_captions(pipe, [caption(scene, 10**8 + number, complete=True)])
     ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).expand(FRAMES, 6)
-    told = dict(
+    conditioning = dict(
         encoder_hidden_states=tokens.expand(FRAMES, -1, -1),
         added_cond_kwargs=dict(text_embeds=pooled.expand(FRAMES, -1), time_ids=ids),
     )
@@ -38,15 +38,15 @@ def clip_of(pipe, number, scene):
         F.avg_pool2d(torch.from_numpy(clip.labels == LABELS.index("ground")).float()[:, None], 8).amin(0, keepdim=True)
         > 0.99
     )
-    return images_to_latents(pipe.vae, torch.from_numpy(clip.frames)), told, ground
+    return images_to_latents(pipe.vae, torch.from_numpy(clip.frames)), conditioning, ground
 
 
-def errors(pipe, z, told, ground, sigma, noise, on):
-    "Mean square of what the UNet says lies under the noise, less what does: everywhere, and in the ground"
+def errors(pipe, z, conditioning, ground, sigma, noise, on):
+    "Mean squared error of the clean latents that the UNet predicts: everywhere, and in the ground"
     a = alphas_cumprod("cpu")
     t = int(((1 - a) / a).sqrt().sub(sigma).abs().argmin())
     x = a[t].sqrt() * z + (1 - a[t]).sqrt() * noise
-    v = pipe.unet(x, t, **told, **(dict(num_frames=FRAMES) if on else {})).sample
+    v = pipe.unet(x, t, **conditioning, **(dict(num_frames=FRAMES) if on else {})).sample
     off = a[t].sqrt() * x - (1 - a[t]).sqrt() * v - z
     return off.square().mean().item(), off[ground.expand_as(off)].square().mean().item()
 
@@ -69,14 +69,14 @@ def main():
                     )[0]
                     for (i, _), (z, *_) in zip(chosen, clips)
                 ]
-                found = torch.tensor([errors(pipe, *clip, sigma, noise, on) for clip, noise in zip(clips, noises)])
+                measured = torch.tensor([errors(pipe, *clip, sigma, noise, on) for clip, noise in zip(clips, noises)])
                 rows.append(
                     dict(
                         camera=camera,
                         sigma=sigma,
                         adapter=on,
-                        error=found[:, 0].mean().item(),
-                        ground=found[:, 1].nanmean().item(),
+                        error=measured[:, 0].mean().item(),
+                        ground=measured[:, 1].nanmean().item(),
                     )
                 )
                 print(rows[-1], flush=True)

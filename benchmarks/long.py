@@ -1,4 +1,4 @@
-"""Films three times as long as the adapter's: windows inside the attention, over the predictions, plain extrapolation
+"""Videos three times as long as the adapter's: windows inside the attention, over the predictions, plain extrapolation
 and FreeNoise's shuffled noise, on the cartoon world.
 
     python benchmarks/long.py [--scenes 32] [--device cuda] [--rows ROW ...] [--out benchmarks/results/long.json]
@@ -6,21 +6,20 @@ and FreeNoise's shuffled noise, on the cartoon world.
 
 Rows of the same scenes and settings that are in the file already stay in it, so several processes can share the rows.
 
-Every row draws the same sealed scenes (never in training) from the same noise. Real clips stand beside them, drawn by
-the cartoon world itself: who walks out on one side comes in on the other, so even they do not score 1 everywhere. What
-is read, with 95 % intervals (Wilson for shares, 2000 bootstrap samples of scenes for means):
+Every row samples the same test scenes (never in training) from the same noise. Real clips are measured as well, drawn
+by the cartoon world itself: a character that leaves on one side enters on the other, so even they do not score 1
+everywhere. What is measured, with 95 % intervals (Wilson for shares, 2000 bootstrap samples of scenes for means):
 
 - adjacent: 1 - mean difference of neighbouring frames; warping: chapter 10's error along the flow; motion: the length
-  of that flow. A frozen film has the best of all: read them beside motion
-- identity: does the last third show the same hair, style, outfit and place as the first? asked for: are they the
+  of that flow. A frozen video has the best values: compare them only at similar motion
+- identity: does the last third show the same hair, style, outfit and place as the first? as_prompted: are they the
   caption's, in the last third?
-- direction: does each third in which anybody is seen go the way that the caption says? one third: the same of single
+- direction: does each third in which a character is found move in the caption's direction? third: the same of single
   thirds, so that chance does not count three times
-- seam: residual at the borders of windows (where one begins or ends) against elsewhere, chapter 10's score; middle: the
-  same half-way between borders; border: the one minus the other in
-  the same film, which is 0 where borders cannot be told from the middle. Rows without windows are asked at the borders
-  of `attention, overlap 12`
-- jitter: standard deviation of the second difference of the place, without those who are meant to jerk
+- window_border: residual at the borders of windows (where one begins or ends) against elsewhere, chapter 10's score;
+  middle: the same half-way between borders; border: the one minus the other in the same video, which is 0 where
+  borders do not differ from the middle. Rows without windows are measured at the borders of `attention, overlap 12`
+- jitter: standard deviation of the second difference of the position, without scenes held on twos and threes and dances
 - loop: residual from the last frame to the first against elsewhere
 """
 
@@ -77,8 +76,8 @@ def shuffled(latents, length, chunk, seed):
     return latents[frames[: len(latents)]]
 
 
-def film(pipe, text, seed, context, shuffle, args):
-    "One film, its seconds and its peak of memory in MiB"
+def sample_video(pipe, text, seed, context, shuffle, args):
+    "One video, its seconds and its peak of memory in MiB"
     start_latents, longest, cuda = (
         inference.start_latents,
         pipe.unet.temporal_config["max_frames"],
@@ -110,7 +109,7 @@ def halfway(at, num_frames):
 
 
 def speed(reading):
-    "Over the ground, without the step from one side of the picture to the other; nan where there is nobody"
+    "Over the ground, without the step from one side of the frame to the other; nan without a character"
     steps = np.diff(reading.position[:, 0])
     steps = steps[np.abs(steps) < 0.3]
     return (
@@ -126,37 +125,37 @@ def jitter(x):
 
 
 def figures(job):
-    "What is kept of one film"
+    "The figures of one video"
     import cv2
 
     scene, context, longest, frames = job
     cv2.setNumThreads(1)
     at = borders(len(frames), context, longest)
     scores = measure_video(frames, fps=8, windows=at)
-    found, residual, usual = scores.video, scores.per_pair["residual"], ~scores.per_pair["held"].astype(bool)
+    metrics, residual, usual = scores.video, scores.per_pair["residual"], ~scores.per_pair["held"].astype(bool)
     usual[np.array(at, int) - 1] = False  # pair t is frames t and t + 1
     middle = (
         residual[np.array(halfway(at, len(frames))) - 1].mean() / np.median(residual[usual]) if usual.any() else np.nan
     )
     thirds = [read_scene(part) for part in np.array_split(frames, 3)]
-    first, last, whole = thirds[0], thirds[-1], read_scene(frames)
+    first, last, reading = thirds[0], thirds[-1], read_scene(frames)
 
-    def looks(r):
+    def attributes(r):
         return (r.hair, r.style, r.outfit, r.background)
 
     ways = [speed(r) * np.sign(scene.speed) > 0.008 for r in thirds if np.isfinite(speed(r))] if scene.speed else []
     return dict(
-        adjacent=found["flickering"],
-        warping=found["warping_error"],
-        motion=found["motion"],
-        seam=found["seam"],
+        adjacent=metrics["flickering"],
+        warping=metrics["warping_error"],
+        motion=metrics["motion"],
+        window_border=metrics["window_border"],
         middle=float(middle),
-        border=float(found["seam"] - middle),
-        loop=found["loop_closure"],
-        jitter=jitter(whole.position[:, 0]) if scene.hold == 1 and scene.action != "dance" else np.nan,
-        drift=whole.drift,
-        identity=[looks(first) == looks(last)] if min(first.found, last.found) >= 0.5 else [],
-        asked=[looks(last) == looks(scene)] if last.found >= 0.5 else [],
+        border=float(metrics["window_border"] - middle),
+        loop=metrics["loop_closure"],
+        jitter=jitter(reading.position[:, 0]) if scene.hold == 1 and scene.action != "dance" else np.nan,
+        drift=reading.drift,
+        identity=[attributes(first) == attributes(last)] if min(first.found, last.found) >= 0.5 else [],
+        as_prompted=[attributes(last) == attributes(scene)] if last.found >= 0.5 else [],
         direction=[all(ways)] if ways else [],
         third=ways,
     )
@@ -171,11 +170,11 @@ def mean(values, samples=2000):
     return [float(values.mean()), *map(float, np.percentile(drawn, (2.5, 97.5))), len(values)]
 
 
-def row(found):
-    "Films' figures -> {name: [value, low, high, n]}"
+def row(rows):
+    "Videos' figures -> {name: [value, low, high, n]}"
     table = {}
-    for name, value in found[0].items():
-        values = [one[name] for one in found]
+    for name, value in rows[0].items():
+        values = [one[name] for one in rows]
         if isinstance(value, list):
             hits = [hit for some in values for hit in some]
             table[name] = [*wilson_interval(sum(hits), len(hits)), len(hits)] if hits else None
@@ -184,8 +183,8 @@ def row(found):
     return table
 
 
-def keep(path, about, name, found):
-    "Write a row beside those that were made alike"
+def keep(path, about, name, values):
+    "Add a row to those with the same settings"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(Path(tempfile.gettempdir(), "long.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -198,31 +197,27 @@ def keep(path, about, name, found):
             path,
             **about,
             **(dict(note=old["note"]) if alike and "note" in old else {}),
-            table={row: (rows | {name: found})[row] for row in ("real clips", *ROWS) if row in rows or row == name},
+            table={row: (rows | {name: values})[row] for row in ("real clips", *ROWS) if row in rows or row == name},
         )
 
 
-def brief(name, found):
-    def say(key):
-        return (
-            f"{key} -"
-            if not found.get(key)
-            else f"{key} {found[key][0]:.4f} ({found[key][1]:.4f} to {found[key][2]:.4f})"
-        )
+def brief(name, row):
+    def format_interval(key):
+        return f"{key} -" if not row.get(key) else f"{key} {row[key][0]:.4f} ({row[key][1]:.4f} to {row[key][2]:.4f})"
 
     return (
         f"{name:32} "
         + ", ".join(
             map(
-                say,
+                format_interval,
                 (
                     "adjacent",
                     "warping",
                     "motion",
-                    "seam",
+                    "window_border",
                     "border",
                     "identity",
-                    "asked",
+                    "as_prompted",
                     "direction",
                     "third",
                     "jitter",
@@ -230,7 +225,7 @@ def brief(name, found):
                 ),
             )
         )
-        + f", {found.get('seconds', 0):.1f} s"
+        + f", {row.get('seconds', 0):.1f} s"
     )
 
 
@@ -254,9 +249,9 @@ def main():
 
     out = args.out or (None if args.toy else Path("benchmarks/results/long.json"))
 
-    def add(name, films, context, **costs):
+    def add(name, videos, context, **costs):
         table[name] = (
-            row(pool.map(figures, [(scene, context, longest, frames) for scene, frames in zip(scenes, films)])) | costs
+            row(pool.map(figures, [(scene, context, longest, frames) for scene, frames in zip(scenes, videos)])) | costs
         )
         print(brief(name, table[name]), flush=True)
         about = dict(
@@ -280,12 +275,14 @@ def main():
             ROWS["attention, overlap 12"][0],
         )
         if args.device == "cuda":
-            film(pipe, texts[0], 0, *ROWS[args.rows[0]], args)  # kernels are chosen, memory is laid out
+            sample_video(pipe, texts[0], 0, *ROWS[args.rows[0]], args)  # kernels are chosen, memory is laid out
         for name in args.rows:
-            films, seconds, peaks = zip(*(film(pipe, text, i, *ROWS[name], args) for i, text in enumerate(texts)))
+            videos, seconds, peaks = zip(
+                *(sample_video(pipe, text, i, *ROWS[name], args) for i, text in enumerate(texts))
+            )
             add(
                 name,
-                films,
+                videos,
                 ROWS[name][0],
                 seconds=float(np.mean(seconds)),
                 peak_mib=max(peaks) if args.device == "cuda" else None,

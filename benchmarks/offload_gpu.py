@@ -6,7 +6,7 @@ through a stock pipeline, beside the same without offloading.
 
 For each way of offloading and each number of frames: the largest difference of a pixel (of 255, `generate`) and of a
 latent (the stock pipeline) from the video without offloading, and the peak of the GPU's memory. More frames than the
-adapter's 24 go through windows. A row whose call raised an error says so.
+adapter's 24 go through windows. A row whose call raised an error contains it.
 """
 
 import argparse
@@ -51,26 +51,26 @@ def by_hand(offload):
 
 def ways(folder, cuda):
     "`{name: function of (pipeline, device)}`"
-    leaves, blocks = dict(offload_type="leaf_level"), dict(offload_type="block_level", num_blocks_per_group=1)
-    found = {
+    leaf_level, blocks = dict(offload_type="leaf_level"), dict(offload_type="block_level", num_blocks_per_group=1)
+    methods = {
         "none": lambda pipe, device: pipe.to(device),
         "cpu_offload": by_hand(accelerate.cpu_offload),
         "disk_offload": lambda pipe, device: accelerate.disk_offload(
             pipe.to(device).unet, f"{folder}/accelerate", device
         ),
         "group, blocks": lambda pipe, device: grouped(pipe, device, **blocks),
-        "group, leaves": lambda pipe, device: grouped(pipe, device, **leaves),
+        "group, leaves": lambda pipe, device: grouped(pipe, device, **leaf_level),
         "group, leaves on disk": lambda pipe, device: grouped(
-            pipe, device, **leaves, offload_to_disk_path=f"{folder}/leaves"
+            pipe, device, **leaf_level, offload_to_disk_path=f"{folder}/leaves"
         ),
     }
     if cuda:
-        found["model"] = lambda pipe, device: pipe.enable_model_cpu_offload(device=device)
-        found["sequential"] = lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device)
-        found["group, leaves, stream"] = lambda pipe, device: grouped(pipe, device, **leaves, use_stream=True)
+        methods["model"] = lambda pipe, device: pipe.enable_model_cpu_offload(device=device)
+        methods["sequential"] = lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device)
+        methods["group, leaves, stream"] = lambda pipe, device: grouped(pipe, device, **leaf_level, use_stream=True)
     else:
-        found["model"] = by_hand(lambda part, device: accelerate.cpu_offload_with_hook(part, device))
-    return found
+        methods["model"] = by_hand(lambda part, device: accelerate.cpu_offload_with_hook(part, device))
+    return methods
 
 
 def both(pipe, frames, side, steps):

@@ -36,7 +36,7 @@ from tav_nb.training.losses import (
 )
 
 CLIPS, UNSEEN, FRAMES, AT, IDS = 1500, 64, 8, (200, 400, 600, 800, 950), torch.tensor([64.0, 64, 0, 0, 64, 64])
-ROWS = {  # name: (what learns, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)
+ROWS = {  # name: (what is trained, rate of Muon or None for Adam alone, rate of Adam, weight of the second loss)
     "adapter, Adam 1e-3": ("adapter", None, 1e-3, 0.0),
     "adapter, Adam 2e-3": ("adapter", None, 2e-3, 0.0),
     "adapter, Adam 4e-3": ("adapter", None, 4e-3, 0.0),
@@ -76,15 +76,15 @@ def some(clips, i):
 @torch.no_grad()
 def held_out(unet, clips):
     "`{t: [error, of frame differences]}` on the clips that were not seen, with fixed noise"
-    unseen, found, a, weights = some(clips, slice(CLIPS, None)), {}, alphas_cumprod("cpu"), loss_weights()
+    unseen, losses, a, weights = some(clips, slice(CLIPS, None)), {}, alphas_cumprod("cpu"), loss_weights()
     for t in AT:
         noise = correlated_noise(unseen["latents"].shape, "progressive", 1.0, torch.Generator().manual_seed(t))
         times = torch.full((UNSEEN,), t)
         noisy, target = noisy_and_target(unseen["latents"], noise, a, times, "v_prediction")
         error = predict_clips(unet, noisy, times, unseen) - target
         plain, both = clip_errors(error).mean(), clip_errors(error, 1.0).mean()
-        found[t] = [round(x.item() * weights[t].item(), 5) for x in (plain, both - plain)]
-    return found
+        losses[t] = [round(x.item() * weights[t].item(), 5) for x in (plain, both - plain)]
+    return losses
 
 
 def run(row, clips, steps):

@@ -1,10 +1,10 @@
-"""Time and memory of `tav score` on one large film, and which metric the time goes to.
+"""Time and memory of `tav score` on one large video, and which metric the time goes to.
 
     python benchmarks/score.py [--frames 72] [--side 1024] [--cores 2] [--out benchmarks/results/score.json]
 
-The film is drawn here and written as H.264. The command runs as a user would run it, in a process of its own on so many
-cores: once alone with a page, once with its three controls (Linux only: the peak of memory comes from /proc). Shares
-are taken in this process on the same cores; a metric's time has the flow only where it asks for a flow of its own.
+The video is drawn here and written as H.264. The command runs as a user would run it, in a process of its own on some
+cores: once with a page, once with its three controls as well (Linux only: the peak of memory comes from /proc). Shares
+are measured in this process on the same cores; a metric's time includes flow only where it computes its own flow.
 """
 
 import argparse
@@ -47,8 +47,8 @@ PARTS = {
 }
 
 
-def film(path, frames, side):
-    "A cartoon, drawn at half the size and given some grain, as H.264"
+def write_test_video(path, frames, side):
+    "A cartoon, drawn at half the size, with grain added, as H.264"
     small = render(random_scene(3), frames, side // 2, side // 2).frames
     grain = np.random.default_rng(0).integers(-6, 7, (side, side, 1), dtype=np.int16)
     large = [
@@ -108,7 +108,7 @@ class Clock:
             Clock.inside[-1] += took
 
 
-def shares(path):
+def time_parts(path):
     "Seconds and shares of reading and of each metric, then of the page"
     start = time.perf_counter()
     read = score.load_video(path)
@@ -138,9 +138,9 @@ def main():
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     with tempfile.TemporaryDirectory() as folder:
-        path = film(Path(folder) / "film.mp4", args.frames, args.side)
-        runs = {"alone": command(path, folder), "with controls": command(path, folder, "--controls")}
-        parts = shares(path)
+        path = write_test_video(Path(folder) / "video.mp4", args.frames, args.side)
+        runs = {"without controls": command(path, folder), "with controls": command(path, folder, "--controls")}
+        parts = time_parts(path)
     result = dict(
         command=f"python {' '.join(sys.argv)}",
         frames=args.frames,

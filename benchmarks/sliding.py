@@ -34,31 +34,33 @@ def main():
         for name, (s, c, layers) in LAYERS.items():
             torch.manual_seed(0)
             layer = TemporalSelfAttention(c, c // 64).to("cuda", torch.float16).requires_grad_(False)
-            said = tuple(torch.randn(1, frames, s, c, device="cuda", dtype=torch.float16) for _ in range(3))
+            qkv = tuple(torch.randn(1, frames, s, c, device="cuda", dtype=torch.float16) for _ in range(3))
             row = dict(
                 frames=frames,
                 windows=len(windows.starts),
                 layer=name,
                 layers=layers,
-                floor_ms=round(4 * said[0].nbytes / rate * 1e3, 4),
+                floor_ms=round(4 * qkv[0].nbytes / rate * 1e3, 4),
             )
 
-            def attend(said, layer):
-                layer.to_qkv.__class__ = Given  # the projections are the same in both, so they are no part of it
-                Given.said = said
-                return layer.attend_windows(windows, said[0])
+            def attend(qkv, layer):
+                layer.to_qkv.__class__ = (
+                    FixedProjection  # the projections are the same in both, so they are no part of it
+                )
+                FixedProjection.qkv = qkv
+                return layer.attend_windows(windows, qkv[0])
 
             with patch.object(tav_nb.models.temporal_attention, "can_fuse_windows", lambda *_: False):
-                exact = attend(tuple(x[:, :, :64].double() for x in said), layer.double())
+                exact = attend(tuple(x[:, :, :64].double() for x in qkv), layer.double())
             layer.half()
             for kind, can in (("kernel", True), ("one by one", False)):
                 with patch.object(tav_nb.models.temporal_attention, "can_fuse_windows", lambda *_: can):
-                    found = attend(said, layer)
-                    row[f"{kind}_ms"] = milliseconds(partial(attend, said, layer))
-                row[f"{kind}_error"] = ((found[:, :, :64].double() - exact).norm() / exact.norm()).item()
+                    output = attend(qkv, layer)
+                    row[f"{kind}_ms"] = milliseconds(partial(attend, qkv, layer))
+                row[f"{kind}_error"] = ((output[:, :, :64].double() - exact).norm() / exact.norm()).item()
             rows.append(row)
             print(row, flush=True)
-            del said, layer, found, exact
+            del qkv, layer, output, exact
     atomic_write(
         args.out,
         json.dumps(
@@ -75,11 +77,11 @@ def main():
     )
 
 
-class Given(tav_nb.models.temporal_attention.Linear):
+class FixedProjection(tav_nb.models.temporal_attention.Linear):
     "A projection whose answer is there already, but for the positions"
 
     def forward(self, x, parts=1, gate=None, positions=None):
-        return self.said, F.linear(positions, self.weight).chunk(parts, dim=-1)
+        return self.qkv, F.linear(positions, self.weight).chunk(parts, dim=-1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""From which noise on is a film lost? Real clips of walkers get the noise of one of the twenty steps and are sampled
-from there: at first the noise hides nothing, at last all but everything. Then films from nothing but noise, and the
-same films sent back to the first step, noise over them, once and twice.
+"""At which noise level does a sampled video stop following its start? Real clips of walkers get the noise of one of the
+twenty steps and are sampled from there. Then videos are sampled from pure noise, and the same videos get the noise of
+the first step and are sampled again, once and twice.
 
 python benchmarks/start.py [--clips 10] [--out benchmarks/results/tiny_start.json]       a quarter of an hour on two
 cores
@@ -28,8 +28,8 @@ from tav_nb.toy.training_data import embed_captions, images_to_latents, latents_
 STEPS = 20
 
 
-class Films:
-    "Films of sealed scenes from step `first` on, whose start shows some latents through the noise"
+class VideoSampler:
+    "Samples videos of test scenes from step `first` on, starting from latents with noise added"
 
     def __init__(self, pipe):
         self.pipe = pipe
@@ -40,8 +40,8 @@ class Films:
         return scheduler
 
     @torch.no_grad()
-    def film(self, number, scene, noise, latents=None, first=0):
-        "Latents of the film; from noise alone if there are no latents to begin with"
+    def sample(self, number, scene, noise, latents=None, first=0):
+        "Latents of the video; from pure noise without `latents`"
         scheduler = self.scheduler()
         tokens, pooled = embed_captions(self.pipe, [caption(scene, 10**8 + number, complete=True)])
 
@@ -66,17 +66,17 @@ class Films:
         return z
 
 
-def row(pipe, scenes, films, **what):
-    "What the reader says of films of some scenes"
-    readings = [read_scene(latents_to_images(pipe.vae, z).numpy()) for z in films]
+def row(pipe, scenes, videos, **what):
+    "Jitter, drift and direction that the reader measures in videos of some scenes"
+    readings = [read_scene(latents_to_images(pipe.vae, z).numpy()) for z in videos]
     right = [r.speed * scene.speed > 0 and abs(r.speed) > 0.01 for r, (_, scene) in zip(readings, scenes)]
-    found = what | dict(
+    figures = what | dict(
         jitter=float(np.nanmean([r.jitter for r in readings])),
         drift=float(np.mean([r.drift for r in readings])),
         direction=float(np.mean(right)),
     )
-    print(found, flush=True)
-    return found
+    print(figures, flush=True)
+    return figures
 
 
 def main():
@@ -84,11 +84,11 @@ def main():
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_start.json"))
     args, pipe = parser.parse_args(), load_tiny(EMBEDDED)
-    meta, films = load_adapter(pipe.unet, EMBEDDED_ADAPTER), Films(pipe)
+    meta, sampler = load_adapter(pipe.unet, EMBEDDED_ADAPTER), VideoSampler(pipe)
     scenes = [(i, scene) for i, scene in enumerate(scenes_for_tests(512)) if scene.speed and scene.hold == 1][
         : args.clips
     ]
-    noise, sigmas = start_noise(scenes[-1][0] + 1, meta["noise"], meta["noise_strength"]), films.scheduler().sigmas
+    noise, sigmas = start_noise(scenes[-1][0] + 1, meta["noise"], meta["noise_strength"]), sampler.scheduler().sigmas
 
     clips = [
         images_to_latents(pipe.vae, torch.from_numpy(render(scene, FRAMES, SIZE, SIZE).frames)) for _, scene in scenes
@@ -97,13 +97,13 @@ def main():
         row(
             pipe,
             scenes,
-            [films.film(i, scene, noise[i], z, first) for (i, scene), z in zip(scenes, clips)],
+            [sampler.sample(i, scene, noise[i], z, first) for (i, scene), z in zip(scenes, clips)],
             step=first,
             sigma=round(sigmas[first].item(), 3),
         )
         for first in (0, 2, 4, 6, 8, 10, 12, 14, 16, 19)
     ]
-    own = [films.film(i, scene, noise[i]) for i, scene in scenes]
+    own = [sampler.sample(i, scene, noise[i]) for i, scene in scenes]
     again = [row(pipe, scenes, own, times=0)]
     for times in (1, 2):
         other = [
@@ -112,7 +112,7 @@ def main():
             )[0]
             for (i, _), z in zip(scenes, own)
         ]
-        own = [films.film(i, scene, n, z) for (i, scene), n, z in zip(scenes, other, own)]
+        own = [sampler.sample(i, scene, n, z) for (i, scene), n, z in zip(scenes, other, own)]
         again.append(row(pipe, scenes, own, times=times))
     args.out.write_text(
         json.dumps(

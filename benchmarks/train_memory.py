@@ -7,7 +7,7 @@ and measurement side by side.
 
 The first row comes alone; with --gpus 0 1 ... a training on two of them with `accelerate launch`, and on four, comes
 next (--only seed GPUs: nothing else but those), and then a queue for each GPU. In a queue one row computes while the
-next one loads; --alone: one after the other.
+next one loads; --sequential: one after the other.
 """
 
 import argparse
@@ -178,15 +178,15 @@ def watched(how, update, train_state, *args):
             max(old, new)
             for old, new in zip(getattr(watched, "most", (0, 0)), (torch.cuda.memory_reserved(), total - free))
         ]
-        put(
+        write_row(
             Path(os.environ["PROFILE"]).with_suffix(".reserved"),
             dict(zip(("reserved_gib", "card_gib"), (round(size / 2**30, 2) for size in watched.most))),
         )
     return out
 
 
-def put(path, found):
-    path.with_suffix(".part").write_text(json.dumps(found))
+def write_row(path, row):
+    path.with_suffix(".part").write_text(json.dumps(row))
     path.with_suffix(".part").replace(path)
 
 
@@ -198,12 +198,12 @@ def profiled(update, train_state, *args):
     sync()
     with profile(
         activities=[ProfilerActivity.CUDA if train_state.device.type == "cuda" else ProfilerActivity.CPU]
-    ) as found:
+    ) as profiler:
         out = update(train_state, *args)
         sync()
     kernels = [
         event
-        for event in found.events()
+        for event in profiler.events()
         if train_state.device.type == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA
     ]
     spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
@@ -213,7 +213,7 @@ def profiled(update, train_state, *args):
     names = {}
     for event in kernels:
         names[event.name[:110]] = names.get(event.name[:110], 0) + event.time_range.elapsed_us() / 1e3
-    put(
+    write_row(
         Path(os.environ["PROFILE"]),
         dict(
             idle_share=1 - busy / (until - spans[0][0]),
@@ -307,7 +307,7 @@ def settings(model, changes, args):
 
 
 def run_row(config, cache, out, args, variant="", gpus=(0,)):
-    "One run of the command, ended after the last update, before its checkpoint; what it said and what it needed"
+    "One run of the command, ended after the last update, before its checkpoint; its estimate and what was measured"
     words = []
     for name in TrainConfig.__dataclass_fields__:
         value = getattr(config, name)
@@ -372,26 +372,26 @@ def run_row(config, cache, out, args, variant="", gpus=(0,)):
         os.killpg(process.pid, 9)
     except ProcessLookupError:
         pass
-    said, found = process.communicate()[0], lines()
-    if len(found) < config.steps:
-        return dict(failed=" ".join(said.replace(f"{out.parent}/", "").split())[-600:])
-    seconds = min(line["seconds"] for line in found[1:])
+    output, updates = process.communicate()[0], lines()
+    if len(updates) < config.steps:
+        return dict(failed=" ".join(output.replace(f"{out.parent}/", "").split())[-600:])
+    seconds = min(line["seconds"] for line in updates[1:])
     estimate = json.loads((out / "run.json").read_text())["estimated_gib"]
-    taken = out.parent / f"{out.name}.reserved"
+    reserved = out.parent / f"{out.name}.reserved"
     row = dict(
-        peak_allocated_gib=round(found[-1]["gib"], 2),
+        peak_allocated_gib=round(updates[-1]["gib"], 2),
         milliseconds_a_micro_step=round(1e3 * seconds / config.accumulation, 1),
         seconds_an_update=round(seconds, 3),
         wall_s=round(time.perf_counter() - start, 1),
     )
     if variant not in ("autocast", "profile"):
         row |= dict(
-            estimated_gib=round(estimate, 2), estimate_over_measured=round(estimate / found[-1]["gib"], 3)
-        )  # the estimate knows no autocast
-    if taken.exists():
-        row |= json.loads(taken.read_text())
-    if "cannot be recorded" in said:
-        row["not_recorded"] = said.split("cannot be recorded")[1].splitlines()[0][:200]
+            estimated_gib=round(estimate, 2), estimate_over_measured=round(estimate / updates[-1]["gib"], 3)
+        )  # the estimate does not include autocast
+    if reserved.exists():
+        row |= json.loads(reserved.read_text())
+    if "cannot be recorded" in output:
+        row["not_recorded"] = output.split("cannot be recorded")[1].splitlines()[0][:200]
     if variant == "profile":
         row = json.loads(profile.read_text())
     return row
@@ -438,11 +438,11 @@ def in_queues(names, caches, model, home, args, write):
                 return
             side, changes, variant = ROWS[name]
             if changes.get("optimizer") == "adamw8bit" and not find_spec("torchao"):
-                found = dict(failed="torchao is not installed")
+                row = dict(failed="torchao is not installed")
             elif args.toy and (changes.keys() & {"compile", "dtype"} or changes.get("optimizer") == "adamw8bit"):
                 continue
             else:
-                found = run_row(
+                row = run_row(
                     settings(model, changes, args),
                     caches[side],
                     home / f"run-{''.join(filter(str.isalnum, name))}",
@@ -450,12 +450,12 @@ def in_queues(names, caches, model, home, args, write):
                     variant,
                     (gpu,),
                 )
-            write(name, found)
+            write(name, row)
 
     workers = [
         threading.Thread(target=work, args=(gpu,))
         for gpu in args.gpus
-        for _ in range(1 if args.toy or args.alone else 2)
+        for _ in range(1 if args.toy or args.sequential else 2)
     ]
     for worker in workers:
         worker.start()
@@ -475,7 +475,7 @@ def main():
     parser.add_argument("--only", nargs="*", help="rows")
     parser.add_argument("--gpus", type=int, nargs="*", default=[0], help="which (default: 0)")
     parser.add_argument(
-        "--alone",
+        "--sequential",
         action="store_true",
         help="rows one after the other on the first GPU: nothing loads while something computes",
     )
@@ -489,10 +489,10 @@ def main():
         rows=rows,
     )
 
-    def write(name=None, found=None):
+    def write(name=None, row=None):
         if name:
-            rows[name] = found
-            print(f"[{time.time() - start:.0f}]", name, found, flush=True)
+            rows[name] = row
+            print(f"[{time.time() - start:.0f}]", name, row, flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         part = args.out.with_suffix(".part")
         part.write_text(json.dumps(result, indent=1) + "\n")
@@ -520,7 +520,7 @@ def main():
         for count, name in ((2, "two GPUs"), (4, "four GPUs")) if not args.only or "GPUs" in args.only else ():
             if len(args.gpus) < count:
                 continue
-            found = run_row(
+            row = run_row(
                 replace(settings(model, dict(offload_optimizer=True), args), accumulation=args.accumulation // count),
                 caches[768],
                 home / f"run-{count}",
@@ -528,9 +528,9 @@ def main():
                 "",
                 args.gpus[:count],
             )
-            if "seconds_an_update" in found and "seconds_an_update" in rows.get("seed", {}):
-                found |= dict(times_as_fast=round(rows["seed"]["seconds_an_update"] / found["seconds_an_update"], 3))
-            write(name, found)
+            if "seconds_an_update" in row and "seconds_an_update" in rows.get("seed", {}):
+                row |= dict(times_as_fast=round(rows["seed"]["seconds_an_update"] / row["seconds_an_update"], 3))
+            write(name, row)
         in_queues(names[1:], caches, model, home, args, write)
         for name, (side, changes) in ESTIMATED.items() if not args.only else ():
             write(

@@ -20,7 +20,7 @@ def run(begin: Callable[[], None] = lambda: None) -> int:
             begin()
             from tav_nb.cli.main import main
         except BaseException:
-            if not signals.asked:
+            if not signals.requested:
                 raise
             signals.ending = True
             print("tav: interrupted; nothing was written", file=sys.stderr)

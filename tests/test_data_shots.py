@@ -304,7 +304,7 @@ def test_at_most_one_clip_and_its_overlap_are_in_memory():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #037722e1
-def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_only_where_it_is_whole():
+def test_a_damaged_file_is_reported_with_figures_and_never_used_a_scratched_one_only_where_it_is_intact():
     frames = np.concatenate([shot(i, 48, 1, 0.01) for i in range(6)])
     with tempfile.TemporaryDirectory() as folder:
         path = write_video(frames[:96], Path(folder) / "video.webm", 24)

@@ -297,7 +297,7 @@ def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_
     )
     assert np.isnan(found.per_frame["smoothness"]).tolist() == [True, False, True, False, True, True]
     residual = found.per_pair["residual"]
-    assert math.isclose(found.video["seam"], residual[2] / np.median(residual[[0, 1, 3, 4]]))
+    assert math.isclose(found.video["window_border"], residual[2] / np.median(residual[[0, 1, 3, 4]]))
     assert math.isclose(
         found.video["loop_closure"],
         warping_error(frames[-1], frames[0], dis_flow(frames[-1], frames[0])) / np.median(residual),
@@ -313,7 +313,7 @@ def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #1f6cb589
-def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_is_not():
+def test_a_jump_at_a_window_border_and_a_loop_that_does_not_close_are_measured_a_loop_that_closes_is_not():
     def turn(t):
         return cv2.warpAffine(
             cartoon(3).frames[0],
@@ -324,12 +324,12 @@ def test_a_seam_and_a_loop_that_does_not_close_are_heard_and_a_loop_that_closes_
 
     loop = np.stack([turn(t) for t in range(8)])
     assert 0.3 < measure_video(loop).video["loop_closure"] < 2 < measure_video(cartoon(3).frames).video["loop_closure"]
-    seamed = np.concatenate([loop, np.clip(loop.astype(int) + 20, 0, 255).astype(np.uint8)])
+    jumping = np.concatenate([loop, np.clip(loop.astype(int) + 20, 0, 255).astype(np.uint8)])
     assert (
-        measure_video(seamed, windows=[8]).video["seam"] > 3
-        and measure_video(seamed, windows=[4, 12]).video["seam"] < 2
+        measure_video(jumping, windows=[8]).video["window_border"] > 3
+        and measure_video(jumping, windows=[4, 12]).video["window_border"] < 2
     )
-    assert math.isnan(measure_video(loop).video["seam"])
+    assert math.isnan(measure_video(loop).video["window_border"])
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #d3208975

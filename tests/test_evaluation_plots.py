@@ -60,7 +60,7 @@ def test_a_wipe_has_the_left_of_one_and_the_right_of_the_other():
         and (wipe_images(a[0], b[0], 0.3)[:, 3:] == 200).all()
         and (wipe_images(a[0], b[0], 1) == 0).all()
     )
-    axes = plot_compare(a, b, share=0.2, count=9)
+    axes = plot_compare(a, b, fraction=0.2, count=9)
     assert (
         axes.shape == (3, 4)
         and (axes[1, 0].images[0].get_array() == wipe_images(a[0], b[0], 0.2)).all()

@@ -221,7 +221,7 @@ def test_the_table_has_a_number_for_each_video_and_metric_in_blocks_that_fit():
     assert row[-1] == "low" and [float(x) for x in row[1:4]] == [
         round(one.scores.video["warping_error"], 4) for one in table.values()
     ]
-    assert not any(line.startswith(("tof", "seam")) for line in lines) and "-" in next(
+    assert not any(line.startswith(("tof", "window_border")) for line in lines) and "-" in next(
         line for line in lines if line.startswith("loop_closure")
     )
     assert "frozen.webp" in lines[-1] and "still" in lines[-1] and "disordered" in lines[-2] and "in order" in lines[-3]

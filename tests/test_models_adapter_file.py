@@ -292,7 +292,7 @@ def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
         )
         assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "bare.safetensors")
         assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "odd.safetensors")
-        assert "does not say base" in refusal(tiny_unet(), Path(place) / "half.safetensors")
+        assert "lacks base" in refusal(tiny_unet(), Path(place) / "half.safetensors")
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #712d1eb7

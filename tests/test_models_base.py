@@ -24,9 +24,9 @@ from tav_nb.models.base import (
     check_prompt,
     find_model,
     hub_file,
-    known_words,
     load_pipeline,
     note_unread_words,
+    vocabulary_words,
 )
 from tav_nb.models.messages import Note, quiet
 from tav_nb.models.model_files import ModelError, only_variant
@@ -682,7 +682,7 @@ def test_what_a_prompt_says_in_vain_is_named():
 # %% ../nbs/6_making_videos/14_models.ipynb #4d019de4
 def test_every_word_that_is_called_known_is_one_token_in_both_tokenizers():
     pipe = load_pipeline()
-    words = known_words(pipe)
+    words = vocabulary_words(pipe)
     assert len(words) > 100 and {"girl", "pink", "walks"} <= set(words)
     for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
         for word in words:
@@ -692,4 +692,4 @@ def test_every_word_that_is_called_known_is_one_token_in_both_tokenizers():
         def get_vocab(self):
             return self
 
-    assert known_words(SimpleNamespace(tokenizer=Smaller({"girl</w>": 0, "boy": 1}))) == ["girl"]
+    assert vocabulary_words(SimpleNamespace(tokenizer=Smaller({"girl</w>": 0, "boy": 1}))) == ["girl"]

@@ -17,10 +17,10 @@ def test_the_vocabulary_that_ships_beside_the_tiny_model_is_that_of_the_captions
 
 # %% ../nbs/1_first_video/93_captions.ipynb #69937eb0
 def test_captions_hold_no_word_outside_the_vocabulary():
-    known_words = set(vocabulary())
+    vocabulary_words = set(vocabulary())
     for seed in range(3000):
         words_ = re.findall(r"[^\W_]+", caption(random_scene(seed % 500), seed).lower())
-        assert words_ and set(words_) <= known_words, f"{set(words_) - known_words} is not in the vocabulary"
+        assert words_ and set(words_) <= vocabulary_words, f"{set(words_) - vocabulary_words} is not in the vocabulary"
 
 
 # %% ../nbs/1_first_video/93_captions.ipynb #36e37dd8

@@ -33,5 +33,5 @@ def test_frames_are_deinterlaced_although_their_size_changes():
     for height, count, fields in (144, 24, "interlaced"), (144, 5, ""), (142, 24, ""):
         detector = FieldDetector(25)
         for frame in woven(height, 192, count):
-            detector.look(frame)
+            detector.add_frame(frame)
         assert detector.fields == fields, (height, count)

@@ -22,15 +22,15 @@ from tav_nb.utils.notebook_tests import (
     as_function,
     drop_widgets,
     early_names,
+    images_similar,
     imported_names,
-    looks_same,
     merge_imports,
     needed_names,
     palette_png,
     rebase_links,
     render_readme,
     run_captured,
-    shrink_pictures,
+    shrink_images,
 )
 
 
@@ -334,7 +334,7 @@ def test_widgets_leave_a_notebook_and_their_images_stay():
 def test_an_image_gets_a_palette_that_nobody_sees_and_keeps_it():
     new = palette_png(png(plot()))
     with Image.open(io.BytesIO(new)) as image:
-        assert image.mode == "P" and looks_same(plot().convert("RGB"), image.convert("RGB"))
+        assert image.mode == "P" and images_similar(plot().convert("RGB"), image.convert("RGB"))
     assert len(new) < 0.9 * len(png(plot())) and palette_png(new) == new
 
 
@@ -355,9 +355,9 @@ def test_a_small_thing_of_another_colour_is_not_the_same():
     for size, same in ((1, True), (8, False)):
         other = white.copy()
         other.paste("red", (80, 80, 80 + size, 80 + size))
-        assert looks_same(white, other) == same
+        assert images_similar(white, other) == same
     grey = Image.new("RGB", (256, 256), (250, 250, 250))
-    assert not looks_same(white, grey), "nor is a faint veil over everything"
+    assert not images_similar(white, grey), "nor is a faint veil over everything"
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #0f32edaf
@@ -376,9 +376,9 @@ def test_the_images_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
         ]
         write_nb(notebook, path)
         before = read_nb(path)
-        shrink_pictures(folder)
+        shrink_images(folder)
         after, text = read_nb(path), path.read_text()
-        shrink_pictures(folder)
+        shrink_images(folder)
         assert text == path.read_text() and said.getvalue().count("01_one.ipynb") == said.getvalue().count("\n") == 1
         new = after.cells[-1].outputs[0].data.pop("image/png")
         assert base64.b64decode(new) == palette_png(png(plot())) and new.endswith("\n")

@@ -42,7 +42,7 @@ with interruptible() as state:
         end = time.monotonic() + 30
         while time.monotonic() < end: pass
         sys.exit("nobody stopped it")
-    except KeyboardInterrupt: sys.exit(130 if state.asked else 1)
+    except KeyboardInterrupt: sys.exit(130 if state.requested else 1)
 """
     for number in (signal.SIGINT, signal.SIGTERM):
         for words in ((), ("in a destructor",)):

@@ -3,8 +3,8 @@ saved.
 
     python benchmarks/faults/adapter_files.py [--count 150] [--seed 0]
 
-In one process, with a small UNet of random weights. An outcome "silent" means that something else than what was saved
-was taken.
+In one process, with a small UNet of random weights. The outcome "silent" means that other values than the saved ones
+were loaded.
 """
 
 import json
@@ -226,33 +226,33 @@ DAMAGES = dict(
 
 
 def judge(unet, path, tensors, about, kind):
-    "How a file was taken: `dict(outcome=..., seconds=..., said=...)`"
+    "Outcome of loading a file: `dict(outcome=..., seconds=..., message=...)`"
     start = time.monotonic()
     try:
-        found = load_adapter(unet, path)
-        same = {name: value for name, value in found.items() if name in about} == about
+        metadata = load_adapter(unet, path)
+        same = {name: value for name, value in metadata.items() if name in about} == about
         state = temporal_state_dict(unet)
         same = (
             same
             and state.keys() == tensors.keys()
             and all(torch.equal(state[key].double(), value.double()) for key, value in tensors.items())
         )
-        outcome, said = ("done" if same else "silent"), ""
+        outcome, message = ("done" if same else "silent"), ""
     except AdapterError as error:
-        said = str(error)
+        message = str(error)
         outcome = (
             "wordy"
-            if "\n" in said or "\x1b" in said or len(said) > 1000
+            if "\n" in message or "\x1b" in message or len(message) > 1000
             else "silent"
             if temporal_modules(unet)
             else "refused"
         )
         outcome = "over-careful" if kind == "foreign" else outcome
     except Exception as error:  # what the table is about
-        outcome, said = "traceback", f"{type(error).__name__}: {error}"
+        outcome, message = "traceback", f"{type(error).__name__}: {error}"
     remove_temporal(unet)
     seconds = round(time.monotonic() - start, 2)
-    return dict(outcome="hang" if seconds > 60 else outcome, seconds=seconds, said=said[-300:])
+    return dict(outcome="hang" if seconds > 60 else outcome, seconds=seconds, message=message[-300:])
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Runs a command within bounds of time and memory and says how it ended; records a table of what was tried. The scripts
+"""Runs a command within bounds of time and memory and returns its outcome; records a table of all cases. The scripts
 beside this file use it.
 
 An injection survives if the command did what it should ("done", exit code 0) or refused in one line ("refused", exit
@@ -28,7 +28,7 @@ import tav_nb
 
 RESULTS = Path(__file__).parents[1] / "results"
 TAV = (sys.executable, "-c", "import sys; from tav_nb.cli.main import main; sys.exit(main())")
-PROGRESS = ("needs ", "warning: ", "note: ")  # lines of `tav: ...` that are said beside an error and are none
+PROGRESS = ("needs ", "warning: ", "note: ")  # lines of `tav: ...` that are printed beside an error and are none
 
 
 def tree_memory(process):
@@ -150,7 +150,7 @@ def record(path, rows, packages=("torch", "diffusers", "transformers", "av", "nu
     return not faults
 
 
-COUNTS = "count", "commands", "folders", "kills", "kills_of_two"  # options that say how many cases are tried
+COUNTS = "count", "commands", "folders", "kills", "kills_of_two"  # options for the number of cases
 QUICK = 3
 
 

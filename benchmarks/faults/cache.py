@@ -36,18 +36,18 @@ from tav_nb.utils.video_writer import write_video
 FILES = "clip", "_empty.npz", "record", "cache.json", "manifest.parquet"
 
 
-def make_films(folder, count=3):
+def make_videos(folder, count=3):
     folder.mkdir()
     for seed in range(count):
         scene = replace(random_scene(seed), hold=1)
-        write_video(render(scene, 12, 64, 64).frames, folder / f"film{seed}.mp4", fps=12)
-        (folder / f"film{seed}.txt").write_text(caption(scene, seed))
+        write_video(render(scene, 12, 64, 64).frames, folder / f"video{seed}.mp4", fps=12)
+        (folder / f"video{seed}.txt").write_text(caption(scene, seed))
 
 
 def flipped(data, rng):
     data = bytearray(data)
-    for place in rng.integers(len(data), size=rng.integers(1, 4)):
-        data[place] ^= 1 << rng.integers(8)
+    for index in rng.integers(len(data), size=rng.integers(1, 4)):
+        data[index] ^= 1 << rng.integers(8)
     return bytes(data)
 
 
@@ -132,23 +132,23 @@ def json_changed(data, rng, change):
     value = json.loads(data)
     paths = [path for path in json_paths(value) if path]
     *outer, last = paths[rng.integers(len(paths))]
-    place = value
+    container = value
     for key in outer:
-        place = place[key]
-    change(place, last)
+        container = container[key]
+    change(container, last)
     return json.dumps(value, ensure_ascii=False).encode()
 
 
 def json_other_type(data, rng):
-    def change(place, key):
+    def change(container, key):
         others = [None, 7, -1e300, "text", [], {}, True, [[]], {"a": {}}, "../../x", "\x1b[31m"]
-        place[key] = others[rng.integers(len(others))]
+        container[key] = others[rng.integers(len(others))]
 
     return json_changed(data, rng, change)
 
 
 def json_without(data, rng):
-    return json_changed(data, rng, lambda place, key: place.pop(key))
+    return json_changed(data, rng, lambda container, key: container.pop(key))
 
 
 def json_nested(data, rng):
@@ -226,15 +226,15 @@ def batches(folder, pipe):
 
 
 def reads(folder, pipe, expected):
-    "How reading a damaged cache ends, and what it said"
+    "Outcome of reading a damaged cache, and its message"
     try:
-        found = batches(folder, pipe)
+        loaded = batches(folder, pipe)
     except ValueError as error:
         return ("refused", "") if "\n" not in str(error) and str(folder) in str(error) else ("wordy", str(error))
     except Exception as error:
         return "traceback", f"{type(error).__name__}: {error}"
-    same = len(found) == len(expected) and all(
-        torch.equal(a[name], b[name]) for a, b in zip(found, expected) for name in b
+    same = len(loaded) == len(expected) and all(
+        torch.equal(a[name], b[name]) for a, b in zip(loaded, expected) for name in b
     )
     return ("done", "") if same else ("silent", "other batches")
 
@@ -245,24 +245,24 @@ def repairs(folder, work, good):
         work(folder)
     except Exception as error:
         return "traceback" if not isinstance(error, ValueError) else "lost", f"{type(error).__name__}: {error}"
-    found = folder_bytes(folder)
-    wrong = [name for name in sorted(good.keys() | found.keys()) if good.get(name) != found.get(name)]
+    repaired = folder_bytes(folder)
+    wrong = [name for name in sorted(good.keys() | repaired.keys()) if good.get(name) != repaired.get(name)]
     return ("lost", f"differ: {wrong}") if wrong else ("done", "")
 
 
 def main():
     args = options(__doc__, "cache", count=120, commands=4)
     rows, rng, process = [], np.random.default_rng(args.seed), psutil.Process()
-    with tempfile.TemporaryDirectory() as place, quiet():
-        place = Path(place)
-        make_films(place / "films")
-        pipe, items = load_pipeline(), open_source(place / "films")
+    with tempfile.TemporaryDirectory() as home, quiet():
+        home = Path(home)
+        make_videos(home / "videos")
+        pipe, items = load_pipeline(), open_source(home / "videos")
 
         def work(folder):
             return prepare(items, folder, pipe, options=EncodeOptions(64))
 
-        work(place / "good")
-        good, expected = folder_bytes(place / "good"), batches(place / "good", pipe)
+        work(home / "good")
+        good, expected = folder_bytes(home / "good"), batches(home / "good", pipe)
         kinds = [(file, damage) for file in FILES for damage in DAMAGES[file]]
 
         def damaged(number):
@@ -273,7 +273,7 @@ def main():
                 if name == file or name.startswith(dict(clip="clips/", record="records/").get(file, "-"))
             ]
             name = names[rng.integers(len(names))]
-            folder = Path(shutil.copytree(place / "good", place / f"cache{number}"))
+            folder = Path(shutil.copytree(home / "good", home / f"cache{number}"))
             (folder / name).write_bytes(DAMAGES[file][damage](good[name], rng))
             return folder, f"{file}, {damage}"
 
@@ -284,13 +284,13 @@ def main():
                 ("prepare", lambda folder: repairs(folder, work, good)),
             ):
                 start = time.monotonic()
-                outcome, said = work_of(folder)
+                outcome, message = work_of(folder)
                 rows.append(
                     dict(
                         kind=f"{how}: {kind}",
                         outcome=outcome,
                         number=number,
-                        said=said,
+                        message=message,
                         seconds=round(time.monotonic() - start, 2),
                         gib=round(process.memory_info().rss / 2**30, 2),
                     )
@@ -302,7 +302,7 @@ def main():
                 *TAV,
                 "train",
                 folder,
-                place / f"run{number}",
+                home / f"run{number}",
                 "--steps",
                 "1",
                 "--lengths",
@@ -311,10 +311,10 @@ def main():
                 "0",
             ]
             first = run_bounded(train)
-            again = run_bounded([*TAV, "prepare", place / "films", folder, "--resolution", "64"])
+            again = run_bounded([*TAV, "prepare", home / "videos", folder, "--resolution", "64"])
             if again["outcome"] == "done":
-                found = folder_bytes(folder)
-                again["outcome"] = "done" if all(found.get(name) == data for name, data in good.items()) else "lost"
+                files = folder_bytes(folder)
+                again["outcome"] = "done" if all(files.get(name) == data for name, data in good.items()) else "lost"
             rows += [
                 dict(kind=f"tav train: {kind}", number=number, **first),
                 dict(kind=f"tav prepare: {kind}", number=number, **again),

@@ -1,8 +1,8 @@
-"""Kills `tav prepare` at random moments, and whatever replaces a folder at each of its steps; what is there afterwards
-has to be whole.
+"""Kills `tav prepare` at random moments, and functions that replace a folder at each of their steps; what is there
+afterwards has to be complete.
 
 `tav prepare` is killed until it has come through, then begins anew in an empty folder, until so many kills are done.
-After each kill every visible clip has to be whole, and in the end every byte, `report.html` included, that of the
+After each kill every visible clip has to be complete, and in the end every byte, `report.html` included, that of the
 undisturbed run. A folder of frames is replaced by `write_video`, a checkpoint by `save_checkpoint`; they kill
 themselves at a call of the operating system, once with an exchange of names and once with two renamings.
 """
@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 from bounds import options, record
-from cache import folder_bytes, make_films
+from cache import folder_bytes, make_videos
 
 from tav_nb.cli.main import main as tav
 from tav_nb.data.cache import read_clip
@@ -43,8 +43,8 @@ def in_a_child(work, kill_after=None):
             os._exit(0)
     end = time.monotonic() + (kill_after or 1e9)
     while kill_after and time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended_pid, status = os.waitpid(child, os.WNOHANG)
+        if ended_pid:
             return os.WIFSIGNALED(status)
         time.sleep(0.002)
     if kill_after:
@@ -64,23 +64,23 @@ def dies_at(step, work):
     work()
 
 
-def kill_prepare(place, kills, seed):
+def kill_prepare(home, kills, seed):
     rows, moments = [], random.Random(seed)
-    make_films(place / "films", 4)
+    make_videos(home / "videos", 4)
 
     def work():
-        return tav(["prepare", str(place / "films"), str(place / "cache"), "--resolution", "64", "--workers", "1"])
+        return tav(["prepare", str(home / "videos"), str(home / "cache"), "--resolution", "64", "--workers", "1"])
 
     start = time.monotonic()
     in_a_child(work)
-    whole, good = time.monotonic() - start, folder_bytes(place / "cache")
+    duration, good = time.monotonic() - start, folder_bytes(home / "cache")
     assert "report.html" in good and "manifest.parquet" in good
-    shutil.rmtree(place / "cache")
+    shutil.rmtree(home / "cache")
     ends = []
     while len(rows) < kills:
         start = time.monotonic()
-        killed = in_a_child(work, moments.uniform(0, whole))
-        clips = list((place / "cache").glob("clips/[!.]*"))
+        killed = in_a_child(work, moments.uniform(0, duration))
+        clips = list((home / "cache").glob("clips/[!.]*"))
         torn = [path.name for path in clips if not read_clip(path)]
         if killed:
             rows.append(
@@ -94,17 +94,17 @@ def kill_prepare(place, kills, seed):
         if not killed or len(rows) == kills:
             if killed:
                 in_a_child(work)
-            found = folder_bytes(place / "cache")
-            wrong = [name for name in sorted(good.keys() | found.keys()) if good.get(name) != found.get(name)]
+            files = folder_bytes(home / "cache")
+            wrong = [name for name in sorted(good.keys() | files.keys()) if good.get(name) != files.get(name)]
             ends.append(
-                dict(kind="tav prepare, in the end", outcome="lost" if wrong else "done", said=f"differ: {wrong}")
+                dict(kind="tav prepare, in the end", outcome="lost" if wrong else "done", message=f"differ: {wrong}")
             )
-            shutil.rmtree(place / "cache")
+            shutil.rmtree(home / "cache")
     return rows + ends
 
 
-def frames_work(place):
-    path = place / "frames"
+def frames_work(home):
+    path = home / "frames"
     old, new = (np.full((3, 16, 16, 3), value, np.uint8) for value in (50, 200))
     write_video(old, path)
 
@@ -115,50 +115,50 @@ def frames_work(place):
     return (lambda: write_video(new, path)), state, path
 
 
-def checkpoint_work(place):
+def checkpoint_work(home):
     def write(text):
         return lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
 
-    path = save_checkpoint(place, 7, write("old"), {"is": "old"})
+    path = save_checkpoint(home, 7, write("old"), {"is": "old"})
 
     def state():
-        found, state = find_checkpoint(place)
-        return state["is"] if {(found / name).read_text() for name in ("a", "b")} == {state["is"]} else "torn"
+        checkpoint, state = find_checkpoint(home)
+        return state["is"] if {(checkpoint / name).read_text() for name in ("a", "b")} == {state["is"]} else "torn"
 
-    return (lambda: save_checkpoint(place, 7, write("new"), {"is": "new"})), state, path
+    return (lambda: save_checkpoint(home, 7, write("new"), {"is": "new"})), state, path
 
 
 def kill_folder(make, kind, kills):
     "Kill at steps that are spread evenly over replacing a folder"
     rows, last = [], 1
     while True:  # how many steps there are
-        with tempfile.TemporaryDirectory() as place:
-            work, state, _ = make(Path(place))
+        with tempfile.TemporaryDirectory() as home:
+            work, state, _ = make(Path(home))
             if not in_a_child(lambda: dies_at(last, work)):
                 break
             last = last * 2
     low, high = last // 2, last
     while high - low > 1:
-        with tempfile.TemporaryDirectory() as place:
-            work, state, _ = make(Path(place))
+        with tempfile.TemporaryDirectory() as home:
+            work, state, _ = make(Path(home))
             middle = (low + high) // 2
             low, high = (middle, high) if in_a_child(lambda: dies_at(middle, work)) else (low, middle)
     for step in np.linspace(0, low, kills).round().astype(int):
-        with tempfile.TemporaryDirectory() as place:
-            work, state, path = make(Path(place))
+        with tempfile.TemporaryDirectory() as home:
+            work, state, path = make(Path(home))
             assert in_a_child(lambda: dies_at(int(step), work))
             there = path.exists()
-            found = state()
+            now = state()
             files.remove_stale(path.parent)
             left = [name for name in os.listdir(path.parent) if name != path.name]
-            good = found in ("old", "new") and not left and state() == found
+            good = now in ("old", "new") and not left and state() == now
             rows.append(
                 dict(
                     kind=kind,
                     outcome="done" if good else "lost",
                     step=int(step),
                     of=int(low),
-                    is_now=found,
+                    is_now=now,
                     visible=there,
                     left=left,
                 )
@@ -170,8 +170,8 @@ def main():
     args = options(__doc__, "kill_prepare", count=30, folders=30)
     os.environ["HF_HUB_OFFLINE"] = "1"
     load_pipeline()  # so that the copies of this process need not import anything
-    with tempfile.TemporaryDirectory() as place:
-        rows = kill_prepare(Path(place), args.count, args.seed)
+    with tempfile.TemporaryDirectory() as home:
+        rows = kill_prepare(Path(home), args.count, args.seed)
 
     def renames(one, other):
         return False

@@ -1,12 +1,12 @@
 """Kills of `tav train` at any moment, with one process and with two, each followed by `--resume`: the end has to be
-that of a run that nobody killed.
+that of a run that was not killed.
 
     python benchmarks/faults/kill_train.py                                # 30 kills of one process, 8 of one or both of
     two; about 5 minutes on two quiet cores python benchmarks/faults/kill_train.py --kills 3 --kills-of-two 2
 
 A run of 30 updates with a checkpoint every 4, held-out losses and previews is killed with SIGKILL after a random time,
 goes on, is killed again, until it ends. Then its tensors, state, log and previews are compared with those of a run that
-was left alone. Of two processes, one or both are killed; one that is left has to end by itself, with exit code 2,
+was not killed. Of two processes, one or both are killed; one that is left has to end by itself, with exit code 2,
 within a minute.
 """
 
@@ -70,40 +70,40 @@ def attempt(command, world, rng, limit):
     victims = set(rng.choice([[pid] for pid in pids] + [pids] * (world > 1)))
     for pid in victims:
         end(pid)
-    said = ""
+    problem = ""
     for pid in pids:
         code = wait(pid, PATIENCE)
         if code is None:
-            said = "hang"
+            problem = "hang"
         elif pid not in victims and code not in (0, 2):
-            said = f"code {code}"
+            problem = f"code {code}"
         end(pid)
-    return True, said
+    return True, problem
 
 
-def chain(place, base, cache, expected, world, rng, limit, kills):
+def chain(home, base, cache, expected, world, rng, limit, kills):
     "Rows of the kills of one run, and of its end"
-    out, rows = f"{place}/killed", []
+    out, rows = f"{home}/killed", []
     kind = f"{world} process{'es' * (world > 1)}"
     while True:
         begun = Path(out, "run.json").exists()
         command = words(base, cache, out, *STEPS) if not begun else ["train", cache, out, "--resume", "--device", "cpu"]
         began = time.monotonic()
-        killed, said = attempt(command, world, rng, limit if len(rows) < kills else 10 * PATIENCE)
+        killed, problem = attempt(command, world, rng, limit if len(rows) < kills else 10 * PATIENCE)
         if killed:
             rows.append(
                 dict(
                     kind=f"kill of {kind}, {'begun' if begun else 'at the beginning'}",
-                    outcome=said or "done",
+                    outcome=problem or "done",
                     seconds=round(time.monotonic() - began, 2),
                 )
             )
-        elif said:
-            rows.append(dict(kind=f"end of {kind}", outcome=said))
+        elif problem:
+            rows.append(dict(kind=f"end of {kind}", outcome=problem))
             break
         else:
-            found = content(out)
-            wrong = [name for name in expected if found[name] != expected[name]]
+            result = content(out)
+            wrong = [name for name in expected if result[name] != expected[name]]
             left = [path.name for path in Path(out).rglob(".*") if path.name != ".lock"]
             rows.append(
                 dict(
@@ -115,7 +115,7 @@ def chain(place, base, cache, expected, world, rng, limit, kills):
                 )
             )
             break
-        if said:
+        if problem:
             break
     shutil.rmtree(out, ignore_errors=True)
     return rows
@@ -124,22 +124,22 @@ def chain(place, base, cache, expected, world, rng, limit, kills):
 def main():
     args = options(__doc__, "kill_train", kills=30, kills_of_two=8)
     rows, rng = [], random.Random(args.seed)
-    with tempfile.TemporaryDirectory() as place:
-        base, cache = begin(place)
+    with tempfile.TemporaryDirectory() as home:
+        base, cache = begin(home)
         for world, kills in ((1, args.kills), (2, args.kills_of_two)):
             began, port = time.monotonic(), free_port()
             pids = [
-                start(words(base, cache, f"{place}/entire{world}", *STEPS), rank if world > 1 else None, port, world)
+                start(words(base, cache, f"{home}/entire{world}", *STEPS), rank if world > 1 else None, port, world)
                 for rank in range(world)
             ]
             codes = [wait(pid, 10 * PATIENCE) for pid in pids]
-            assert codes == [0] * world, f"a run that nobody kills ends with {codes}"
-            limit, expected, done = time.monotonic() - began, content(f"{place}/entire{world}"), 0
+            assert codes == [0] * world, f"a run that is not killed ends with {codes}"
+            limit, expected, done = time.monotonic() - began, content(f"{home}/entire{world}"), 0
             while done < kills:
-                found = chain(place, base, cache, expected, world, rng, limit, min(6, kills - done))
-                rows += found
-                done += sum(row["kind"].startswith("kill") for row in found)
-                if any(row["outcome"] != "done" for row in found) and done == 0:
+                chain_rows = chain(home, base, cache, expected, world, rng, limit, min(6, kills - done))
+                rows += chain_rows
+                done += sum(row["kind"].startswith("kill") for row in chain_rows)
+                if any(row["outcome"] != "done" for row in chain_rows) and done == 0:
                     break
     return record(
         args.out,

@@ -123,13 +123,13 @@ def png(path, width, height, more=b"", lines=None):
 
 
 def sound(path, cover=False):
-    "A file of sound, with a picture of its cover or without"
+    "A file of sound, with an image of its cover or without"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libmp3lame" if cover else "aac", rate=44100)
         if cover:
-            picture = container.add_stream("mjpeg", rate=1)
-            picture.height, picture.width, picture.pix_fmt = 64, 96, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
+            cover_stream = container.add_stream("mjpeg", rate=1)
+            cover_stream.height, cover_stream.width, cover_stream.pix_fmt = 64, 96, "yuvj420p"
+            cover_stream.disposition = av.stream.Disposition.attached_pic
         for i in range(20):
             frame = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.float32), format="fltp", layout="stereo")
             frame.sample_rate, frame.pts = 44100, 1152 * i
@@ -138,7 +138,7 @@ def sound(path, cover=False):
         if cover:
             frame = av.VideoFrame.from_ndarray(drawn(1)[0], format="rgb24").reformat(format="yuvj420p")
             frame.pts, frame.time_base = 0, Fraction(1, 1)
-            for packet in picture.encode(frame) + picture.encode(None):
+            for packet in cover_stream.encode(frame) + cover_stream.encode(None):
                 container.mux(packet)
     return path
 
@@ -168,7 +168,7 @@ def animated_webp(path, side):
 
 
 def large_webp(path, side):
-    "A WebP that says that it is larger than its frames"
+    "A WebP whose header states a larger size than its frames"
     return patched(animated_webp(path, 64), b"VP8X", (side - 1).to_bytes(3, "little") * 2, 12)
 
 
@@ -312,8 +312,8 @@ def mutated(root, count, seed):
         source = plain[i % len(plain)]
         data = bytearray(source.read_bytes())
         front = random.random() < 0.5  # headers are short, and most of what can go wrong stands there
-        for place in random.integers(0, min(len(data), 600) if front else len(data), random.integers(1, 30)):
-            data[place] = random.integers(256)
+        for index in random.integers(0, min(len(data), 600) if front else len(data), random.integers(1, 30)):
+            data[index] = random.integers(256)
         yield text(root / f"mutated{i}{source.suffix}", bytes(data))
 
 

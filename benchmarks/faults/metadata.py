@@ -1,5 +1,5 @@
-"""Settings inside a video that somebody made up: `tav info`, `--extend` and `tav score` end in one line, take no name
-from them, and print nothing that a terminal obeys.
+"""Forged settings inside a video: `tav info`, `--extend` and `tav score` end in one line, use no name of a file or a
+model from them, and print no control codes.
 
 python benchmarks/faults/metadata.py               # 300 trials over four formats and three commands, or as many as 5
 minutes allow
@@ -121,21 +121,21 @@ TEXTS = (
 )
 
 
-def draw(dice):
+def draw(rng):
     "A kind and the text of the settings"
-    kind = dice.choice(("one value", "one value", "names", "text", "several values", "raw bytes"))
+    kind = rng.choice(("one value", "one value", "names", "text", "several values", "raw bytes"))
     if kind == "names":
         return kind, json.dumps({**GOOD, **NAMES})
     if kind == "text":
-        return kind, dice.choice(TEXTS)
+        return kind, rng.choice(TEXTS)
     if kind == "raw bytes":
         text = bytearray(json.dumps(GOOD).encode())
-        for _ in range(dice.randrange(1, 6)):
-            text[dice.randrange(len(text))] = dice.randrange(1, 128)
+        for _ in range(rng.randrange(1, 6)):
+            text[rng.randrange(len(text))] = rng.randrange(1, 128)
         return kind, text.decode("ascii")
     settings = dict(GOOD)
     for _ in range(1 if kind == "one value" else 4):
-        settings[dice.choice([*GOOD, *NAMES])] = dice.choice(VALUES)
+        settings[rng.choice([*GOOD, *NAMES])] = rng.choice(VALUES)
     return kind, json.dumps(settings)
 
 
@@ -145,7 +145,7 @@ def write(folder, form, text):
     import numpy as np
     from PIL import Image
 
-    path, frames = folder / f"film{form}", np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    path, frames = folder / f"video{form}", np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
     images = [Image.fromarray(frame) for frame in frames]
     shutil.rmtree(path, ignore_errors=True)
     if form == ".mp4":
@@ -203,7 +203,7 @@ def judged(kind, command, ended):
 
 def main():
     args = options(__doc__, "metadata", count=300, seconds=60.0, gib=3.0, minutes=5.0)
-    dice, rows, end = random.Random(args.seed), [], time.monotonic() + 60 * args.minutes
+    rng, rows, end = random.Random(args.seed), [], time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(Path(folder), args.seconds, args.gib)
         try:
@@ -211,9 +211,9 @@ def main():
                 if time.monotonic() > end:
                     break
                 form, command, (kind, text) = (
-                    dice.choice((".mp4", ".webp", ".gif", "")),
-                    dice.choice(("info", "extend", "extend", "score")),
-                    draw(dice),
+                    rng.choice((".mp4", ".webp", ".gif", "")),
+                    rng.choice(("info", "extend", "extend", "score")),
+                    draw(rng),
                 )
                 path = write(Path(folder), form, text)
                 words = {
@@ -228,7 +228,7 @@ def main():
                         kind=f"{command}: {kind}",
                         format=form or "PNGs",
                         text=text[:200],
-                        said=ended.pop("stderr")[-400:],
+                        message=ended.pop("stderr")[-400:],
                         **{name: value for name, value in ended.items() if name != "stdout"},
                     )
                 )

@@ -142,13 +142,13 @@ def make_files(folder):
     from tav_nb.utils.video_writer import write_video
 
     frames = render(random_scene(3), 8, 32, 32).frames
-    write_video(frames, folder / "film.webp", 8, {"prompt": "a girl walks"})
-    write_video(frames, folder / "film.mp4", 8, {"prompt": "a girl walks"})
+    write_video(frames, folder / "video.webp", 8, {"prompt": "a girl walks"})
+    write_video(frames, folder / "video.mp4", 8, {"prompt": "a girl walks"})
     write_video(frames, folder / "pngs", 8)
-    (folder / "films").mkdir()
-    shutil.copy(folder / "film.mp4", folder / "films/film.mp4")
-    (folder / "films/film.txt").write_text("a girl walks")
-    Image.fromarray(frames[0]).save(folder / "picture.png")
+    (folder / "videos").mkdir()
+    shutil.copy(folder / "video.mp4", folder / "videos/video.mp4")
+    (folder / "videos/video.txt").write_text("a girl walks")
+    Image.fromarray(frames[0]).save(folder / "image.png")
     (folder / "text.txt").write_text("a girl walks")
     (folder / "text.mp4").write_text("a girl walks")
     (folder / "text.safetensors").write_text("a girl walks")
@@ -157,7 +157,7 @@ def make_files(folder):
     (folder / "empty.safetensors").touch()
     (folder / "folder").mkdir()
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    (folder / "cut.mp4").write_bytes((folder / "film.mp4").read_bytes()[:-700])
+    (folder / "cut.mp4").write_bytes((folder / "video.mp4").read_bytes()[:-700])
     (folder / "header.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
     (folder / "nested.safetensors").write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000)
     save_file({"a": torch.zeros(2)}, folder / "other.safetensors")
@@ -181,7 +181,7 @@ def make_cache(folder):
         if main(
             [
                 "prepare",
-                str(folder / "films"),
+                str(folder / "videos"),
                 str(folder / "cache"),
                 "--min-frames",
                 "4",
@@ -216,8 +216,8 @@ BASE = {
         "-o",
         "out.webp",
     ],
-    "prepare": ["films", "dry", "--dry-run", "--min-frames", "4", "--max-frames", "8"],
-    "score": ["film.webp"],
+    "prepare": ["videos", "dry", "--dry-run", "--min-frames", "4", "--max-frames", "8"],
+    "score": ["video.webp"],
     "train": [
         "cache",
         "run",
@@ -233,18 +233,18 @@ BASE = {
         "--workers",
         "0",
     ],
-    "info": ["film.webp"],
+    "info": ["video.webp"],
 }
 BESIDE = {
-    "mask": ["--video", "film.webp"],
-    "strength": ["--video", "film.webp"],
+    "mask": ["--video", "video.webp"],
+    "strength": ["--video", "video.webp"],
     "control": ["--controlnet", "folder"],
-    "controlnet": ["--control", "film.webp"],
-    "control_scale": ["--control", "film.webp", "--controlnet", "folder"],
+    "controlnet": ["--control", "video.webp"],
+    "control_scale": ["--control", "video.webp", "--controlnet", "folder"],
     "ip_image": ["--ip-adapter", "other.safetensors"],
-    "ip_adapter": ["--ip-image", "picture.png"],
-    "ip_encoder": ["--ip-adapter", "other.safetensors", "--ip-image", "picture.png"],
-    "ip_scale": ["--ip-adapter", "other.safetensors", "--ip-image", "picture.png"],
+    "ip_adapter": ["--ip-image", "image.png"],
+    "ip_encoder": ["--ip-adapter", "other.safetensors", "--ip-image", "image.png"],
+    "ip_scale": ["--ip-adapter", "other.safetensors", "--ip-image", "image.png"],
     "config": ["--model", "other.safetensors"],
 }
 
@@ -253,7 +253,7 @@ def trials(count, seed, files, only=""):
     "`count` commands, `(kind, words)`: every option with values of its kind, in an order that the seed decides"
     from tav_nb.cli.main import make_parser
 
-    dice, found = random.Random(seed), []
+    rng, commands = random.Random(seed), []
     for command, parser in make_parser().commands.choices.items():
         for action in parser._actions:
             if action.dest == "help" or only and command != only:
@@ -291,11 +291,11 @@ def trials(count, seed, files, only=""):
                     ]
                 else:
                     words = [*BASE[command]]
-                    place = [one.dest for one in parser._actions if not one.option_strings].index(action.dest)
-                    words[place] = value
-                found.append((f"{command} {option or action.metavar}", [command, *words]))
-    dice.shuffle(found)
-    return found[:count]
+                    index = [one.dest for one in parser._actions if not one.option_strings].index(action.dest)
+                    words[index] = value
+                commands.append((f"{command} {option or action.metavar}", [command, *words]))
+    rng.shuffle(commands)
+    return commands[:count]
 
 
 def work():
@@ -430,7 +430,7 @@ def main():
                         kind=kind,
                         words=[word[:80] for word in words],
                         **{name: value for name, value in ended.items() if name not in ("stderr", "stdout")},
-                        said=ended["stderr"][-400:],
+                        message=ended["stderr"][-400:],
                     )
                 )
         finally:

@@ -1,5 +1,5 @@
-"""Runs every script beside this file with its defaults, one after another, and prints one table of what all their
-records say.
+"""Runs every script beside this file with its defaults, one after another, and prints one table of all their
+records.
 
 python benchmarks/faults/run_all.py                   # an hour on two cores
 python benchmarks/faults/run_all.py media tables      # these only

@@ -5,8 +5,8 @@
     python benchmarks/faults/runs.py --count 12
 
 A damage is bytes that flip, go or come; JSON with a key that is gone, is of another type, is wild or nested deeply;
-tensors that are gone, have another shape or are not finite, under a checksum that is right. A run that goes on from the
-checkpoint before, and says so, is done like any other.
+tensors that are gone, have another shape or are not finite, under a checksum that is right. A run that resumes from the
+previous checkpoint, and prints that it does, counts as done.
 """
 
 import json
@@ -45,33 +45,33 @@ WILD = (
 
 def damage_bytes(path, rng):
     data, how = bytearray(path.read_bytes()), rng.choice(("flip", "cut", "empty", "insert", "zeros", "text"))
-    place = rng.randrange(len(data))
+    index = rng.randrange(len(data))
     if how == "flip":
-        data[place] ^= 1 << rng.randrange(8)
+        data[index] ^= 1 << rng.randrange(8)
     if how == "cut":
-        del data[place:]
+        del data[index:]
     if how == "empty":
         data = b""
     if how == "insert":
-        data[place:place] = bytes(rng.randrange(256) for _ in range(9))
+        data[index:index] = bytes(rng.randrange(256) for _ in range(9))
     if how == "zeros":
-        data[place : place + 64] = bytes(len(data[place : place + 64]))
+        data[index : index + 64] = bytes(len(data[index : index + 64]))
     if how == "text":
         data = b"[" * 100_000
     path.write_bytes(data)
     return f"bytes: {how}"
 
 
-def places_of(value, path=()):
+def key_paths(value, path=()):
     "Every place in a JSON value, as keys"
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, one in inner for place in [(*path, key)] + places_of(one, (*path, key))]
+    return [path_inside for key, one in inner for path_inside in [(*path, key)] + key_paths(one, (*path, key))]
 
 
 def damage_value(value, rng):
     "A JSON value with one place changed"
-    place = rng.choice(places_of(value))
-    *outer, last = place
+    key_path = rng.choice(key_paths(value))
+    *outer, last = key_path
     inner = value
     for key in outer:
         inner = inner[key]
@@ -158,17 +158,17 @@ def damage(run, rng):
 
 
 def judge(run, expected, code, err, kind):
-    """What became of a run that goes on after damage. A line of the log has no checksum: what is a line is believed,
+    """Outcome of a run that is resumed after damage. Lines of the log have no checksum: every valid line is accepted,
     and nothing depends on it
     """
     if code not in (0, 2):
         return "code"
     if code == 2:
         return "refused" if err.count("\n") == 1 and err.startswith("tav: error: ") and len(err) < 2000 else "wordy"
-    found = content(run)
-    lines = [line for line in found["log"] if line in expected["log"]]
-    same = all(found[name] == expected[name] for name in ("tensors", "adapter", "metadata", "state")) and (
-        kind.startswith("log.jsonl") or len(lines) == len(found["log"])
+    result = content(run)
+    lines = [line for line in result["log"] if line in expected["log"]]
+    same = all(result[name] == expected[name] for name in ("tensors", "adapter", "metadata", "state")) and (
+        kind.startswith("log.jsonl") or len(lines) == len(result["log"])
     )
     return "done" if same else "silent"
 
@@ -176,27 +176,27 @@ def judge(run, expected, code, err, kind):
 def main():
     args = options(__doc__, "runs", count=120)
     rows = []
-    with tempfile.TemporaryDirectory() as place:
-        base, cache = begin(place)
+    with tempfile.TemporaryDirectory() as home:
+        base, cache = begin(home)
         steps = "--checkpoint-every", 2, "--eval-every", 0, "--preview-every", 0, "--workers", 0
-        assert tav(words(base, cache, f"{place}/half", *steps, "--steps", 8, "--schedule", "constant"))[0] == 0
-        shutil.copytree(f"{place}/half", f"{place}/entire")
+        assert tav(words(base, cache, f"{home}/half", *steps, "--steps", 8, "--schedule", "constant"))[0] == 0
+        shutil.copytree(f"{home}/half", f"{home}/entire")
         more = ["--resume", "--device", "cpu", "--steps", "10"]
-        assert tav(["train", cache, f"{place}/entire", *more])[0] == 0
-        expected = content(f"{place}/entire")
+        assert tav(["train", cache, f"{home}/entire", *more])[0] == 0
+        expected = content(f"{home}/entire")
         for number in range(args.count):
-            rng, run, before = random.Random(args.seed * 1_000_003 + number), Path(place, "damaged"), time.monotonic()
-            shutil.copytree(f"{place}/half", run)
+            rng, run, before = random.Random(args.seed * 1_000_003 + number), Path(home, "damaged"), time.monotonic()
+            shutil.copytree(f"{home}/half", run)
             kind, how = damage(run, rng)
             kept = {path: path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
             row = dict(kind=kind, how=how, number=number)
             try:
                 code, err = tav(["train", cache, str(run), *more])
-                row |= dict(outcome=judge(run, expected, code, err, kind), said=err[:300])
+                row |= dict(outcome=judge(run, expected, code, err, kind), message=err[:300])
                 if code == 2 and any(not path.exists() or path.read_bytes() != data for path, data in kept.items()):
                     row["outcome"] = "lost"
             except Exception as error:  # what `tav` would end with
-                row |= dict(outcome="traceback", said=f"{type(error).__name__}: {str(error)[:300]}")
+                row |= dict(outcome="traceback", message=f"{type(error).__name__}: {str(error)[:300]}")
             rows.append(row | dict(seconds=round(time.monotonic() - before, 2)))
             shutil.rmtree(run)
     return record(args.out, rows)

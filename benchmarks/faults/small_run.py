@@ -102,13 +102,13 @@ def make_cache(folder, model, count=10):
     return folder
 
 
-def begin(place):
+def begin(folder):
     """The base and the cache in a folder; from now on `tav train` in this process and its children loads the encoders
     only once
     """
     torch.set_num_threads(1)
-    base = make_base(f"{place}/base")
-    cache = make_cache(f"{place}/cache", base)
+    base = make_base(f"{folder}/base")
+    cache = make_cache(f"{folder}/cache", base)
     setup.load_pipeline = quick_pipeline
     quick_pipeline(base, "cpu", torch.float32)
     return base, cache
@@ -179,8 +179,8 @@ def wait(pid, seconds):
     "The exit code of a child, negative for a signal; None if it is still at work after so many seconds"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if (found := os.waitpid(pid, os.WNOHANG))[0]:
-            return os.waitstatus_to_exitcode(found[1])
+        if (status := os.waitpid(pid, os.WNOHANG))[0]:
+            return os.waitstatus_to_exitcode(status[1])
         time.sleep(0.002)
     return None
 

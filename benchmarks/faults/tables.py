@@ -40,7 +40,7 @@ CAPTIONS = (
 NAMES = [f"clip{i}.mp4" for i in range(len(CAPTIONS))]
 COLUMNS = ("id", "file", "caption", "licence", "start", "stop")
 LINES = re.compile(r", (line|row|entry) \d+: ")
-WHOLE = (
+FILE_ERRORS = (
     "cannot be read",
     "has no column",
     "has a header and no rows",
@@ -192,7 +192,7 @@ def change_rows(random_, rows, kind):
 
 
 def write_text(random_, path, text, kind, same):
-    "Write a table's text in another encoding, damaged or as it is; returns whether it says the same"
+    "Write a table's text in another encoding, damaged or as it is; returns whether its content is the same"
     data = text.encode("utf-8", "surrogatepass")
     if kind == "encoding":
         data, same = encode(random_, text)
@@ -219,8 +219,8 @@ def write_csv(random_, folder, kind):
         )
         same = False  # a line end inside quotation marks changes as well
     elif kind == "quotes":
-        place = random_.randrange(len(text))
-        text = text[:place] + random_.choice(['"', ",", "\n", '""', '","']) + text[place:]
+        index = random_.randrange(len(text))
+        text = text[:index] + random_.choice(['"', ",", "\n", '""', '","']) + text[index:]
     return write_text(random_, folder / "m.csv", text, kind, same)
 
 
@@ -373,10 +373,10 @@ def decoded(path):
 def ids_in(folder):
     "The identifiers in a table, read without the package"
     if (path := folder / "m.csv").exists():
-        found = [row.get("id") for row in csv.DictReader(io.StringIO(decoded(path), newline=""), skipinitialspace=True)]
+        ids = [row.get("id") for row in csv.DictReader(io.StringIO(decoded(path), newline=""), skipinitialspace=True)]
     elif (path := folder / "m.jsonl").exists():
         text = decoded(path)
-        found = [
+        ids = [
             row.get("id")
             for row in (
                 json.loads(text)
@@ -387,12 +387,12 @@ def ids_in(folder):
     elif (path := folder / "m.parquet").exists():
         from pyarrow import parquet
 
-        found = [row.get("id") for row in parquet.read_table(path).to_pylist()]
+        ids = [row.get("id") for row in parquet.read_table(path).to_pylist()]
     else:
-        found = []
+        ids = []
     return [
         one
-        for one in found
+        for one in ids
         if one == one
         and one is not None
         and not (isinstance(one, str) and one.strip().lower() in ("", "nan", "none", "null"))
@@ -406,7 +406,7 @@ def sakuga_rows(items):
 
 
 def outcome_of(folder, form, same, caption):
-    "How opening the folder ends, and what was said"
+    "Outcome of opening the folder, and its message"
     try:
         items = open_source(folder / "m.parquet" if form == "sakuga" else folder, caption, licence="CC0")
     except CollectionError as error:
@@ -414,7 +414,9 @@ def outcome_of(folder, form, same, caption):
         if "\n" in text or not text.isprintable():
             return "wordy", text
         named = re.search(r"m\.(csv|jsonl|parquet)|clip\d\.(txt|TXT|Txt|tXt|mp4)", text)
-        return ("refused" if named and (LINES.search(text) or any(word in text for word in WHOLE)) else "nowhere"), text
+        return (
+            "refused" if named and (LINES.search(text) or any(word in text for word in FILE_ERRORS)) else "nowhere"
+        ), text
     import pyarrow
 
     rows = [
@@ -446,14 +448,14 @@ def run_case(seed, form, kind):
         signal.alarm(60)
         result = None
         try:
-            with tempfile.TemporaryDirectory() as place:
-                folder, random_ = Path(place) / "in", random.Random(f"{seed} {form} {kind}")
+            with tempfile.TemporaryDirectory() as home:
+                folder, random_ = Path(home) / "in", random.Random(f"{seed} {form} {kind}")
                 folder.mkdir()
                 for name in NAMES:
                     (folder / name).write_bytes(name.encode())
                 same = WRITERS[form][0](random_, folder, kind)
                 result = outcome_of(folder, form, same, None if same else random_.choice([None, "for all"]))
-                result = result[0], result[1].replace(place, "")
+                result = result[0], result[1].replace(home, "")
         except BaseException as error:
             result = "traceback", f"{type(error).__name__}: {error}"
         os.write(
@@ -469,10 +471,10 @@ def run_case(seed, form, kind):
         return dict(
             outcome="hang" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else "crash",
             seconds=seconds,
-            said="",
+            message="",
         )
-    outcome, said, gib = json.loads(text)
-    return dict(outcome=outcome, seconds=seconds, gib=round(gib, 2), said=said[:300])
+    outcome, message, gib = json.loads(text)
+    return dict(outcome=outcome, seconds=seconds, gib=round(gib, 2), message=message[:300])
 
 
 def main():

@@ -61,18 +61,20 @@ def make_inputs(folder: Path):
 
 def damage_json(rng, data):
     "One way in which a JSON file is damaged, and its name"
-    found = json.loads(data)
-    names = [name for name in found if not name.startswith("_")]
+    content = json.loads(data)
+    names = [name for name in content if not name.startswith("_")]
     name = rng.choice(names)
     ways = {
         "cut off": lambda: data[: rng.randrange(len(data) - 2)],
         "empty": lambda: b"",
         "not UTF-8": lambda: b"\xff\xfe" + data,
         "nested": lambda: b"[" * 100_000,
-        "a list": lambda: json.dumps([found]).encode(),
-        "another type": lambda: json.dumps(found | {name: rng.choice([None, "text", [1, [2]], {"a": 1}, -1])}).encode(),
-        "a huge number": lambda: json.dumps(found | {name: 10**12}).encode(),
-        "a key missing": lambda: json.dumps({key: value for key, value in found.items() if key != name}).encode(),
+        "a list": lambda: json.dumps([content]).encode(),
+        "another type": lambda: json.dumps(
+            content | {name: rng.choice([None, "text", [1, [2]], {"a": 1}, -1])}
+        ).encode(),
+        "a huge number": lambda: json.dumps(content | {name: 10**12}).encode(),
+        "a key missing": lambda: json.dumps({key: value for key, value in content.items() if key != name}).encode(),
     }
     way = rng.choice(list(ways))
     return way, ways[way](), way in ("cut off", "empty", "not UTF-8", "nested", "a list")
@@ -83,14 +85,14 @@ def damage_tensors(rng, path):
     data, tensors = path.read_bytes(), load_file(path)
     name = rng.choice(sorted(tensors))
     header = int.from_bytes(data[:8], "little")
-    place = rng.randrange(8, 8 + header)
+    index = rng.randrange(8, 8 + header)
     away = {key: value for key, value in tensors.items() if key != name}
     ways = {
         "cut off": lambda: data[: rng.randrange(len(data))],
         "empty": lambda: b"",
         "a pickle": lambda: pickle.dumps({"a": 1}),
         "a header that is longer than the file": lambda: (2**60).to_bytes(8, "little") + data[8:],
-        "a byte of the header": lambda: data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :],
+        "a byte of the header": lambda: data[:index] + bytes([data[index] ^ 0x20]) + data[index + 1 :],
         "a tensor with NaN": lambda: saved(tensors | {name: torch.full_like(tensors[name], float("nan"))}),
         "a tensor missing": lambda: saved(away),
         "a tensor of another shape": lambda: saved(tensors | {name: tensors[name].flatten()[:1].clone()}),
@@ -105,9 +107,9 @@ def saved(tensors):
         return Path(folder, "x.safetensors").read_bytes()
 
 
-def command(what, place, inputs, out):
-    "The command that uses the damaged thing in `place`"
-    model = place if what == "model" else MODEL
+def command(what, folder, inputs, out):
+    "The command that uses the damaged model or file in `folder`"
+    model = folder if what == "model" else MODEL
     words = [
         *TAV,
         "generate",
@@ -126,11 +128,11 @@ def command(what, place, inputs, out):
     words += ["--height", "64", "--width", "64", "--guidance-scale", "1", "-o", out]
     words += {
         "model": [],
-        "lora": ["--lora", place / "lora.safetensors"],
-        "word": ["--textual-inversion", place / "word.safetensors"],
+        "lora": ["--lora", folder / "lora.safetensors"],
+        "word": ["--textual-inversion", folder / "word.safetensors"],
     }.get(what, [])
     return words + (
-        ["--controlnet", place / "control", "--control", inputs / "clip"]
+        ["--controlnet", folder / "control", "--control", inputs / "clip"]
         if what == "control"
         else ["--temporal-guidance", "0"]
     )
@@ -143,28 +145,32 @@ def link_or_copy(source, target):
         shutil.copy(source, target)
 
 
-def copy(what, inputs, place):
-    "The undamaged thing in a folder of its own, in which files can be replaced"
+def copy(what, inputs, folder):
+    "A copy of the undamaged model or file in a folder of its own, in which files can be replaced"
     if what == "model":
-        shutil.copytree(MODEL, place, copy_function=link_or_copy)
+        shutil.copytree(MODEL, folder, copy_function=link_or_copy)
     elif what == "control":
-        shutil.copytree(inputs / "control", place / "control")
+        shutil.copytree(inputs / "control", folder / "control")
     else:
-        place.mkdir()
-        shutil.copy(inputs / f"{what}.safetensors", place)
+        folder.mkdir()
+        shutil.copy(inputs / f"{what}.safetensors", folder)
 
 
 def trial(job):
-    number, what, place, inputs, kind, noticeable, expected = job
-    out = place.with_name(f"out{number}")
+    number, what, folder, inputs, kind, noticeable, expected = job
+    out = folder.with_name(f"out{number}")
     row = run_bounded(
-        command(what, place, inputs, out), SECONDS, GIB, cwd=inputs, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command(what, folder, inputs, out),
+        SECONDS,
+        GIB,
+        cwd=inputs,
+        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     if row["outcome"] == "done" and noticeable and not (read_video(out)[0] == expected[what]).all():
         row["outcome"] = "silent"
     if row["outcome"] == "refused" and out.exists():
         row["outcome"] = "lost"
-    shutil.rmtree(place)
+    shutil.rmtree(folder)
     return dict(kind=kind, number=number, **row)
 
 
@@ -183,15 +189,15 @@ def main():
             expected[what] = read_video(out)[0]
         for number in range(args.count):
             what = rng.choice(("model", "model", "model", "lora", "word", "control"))
-            place = Path(home) / f"case{number}"
-            copy(what, inputs, place)
-            file = rng.choice(sorted(path for path in place.rglob("*") if path.suffix in (".json", ".safetensors")))
+            folder = Path(home) / f"case{number}"
+            copy(what, inputs, folder)
+            file = rng.choice(sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")))
             way, data, noticeable = (
                 damage_json(rng, file.read_bytes()) if file.suffix == ".json" else damage_tensors(rng, file)
             )
             file.unlink()  # it may be a link to what ships
             file.write_bytes(data)
-            jobs.append((number, what, place, inputs, f"{what}, {file.suffix[1:]}: {way}", noticeable, expected))
+            jobs.append((number, what, folder, inputs, f"{what}, {file.suffix[1:]}: {way}", noticeable, expected))
         with ThreadPoolExecutor(args.workers) as pool:
             rows = list(pool.map(trial, jobs))
     return record(args.out, rows, seed=args.seed, seconds_allowed=SECONDS, gib_allowed=GIB)

@@ -99,6 +99,6 @@ def main(
         except OutputFailed as failed:
             return without_output(failed.args[0])
         except Exception as error:
-            if signals.asked:
+            if signals.requested:
                 return interrupted()  # a library made an error of its own of it
             return refused(error)

@@ -61,7 +61,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         type=numbers(number=int),
         default=(),
         metavar="N,N",
-        help="frames at which a new window began, for the seam score",
+        help="frames at which a new window began, for the metric window_border",
     )
     add("--flow", metavar="FILE", help="weights of torchvision's RAFT (OpenCV's DIS, which needs none)")
     add("--dino", metavar="FOLDER", help="a DINO: subject consistency")

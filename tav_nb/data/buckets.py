@@ -33,7 +33,7 @@ class EncodeOptions:
     )
     multiple: int = 64  # of which sides are multiples, as in SDXL's own training
     max_aspect: float = 2.5  # no bucket is longer than this; the widest formats are 2.4 to 1
-    flip: bool = False  # also keep a mirrored copy of each clip whose caption does not speak of left or right
+    flip: bool = False  # also keep a mirrored copy of each clip whose caption contains neither left nor right
     # frames that the VAE gets together, always: another number changes the last bits; 4 of 1024 px fit into 20 GB
     at_once: int = 4
 
@@ -55,12 +55,13 @@ def buckets(
     max_aspect: float = 2.5,
 ) -> list[tuple[int, int]]:  # (height, width), from tall to wide
     "The sizes that clips can have: for every width the largest height that keeps within the pixels of the square."
-    found = {
+    candidates = {
         (resolution**2 // width // multiple * multiple, width)
         for width in range(multiple, int(resolution * max_aspect) + 1, multiple)
     }
     return sorted(
-        (size for size in found if size[0] and max(size) / min(size) <= max_aspect), key=lambda size: size[1] / size[0]
+        (size for size in candidates if size[0] and max(size) / min(size) <= max_aspect),
+        key=lambda size: size[1] / size[0],
     )
 
 # %% ../../nbs/4_real_clips/75_buckets.ipynb #f55f23a9

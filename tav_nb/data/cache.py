@@ -51,7 +51,7 @@ def write_cache_file(path: Path, data: bytes, durable: bool = True) -> None:
         atomic_write(path, data, durable)
     except OSError as error:
         raise DatasetError(
-            f"{path}: cannot be written: {error.strerror}. What was finished before is whole; once there is room, the"
+            f"{path}: cannot be written: {error.strerror}. What was finished before is kept; once there is room, the"
             " same command goes on from there"
         ) from None
 
@@ -70,7 +70,7 @@ def file_matches(path: Path, arrays: dict) -> bool:
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #8043a1bd
 def read_clip(path: Path, row: dict[str, Any] | None = None) -> dict:
     """The arrays of a clip, `meta` as a dict; empty if there is no such file, none that can be read, one whose arrays
-    are no clip's, or not of the size that `row` says.
+    are no clip's, or not of the size that `row` states.
     """
     try:
         arrays = read_arrays(path)
@@ -189,7 +189,7 @@ class Cache:
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #12f28808
 def file_key(items: list[Item], sha256: str, encoder: Encoder, shots: ShotOptions) -> str:
-    "A key over everything that decides which clips a file gives and what is in them."
+    "A key over everything that determines which clips are made of a file and what is in them."
     about = [
         {name: value for name, value in (asdict(item) | {"path": str(item.path)}).items() if name != "refusal" or value}
         for item in items
@@ -216,10 +216,10 @@ def find_finished(
     if not record or record["key"] != file_key(items, sha256, encoder, shots):
         return None, sha256, stat
     clips = {cache.path(row).name: row for row in record["rows"] if row["kept"]}
-    whole = clips.keys() == record["sizes"].keys() and all(
+    complete = clips.keys() == record["sizes"].keys() and all(
         is_intact(cache.clips / name, row) for name, row in clips.items()
     )
-    return (record | {"sha256": sha256, "signature": stat} if whole else None), sha256, stat
+    return (record | {"sha256": sha256, "signature": stat} if complete else None), sha256, stat
 
 # %% ../../nbs/4_real_clips/18_dataset.ipynb #9b76d9f1
 def write_finished_record(
@@ -336,7 +336,7 @@ def is_valid_empty(path: Path, encoder: Encoder) -> bool:
 
 
 def write_cache_info(cache: Cache, encoder: Encoder, shots: ShotOptions) -> None:
-    "cache.json, which says what made the cache, and the entry for no caption."
+    "cache.json, which states what made the cache, and the entry for no caption."
     about = {
         "schema_version": SCHEMA,
         "model": encoder.model,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/4_real_clips/77_cache_reader.ipynb #4c614117
 class CacheError(TavError):
-    "This cache cannot be used, or not for this; the message is one line and says what would help"
+    "This cache cannot be used, or not for this; the message is one line and names what would help"
 
 
 MAX_MANIFEST_ROWS = 2_000_000  # of a manifest, and

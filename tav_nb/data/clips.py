@@ -44,19 +44,19 @@ class Window:
         return [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in self.jpegs]
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #3e391f25
-def _taken(scan, shot, options):
+def _sampled_indices(scan, shot, options):
     "The numbers of the frames that a shot's clips are made of."
     a, b = shot.start + options.trim, shot.stop - options.trim
     if b <= a:
         return np.zeros(0, int)
     if options.timing == "drawings":
-        taken = np.flatnonzero(scan.changed[a:b]) + a
-        taken = np.union1d([a], taken)
+        indices = np.flatnonzero(scan.changed[a:b]) + a
+        indices = np.union1d([a], indices)
     else:
         end = scan.times[b] if b < len(scan.times) else scan.info.length
         moments = np.arange(scan.times[a], end - 1e-6, 1 / options.fps)
-        taken = np.searchsorted(scan.times, moments + 1e-3, "right") - 1
-    return taken[:: options.stride]
+        indices = np.searchsorted(scan.times, moments + 1e-3, "right") - 1
+    return indices[:: options.stride]
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #ecc5e473
 def _pieces(count, options):
@@ -90,28 +90,28 @@ def _apart(a, b):
     return max((x ^ y).bit_count() for x, y in zip(a, b))
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #0ac627d2
-def _steps(scan, taken, held):
+def _steps(scan, indices, held):
     "Motion and share of panning of each step of a clip that is no hold."
     moved = [
         (scan.motion[a + 1 : b + 1].sum(), scan.pan[a + 1 : b + 1].max())
-        for a, b, h in zip(taken, taken[1:], held[1:])
+        for a, b, h in zip(indices, indices[1:], held[1:])
         if not h
     ]
     return np.median(moved, 0) if moved else np.zeros(2)
 
 
-def _figures(scan, shot, taken, held):
+def _figures(scan, shot, indices, held):
     "What a clip is judged by."
-    motion, pan = _steps(scan, taken, held)
+    motion, pan = _steps(scan, indices, held)
     return dict(
-        frames=len(taken),
+        frames=len(indices),
         drawings=float((~held).sum()),
         hold=shot.hold,
         still=float(held[1:].mean()) if len(held) > 1 else 1.0,
         motion=float(motion),
         pan=float(pan),
-        luma=float(scan.luma[taken].mean()),
-        contrast=float(scan.contrast[taken].mean()),
+        luma=float(scan.luma[indices].mean()),
+        contrast=float(scan.contrast[indices].mean()),
     )
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #dbaae88c
@@ -139,16 +139,18 @@ def _reason_against(scan, shot, times, figures, hashes, kept_hashes, options):
     return f"duplicate: {near} of 64 bits apart, not more than {options.duplicate}" if near <= options.duplicate else ""
 
 # %% ../../nbs/4_real_clips/73_clips.ipynb #4d1bcce7
-def _window(scan, number, shot, taken, kept_hashes, options):
+def _window(scan, number, shot, indices, kept_hashes, options):
     "One clip and the decision about it."
-    times, last = scan.times[taken], taken[-1] + 1
-    held = np.array([False] + [not scan.changed[a + 1 : b + 1].any() for a, b in zip(taken, taken[1:])])[: len(taken)]
-    figures = _figures(scan, shot, taken, held)
-    hashes = tuple(perceptual_hash(scan.signature[taken[i]]) for i in (0, len(taken) // 2, -1))
+    times, last = scan.times[indices], indices[-1] + 1
+    held = np.array([False] + [not scan.changed[a + 1 : b + 1].any() for a, b in zip(indices, indices[1:])])[
+        : len(indices)
+    ]
+    figures = _figures(scan, shot, indices, held)
+    hashes = tuple(perceptual_hash(scan.signature[indices[i]]) for i in (0, len(indices) // 2, -1))
     reason = _reason_against(scan, shot, times, figures, hashes, kept_hashes, options)
     stop = max(times[-1] + 1 / options.fps, times[-1]) if last >= len(scan.times) else scan.times[last]
     at = np.array(list(scan.thumbs))
-    at = at[(at >= taken[0]) & (at <= taken[-1])]
+    at = at[(at >= indices[0]) & (at <= indices[-1])]
     at = at[np.linspace(0, len(at) - 1, min(4, len(at))).round().astype(int)]
     span = times[-1] - times[0]
     return Window(
@@ -158,11 +160,11 @@ def _window(scan, number, shot, taken, kept_hashes, options):
         number,
         float(times[0]),
         float(stop),
-        taken,
+        indices,
         times,
         held,
         shot.hold,
-        float((len(taken) - 1) / span) if span else options.fps,
+        float((len(indices) - 1) / span) if span else options.fps,
         scan.crop,
         hashes,
         tuple(scan.thumbs[i] for i in at),
@@ -176,11 +178,11 @@ def plan(
     "Every clip of a file, kept or dropped, in order; nothing is read."
     windows, kept_hashes = [], []
     for number, shot in enumerate(scan.shots):
-        taken = _taken(scan, shot, options) if shot.kind == "shot" else np.arange(shot.start, shot.stop)
-        if not len(taken):
-            taken = np.arange(shot.start, shot.stop)
-        for start, stop in _pieces(len(taken), options) if shot.kind == "shot" else [(0, len(taken))]:
-            window = _window(scan, number, shot, taken[start:stop], kept_hashes, options)
+        indices = _sampled_indices(scan, shot, options) if shot.kind == "shot" else np.arange(shot.start, shot.stop)
+        if not len(indices):
+            indices = np.arange(shot.start, shot.stop)
+        for start, stop in _pieces(len(indices), options) if shot.kind == "shot" else [(0, len(indices))]:
+            window = _window(scan, number, shot, indices[start:stop], kept_hashes, options)
             if window.kept:
                 kept_hashes.append(window.hashes)
             windows.append(window)
@@ -193,12 +195,12 @@ def read_windows(
     info: VideoInfo,  # `Scan.info`
 ) -> Iterator[np.ndarray]:  # yields uint8 [F, H, W, 3] a window
     "The clips' frames in full size, upright, with square pixels, without combs and bars, in one pass."
-    waiting, filled = list(windows), []
-    if not waiting:
+    pending, filled = list(windows), []
+    if not pending:
         return
     for i, frame in enumerate(VideoReader(path, repair=info.fields, limits=info.limits)):
-        while waiting and waiting[0].indices[0] <= i:
-            filled.append((waiting.pop(0), []))
+        while pending and pending[0].indices[0] <= i:
+            filled.append((pending.pop(0), []))
         if any(i in window.indices for window, _ in filled):
             rgb = frame.rgb()
         for window, frames in filled:
@@ -206,5 +208,5 @@ def read_windows(
             frames += [rgb[top : top + height, left : left + width]] * int((window.indices == i).sum())
         while filled and filled[0][0].indices[-1] <= i:
             yield np.stack(filled.pop(0)[1])  # f h w c
-        if not waiting and not filled:
+        if not pending and not filled:
             return

@@ -62,15 +62,15 @@ def model_fingerprint(
     scaled = (
         ("scaled by latents_mean and latents_std",) if latent_statistics(pipe.vae, torch.empty(0)) else ()
     )  # earlier versions ignored these two, and a cache of theirs holds other latents
-    found = {"vae": _weights(pipe.vae, public, *scaled)}
+    hashes = {"vae": _weights(pipe.vae, public, *scaled)}
     for end in ("", "_2"):
         encoder, tokenizer = (getattr(pipe, part + end) for part in ("text_encoder", "tokenizer"))
         words = (
             json.loads(tokenizer.backend_tokenizer.to_str()) | dict(padding=None, truncation=None),
             tokenizer.model_max_length,
         )  # these two are as it was last used
-        found["text_encoder" + end] = _weights(encoder, words, encoder.config.hidden_act)
-    return found
+        hashes["text_encoder" + end] = _weights(encoder, words, encoder.config.hidden_act)
+    return hashes
 
 # %% ../../nbs/4_real_clips/76_fingerprints.ipynb #90535709
 def _files(path):

@@ -89,9 +89,9 @@ def _folders(root: Path, refused: list[tuple[Path, str]]) -> Iterator[tuple[Path
     """Yield each folder from `root` down with its files, without hidden ones; links to folders come last. Adds to
     `refused` what cannot be entered.
     """
-    seen, waiting, links = set(), [root], []
-    while waiting or links:
-        folder = waiting.pop() if waiting else links.pop(0)
+    seen, pending, links = set(), [root], []
+    while pending or links:
+        folder = pending.pop() if pending else links.pop(0)
         real, files = os.path.realpath(folder), []
         if folder.is_symlink() and folder != root and _is_above(real, os.path.realpath(folder.parent)):
             refused.append((folder, "not read: a link to a folder that holds it"))
@@ -110,7 +110,7 @@ def _folders(root: Path, refused: list[tuple[Path, str]]) -> Iterator[tuple[Path
             if not os.path.isdir(path):
                 files.append(path)
             else:
-                (links if path.is_symlink() else waiting).append(path)
+                (links if path.is_symlink() else pending).append(path)
         yield folder, files
 
 
@@ -142,10 +142,10 @@ class Listing:
         stills = [path for path in files if path.suffix.lower() in SINGLE_IMAGE_SUFFIXES]
         if len(stills) > 1 and not videos and not texts & {path.stem for path in stills}:
             self.sequences.append(folder)
-        taken = {path.stem for path in videos}
+        video_stems = {path.stem for path in videos}
         for path in files:
             suffix = path.suffix.lower()
-            if path.stem in texts - taken and suffix not in (".txt", *TABLE_SUFFIXES):
+            if path.stem in texts - video_stems and suffix not in (".txt", *TABLE_SUFFIXES):
                 self.refused.append(
                     (
                         path,
@@ -191,15 +191,15 @@ class CaptionFiles:
             names = sorted(os.listdir(folder))
         except OSError:
             return {}  # what is missing there is reported when it is read
-        found = {}
+        texts_by_stem = {}
         for path in (folder / name for name in names):
             if path.suffix.lower() == ".txt" and path.is_file():
-                found.setdefault(path.stem, []).append(path)
-        return found
+                texts_by_stem.setdefault(path.stem, []).append(path)
+        return texts_by_stem
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #ad318087
 def _refusal(path: Path) -> str:
-    "Why this cannot be a clip, as far as its name and kind say; empty if they do not."
+    "Why this cannot be a clip, as far as its name and kind show; empty if they do not."
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         return "not read: neither a file nor a folder"
     suffix = path.suffix.lower()
@@ -213,9 +213,14 @@ def _refusal(path: Path) -> str:
 
 
 def make_item(
-    root: Path, path: Path, row: dict[str, Any], where: Path | str, captions: CaptionFiles | None = None, **known: Any
+    root: Path,
+    path: Path,
+    row: dict[str, Any],
+    where: Path | str,
+    captions: CaptionFiles | None = None,
+    **defaults: Any,
 ) -> Item:
-    "The item that a row of the table at `where` describes; what it leaves open is taken from `known`."
+    "The item that a row of the table at `where` describes; what it leaves open is taken from `defaults`."
     if not is_utf8(str(path)):
         raise CollectionError(f"{path}: this name is not UTF-8; rename the file or folder")
     row = check_row(row, where)
@@ -228,7 +233,7 @@ def make_item(
     name = item_name(relative if path != root else path.resolve().name, times.get("start"), times.get("stop"))
     beside = (captions or CaptionFiles())(path) if "caption" not in stated else None
     return Item(
-        path, name, **{"caption": beside, "refusal": _refusal(path), **known, **stated, **times, "extra": extra}
+        path, name, **{"caption": beside, "refusal": _refusal(path), **defaults, **stated, **times, "extra": extra}
     )
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #0902d2d5
@@ -274,7 +279,7 @@ class PathResolver:
         return alike[0] if len(alike) == 1 else path
 
 
-def rows_by_path(table: Path | None, places: PathResolver) -> dict[Path, list[tuple[str, dict]]]:
+def rows_by_path(table: Path | None, resolve_path: PathResolver) -> dict[Path, list[tuple[str, dict]]]:
     "The rows of a table by the file that they are about; no table, no rows."
     if not table:
         return {}
@@ -284,7 +289,7 @@ def rows_by_path(table: Path | None, places: PathResolver) -> dict[Path, list[tu
     check_columns(table, columns, ("file", "caption"))
     if not rows:
         raise CollectionError(f"{table}: has a header and no rows")
-    found, parts = {}, {}
+    by_path, parts = {}, {}
     for where, row in rows:
         if all(value is None for value in row.values()):
             continue
@@ -293,15 +298,15 @@ def rows_by_path(table: Path | None, places: PathResolver) -> dict[Path, list[tu
                 f"{where}: has no file; it holds"
                 f" {', '.join(f'{name} {str(value)[:40]!r}' for name, value in row.items() if value is not None)}"
             )
-        path = places(check_row(row, where)["file"])
+        path = resolve_path(check_row(row, where)["file"])
         part = path, *(row_times(row, where).get(name) for name in ("start", "stop"))
         if (first := parts.setdefault(part, where)) != where:
             raise CollectionError(
                 f"{where}: names {path.name} again, as {first.removeprefix(f'{table}, ')} does, without a start or stop"
                 " that distinguishes the two"
             )
-        found.setdefault(path, []).append((where, row))
-    return found
+        by_path.setdefault(path, []).append((where, row))
+    return by_path
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #e7f2e624
 NO_CAPTION = "no caption: a folder of images is a clip if a text beside it or a table says what it shows"
@@ -323,7 +328,7 @@ def check_files_exist(table: Path, root: Path, rows: dict) -> None:
 def read_folder(
     root: Path | str,  # a folder of videos, at any depth
     table: Path | str | None = None,  # its .csv, .jsonl or .parquet; the only one in the folder unless given
-    **known: Any,  # caption, source, licence, fps: where nothing else is stated
+    **defaults: Any,  # caption, source, licence, fps: where nothing else is stated
 ) -> list[Item]:
     """The videos in a folder, with captions from `clip.txt` beside `clip.mp4` or from one table. Raises
     `CollectionError`.
@@ -343,9 +348,9 @@ def read_folder(
         raise CollectionError(
             f"{root}: holds no video; {COMMON_SUFFIXES} and so on are looked for, in all folders below it too"
         )
-    known = {"source": root.resolve().name, **known}
+    defaults = {"source": root.resolve().name, **defaults}
     items = [
-        make_item(root, path, row, where, captions, **known)
+        make_item(root, path, row, where, captions, **defaults)
         for path in paths
         for where, row in rows.get(path, [(table or path, {})])
     ]
@@ -358,7 +363,7 @@ def read_folder(
         for item in items
     ]
     items += [
-        make_item(root, path, {}, path, captions, **known | {"refusal": reason})
+        make_item(root, path, {}, path, captions, **defaults | {"refusal": reason})
         for path, reason in listing.refused
         if path not in rows
     ]

@@ -59,20 +59,20 @@ def cut_clip(
     arrays: dict[str, np.ndarray],
     length: int,
     empty: dict[str, np.ndarray],
-    shares: tuple[float, float],
+    uncond_probs: tuple[float, float],
     rng: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
     """`length` frames of a clip from a random one on, perhaps without its caption, as tensors for `adapter_loss`
 
     - `arrays`: of its `.npz`; `empty`: those of the empty caption
-    - `shares`: how often the caption becomes zeros, and how often the empty caption
+    - `uncond_probs`: probabilities of zeros instead of the caption, and of the empty caption
     """
     start, u = rng.integers(len(arrays["latents"]) - length + 1), rng.random()
-    window, (zeros, nothing) = slice(start, start + length), shares
+    window, (zeros, nothing) = slice(start, start + length), uncond_probs
     text = empty if zeros <= u < zeros + nothing else arrays
     scale = np.float16(u >= zeros)  # 0 or 1
     sizes = [arrays[name] for name in ("original_size", "crop_top_left", "target_size")]
-    found = dict(
+    clip = dict(
         latents=arrays["latents"][window],
         prompt_embeds=text["text_embeds"] * scale,
         pooled=text["pooled_embeds"] * scale,
@@ -81,7 +81,7 @@ def cut_clip(
         hold_mask=arrays["hold_mask"][window],
         fps=np.float32(arrays["fps"]),
     )
-    return {name: torch.as_tensor(np.array(value)) for name, value in found.items()}
+    return {name: torch.as_tensor(np.array(value)) for name, value in clip.items()}
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #51f521e5
 def check_cache_model(folder: Path | str, pipe: "StableDiffusionXLPipeline") -> None:
@@ -122,10 +122,10 @@ class Plan:
         return self.length  # steps in an epoch
 
     def __getitem__(self, step):  # clip numbers [size], length
-        epoch, place = divmod(step, self.length)
+        epoch, index = divmod(step, self.length)
         if self.epoch != epoch:  # the last one is kept
             self.epoch, self.batches = epoch, plan_epoch(self.clips, self.lengths, self.size, self.seed, epoch)
-        return self.batches[place]
+        return self.batches[index]
 
     @property
     def identity(self) -> str:
@@ -144,7 +144,7 @@ def check_arguments(
     if batch_size < 1:
         raise TavError(f"batch_size={batch_size}: at least 1 clip")
     if not lengths or lengths[0] < 2:
-        raise TavError(f"lengths={lengths}: clips need at least 2 frames, or there is nothing to learn about time")
+        raise TavError(f"lengths={lengths}: clips need at least 2 frames, one frame has no motion")
     if not 0 <= rank < world:
         raise TavError(f"rank={rank} of world={world}: ranks count from 0 to world - 1")
     if min(uncond_zero_prob, uncond_empty_prob) < 0 or uncond_zero_prob + uncond_empty_prob > 1:
@@ -180,7 +180,7 @@ class ClipLoader:
         lengths = sorted(set(np.atleast_1d(lengths).tolist()))
         check_arguments(batch_size, lengths, rank, world, uncond_zero_prob, uncond_empty_prob)
         self.finite = finite
-        self.folder, self.shares, self.positions = (
+        self.folder, self.uncond_probs, self.positions = (
             Path(folder),
             (uncond_zero_prob, uncond_empty_prob),
             range(rank * batch_size, (rank + 1) * batch_size),
@@ -216,8 +216,8 @@ class ClipLoader:
         """
         numbers, length = self.plan[step]
         clips = [
-            self.clip(numbers[place], length, np.random.default_rng([self.plan.seed, step, place]))
-            for place in self.positions
+            self.clip(numbers[index], length, np.random.default_rng([self.plan.seed, step, index]))
+            for index in self.positions
         ]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
@@ -240,7 +240,7 @@ class ClipLoader:
                     f"{path}: its {name} have the shape {arrays[name].shape}, those of _empty.npz"
                     f" {self.empty[name].shape}; {PREPARE_AGAIN}"
                 )
-        return {**cut_clip(arrays, length, self.empty, self.shares, rng), "clip": torch.tensor(number)}
+        return {**cut_clip(arrays, length, self.empty, self.uncond_probs, rng), "clip": torch.tensor(number)}
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #aba52615
 class StepDataset(torch.utils.data.Dataset):

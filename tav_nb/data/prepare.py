@@ -52,10 +52,10 @@ class _Prefetcher:
     "Threads that fill a short queue."
 
     def __init__(self, jobs, read, workers, depth):
-        self.waiting, self.read, self.ready, self.workers = iter(jobs), read, queue.Queue(depth), workers
+        self.pending, self.read, self.ready, self.workers = iter(jobs), read, queue.Queue(depth), workers
         self.stop, self.lock = threading.Event(), threading.Lock()
 
-    def put(self, result):
+    def enqueue(self, result):
         while not self.stop.is_set():
             try:
                 return self.ready.put(result, timeout=0.1)
@@ -67,17 +67,17 @@ class _Prefetcher:
         try:
             while not self.stop.is_set():
                 with self.lock:
-                    job = next(self.waiting, self.stop)
+                    job = next(self.pending, self.stop)
                 if job is self.stop:
                     break
                 for result in self.read(job):
-                    self.put((job, result))
+                    self.enqueue((job, result))
                     if self.stop.is_set():
                         return
-                self.put((job, None))
+                self.enqueue((job, None))
         except BaseException as error:
-            self.put(error)
-        self.put(self.stop)
+            self.enqueue(error)
+        self.enqueue(self.stop)
 
     def results(self):
         "What all threads have read, until the last has ended."
@@ -274,7 +274,7 @@ def prepare(
     May be killed at any moment and started again. Raises `DatasetError`, `EncodeError` or `CollectionError`, one line.
     """
     start, groups = time.perf_counter(), _checked(items)
-    rank, world = (given if given is not None else found for given, found in zip((rank, world), rank_and_world()))
+    rank, world = (value if value is not None else default for value, default in zip((rank, world), rank_and_world()))
     check_source(out, items if source_items is None else source_items)
     run = _Run(Cache(out), Encoder(pipe, options), shots or ShotOptions(), progress)
     files = {group[0].path: group for group in groups}
@@ -288,7 +288,7 @@ def prepare(
 
 # %% ../../nbs/4_real_clips/74_prepare.ipynb #baf50e5a
 def header_seconds(item: Item) -> float:
-    "Length of an item: of a part as its table states it, of a file as its header does; 0 if neither says"
+    "Length of an item: of a part as its table states it, of a file as its header does; 0 if neither states it"
     if item.start is not None and item.stop is not None:
         return item.stop - item.start
     try:
@@ -327,8 +327,8 @@ def check_cache_space(
             f" {folder} has {free / 1e6:.3g} MB left"
         )
     usable = [item for item in items if not item.refusal]
-    known = [header_seconds(item) for item in usable[:most]]
-    frames = sum(known) / max(1, len(known)) * len(usable) * shots.fps * (1 + options.flip)
+    durations = [header_seconds(item) for item in usable[:most]]
+    frames = sum(durations) / max(1, len(durations)) * len(usable) * shots.fps * (1 + options.flip)
     need = latent_bytes(frames, options.resolution, vae_factor) - there
     if need <= free:
         return None

@@ -45,7 +45,7 @@ def rows_by_group(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Lines that say how many clips were kept, and how many were dropped for what, with one reason as an example; of
+    """Lines that state how many clips were kept, and how many were dropped for what, with one reason as an example; of
     what was not read, all kinds
     """
     kept, lines = [row for row in rows if row["kept"]], []
@@ -87,7 +87,7 @@ class Progress(tqdm):
         self.kept = self.dropped = 0
 
     def start(self, what: str) -> None:
-        "Say what is done now; the clock starts again"
+        "Show what is done now; the clock starts again"
         self.reset()
         self.set_description_str(what)
 
@@ -133,19 +133,19 @@ def rows_by_licence(
     rows: list[dict],  # of a manifest
 ) -> dict[str, list[dict]]:
     "Each licence with the kept clips under it"
-    found = {}
+    groups = {}
     for row in rows:
         if row["kept"]:
-            found.setdefault(row["licence"] or "not stated", []).append(row)
-    return dict(sorted(found.items()))
+            groups.setdefault(row["licence"] or "not stated", []).append(row)
+    return dict(sorted(groups.items()))
 
 # %% ../../nbs/4_real_clips/20_report.ipynb #87fb70e1
 def row_figures(row: dict) -> dict[str, float]:
     "The figures of a clip, those that are numbers; raises `SchemaError` if the row holds something else"
-    found = parse_json(
+    figures = parse_json(
         row["figures"] or "{}", dict[str, float | None], f"the figures of {row['clip'] or row['file']}", allow_nan=True
     )
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    return {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
 
 
 def row_thumbnails(row: dict) -> Image.Image | None:
@@ -189,7 +189,7 @@ def render_report(
     title: str = "Training clips",
     about: dict | None = None,  # how they were made: shown as JSON under the tables
 ) -> str:
-    "The whole page as a text. Raises `SchemaError` for figures that are not numbers"
+    "The page as a text. Raises `SchemaError` for figures that are not numbers"
     kept = sum(row["kept"] for row in rows)
     return render_page(
         "tav_nb.data",

@@ -138,8 +138,8 @@ class _Store:
         self.spans[number] = self.jpegs.tell(), len(jpeg)
         self.jpegs.write(jpeg)
 
-    def taken(self):  # (uint8 [N, 18, 32, 3], dict number -> JPEG)
-        "All of it."
+    def collect(self):  # (uint8 [N, 18, 32, 3], dict number -> JPEG)
+        "All signatures and thumbnails."
         pool = self.jpegs.getvalue()
         return np.concatenate(self.blocks)[: self.count], {i: pool[a : a + n] for i, (a, n) in self.spans.items()}
 
@@ -166,7 +166,7 @@ def measure_frames(reader: VideoReader, options: ShotOptions) -> tuple[dict[str,
         last_thumbnail = frame.time
         store.keep(i, _jpeg(cv2, small))
         bars.add(frame.grey())
-    signature, thumbs = store.taken()
+    signature, thumbs = store.collect()
     return dict(zip(FIGURES, map(np.array, zip(*rows))), signature=signature, thumbs=thumbs), bars
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #89392256
@@ -214,7 +214,7 @@ def scan(
     """Look once at every frame of a file, in at most `options.side` pixels, and keep figures only.
 
     What is interlaced or telecined is read a second time, without combs. Raises `SourceError` if nothing can be read or
-    the file is beyond a limit; a damaged file gives a `Scan` that says so in `problem`.
+    the file is beyond a limit; a damaged file gives a `Scan` whose `problem` describes the damage.
     """
     reader = VideoReader(path, fps, limits=options.limits)
     with _one_thread(_cv2()):

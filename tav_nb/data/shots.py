@@ -29,7 +29,7 @@ class ShotOptions:
     trim: int = 1  # frames left out at each end of a shot: encoders blend there
     side: int = 256  # frames are looked at in this size: enough for every figure, a tenth of the work
     min_decoded: float = (
-        0.98  # share of the promised frames; less, and the file is damaged. A last frame may be missing
+        0.98  # share of the declared frames; less, and the file is damaged. A last frame may be missing
     )
     cut_score: float = (
         15  # mean change of hue, saturation and value that a cut needs at least; PySceneDetect's min_content_val
@@ -52,7 +52,7 @@ class ShotOptions:
     limits: Limits = Limits()  # how much of a file is read; see the chapter on limits
 
     def decisive(self) -> dict:
-        """What decides about clips, for keys and records: all options, but the limits only where they are not the usual
+        """What defines the clips, for keys and records: all options, but the limits only where they are not the usual
         ones.
         """
         options = asdict(self)
@@ -67,11 +67,11 @@ def find_cuts(
     rate: float,  # frames a second
     options: ShotOptions = ShotOptions(),
 ) -> list[int]:  # sorted list of frame numbers at which a shot starts
-    "The peak rule: a cut is a change that stands alone. Two that stand alone together are a flash, or two cuts."
+    "The peak rule: a cut is an isolated change. Two changes next to each other are a flash, or two cuts."
     reach = max(3, round(options.cut_window * rate))
-    alone, with_one = (peaks(score, options.cut_score, options.cut_ratio, reach, rank) for rank in (1, 2))
-    cuts = set(np.flatnonzero(alone).tolist())
-    for t in np.flatnonzero(with_one & ~alone):
+    isolated, with_one = (peaks(score, options.cut_score, options.cut_ratio, reach, rank) for rank in (1, 2))
+    cuts = set(np.flatnonzero(isolated).tolist())
+    for t in np.flatnonzero(with_one & ~isolated):
         start = max(0, t - reach)
         near = score[start : t + reach + 1].copy()
         near[t - start] = 0
@@ -97,8 +97,8 @@ def _extent(signature, a, b):
     "The frames between a and b that are mixtures of both: (first, last + 1)."
     part = signature[a : b + 1].astype(np.float32).reshape(b - a + 1, -1)
     way = part[-1] - part[0]
-    share = (part - part[0]) @ way / (way @ way)
-    mixed = np.flatnonzero((share > 0.03) & (share < 0.97))
+    mix = (part - part[0]) @ way / (way @ way)
+    mixed = np.flatnonzero((mix > 0.03) & (mix < 0.97))
     return a + int(mixed[0]), a + int(mixed[-1]) + 1
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #8f029c37
@@ -112,20 +112,20 @@ def find_transitions(
     options: ShotOptions = ShotOptions(),
 ) -> list[tuple[int, int]]:  # list of (start, stop)
     "Dissolves and fades: stretches whose middle is the mean of their ends, pixel for pixel."
-    found, n = [], len(signature)
+    candidates, n = [], len(signature)
     for reach in sorted({max(2, round(span * rate)) for span in TRANSITION_SPANS}):
         for start in range(reach, n - reach, 1024):
             t = np.arange(start, min(start + 1024, n - reach))
             change, error = _between(signature, t - reach, t + reach, t)
             good = (change >= options.dissolve_change) & (error <= options.dissolve_error * change)
-            found += [(error[i] - change[i], int(t[i]), reach) for i in np.flatnonzero(good)]
-    return _best(found, signature, cuts)
+            candidates += [(error[i] - change[i], int(t[i]), reach) for i in np.flatnonzero(good)]
+    return _best(candidates, signature, cuts)
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #17628c21
-def _best(found, signature, cuts):
+def _best(candidates, signature, cuts):
     "The greatest change with the smallest error first; later ones must not overlap them, nor span a cut."
     stretches = []
-    for _, t, reach in sorted(found):
+    for _, t, reach in sorted(candidates):
         if any(t - reach < cut <= t + reach for cut in cuts) or any(
             a < t + reach and t - reach < b for a, b in stretches
         ):

@@ -76,7 +76,7 @@ def anita_licence(production: str) -> str:
 # %% ../../nbs/4_real_clips/17_sources.ipynb #3f3be6e0
 def anita_layers(root: Path | str) -> list[Path]:
     "Folders of one scene's one layer in the Anita layout below `root`, in order."
-    found = (
+    images = (
         path
         for path in Path(root).glob("*/scene_*/*")
         if path.name in LAYERS
@@ -87,7 +87,7 @@ def anita_layers(root: Path | str) -> list[Path]:
     def number(path):
         return int(re.sub(r"\D", "", path.parent.name) or 0)
 
-    return sorted(found, key=lambda path: (path.parent.parent.name, number(path), path.parent.name, path.name))
+    return sorted(images, key=lambda path: (path.parent.parent.name, number(path), path.parent.name, path.name))
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #84438ba0
 def read_anita(
@@ -96,8 +96,8 @@ def read_anita(
     | str
     | None = None,  # with a column `file` such as Hero/scene_1/composition; the only one in the folder unless given
     layer: str = "composition",  # or "color", "sketch"
-    fps: float = 12.0,  # drawings a second, which the dataset does not say
-    **known: Any,  # caption, source, licence: where nothing else is stated
+    fps: float = 12.0,  # drawings a second, which the dataset does not state
+    **defaults: Any,  # caption, source, licence: where nothing else is stated
 ) -> list[Item]:
     """The scenes of the Anita dataset, each a folder of PNGs, with the licence of its production. Raises
     `CollectionError`.
@@ -117,7 +117,7 @@ def read_anita(
     made = []
     for path in (*chosen, *(path for path in rows if path not in chosen)):
         production = path.parent.parent.name
-        about = {"source": f"Anita Dataset, {production}", "licence": anita_licence(production), "fps": fps, **known}
+        about = {"source": f"Anita Dataset, {production}", "licence": anita_licence(production), "fps": fps, **defaults}
         if path not in chosen and path in layers:
             about["refusal"] = f"not read: of the layer {path.name}, and {layer} is wanted"
         made += [
@@ -131,7 +131,7 @@ def read_anita(
                 {},
                 scene,
                 captions,
-                **known | {"refusal": f"not read: has no images of the layer {layer}"},
+                **defaults | {"refusal": f"not read: has no images of the layer {layer}"},
             )
         )
     for path in find_videos(root):
@@ -143,7 +143,7 @@ def read_anita(
                     {},
                     path,
                     captions,
-                    **known | {"refusal": "not read: lies beside the scenes of the Anita dataset"},
+                    **defaults | {"refusal": "not read: lies beside the scenes of the Anita dataset"},
                 )
             )
     return sorted(made, key=lambda item: bool(item.refusal))
@@ -195,7 +195,7 @@ def _batches(table, opened, names):
         yield rows
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #c4a6b6d9
-def _scene(root, path, number, row, table, captions, known):
+def _scene(root, path, number, row, table, captions, defaults):
     "The item of one row; what is wrong in it is the item's `refusal`, since such a table is not edited by hand."
     name, tags = str(row["identifier"]), row.get("anime_tags") or row.get("user_tags")
     about = {
@@ -204,7 +204,7 @@ def _scene(root, path, number, row, table, captions, known):
         "identifier": name,
     }
     about |= {name: row[name] for name in SAKUGA_KEPT[:-1] if row.get(name) is not None}
-    where, known = f"{table}, row {number}", {"licence": SAKUGA_LICENCE, **known}
+    where, defaults = f"{table}, row {number}", {"licence": SAKUGA_LICENCE, **defaults}
     try:
         return make_item(
             root,
@@ -212,11 +212,16 @@ def _scene(root, path, number, row, table, captions, known):
             about | {"start": row["scene_start_time"], "stop": row["scene_end_time"]},
             where,
             captions,
-            **known,
+            **defaults,
         )
     except CollectionError as error:
         item = make_item(
-            root, path, {}, where, captions, **known | {"refusal": f"not read: {str(error).removeprefix(f'{table}, ')}"}
+            root,
+            path,
+            {},
+            where,
+            captions,
+            **defaults | {"refusal": f"not read: {str(error).removeprefix(f'{table}, ')}"},
         )
         return replace(item, name=item_name(f"{path.name}, {where.rpartition(', ')[2]}"))
 
@@ -224,19 +229,19 @@ def _scene(root, path, number, row, table, captions, known):
 def read_sakuga(
     table: Path | str,  # a parquet table of Sakuga-42M
     videos: Path | str | None = None,  # the folder with 140633.mp4 and so on; the table's own unless given
-    **known: Any,  # caption, source, licence: where nothing else is stated
+    **defaults: Any,  # caption, source, licence: where nothing else is stated
 ) -> list[Item]:
     """The scenes that a Sakuga-42M table lists in the videos that are there. Raises `CollectionError`.
 
-    At the end come items with a `refusal`: rows that say what cannot be, videos without a row, and how many rows have
+    At the end come items with a `refusal`: rows that state what cannot be, videos without a row, and how many rows have
     no video.
     """
     table, root, captions = Path(table), Path(videos or Path(table).parent), CaptionFiles()
     files, away, made, seen = {}, Counter(), [], {}
-    for path in (found := find_videos(root)):
+    for path in (video_paths := find_videos(root)):
         files.setdefault(path.stem, path)
     for number, row in _held_rows(table, files, away):
-        item = _scene(root, files[str(row["identifier"]).partition(":")[0]], number, row, table, captions, known)
+        item = _scene(root, files[str(row["identifier"]).partition(":")[0]], number, row, table, captions, defaults)
         if (first := seen.setdefault(item.name, number)) != number:
             item = replace(
                 item,
@@ -250,19 +255,19 @@ def read_sakuga(
             " identifier"
         )
     held = {item.path for item in made}
-    rest = [(path, f"not read: no row of {table.name} is about it") for path in found if path not in held]
+    rest = [(path, f"not read: no row of {table.name} is about it") for path in video_paths if path not in held]
     if away["rows"]:
         rest.append((table, f"not there: the videos of {away['rows']} rows are not in the folder"))
     made += [
-        replace(make_item(root, path, {}, path, captions, **known | {"refusal": reason}), caption="")
+        replace(make_item(root, path, {}, path, captions, **defaults | {"refusal": reason}), caption="")
         for path, reason in rest
     ]
     return sorted(made, key=lambda item: (bool(item.refusal), item.path.as_posix(), item.start or 0))
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #a4533605
-def _one_video(path: Path, **known) -> list[Item]:
+def _one_video(path: Path, **defaults) -> list[Item]:
     "A video by itself is a collection of one."
-    return [make_item(path.parent, path, {}, path, **{"source": path.name, **known})]
+    return [make_item(path.parent, path, {}, path, **{"source": path.name, **defaults})]
 
 
 def _reader(path):
@@ -277,7 +282,7 @@ def _reader(path):
         raise CollectionError(
             f"{path}: neither a folder, a table ({', '.join(TABLE_SUFFIXES)}) nor a video ({COMMON_SUFFIXES} and so on)"
         )
-    return read_sakuga if is_sakuga(path) else lambda table, **known: read_folder(table.parent, table, **known)
+    return read_sakuga if is_sakuga(path) else lambda table, **defaults: read_folder(table.parent, table, **defaults)
 
 # %% ../../nbs/4_real_clips/17_sources.ipynb #265e0a6e
 def open_source(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/4_real_clips/70_tables.ipynb #a229e31d
 class CollectionError(TavError):
-    "A folder or table of clips cannot be used; the message is one line that says what would be right."
+    "A folder or table of clips cannot be used; the message is one line that names what would be right."
 
     def __init__(self, text: str):
         super().__init__(printable(text))

@@ -105,7 +105,7 @@ def _weights(path):
 
 
 def _raft(model, device, now, after):
-    "RAFT wants values in -1..1, sides that are multiples of 8 and at least 128."
+    "RAFT takes values in -1..1 and sides that are multiples of 8 and at least 128."
     import torch
 
     x = torch.from_numpy(np.stack([now, after])).to(device).permute(0, 3, 1, 2) / 127.5 - 1  # f h w c -> f c h w

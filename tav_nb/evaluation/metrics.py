@@ -172,7 +172,7 @@ METRICS = {  # name: (per, unit, what is better, meaning)
     "step_ratio": ("video", "ratio", "", "change over one frame against two; about 1: no order"),
     "drawings_warping_error": ("video", "squared colour, 0..3", "low", "warping error from one drawing to the next"),
     "drawings_motion": ("video", "share of the diagonal", "", "motion from one drawing to the next"),
-    "seam": ("video", "ratio", "1", "residual at the window borders against elsewhere"),
+    "window_border": ("video", "ratio", "1", "residual at the window borders against elsewhere"),
     "loop_closure": ("video", "ratio", "1", "residual from the last frame to the first against elsewhere"),
     "clip_all_pairs": ("video", "cosine", "high", "CLIP: all frames like all others"),
 }
@@ -270,7 +270,7 @@ def _of_the_video(frames, pairs, flow, fps, windows):
         "drawings_warping_error": _mean(pairs["warping_error"][changing]),
         "drawings_motion": _mean(pairs["motion"][changing]),
         "loop_closure": _against(warping_error(frames[-1], frames[0], flow(frames[-1], frames[0])), residual[changing]),
-        "seam": _against(residual[at], residual[changing & ~at]) if at.any() else math.nan,
+        "window_border": _against(residual[at], residual[changing & ~at]) if at.any() else math.nan,
     }
 
 
@@ -281,14 +281,14 @@ def _mean(values):
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #3ad375a1
 def _flags(pairs, ratio):
     residual, moving = pairs["residual"], pairs["held"].mean() <= 0.9
-    alone = (
+    isolated = (
         peaks(residual, np.nextafter(0.01, 1), ratio=3, reach=6) if len(residual) > 2 else np.zeros(len(residual), bool)
     )
     disordered = bool(moving and ratio >= 0.87)
     return {
         "still": bool(not moving),
         "disordered": disordered,
-        "cuts": [] if disordered else np.flatnonzero(alone).tolist(),
+        "cuts": [] if disordered else np.flatnonzero(isolated).tolist(),
     }
 
 
@@ -315,7 +315,7 @@ def measure_video(
     | None = None,  # the real video, frame by frame the same thing: for tOF and the warping error along its flow
     region: Box
     | None = None,  # (top, left, height, width) in shares of the image to track; its middle half unless given
-    windows: Sequence[int] = (),  # numbers of the frames at which a new window began, for the seam score
+    windows: Sequence[int] = (),  # numbers of the frames at which a new window began, for `window_border`
     side: int | None = 512,  # look at images of at most this size, in pixels; None: as they are
     dino: Path | str | None = None,  # folder of a DINO: subject consistency
     clip: Path | str | None = None,  # folder of a CLIP: background and CLIP frame consistency
@@ -371,8 +371,8 @@ def _rows(frames, flow, reference, region):
 def _smooth(frames, flow):
     "Smoothness of the odd frames that have two neighbours, nan for the others."
     odd = range(1, len(frames) - 1, 2)
-    found = {t: smoothness(*frames[t - 1 : t + 2], flow(frames[t - 1], frames[t + 1])) for t in odd}
-    return np.array([found.get(t, math.nan) for t in range(len(frames))])
+    values = {t: smoothness(*frames[t - 1 : t + 2], flow(frames[t - 1], frames[t + 1])) for t in odd}
+    return np.array([values.get(t, math.nan) for t in range(len(frames))])
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #94baf803
 def control_videos(

@@ -69,13 +69,13 @@ def plot_scores(
 
     scores = scores if isinstance(scores, dict) else {"": scores}
     axes = plt.subplots(1, len(names) + 1, figsize=(2.2 * (len(names) + 1), 2.2), layout="constrained", dpi=80)[1]
-    for number, (video, found) in enumerate(scores.items()):
-        still, colour = found.flags["still"], f"C{number}"
+    for number, (video, score) in enumerate(scores.items()):
+        still, colour = score.flags["still"], f"C{number}"
         for ax, name in zip(axes, names):
-            _curve(ax, found, name, color=colour, ls=":" if still else "-", label=video)
+            _curve(ax, score, name, color=colour, ls=":" if still else "-", label=video)
         axes[-1].plot(
-            found.video["motion"],
-            found.video["warping_error"],
+            score.video["motion"],
+            score.video["warping_error"],
             "o",
             color=colour,
             mfc="none" if still else colour,
@@ -94,16 +94,16 @@ def plot_scores(
     return axes
 
 
-def _curve(ax, found, name, **style):
+def _curve(ax, score, name, **style):
     "Pairs are drawn between their frames."
-    if name in found.per_pair:
-        x, y = np.arange(len(found.per_pair[name])) + 0.5, found.per_pair[name].astype(float)
-    elif name in found.per_frame:
-        x, y = np.arange(len(found.per_frame[name])), found.per_frame[name]
+    if name in score.per_pair:
+        x, y = np.arange(len(score.per_pair[name])) + 0.5, score.per_pair[name].astype(float)
+    elif name in score.per_frame:
+        x, y = np.arange(len(score.per_frame[name])), score.per_frame[name]
     else:
         raise ConsistencyError(f"{name} was not measured per frame or per pair")
-    known = ~np.isnan(y)
-    ax.plot(x[known], y[known], lw=1, **style)
+    finite = ~np.isnan(y)
+    ax.plot(x[finite], y[finite], lw=1, **style)
     ax.set_title(name, fontsize=8)
     ax.set_xlabel("frame", fontsize=7)
     ax.set_ylabel(METRICS[name][1], fontsize=7)
@@ -150,10 +150,10 @@ def _with_mark(ax, values, t, name):
 def wipe_images(
     a: np.ndarray,
     b: np.ndarray,  # uint8 [H, W, 3], of one size
-    share: float,  # of the width that shows a, from 0 to 1
+    fraction: float,  # of the width that shows a, from 0 to 1
 ) -> np.ndarray:  # uint8 [H, W, 3]
     "The left part of one image beside the right part of another."
-    x = round(a.shape[1] * share)
+    x = round(a.shape[1] * fraction)
     return np.concatenate([a[:, :x], b[:, x:]], 1)  # h w c
 
 
@@ -161,7 +161,7 @@ def plot_compare(
     a: np.ndarray,
     b: np.ndarray,  # uint8 [F, H, W, 3], of one size; as many frames as the shorter has
     titles: tuple[str, str] = ("A", "B"),
-    share: float = 0.5,  # of the width that shows a
+    fraction: float = 0.5,  # of the width that shows a
     count: int = 6,  # frames to show
 ) -> np.ndarray:  # array of axes [3, count]: A, the wipe, B
     "Both videos with the wipe between them, at the same moments."
@@ -173,9 +173,9 @@ def plot_compare(
         3, len(at), figsize=(1.2 * len(at), 3.8 * a.shape[1] / a.shape[2]), layout="constrained", dpi=80, squeeze=False
     )[1]
     for i, t in enumerate(at):
-        for ax, image in zip(axes[:, i], (a[t], wipe_images(a[t], b[t], share), b[t])):
+        for ax, image in zip(axes[:, i], (a[t], wipe_images(a[t], b[t], fraction), b[t])):
             ax.imshow(image, interpolation="antialiased"), ax.axis("off")
-        axes[1, i].axvline(a.shape[2] * share - 0.5, color="white", lw=0.7)
+        axes[1, i].axvline(a.shape[2] * fraction - 0.5, color="white", lw=0.7)
     for ax, title in zip(axes[:, 0], (titles[0], f"{titles[0]} | {titles[1]}", titles[1])):
         ax.set_title(title, fontsize=8, loc="left")
     return axes
@@ -202,9 +202,11 @@ def attention_weights(
     if windows is None:
         return weights(tokens)
     seen = x.new_zeros(len(tokens), s, h, f, f, dtype=torch.float32)
-    for start, share in zip(windows.starts, windows.blend_weights):
+    for start, blend_weight in zip(windows.starts, windows.blend_weights):
         at = (torch.arange(windows.length, device=x.device) + start) % f
-        seen[..., at[:, None], at] += share[:, None] * weights(slice_window(tokens, start, windows.length, dim=1))
+        seen[..., at[:, None], at] += blend_weight[:, None] * weights(
+            slice_window(tokens, start, windows.length, dim=1)
+        )
     return seen
 
 # %% ../../nbs/3_does_it_move/28_views.ipynb #0435d913
@@ -279,9 +281,9 @@ def plot_attention(
     axes[0].axhline(query, color="white", lw=0.7)
     axes[0].set_title(title or f"head {'all' if head is None else head}", fontsize=8)
     axes[0].tick_params(labelsize=6)
-    share = weights[query] / weights[query].max()
+    relative = weights[query] / weights[query].max()
     for t, ax in enumerate(axes[1:]):
-        ax.imshow((to_image(frames[t]) * (0.25 + 0.75 * share[t])).astype(np.uint8))
+        ax.imshow((to_image(frames[t]) * (0.25 + 0.75 * relative[t])).astype(np.uint8))
         ax.axis("off")
         ax.set_title(f"{weights[query, t]:.2f}" + " <" * (t == query), fontsize=8)
     return axes

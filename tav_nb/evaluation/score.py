@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_VIDEO_FRAMES', 'FIRST_METRICS', 'unusual_format', 'Video', 'load_video', 'fit_reference', 'short_names',
-           'ScoredVideo', 'score_videos', 'known_metrics', 'verdict', 'short_number', 'as_table', 'as_json', 'as_csv']
+           'ScoredVideo', 'score_videos', 'measured_metrics', 'verdict', 'short_number', 'as_table', 'as_json',
+           'as_csv']
 
 # %% ../../nbs/3_does_it_move/27_score.ipynb #67d746ee
 import csv
@@ -75,7 +76,7 @@ def _image_kind(image):
 
 
 def _png_kind(path):
-    "What the header of a PNG says about its depth."
+    "The depth that the header of a PNG states."
     with open(path, "rb") as file:
         head = file.read(25)
     return f"of {head[24]} bits a colour" if path.suffix.lower() == ".png" and len(head) == 25 and head[24] > 8 else ""
@@ -235,13 +236,13 @@ def score_videos(
 FIRST_METRICS = "motion", "visible", "held"
 
 
-def known_metrics(
+def measured_metrics(
     scored: dict[str, ScoredVideo],  # dict of name: Scored
 ) -> list[str]:  # list of names of metrics
     "The metrics that have a value for at least one video, motion first."
-    known = {name for one in scored.values() for name, value in one.scores.video.items() if not math.isnan(value)}
+    measured = {name for one in scored.values() for name, value in one.scores.video.items() if not math.isnan(value)}
     return [
-        name for name in (*FIRST_METRICS, *(name for name in METRICS if name not in FIRST_METRICS)) if name in known
+        name for name in (*FIRST_METRICS, *(name for name in METRICS if name not in FIRST_METRICS)) if name in measured
     ]
 
 
@@ -272,7 +273,7 @@ def as_table(
     width: int = 100,  # of the terminal, in letters
 ) -> str:  # str
     "A row a metric, a column a video; videos that do not fit side by side come in several tables."
-    names, rows = list(scored), known_metrics(scored)
+    names, rows = list(scored), measured_metrics(scored)
     first = max(map(len, rows)) + 2
     wide = min(max(max(map(len, names)), 10), 24) + 2
     at_once = max(1, (width - first - 8) // wide)
@@ -328,7 +329,9 @@ def as_json(
         }
         for name, one in scored.items()
     }
-    metrics = {name: dict(zip(("per", "unit", "better", "meaning"), METRICS[name])) for name in known_metrics(scored)}
+    metrics = {
+        name: dict(zip(("per", "unit", "better", "meaning"), METRICS[name])) for name in measured_metrics(scored)
+    }
     return (
         json.dumps({**about, "videos": videos, "metrics": metrics}, indent=1, ensure_ascii=False, allow_nan=False)
         + "\n"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .metrics import METRICS
-from .score import ScoredVideo, known_metrics, short_number, verdict
+from .score import ScoredVideo, measured_metrics, short_number, verdict
 from ..utils.pages import render_page
 
 # %% ../../nbs/3_does_it_move/88_score_page.ipynb #7899419d
@@ -55,7 +55,7 @@ def curve_values(
     high = high if high > low else low + (1 if not low else 0.01)
     last = max(len(one.video.frames) for one in scored.values()) - 1
 
-    def place(x, y):
+    def to_pixels(x, y):
         return 44 + 246 * x / last, 112 - 96 * (scale(y) - scale(low)) / (scale(high) - scale(low))
 
     _, unit, better, meaning = METRICS[name]
@@ -64,11 +64,11 @@ def curve_values(
         "unit": unit,
         "better": better,
         "meaning": meaning,
-        "ticks": [{"y": place(0, y)[1], "text": f"{y:g}"} for y in _ticks(name, low, high)],
-        "marks": [{"x": place(x, low)[0], "frame": x} for x in sorted({0, last // 2, last})],
+        "ticks": [{"y": to_pixels(0, y)[1], "text": f"{y:g}"} for y in _ticks(name, low, high)],
+        "marks": [{"x": to_pixels(x, low)[0], "frame": x} for x in sorted({0, last // 2, last})],
         "lines": [
             {
-                "points": [tuple(f"{value:.1f}" for value in place(*point)) for point in points],
+                "points": [tuple(f"{value:.1f}" for value in to_pixels(*point)) for point in points],
                 "colour": CURVE_COLOURS[number % len(CURVE_COLOURS)],
                 "control": bool(one.control),
             }
@@ -141,7 +141,7 @@ def as_page(
     curves_of: tuple[str, ...] = PAGE_CURVES,  # metrics that are drawn over time, where they were measured
 ) -> str:
     "One self-contained HTML page: table, curves, strips, worst pairs, and what the numbers mean."
-    metrics = known_metrics(scored)
+    metrics = measured_metrics(scored)
     return render_page(
         "tav_nb.evaluation",
         "score.html",

@@ -46,14 +46,14 @@ def sprite_sheet(
     width = min(width, frames.shape[2])
     while True:
         size = width, max(1, round(frames.shape[1] * width / frames.shape[2]))
-        whole = Image.new("RGB", (size[0] * columns, size[1] * -(-len(frames) // columns)))
+        sheet = Image.new("RGB", (size[0] * columns, size[1] * -(-len(frames) // columns)))
         for i, frame in enumerate(frames):
-            whole.paste(
+            sheet.paste(
                 Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS),
                 (i % columns * size[0], i // columns * size[1]),
             )
         file = io.BytesIO()
-        whole.save(file, "WEBP", quality=80, method=4, lossless=exact)
+        sheet.save(file, "WEBP", quality=80, method=4, lossless=exact)
         if file.tell() <= max_bytes or width <= 16:
             return dict(sheet=file.getvalue(), width=size[0], height=size[1], columns=columns, count=len(frames))
         width = int(width * 0.85)
@@ -254,7 +254,7 @@ class AttentionExplorer(VideoWidget):
         )
 
     @T.validate("head")
-    def _known(self, proposal):
+    def _indices(self, proposal):
         return min(max(proposal["value"], -1), self.heads[self.block] - 1)
 
     def figure(self) -> np.ndarray:

@@ -162,7 +162,7 @@ def parse_header(header: dict[str, str], path: str | os.PathLike) -> dict[str, A
             f"{path}: format version {metadata.get('format_version')}, but this tav_nb reads {FORMAT_VERSION}"
         )
     if missing := [name for name in ("base", "base_blocks", *STRUCTURE) if name not in metadata]:
-        raise AdapterError(f"{path}: its metadata does not say {', '.join(missing)}; save_adapter writes it")
+        raise AdapterError(f"{path}: its metadata lacks {', '.join(missing)}; save_adapter writes it")
     metadata.pop("checksum", None)  # of this file and no other
     return metadata
 
@@ -188,7 +188,7 @@ def content_checksum(tensors: dict, header: dict) -> str:
 
 def adapter_tensors(unet: torch.nn.Module, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """The temporal layers as `{key: tensor}` on the CPU; raises an `AdapterError` if they are not all there, plain, and
-    as `unet.temporal_config` says
+    as in `unet.temporal_config`
     """
     state, config = temporal_state_dict(unet), unet.temporal_config
     if state.keys() != expected_shapes(unet, {name: config[name] for name in STRUCTURE}).keys():
@@ -352,7 +352,7 @@ def load_adapter(unet: torch.nn.Module, where: str | os.PathLike, dtype: torch.d
     - `where`: a `.safetensors` file, a folder that holds `temporal_adapter.safetensors`, or a Hub id
     - `dtype`: None keeps the file's. Any works with any base: the layers compute in the dtype of their input
 
-    Adds the layers as the metadata says, if there are none. Raises `AdapterError`, and leaves the UNet as it was, if
+    Adds the layers of the metadata, if there are none. Raises `AdapterError`, and leaves the UNet as it was, if
     the file does not fit.
     """
     path = find_adapter(where)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'REQUIRED_PARTS', 'VOCABULARY', 'SMALL_VOCABULARY', 'hub_reason', 'hub_file', 'cached_folder',
            'loading_error', 'check_loadable', 'find_model', 'find_config', 'check_device', 'read_part',
-           'read_prediction', 'check_finite_weights', 'check_tokens', 'check_complete', 'load_pipeline', 'known_words',
-           'check_prompt', 'note_unread_words']
+           'read_prediction', 'check_finite_weights', 'check_tokens', 'check_complete', 'load_pipeline',
+           'vocabulary_words', 'check_prompt', 'note_unread_words']
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #d62054fd
 import re
@@ -96,7 +96,7 @@ def loading_error(where: str | Path, error: Exception, kind: str = "") -> ModelE
             "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         )
         return ModelError(
-            f"{where}: not whole in the cache ({constants.HF_HUB_CACHE}, see HF_HOME), and {why} ({reason})"
+            f"{where}: not complete in the cache ({constants.HF_HUB_CACHE}, see HF_HOME), and {why} ({reason})"
         )
     return ModelError(f"{where}: cannot be loaded{kind} ({reason})")
 
@@ -277,8 +277,8 @@ def load_pipeline(
             )
             if lacking := [name for name in REQUIRED_PARTS if getattr(pipe, name) is None and name not in parts]:
                 raise ModelError(f"its model_index.json names no {', '.join(lacking)}")
-            known = read_prediction(where) if where != config else {}
-            pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **known)
+            prediction = read_prediction(where) if where != config else {}
+            pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **prediction)
         except Exception as error:  # missing or broken files: many classes, one answer
             raise loading_error(where, error) from error
         check_complete(pipe, where, messages)
@@ -298,25 +298,25 @@ _little_words = set(
 )
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #885a0fc3
-def known_words(pipe: StableDiffusionXLPipeline) -> list[str]:
+def vocabulary_words(pipe: StableDiffusionXLPipeline) -> list[str]:
     """The words with a meaning that a model with a small vocabulary was trained on, in alphabetical order; none for a
     full-size SDXL
     """
     if len(pipe.tokenizer) > SMALL_VOCABULARY:
         return []
-    whole = pipe.tokenizer.get_vocab()
+    vocabulary = pipe.tokenizer.get_vocab()
     return [
         word
         for word in parse_json(VOCABULARY.read_bytes(), list[str], VOCABULARY)
-        if len(word) > 1 and word.isalpha() and word not in _little_words and f"{word}</w>" in whole
+        if len(word) > 1 and word.isalpha() and word not in _little_words and f"{word}</w>" in vocabulary
     ]
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #685d9447
 def check_prompt(pipe: StableDiffusionXLPipeline, prompt: str) -> None:
     "Raises `ModelError` if the model has a small vocabulary and the prompt no word of it"
-    known = known_words(pipe)
-    if known and not set(re.findall("[a-z]+", prompt.lower())) & set(known):
-        raise ModelError(f"the tiny model has no word of {prompt!r} in its vocabulary, which is: {', '.join(known)}")
+    words = vocabulary_words(pipe)
+    if words and not set(re.findall("[a-z]+", prompt.lower())) & set(words):
+        raise ModelError(f"the tiny model has no word of {prompt!r} in its vocabulary, which is: {', '.join(words)}")
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #d5906ef1
 def note_unread_words(
@@ -338,7 +338,7 @@ def note_unread_words(
             f"the {what} is longer than the {limit} tokens that the model reads: it is cut before"
             f" {' '.join(words[:5])!r}" + (f" and {len(words) - 5} words more" if len(words) > 5 else "")
         )
-    if found := re.search(r"\([^()]+:\s*\d[\d.]*\s*\)", text):
-        note(f"weights in parentheses are read as plain words: {found[0][:60]}")
-    if found := re.search(r"<\w+:[^<>]+>", text):
-        note(f"{found[0][:60]} is read as plain words; --lora FILE:WEIGHT puts a LoRA in")
+    if match := re.search(r"\([^()]+:\s*\d[\d.]*\s*\)", text):
+        note(f"weights in parentheses are read as plain words: {match[0][:60]}")
+    if match := re.search(r"<\w+:[^<>]+>", text):
+        note(f"{match[0][:60]} is read as plain words; --lora FILE:WEIGHT puts a LoRA in")

@@ -57,18 +57,18 @@ def has_local_config(model: str | None) -> bool:
 
 def read_base_size(model: str | None, config: str | None = None) -> BaseSize:
     "Size of images in the configs of a base; SDXL's own for a base without them. PyTorch is not loaded for it"
-    place = Path(model or Path(tav_nb.__file__).parent / "weights/tiny-sdxl")
-    if place.is_file():
+    location = Path(model or Path(tav_nb.__file__).parent / "weights/tiny-sdxl")
+    if location.is_file():
         from tav_nb.models.base import find_config
 
-        place = Path(find_config(model, config))
+        location = Path(find_config(model, config))
     try:
-        if place.is_dir():
-            files = [place / part / "config.json" for part in ("unet", "vae")]
+        if location.is_dir():
+            files = [location / part / "config.json" for part in ("unet", "vae")]
         else:
             from tav_nb.models.base import hub_file
 
-            files = [hub_file(str(place), f"{part}/config.json") for part in ("unet", "vae")]
+            files = [hub_file(str(location), f"{part}/config.json") for part in ("unet", "vae")]
         unet, vae = (parse_json(file.read_bytes(), type, file) for file, type in zip(files, (UNetSize, VAELevels)))
     except (OSError, TavError):
         return BaseSize()

@@ -84,13 +84,13 @@ def check_index(
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
-        found = tuple(value) if all(isinstance(word, str) for word in value) else (None, None)
+        class_names = tuple(value) if all(isinstance(word, str) for word in value) else (None, None)
         is_scheduler = (
             name == "scheduler"
-            and found[0] in ("diffusers", "tav_nb.models.scheduler")
-            and found[-1].endswith("Scheduler")
+            and class_names[0] in ("diffusers", "tav_nb.models.scheduler")
+            and class_names[-1].endswith("Scheduler")
         )
-        if not (is_scheduler or found in PART_CLASSES.get(name, ())):
+        if not (is_scheduler or class_names in PART_CLASSES.get(name, ())):
             raise ModelError(
                 f"{where}: model_index.json names {printable(str(value))[:80]} as its {printable(name)[:40]}, which"
                 " is no part of an SDXL and is not opened"
@@ -195,7 +195,7 @@ def check_part_config(path: Path, cls: type | None = None) -> None:
     for name in CODE_FIELDS:
         if config.get(name) not in (None, *ATTENTION_IMPLEMENTATIONS):
             raise ModelError(
-                f"{path}: says {name}, which would choose other code to run; without it the model can be loaded"
+                f"{path}: contains {name}, which would choose other code to run; without it the model can be loaded"
             )
     channels = config.get("latent_channels", 4)
     statistics = [config.get(name) for name in ("latents_mean", "latents_std")]
@@ -232,7 +232,7 @@ _WEIGHTS_NAME = re.compile(
 
 def variants_in(folder: Path) -> set[str]:
     "The variants of the weights in the folder of one part; '' is the plain one"
-    return {found[1] or found[2] or "" for path in folder.iterdir() if (found := _WEIGHTS_NAME.fullmatch(path.name))}
+    return {match[1] or match[2] or "" for path in folder.iterdir() if (match := _WEIGHTS_NAME.fullmatch(path.name))}
 
 
 def only_variant(
@@ -242,12 +242,12 @@ def only_variant(
     """The variant to load, None for the plain one; raises `ModelError` if some weights are there in several variants
     and none is plain
     """
-    found = [
+    variant_sets = [
         variants
         for name in (parts if parts is not None else ["."])
         if (folder / name).is_dir() and (variants := variants_in(folder / name))
     ]
-    without_plain = [variants for variants in found if "" not in variants]
+    without_plain = [variants for variants in variant_sets if "" not in variants]
     if not without_plain:
         return None
     if len(common := set.intersection(*without_plain)) == 1:

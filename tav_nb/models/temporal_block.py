@@ -40,8 +40,8 @@ class TemporalConvolution(nn.Module):
             return sum(padded[:, i : i + f] * weight[i] for i in range(self.size))
         out = 0
         for offset, weight in zip(range(-radius, radius + 1), self.weight):
-            shares = windows.neighbor_weights[MAX_OFFSET + offset][:, None, None]  # f 1 1
-            out = out + tokens.roll(-offset, dims=1) * (shares * weight.float()).to(tokens.dtype)
+            neighbor_weights = windows.neighbor_weights[MAX_OFFSET + offset][:, None, None]  # f 1 1
+            out = out + tokens.roll(-offset, dims=1) * (neighbor_weights * weight.float()).to(tokens.dtype)
         return out
 
 # %% ../../nbs/2_method/100_temporal_block.ipynb #df934dd5

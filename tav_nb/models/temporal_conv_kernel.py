@@ -69,9 +69,9 @@ def temporal_conv_weight_kernel(
                 there = mask & (other >= 0) & (other < frames)
                 value = tl.load(x + clip + other * rows * channels + offsets, there, 0.0).to(tl.float32)
                 total += tl.where((taps == i)[:, None], tl.sum(gradient * value, 0)[None, :], 0.0)
-    place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * (2 * radius + 1)
+    partial_row = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * (2 * radius + 1)
     kept = (taps < 2 * radius + 1)[:, None] & (channel < channels)[None, :]
-    tl.store(partial + (place + taps[:, None]) * channels + channel[None, :], total, kept)
+    tl.store(partial + (partial_row + taps[:, None]) * channels + channel[None, :], total, kept)
 
 # %% ../../nbs/internals/101_temporal_conv_kernel.ipynb #35fc471f
 def convolve(x: torch.Tensor, weight: torch.Tensor, flip: bool) -> torch.Tensor:

@@ -81,8 +81,8 @@ def drop_temporal_keys(name: str, block: BasicTransformerBlock, state: dict, pre
 def ignore_missing_temporal_keys(name: str, block: BasicTransformerBlock, keys: Any) -> None:
     "Hook on a block: a part can be loaded from such a state"
     for key in list(keys.missing_keys):
-        prefix, found, _ = key.rpartition("temporal_attn.")
-        if found and is_partial_prefix(prefix, name):
+        prefix, separator, _ = key.rpartition("temporal_attn.")
+        if separator and is_partial_prefix(prefix, name):
             keys.missing_keys.remove(key)
 
 # %% ../../nbs/2_method/02_unet.ipynb #71653de9

@@ -37,8 +37,8 @@ def latent_statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tens
     """Mean and standard deviation `1 c 1 1` of each channel, from the config of a VAE; None if it does not state
     both
     """
-    found = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
-    return None if None in found else tuple(latents.new_tensor(values).view(1, -1, 1, 1) for values in found)
+    statistics = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
+    return None if None in statistics else tuple(latents.new_tensor(values).view(1, -1, 1, 1) for values in statistics)
 
 
 def scale_latents(

@@ -118,7 +118,7 @@ class Windows(NamedTuple):
         "The same with weights and frame numbers as tensors on a device"
         import torch
 
-        frame_index, known = [], set()
+        frame_index, seen = [], set()
         neighbor_weights = [[0.0] * self.num_frames for _ in range(-MAX_OFFSET, MAX_OFFSET + 1)]
         for start, weights in zip(self.starts, self.blend_weights):
             for i, weight in enumerate(weights):
@@ -127,8 +127,8 @@ class Windows(NamedTuple):
                         total[(start + i) % self.num_frames] += weight
         for start in self.starts:
             frames = [(start + i) % self.num_frames for i in range(self.length)]
-            frame_index.append([-1 - frame if frame in known else frame for frame in frames])
-            known |= set(frames)
+            frame_index.append([-1 - frame if frame in seen else frame for frame in frames])
+            seen |= set(frames)
         return self._replace(
             blend_weights=torch.tensor(self.blend_weights, dtype=torch.float32, device=device),
             frame_index=torch.tensor(frame_index, dtype=torch.int32, device=device),

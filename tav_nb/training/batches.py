@@ -84,7 +84,7 @@ def held_out_split(loader: ClipLoader, count: int, seed: int) -> ClipLoader | No
             f" --held-out {len(films) - 1} leaves one"
         )
     away, other = set(np.random.default_rng(seed).permutation(films)[:count].tolist()), copy.copy(loader)
-    other.clips, other.shares = [row for row in loader.clips if film(row) in away], (0, 0)
+    other.clips, other.uncond_probs = [row for row in loader.clips if film(row) in away], (0, 0)
     loader.clips = [row for row in loader.clips if film(row) not in away]
     loader.plan = Plan(loader.clips, loader.plan.lengths, loader.plan.size, loader.plan.seed)
     return other

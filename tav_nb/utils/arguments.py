@@ -62,10 +62,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        found, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
         if not unknown:
-            return found
-        parser = self.commands.choices[found.command]
+            return parsed
+        parser = self.commands.choices[parsed.command]
         names = {name.lstrip("-"): name for name in parser._option_string_actions if name.startswith("--")}
         first = next((word for word in unknown if word.startswith("-")), None)
         hint = (

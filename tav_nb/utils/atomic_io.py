@@ -64,16 +64,16 @@ def host_identity() -> tuple[str, str, str]:
     """Hashes of the computer's name, of its present run and of the process namespace; process ids are comparable where
     all three are equal
     """
-    found = [platform.node()]
+    parts = [platform.node()]
     for read in (
         lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         lambda: os.readlink("/proc/self/ns/pid"),
     ):
         try:
-            found.append(read())
+            parts.append(read())
         except OSError:
-            found.append(platform.node())  # systems without containers
-    return tuple(hashlib.sha256(text.encode()).hexdigest()[:6] for text in found)
+            parts.append(platform.node())  # systems without containers
+    return tuple(hashlib.sha256(text.encode()).hexdigest()[:6] for text in parts)
 
 
 def hidden_name(pid: int | None = None) -> str:
@@ -228,7 +228,7 @@ def is_abandoned(hidden: Path) -> tuple[bool, int | None]:
         return False, None
     try:
         lock = lock_folder(hidden)
-    except OSError:  # at work, gone in the meantime, or somebody else's
+    except OSError:  # at work, gone in the meantime, or owned by another user
         return False, None
     return lock is not None or comparable, lock
 

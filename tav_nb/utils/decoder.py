@@ -110,11 +110,11 @@ def _peak(frame):
     """
     stated = {data.type.name: bytes(data) for data in frame.side_data}
     light, master = stated.get("CONTENT_LIGHT_LEVEL", b""), stated.get("MASTERING_DISPLAY_METADATA", b"")
-    found = [float(int.from_bytes(light[:4], "little"))] if len(light) >= 4 else []
+    peaks = [float(int.from_bytes(light[:4], "little"))] if len(light) >= 4 else []
     if len(master) >= 88:  # AVMasteringDisplayMetadata: 8 places and 2 luminances as fractions of int32, then two flags
         numbers = np.frombuffer(master[:88], np.int32)
-        found += [numbers[18] / numbers[19]] if numbers[19] > 0 and numbers[21] else []
-    return next((float(value) for value in found if HDR_WHITE < value <= 10_000), DEFAULT_PEAK)
+        peaks += [numbers[18] / numbers[19]] if numbers[19] > 0 and numbers[21] else []
+    return next((float(value) for value in peaks if HDR_WHITE < value <= 10_000), DEFAULT_PEAK)
 
 # %% ../../nbs/internals/42_decoder.ipynb #3aae05f6
 STRIP_PIXELS = 2**20  # pixels that are converted at once: about 50 MB
@@ -270,8 +270,8 @@ class OpenedVideo:
         "The frames that come out after a packet"
         return self._decoder.decode(packet) if self._decoder else packet.decode()
 
-    def look(self, frame: av.VideoFrame) -> Orientation:
-        "How the frame is to be held; raises a `DecodeError` if it cannot be shown"
+    def check_frame(self, frame: av.VideoFrame) -> Orientation:
+        "Orientation of the frame; raises a `DecodeError` if its colours or its size are not supported"
         colours_of(frame)
         self.limits.check_size(frame.width, frame.height, self.stretch)
         return orientation_of(frame)

@@ -51,12 +51,12 @@ def _through(graph, frame):
 
 
 class FieldDetector:
-    "Looks for combs in the frames that it is given, one after the other"
+    "Detects combs in the frames that are added one after the other"
 
     def __init__(self, rate: float):
         self.rate, self._graph, self._shape, self._seen = rate, None, None, {}
 
-    def look(self, frame: av.VideoFrame) -> None:
+    def add_frame(self, frame: av.VideoFrame) -> None:
         "Count one frame; a small one, or one of another size than the first, is passed over"
         if frame.height < MIN_LINES:
             return
@@ -123,7 +123,7 @@ def detect_fields(
                     if count > min(most, limits.max_source_frames):
                         return detector.fields
                     check(count, 0)
-                    detector.look(frame)
+                    detector.add_frame(frame)
         except av.FFmpegError:
             pass
         return detector.fields

@@ -7,7 +7,7 @@ __all__ = ['TavError', 'VideoError', 'error_reason']
 
 # %% ../../nbs/internals/49_errors.ipynb #a1c0ffec
 class TavError(ValueError):
-    "Base of all errors that this package raises on purpose; the message is one line that says what would be right"
+    "Base of all errors that this package raises on purpose; the message is one line that names what would be right"
 
 # %% ../../nbs/internals/49_errors.ipynb #dcbe62ba
 class VideoError(TavError):

@@ -83,7 +83,7 @@ def usable_bytes(
     free: float,  # bytes that nothing holds
     limit: float = 0.0,  # GiB; 0 is without a limit
 ) -> float:
-    """Bytes of a GPU that tensors can fill: kernels want 0.25 GiB for themselves, and 3 per cent fall between the
+    """Bytes of a GPU that tensors can fill: kernels need 0.25 GiB, and 3 per cent fall between the
     tensors
     """
     return 0.97 * min(free, limit * 2**30 or free) - 2**28
@@ -113,10 +113,10 @@ def limited_memory(
         yield
         return
     index = device.index or 0
-    share = min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory)
+    fraction = min(1.0, limit * 2**30 / torch.cuda.get_device_properties(device).total_memory)
     # PyTorch before 2.8 does not report the share
     before = getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
-    torch.cuda.set_per_process_memory_fraction(share, index)
+    torch.cuda.set_per_process_memory_fraction(fraction, index)
     try:
         yield
     finally:

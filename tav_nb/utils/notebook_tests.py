@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_function', 'bound_names', 'needed_names', 'early_names', 'imported_names', 'TestCells', 'merge_imports', 'ruffed',
-           'prune', 'rebase_links', 'readme', 'render_readme', 'drop_widgets', 'looks_same', 'palette_png',
-           'shrink_pictures', 'one_thread', 'run_captured']
+           'prune', 'rebase_links', 'readme', 'render_readme', 'drop_widgets', 'images_similar', 'palette_png',
+           'shrink_images', 'one_thread', 'run_captured']
 
 # %% ../../nbs/internals/90_nbtests.ipynb #fb23121f
 import ast
@@ -86,15 +86,15 @@ def imported_names(source: str) -> dict[str, str]:
     """A dict from each name that code imports at its top level, or in an `if` or `with` there, to the one import
     statement that gives it.
     """
-    found, nodes = {}, ast.parse(source).body
+    imports, nodes = {}, ast.parse(source).body
     for node in nodes:
         if isinstance(node, (ast.If, ast.With)):
             nodes += node.body  # such as `if TYPE_CHECKING:`
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 one = type(node)(**{**vars(node), "names": [alias]})
-                found[(alias.asname or alias.name).split(".")[0]] = ast.unparse(one)
-    return found
+                imports[(alias.asname or alias.name).split(".")[0]] = ast.unparse(one)
+    return imports
 
 # %% ../../nbs/internals/90_nbtests.ipynb #5e979508
 class TestCells(Processor):
@@ -164,12 +164,12 @@ def function_of(self: TestCells, cell: NbCell) -> tuple[str, str]:
 
 # %% ../../nbs/internals/90_nbtests.ipynb #dcd15e82
 @patch
-def imports_of(self: TestCells, cell: NbCell, known: set[str]) -> set[str]:
+def imports_of(self: TestCells, cell: NbCell, available: set[str]) -> set[str]:
     "The import statements that a `#| setup` or `#| test` cell needs beside the names that are `known`."
-    outer = known | self.exports.keys()
-    if taken := ", ".join(sorted((bound_names(cell.source) - imported_names(cell.source).keys()) & outer)):
-        self.refuse(cell, f"it gives {taken} a new value: take another name")
-    needed = (needed_names(cell.source) | early_names(cell.source)) - known
+    outer = available | self.exports.keys()
+    if reused := ", ".join(sorted((bound_names(cell.source) - imported_names(cell.source).keys()) & outer)):
+        self.refuse(cell, f"it gives {reused} a new value: take another name")
+    needed = (needed_names(cell.source) | early_names(cell.source)) - available
     sources = self.imports | self.exports
     if missing := ", ".join(sorted(needed - sources.keys())):
         self.refuse(cell, f"{missing} comes from no exported cell, no import and no `#| setup` cell")
@@ -188,16 +188,20 @@ def merge_imports(statements: Iterable[str]) -> str:
 @patch
 def test_pieces(self: TestCells) -> Iterator[tuple[NbCell, str, set[str]]]:
     "Yields the cells of the test file in order, each with its code there and the import statements it needs."
-    known, names = set(), set()
+    available, names = set(), set()
     for cell in self.setups:
-        yield cell, cell.source, self.imports_of(cell, known)
-        known |= bound_names(cell.source)
+        yield cell, cell.source, self.imports_of(cell, available)
+        available |= bound_names(cell.source)
     for cell in self.tests:
         name, function = self.function_of(cell)
         if name in names:
             self.refuse(cell, f"another test is called {name}")
         names.add(name)
-        yield cell, function, self.imports_of(cell, known) | ({"import pytest"} if function.startswith("@") else set())
+        yield (
+            cell,
+            function,
+            self.imports_of(cell, available) | ({"import pytest"} if function.startswith("@") else set()),
+        )
 
 # %% ../../nbs/internals/90_nbtests.ipynb #ab219a09
 def ruffed(code: str, path: Path) -> str:
@@ -272,13 +276,13 @@ def drop_widgets(folder: str | Path = ".") -> None:
     for path in map(Path, nbglob(get_config(folder).nbs_path)):
         notebook = read_nb(path)
         outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-        found = [data.pop("application/vnd.jupyter.widget-view+json", None) for data in outputs]
-        if any(found) or "widgets" in notebook.metadata:
+        views = [data.pop("application/vnd.jupyter.widget-view+json", None) for data in outputs]
+        if any(views) or "widgets" in notebook.metadata:
             notebook.metadata.pop("widgets", None)
             write_nb(notebook, path)
 
 # %% ../../nbs/internals/90_nbtests.ipynb #f411ba5d
-def looks_same(one: Image.Image, other: Image.Image) -> bool:
+def images_similar(one: Image.Image, other: Image.Image) -> bool:
     """Do two RGB images look the same? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8
     pixels.
     """
@@ -296,7 +300,7 @@ def palette_png(data: bytes) -> bytes:
     opaque, file = image.convert("RGB"), io.BytesIO()
     for colours in (32, 64, 128, 256):
         reduced = opaque.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
-        if looks_same(opaque, reduced.convert("RGB")):
+        if images_similar(opaque, reduced.convert("RGB")):
             break
     else:
         return data
@@ -304,7 +308,7 @@ def palette_png(data: bytes) -> bytes:
     return file.getvalue() if file.tell() < 0.9 * len(data) else data
 
 # %% ../../nbs/internals/90_nbtests.ipynb #4386d834
-def shrink_pictures(folder: str | Path = ".") -> None:
+def shrink_images(folder: str | Path = ".") -> None:
     """Give the PNGs that the chapters of the project of `folder` show a palette, where the difference is invisible,
     and leave a page in a frame out that has an image beside it; prints how much that saves.
     """

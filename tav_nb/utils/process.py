@@ -29,7 +29,7 @@ from .errors import TavError
 class InterruptState:
     "What is known about Ctrl-C and SIGTERM inside `interruptible`"
 
-    asked = False  # Ctrl-C or SIGTERM has come
+    requested = False  # Ctrl-C or SIGTERM has come
     ending = False  # it is about to, and asking again changes nothing
 
 
@@ -52,7 +52,7 @@ def interruptible() -> Iterator[InterruptState]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        state.asked = True
+        state.requested = True
         if not state.ending:
             raise KeyboardInterrupt
 

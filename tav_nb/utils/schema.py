@@ -135,14 +135,14 @@ def parse_array(data: bytes, where: str) -> np.ndarray:
     wide = data[6:7] in (b"\x02", b"\x03")
     start = 12 if wide else 10
     stop = start + int.from_bytes(data[8:start], "little")
-    found = ARRAY.fullmatch(data, start, stop) if data[:6] == b"\x93NUMPY" else None
-    if not found:
+    header = ARRAY.fullmatch(data, start, stop) if data[:6] == b"\x93NUMPY" else None
+    if not header:
         raise SchemaError(f"{where}: is not an array of numbers or text")
     try:
-        dtype, shape = np.dtype(found[1].decode()), tuple(int(word) for word in re.findall(rb"\d+", found[3]))
+        dtype, shape = np.dtype(header[1].decode()), tuple(int(word) for word in re.findall(rb"\d+", header[3]))
         if dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(data) - stop:
             raise SchemaError(f"{where}: its shape {shape} does not fit its {len(data) - stop} bytes")
-        return np.frombuffer(data, dtype, offset=stop).reshape(shape, order="F" if found[2] == b"True" else "C").copy()
+        return np.frombuffer(data, dtype, offset=stop).reshape(shape, order="F" if header[2] == b"True" else "C").copy()
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, SchemaError) else SchemaError(f"{where}: is not an array ({error})") from None
 
@@ -152,7 +152,7 @@ def read_arrays(
     names: Iterable[str] | None = None,  # of the arrays that are wanted; None is all
     max_bytes: int | None = None,  # of the arrays together, unfolded; 1 GiB unless given
 ) -> dict[str, np.ndarray]:
-    "The arrays of an `.npz`, whole and within bounds; raises `SchemaError`, or `OSError` if there is no file to read"
+    "The complete arrays of an `.npz`, within bounds; raises `SchemaError`, or `OSError` if there is no file to read"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SchemaError(f"{path}: is not a file")

@@ -55,8 +55,8 @@ def _gamma_table(image):
 def _video_colours(image):
     "(transfer, primaries) that the chunk cICP of a PNG states, as of a video; None if there is nothing to convert"
     primaries, transfer, *_ = image.info.get("cicp") or (BT709, BT709)
-    found = TRANSFERS.get(transfer, "sdr"), primaries if primaries in RGB_AND_WHITE else BT709
-    return None if found == ("sdr", BT709) else found
+    colours = TRANSFERS.get(transfer, "sdr"), primaries if primaries in RGB_AND_WHITE else BT709
+    return None if colours == ("sdr", BT709) else colours
 
 
 def _has_colour_tags(image):
@@ -71,12 +71,12 @@ def _in_srgb(image):
     if table := _gamma_table(image):
         rgb = image.convert("RGB")
         return rgb.point(table * 3)
-    found = _profile(image)
+    profile = _profile(image)
     space = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}.get(image.mode)
-    if found is None or found[1] != space:
+    if profile is None or profile[1] != space:
         return image.convert("RGB")
     try:
-        return ImageCms.profileToProfile(image, found[0], ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.profileToProfile(image, profile[0], ImageCms.createProfile("sRGB"), outputMode="RGB")
     except ImageCms.PyCMSError:
         return image.convert("RGB")
 
@@ -204,12 +204,12 @@ def _property_numbers(box, item):
     "The numbers of the properties that a box ipma gives to an item"
     wide_id, wide_number, at = 4 if box[:1] > b"\0" else 2, 2 if box[3:4] > b"\0" else 1, 8
     while at < len(box):
-        found, count = (
+        item_id, count = (
             int.from_bytes(box[at : at + wide_id], "big"),
             int.from_bytes(box[at + wide_id : at + wide_id + 1]),
         )
         at += wide_id + 1
-        if found == item:
+        if item_id == item:
             numbers = (box[i : i + wide_number] for i in range(at, at + count * wide_number, wide_number))
             return [int.from_bytes(number, "big") & (2 ** (8 * wide_number - 1) - 1) for number in numbers]
         at += count * wide_number

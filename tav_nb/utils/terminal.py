@@ -21,7 +21,7 @@ from .schema import INVISIBLE, printable
 
 # %% ../../nbs/internals/61_terminal.ipynb #b79d9a59
 def say(text: object) -> None:
-    "One line on the standard error, without the codes that a terminal would obey"
+    "One line on the standard error, without control codes of a terminal"
     line = printable(" ".join(str(text).split()))
     if len(line) > 2000:
         line = f"{line[:1000]} ... {line[-900:]}"  # a file name or a text may be very long
@@ -36,7 +36,7 @@ class OutputFailed(Exception):
 
 
 def show(text: object) -> None:
-    "Lines on the standard output, without the codes that a terminal would obey"
+    "Lines on the standard output, without control codes of a terminal"
     try:
         print(printable(text, keep="\n"), flush=True)
     except OSError as error:

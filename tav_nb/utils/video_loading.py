@@ -39,9 +39,9 @@ def _demux(container, path):
     for packet in container.demux():
         end = max(end, _reach(packet))
         yield packet
-    promised = (container.duration or 0) / 1e6
-    if end < 0.9 * promised:
-        raise VideoError(f"{path}: ends after {end:.1f} of {promised:.1f} s; is it cut off?")
+    declared = (container.duration or 0) / 1e6
+    if end < 0.9 * declared:
+        raise VideoError(f"{path}: ends after {end:.1f} of {declared:.1f} s; is it cut off?")
 
 # %% ../../nbs/internals/84_video_loading.ipynb #58a40d06
 def _decode(path, limits):
@@ -55,7 +55,7 @@ def _decode(path, limits):
             time = clock(frame)
             if time is None:
                 continue
-            orientation = video.look(frame) if orientation is None else orientation
+            orientation = video.check_frame(frame) if orientation is None else orientation
             yield frame_pixels(frame, video.size(frame, orientation), orientation), time
         if clock.problem:
             raise DecodeError(clock.problem)
@@ -81,8 +81,8 @@ def _own_json(text, where):
             pass  # `parse_json` raises the error
         except ValueError:
             return {}
-    found = parse_json(text, Any, where)
-    return found if isinstance(found, dict) else {}
+    value = parse_json(text, Any, where)
+    return value if isinstance(value, dict) else {}
 
 # %% ../../nbs/internals/84_video_loading.ipynb #ac8c7239
 def _about_folder(path):

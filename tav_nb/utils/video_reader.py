@@ -91,7 +91,7 @@ class VideoInfo:
     duration: float | None  # seconds that the file promises; None: it states none
     length: float  # seconds from the first frame to the end of the last
     expected: int  # frames that the file promises
-    decoded: int  # frames that came out whole
+    decoded: int  # frames that were decoded without an error
     refused: int  # packets or frames that no decoder would take, or only with faults
     broken: tuple  # (start, stop) in seconds: stretches that such a fault may have spoilt
     variable: bool  # do the frames stand for unequal times?
@@ -122,12 +122,12 @@ def _packets(reader, container, stream):
             reader.reach = max(reader.reach, float(packet.pts * packet.time_base) + lasts - start)
         if packet.stream is not stream:
             continue
-        reader.promised += bool(packet.size) and not packet.is_discard
+        reader.declared += bool(packet.size) and not packet.is_discard
         yield packet
 
 # %% ../../nbs/internals/07_reading.ipynb #2e9b5d59
 def _decoded(reader, video, packets):
-    "The frames in the packets; counts those that come out whole, and notes where one does not."
+    "The frames in the packets; counts those that are decoded without an error, and notes the times of the others."
     for packet in packets:
         try:
             frames = video.decode(packet)
@@ -147,14 +147,14 @@ def _watched(reader, frames):
     "The same frames; afterwards `reader.fields` states whether they have combs."
     detector = FieldDetector(reader.rate)
     for frame in frames:
-        detector.look(frame)
+        detector.add_frame(frame)
         yield frame
     reader.fields = detector.fields
 
 # %% ../../nbs/internals/07_reading.ipynb #68477c17
-def _look(reader, video, frame):
-    "Learn size, orientation, colours and range from the first frame."
-    reader.orientation = video.look(frame)
+def _read_first_frame(reader, video, frame):
+    "Read size, orientation, colours and range from the first frame."
+    reader.orientation = video.check_frame(frame)
     reader.size = video.size(frame, reader.orientation)
     reader.stored, reader.colours = (frame.width, frame.height), str(colours_of(frame))
     reader.full_range, reader.first = _is_full(frame), frame.time or 0.0
@@ -177,7 +177,7 @@ def _video(reader):
             if time is None:
                 continue
             if not reader.size:
-                _look(reader, video, frame)
+                _read_first_frame(reader, video, frame)
             if (frame.width, frame.height) != reader.stored:
                 reader.note(f"a frame is {frame.width}x{frame.height}, others {reader.stored[0]}x{reader.stored[1]}")
             yield DecodedFrame(frame, time, reader.size, reader.orientation, reader.path)
@@ -199,7 +199,7 @@ def _stills(reader, pairs):
 def _animation(reader):
     "The frames of an animated GIF, WebP or PNG, or one still."
     yield from _stills(reader, iter_images(reader.path, reader.limits))
-    reader.promised = reader.decoded
+    reader.declared = reader.decoded
 
 # %% ../../nbs/internals/07_reading.ipynb #d8329362
 def _numbered(files):
@@ -226,11 +226,11 @@ def _folder(reader):
     files = folder_images(reader.path)
     reader.codec, reader.rate = files[0].suffix[1:].lower() if files else "", reader.fps or folder_fps(reader.path)
     yield from _stills(reader, _open_all(reader, files))
-    reader.promised = _numbered(files)
+    reader.declared = _numbered(files)
 
 # %% ../../nbs/internals/07_reading.ipynb #5f721419
-class _Found:
-    "What a reader learns about its source on the way."
+class _ReaderState:
+    "State of a reader: what it has read of its source so far."
 
     def __init__(self):
         (
@@ -253,7 +253,7 @@ class _Found:
             0,
         )
         self.duration, self.rate, self.reach, self.first = None, 0.0, 0.0, 0.0
-        self.promised = self.stated = self.decoded = self.refused = 0
+        self.declared = self.stated = self.decoded = self.refused = 0
         self.times, self.keys, self.faults, self.problem = [], [], [], ""
 
     def note(self, problem):
@@ -270,23 +270,25 @@ class _Found:
 DECODER_DELAY = 16  # frames that a decoder with threads may hold back
 
 
-def _expected(found):
-    "How many frames the file promises: those in its packets, and more if its duration goes on after them."
-    longer = (found.duration or 0) / found.reach if found.reach else 1
-    return max(found.decoded, found.promised, (found.stated or round(found.promised * longer)) if longer > 1.02 else 0)
+def _expected(reader):
+    "How many frames the file declares: those in its packets, and more if its duration goes on after them."
+    longer = (reader.duration or 0) / reader.reach if reader.reach else 1
+    return max(
+        reader.decoded, reader.declared, (reader.stated or round(reader.declared * longer)) if longer > 1.02 else 0
+    )
 
 
-def _broken(found):
+def _broken(reader):
     "From a little before each fault to the next frame that needs no other: (start, stop) in seconds."
-    late, end = DECODER_DELAY / (found.rate or 1), found.reach + found.first
-    stops = (min((key for key in found.keys if key > fault), default=end) for fault in found.faults)
-    return tuple((fault - late - found.first, stop - found.first) for fault, stop in zip(found.faults, stops))
+    late, end = DECODER_DELAY / (reader.rate or 1), reader.reach + reader.first
+    stops = (min((key for key in reader.keys if key > fault), default=end) for fault in reader.faults)
+    return tuple((fault - late - reader.first, stop - reader.first) for fault, stop in zip(reader.faults, stops))
 
 # %% ../../nbs/internals/07_reading.ipynb #8b569ea4
 READERS = {"video": _video, "animation": _animation, "folder": _folder}
 
 
-class VideoReader(_Found):
+class VideoReader(_ReaderState):
     """Yields the `DecodedFrame`s of a source in the order in which they are shown and holds one at a time.
 
     After the last one, `info()` describes the source and whether all of it came out. Raises `SourceError` if

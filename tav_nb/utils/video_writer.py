@@ -227,8 +227,8 @@ def _webp_frame(before, frame, milliseconds):
         Image.fromarray(np.ascontiguousarray(frame[ys, xs])).save(out, "WEBP", lossless=True)
     except ValueError as error:  # Pillow's error of an encoder that fails
         raise OSError(str(error)) from error
-    place = _u24(xs.start // 2, ys.start // 2, xs.stop - xs.start - 1, ys.stop - ys.start - 1, milliseconds)
-    return _chunk(b"ANMF", place + b"\x02" + out.getvalue()[12:])  # 2: replace what was there
+    geometry = _u24(xs.start // 2, ys.start // 2, xs.stop - xs.start - 1, ys.stop - ys.start - 1, milliseconds)
+    return _chunk(b"ANMF", geometry + b"\x02" + out.getvalue()[12:])  # 2: replace what was there
 
 # %% ../../nbs/internals/06_video.ipynb #9b394ce8
 def _write_webp(frames, path, rate, text):
@@ -281,7 +281,7 @@ def write_video(
     """Write a video that browsers play and that remembers how it was made; returns its path.
 
     H.264 and VP9 are yuv420p in BT.709, limited range; `.webp` and PNGs keep every bit; a GIF has 255 colours.
-    An existing file is replaced in one step, once the new one is whole.
+    An existing file is replaced in one step, once the new one is complete.
     An odd width or height is made even in `.mp4` by repeating the last column or row.
 
     Raises `VideoError` for wrong frames or fps, an unknown suffix, a place that cannot be written, metadata beyond

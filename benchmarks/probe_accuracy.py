@@ -1,12 +1,13 @@
-"""What does a base pass on to its temporal layers? A line through what they are given, the mean over the picture, has
-to tell how the camera moves and how long drawings are held.
+"""What information do the temporal layers receive from a base? A linear probe on their inputs, averaged over the frame,
+predicts how the camera moves and how long drawings are held.
 
-    python benchmarks/hearing.py [--model FOLDER] [--name ROW] [--out benchmarks/results/tiny_hearing.json]      two
-    minutes on a core
+    python benchmarks/probe_accuracy.py [--model FOLDER] [--name ROW] [--out results/tiny_probe_accuracy.json]
 
-The base is asked without an adapter, about 1,000 single frames under noise of sigma 8; a logistic regression learns on
-700 of them and is asked about 300. The camera only counts where nobody walks, or the caption's walker would give it
-away. Rows of other bases in the file stay.
+Two minutes on a core.
+
+The base runs without an adapter on 1,000 single frames under noise of sigma 8; a logistic regression is fitted on 700
+of them and evaluated on 300. The camera is evaluated only in scenes without walking, because the caption of a walking
+character would reveal it. Rows of other bases in the file stay.
 """
 
 import argparse
@@ -27,11 +28,9 @@ from tav_nb.toy.training_data import ATTRIBUTES, attribute_targets, embed_captio
 from tav_nb.utils.atomic_io import atomic_write
 
 
-def told(x, y, learn=0.7):
-    """Share of the last answers that a logistic regression on the first ones tells right, and the share of the
-    commonest answer
-    """
-    x, y, m = (x - x.mean(0)) / (x.std(0) + 1e-6), y - y.min(), int(learn * len(y))
+def probe_accuracy(x, y, train_fraction=0.7):
+    "Accuracy of a logistic regression, fitted on the first samples, on the others; and that of the most frequent class"
+    x, y, m = (x - x.mean(0)) / (x.std(0) + 1e-6), y - y.min(), int(train_fraction * len(y))
     weight, bias = (
         torch.zeros(x.shape[1], int(y.max()) + 1, requires_grad=True),
         torch.zeros(int(y.max()) + 1, requires_grad=True),
@@ -40,9 +39,9 @@ def told(x, y, learn=0.7):
 
     def loss():
         steps.zero_grad()
-        found = F.cross_entropy(x[:m] @ weight + bias, y[:m]) + 0.01 * weight.square().sum()
-        found.backward()
-        return found
+        value = F.cross_entropy(x[:m] @ weight + bias, y[:m]) + 0.01 * weight.square().sum()
+        value.backward()
+        return value
 
     steps.step(loss)
     return ((x[m:] @ weight + bias).argmax(1) == y[m:]).float().mean().item(), (
@@ -51,9 +50,9 @@ def told(x, y, learn=0.7):
 
 
 @torch.no_grad()
-def heard(pipe, scenes, sigma=8, batch=50):
-    "What each temporal layer would be given, `{block: [scenes, channels]}`"
-    asked, a = ProbedUNet(pipe.unet), alphas_cumprod("cpu")
+def layer_inputs(pipe, scenes, sigma=8, batch=50):
+    "Inputs of the temporal layers, `{block: [scenes, channels]}`"
+    probed, a = ProbedUNet(pipe.unet), alphas_cumprod("cpu")
     t = int((((1 - a) / a).sqrt() - sigma).abs().argmin())
     parts = []
     for some in torch.arange(len(scenes)).split(batch):
@@ -65,7 +64,7 @@ def heard(pipe, scenes, sigma=8, batch=50):
             z.shape, generator=torch.Generator().manual_seed(int(some[0]))
         )
         parts.append(
-            asked(
+            probed(
                 noisy,
                 torch.full((len(some),), t),
                 embeds,
@@ -73,7 +72,7 @@ def heard(pipe, scenes, sigma=8, batch=50):
                 torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE]).float().expand(len(some), 6),
             )[1]
         )
-    return dict(zip(asked.names, map(torch.cat, zip(*parts))))
+    return dict(zip(probed.names, map(torch.cat, zip(*parts))))
 
 
 def main():
@@ -81,16 +80,16 @@ def main():
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="folder of a base (default: the one that ships)")
     parser.add_argument("--name", default="the base that ships", help="of the row")
     parser.add_argument("--scenes", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_hearing.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_probe_accuracy.json"))
     args = parser.parse_args()
     scenes = [random_scene(10**7 + i, "train") for i in range(args.scenes)]
-    answers, names = attribute_targets(scenes), list(ATTRIBUTES)
+    targets, names = attribute_targets(scenes), list(ATTRIBUTES)
     stays = torch.tensor([s.action in ("jump", "wave", "stand", "dance") for s in scenes])
     row = {}
-    for block, x in heard(load_tiny(args.model), scenes).items():
+    for block, x in layer_inputs(load_tiny(args.model), scenes).items():
         camera, hold = (
-            told(x[stays], answers[stays][:, names.index("camera")]),
-            told(x, answers[:, names.index("hold")]),
+            probe_accuracy(x[stays], targets[stays][:, names.index("camera")]),
+            probe_accuracy(x, targets[:, names.index("hold")]),
         )
         row[block] = dict(camera=round(camera[0], 3), hold=round(hold[0], 3))
         print(f"{block:70} camera {camera[0]:.3f} hold {hold[0]:.3f}", flush=True)
@@ -98,7 +97,7 @@ def main():
         json.loads(args.out.read_text())
         if args.out.exists()
         else dict(
-            command="python benchmarks/hearing.py",
+            command="python benchmarks/probe_accuracy.py",
             device="cpu",
             torch=torch.__version__.split("+")[0],
             scenes=args.scenes,
