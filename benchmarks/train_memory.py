@@ -65,7 +65,7 @@ ROWS = {
     "seed, compiled": (768, dict(offload_optimizer=True, compile=True), ""),
     "seed, moments on the card": (768, {}, ""),
     "started one by one": (768, dict(offload_optimizer=True, cuda_graphs=False), ""),
-    "checkpoints outside": (768, dict(offload_optimizer=True, checkpointing="offload"), ""),
+    "checkpoints outside": (768, dict(offload_optimizer=True, gradient_checkpointing="offload"), ""),
     "1024 px": (1024, dict(offload_optimizer=True), ""),
     "1 x 24 frames": (768, dict(offload_optimizer=True, batch_size=1, lengths=(24,)), ""),
     "profile": (768, dict(offload_optimizer=True), "profile"),
@@ -84,7 +84,7 @@ ROWS = {
     "adapter of half the width": (768, dict(offload_optimizer=True), "narrow"),
 }
 ESTIMATED = {
-    "without checkpointing": (768, dict(checkpointing="none")),
+    "without checkpointing": (768, dict(gradient_checkpointing="none")),
     "1024 px, moments on the card": (1024, {}),
 }  # do not fit: `tav train` refuses them
 
@@ -93,7 +93,8 @@ def vary(variant, gpu):
     "In the process of a row: wait for the GPU before anything is put on it, and change what is no setting"
     import tav_nb.models.attention_kernel
     import tav_nb.models.temporal_unet
-    import tav_nb.training.memory
+    import tav_nb.training.gradient_checkpointing as gradient_checkpointing
+    import tav_nb.training.memory as memory
     import tav_nb.training.setup as setup
     import tav_nb.training.step as train_step
     import tav_nb.training.trainer as trainer
@@ -117,15 +118,15 @@ def vary(variant, gpu):
 
         train_step.micro_step = micro_step
     if variant == "resnets":  # only transformers are computed twice
-        switch = tav_nb.training.memory.set_checkpointing
+        switch = gradient_checkpointing.set_gradient_checkpointing
 
-        def some(unet, kind):
-            switch(unet, kind)
+        def some(unet, kind, *mode):
+            switch(unet, kind, *mode)
             for module in unet.modules():
                 if hasattr(module, "gradient_checkpointing") and type(module).__name__ != "Transformer2DModel":
                     module.gradient_checkpointing = False
 
-        tav_nb.training.memory.set_checkpointing = setup.set_checkpointing = some
+        setup.set_gradient_checkpointing = memory.set_gradient_checkpointing = some
     if variant == "library":
         tav_nb.models.attention_kernel.triton = None  # as before chapter 34
     if variant == "gates":
@@ -133,7 +134,7 @@ def vary(variant, gpu):
     if variant == "benchmark":
         torch.backends.cudnn.benchmark = True
     if variant == "channels":
-        setup.set_checkpointing = lambda unet, kind: tav_nb.training.memory.set_checkpointing(
+        setup.set_gradient_checkpointing = lambda unet, kind: gradient_checkpointing.set_gradient_checkpointing(
             unet.to(memory_format=torch.channels_last), kind
         )
     if variant == "narrow":

@@ -101,7 +101,8 @@ def test_the_names_that_other_trainers_use_lead_to_ours_even_when_mistyped():
         ("max_train_steps", "steps"),
         ("mixed_precision", "dtype"),
         ("MIXED-PRECISION", "dtype"),
-        ("gradient_checkpointing", "checkpointing"),
+        ("grad_checkpointing", "gradient_checkpointing"),
+        ("gradient_checkpoint", "gradient_checkpointing"),
         ("checkpointing_steps", "checkpoint_every"),
         ("lr_schedular", "schedule"),
         ("lr_warmup_steps", "warmup_steps"),
@@ -222,6 +223,7 @@ def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_lead
 # %% ../nbs/5_training/45_config_io.ipynb #c23a0007
 def test_the_former_names_of_settings_and_values_still_load():
     former = "neighbours = 2.0\nzeros = 0.1\nempty = 0.2\nweighting = 'picture'\ntimesteps = 'noisy'\nmodel = 'noisy'"
+    former += "\ncheckpointing = 'offload'"
     config = read_text(former)
     assert config == TrainConfig(
         temporal_difference_weight=2.0,
@@ -230,11 +232,13 @@ def test_the_former_names_of_settings_and_values_still_load():
         weighting="min-snr-x0",
         timesteps="high-noise",
         model="noisy",
+        gradient_checkpointing="offload",
     )
     assert check_option("weighting", parse_option("weighting", "picture")) == "min-snr-x0"
     with tempfile.TemporaryDirectory() as place:
         settings = {name: value for name, value in asdict(config).items() if name not in OLD_NAMES.values()}
         settings |= dict(neighbours=2.0, zeros=0.1, empty=0.2, weighting="picture", timesteps="noisy")
+        settings["checkpointing"] = "offload"
         assert load_run_config(run_file(json.dumps({**entire, "config": settings}), place))[1] == config
         assert "neighbours" not in config_to_toml(config)
 

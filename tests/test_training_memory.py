@@ -13,7 +13,9 @@ from diffusers import UNet2DConditionModel
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.training.config import TrainConfig
-from tav_nb.training.memory import estimate_training_memory, set_checkpointing, suggest_settings, training_inputs
+from tav_nb.training.config_io import check_config, merge_options, parse_option
+from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
+from tav_nb.training.memory import estimate_training_memory, suggest_settings, training_inputs
 from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 
 # %% ../nbs/5_training/12_a100.ipynb #ea322901
@@ -67,7 +69,7 @@ def really(config, num_frames, side):
     parameters = train_only_temporal(unet)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    set_checkpointing(unet, config.checkpointing)
+    set_gradient_checkpointing(unet, config.gradient_checkpointing)
     args, kwargs = training_inputs(unet, config.batch_size, num_frames, side, side)
     args, cond = (
         [torch.zeros_like(x, device="cpu") for x in args],
@@ -101,42 +103,10 @@ def really(config, num_frames, side):
     )
 
 
-# %% ../nbs/5_training/12_a100.ipynb #8180c6f7
-def test_offloading_and_checkpointing_change_no_gradient():
-    def gradients(kind):
-        torch.manual_seed(0)
-        unet = add_temporal(
-            UNet2DConditionModel(
-                sample_size=8,
-                in_channels=4,
-                out_channels=4,
-                block_out_channels=(32, 64),
-                layers_per_block=1,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=16,
-                attention_head_dim=(2, 4),
-                norm_num_groups=8,
-                mid_block_type=None,
-            )
-        )
-        parameters = train_only_temporal(unet)
-        set_checkpointing(unet, kind)
-        x = torch.randn(4, 4, 8, 8)
-        unet(
-            x, torch.full((4,), 9), encoder_hidden_states=torch.randn(4, 5, 16), num_frames=4
-        ).sample.square().mean().backward()
-        return [parameter.grad for parameter in parameters]
-
-    for kind in ("blocks", "offload"):
-        for a, b in zip(gradients("none"), gradients(kind), strict=True):
-            assert torch.equal(a, b), kind
-
-
 # %% ../nbs/5_training/12_a100.ipynb #007d5de7
 def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out():
     for kind, num_frames in (("blocks", 4), ("none", 2)):
-        config = TrainConfig(batch_size=1, accumulation=1, checkpointing=kind, cuda_graphs=False)
+        config = TrainConfig(batch_size=1, accumulation=1, gradient_checkpointing=kind, cuda_graphs=False)
         need, real = estimate_training_memory(config, num_frames, 64, 64, torch.float32), really(config, num_frames, 64)
         assert abs((need.total - need.moments) / real - 1) < 0.07, (kind, need.total - need.moments, real)
 
@@ -147,12 +117,13 @@ def test_on_a_cpu_a_training_takes_what_the_estimate_says_or_at_most_a_quarter_l
     program = """
 import os, sys, threading, time, psutil, torch
 torch.set_num_threads(1)
-from tav_nb.training.memory import UNet2DConditionModel, estimate_training_memory, set_checkpointing, training_inputs
+from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
+from tav_nb.training.memory import UNet2DConditionModel, estimate_training_memory, training_inputs
 from tav_nb.training.config import TrainConfig
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 batch, side, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-config = TrainConfig(batch_size=batch, checkpointing=kind)
+config = TrainConfig(batch_size=batch, gradient_checkpointing=kind)
 need = estimate_training_memory(config, 8, side, side, torch.float32, None, True)
 me, peak = psutil.Process(), [0]
 before = me.memory_info().rss
@@ -163,7 +134,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"))
 parameters = train_only_temporal(add_temporal(unet, 24))
-set_checkpointing(unet, kind)
+set_gradient_checkpointing(unet, kind)
 optimizer, average = torch.optim.AdamW(parameters), [p.detach().clone() for p in parameters]
 args, kwargs = training_inputs(unet, batch, 8, side, side)
 real = lambda x: torch.zeros_like(x, device="cpu")
@@ -192,7 +163,7 @@ def test_what_needs_less_is_known_to_need_less():
     with as_if(MICRO):
         most = of()
         assert (
-            of(checkpointing="none").activations > 1.5 * most.activations
+            of(gradient_checkpointing="none").activations > 1.5 * most.activations
             and of(batch_size=1).activations < most.activations
         )
         assert of(frames=4).activations < 0.7 * most.activations and of(side=64).activations < 0.5 * most.activations
@@ -216,17 +187,40 @@ def test_what_needs_less_is_known_to_need_less():
 def test_a_step_that_does_not_fit_is_told_what_would():
     with as_if(MICRO):
         needs = {
-            kind: estimate_training_memory(TrainConfig(checkpointing=kind), 8, 128, 128).total
+            kind: estimate_training_memory(TrainConfig(gradient_checkpointing=kind), 8, 128, 128).total
             for kind in ("none", "blocks")
         }
-        lines = suggest_settings(TrainConfig(checkpointing="none"), 8, 128, 128, (needs["none"] + needs["blocks"]) // 2)
+        lines = suggest_settings(
+            TrainConfig(gradient_checkpointing="none"), 8, 128, 128, (needs["none"] + needs["blocks"]) // 2
+        )
         halved = suggest_settings(TrainConfig(), 8, 128, 128, needs["blocks"] - 1000)
-        assert lines[0].startswith("--checkpointing blocks needs") and any(
+        assert lines[0].startswith("--gradient-checkpointing blocks needs") and any(
             line.startswith("--batch-size 1 --accumulation 16 needs") for line in halved
         ), (lines, halved)
-        assert suggest_settings(TrainConfig(checkpointing="none"), 8, 128, 128, 1000) == []
+        assert suggest_settings(TrainConfig(gradient_checkpointing="none"), 8, 128, 128, 1000) == []
         one = estimate_training_memory(TrainConfig(batch_size=1), 8, 128, 128).total
         least = suggest_settings(
             TrainConfig(batch_size=8, accumulation=3, cuda_graphs=False, offload_optimizer=True), 8, 128, 128, one
         )
         assert len(least) == 1 and "--batch-size 1 --accumulation 24" in least[0], least
+
+
+# %% ../nbs/5_training/12_a100.ipynb #da9461c9
+@pytest.mark.long
+def test_shorter_clips_are_suggested_with_settings_that_can_be_used_together():
+    for optimizer, options in (("adamw", ""), ("muon", ""), ("adamw8bit", " --optimizer adamw")):
+        config = TrainConfig(lengths=(4, 8), optimizer=optimizer)
+        fitting = dict(optimizer="adamw" if optimizer == "adamw8bit" else optimizer, offload_optimizer=True)
+        fitting = replace(config, batch_size=1, gradient_checkpointing="offload", **fitting)
+        with as_if(MICRO):
+            (line,) = suggest_settings(config, 8, 64, 64, estimate_training_memory(fitting, 4, 64, 64).total)
+        expected = (
+            f"--lengths 4 --batch-size 1{options} --offload-optimizer true --gradient-checkpointing offload needs"
+        )
+        assert line.startswith(expected), line
+        words = line.split(" needs")[0].split()
+        values = {
+            name[2:].replace("-", "_"): parse_option(name[2:].replace("-", "_"), value)
+            for name, value in zip(words[::2], words[1::2], strict=True)
+        }
+        check_config(merge_options(config, values))

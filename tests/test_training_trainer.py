@@ -44,12 +44,8 @@ from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import check_option, read_config
 from tav_nb.training.cuda_graphs import GRAPH_BYTES, MAX_GRAPHS, CaptureError
 from tav_nb.training.distributed import TrainError
-from tav_nb.training.memory import (
-    TrainMemoryEstimate,
-    estimate_preview_memory,
-    estimate_training_memory,
-    set_checkpointing,
-)
+from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
+from tav_nb.training.memory import TrainMemoryEstimate, estimate_preview_memory, estimate_training_memory
 from tav_nb.training.run_log import RunLog
 from tav_nb.training.setup import batch_shapes, build_train_state, check_memory, largest_batch
 from tav_nb.training.step import (
@@ -160,7 +156,7 @@ SMALL = TrainConfig(
     eval_every=0,
     preview_every=0,
     log_every=1,
-    checkpointing="none",
+    gradient_checkpointing="none",
 )
 
 
@@ -170,7 +166,7 @@ def small_train_state(config=SMALL, rank=0, world=1, device="cpu"):
     torch.manual_seed(0)
     pipe = load_pipeline(config.model)
     add_temporal(pipe.unet, config.max_frames, config.positions, zero=config.zero)
-    set_checkpointing(pipe.unet.to(device), config.checkpointing)
+    set_gradient_checkpointing(pipe.unet.to(device), config.gradient_checkpointing)
     return TrainState(pipe.unet, pipe.scheduler, config, rank, world)
 
 
@@ -453,7 +449,8 @@ def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
     found = []
     for recorded in (True, False):
         train_state = small_train_state(
-            replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, checkpointing="blocks"), device="cuda"
+            replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, gradient_checkpointing="blocks"),
+            device="cuda",
         )
         said = [
             update_step(train_state, micro_batches(Numbered(2), 2 * train_state.step, 2 * train_state.step + 2))
@@ -1226,7 +1223,9 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
     with tempfile.TemporaryDirectory() as place, patch.object(STEP, "micro_step", out_of_memory):
         message = refusal(lambda: run_small(f"{place}/run"))
         assert (
-            "step 0: out of memory" in message and "--checkpointing offload" in message and "--batch-size" in message
+            "step 0: out of memory" in message
+            and "--gradient-checkpointing offload" in message
+            and "--batch-size" in message
         ), message
 
 
@@ -1312,7 +1311,7 @@ def test_a_disk_without_space_for_the_checkpoints_is_named_before_a_run_begins_a
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0008
 def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu():
-    for changes in (dict(batch_size=100_000), dict(batch_size=20_000, checkpointing="none")):
+    for changes in (dict(batch_size=100_000), dict(batch_size=20_000, gradient_checkpointing="none")):
         message = refusal(
             lambda: train(
                 replace(SMALL, **changes), CACHE, "/no/such/folder", device="cpu", say=lambda line: None, dry_run=True

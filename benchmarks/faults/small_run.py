@@ -125,7 +125,7 @@ def words(base, cache, out, *more):
         lr=1e-3,
         warmup_steps=2,
         ema_decay=0.9,
-        checkpointing="none",
+        gradient_checkpointing="none",
         log_every=1,
         held_out=2,
         device="cpu",

@@ -280,11 +280,13 @@ class TrainConfig:
         20, "updates in a row that may be lost to overflow before the run stops", lowest=1
     )
 
-    checkpointing: str = config_field(
+    gradient_checkpointing: str = config_field(
         "blocks",
-        "compute activations twice instead of keeping them; offload: and what is kept waits in the computer's memory",
+        "gradient checkpointing: activations of a block are computed twice instead of kept; offload keeps the inputs of"
+        " the blocks in the computer's memory as well (activation offloading); none keeps all activations (chapter"
+        " 104)",
         ("blocks", "offload", "none"),
-        also="gradient_checkpointing grad_checkpointing activation_checkpointing",
+        also="grad_checkpointing activation_checkpointing activation_offloading",
     )
     compile: bool = config_field(
         False, "torch.compile of the transformer blocks; each clip length compiles once", also="torch_compile"
@@ -292,7 +294,7 @@ class TrainConfig:
     cuda_graphs: bool = config_field(
         True,
         "record a micro-step on a GPU once for each shape of batch and play it back, so that it never waits for Python"
-        " (chapter 39); not with checkpointing offload",
+        " (chapter 39); not with gradient checkpointing offload",
         also="cuda_graph graphs cudagraphs",
     )
     memory_limit: float = config_field(
@@ -333,7 +335,7 @@ class TrainConfig:
 # %% ../../nbs/5_training/23_config.ipynb #c163a0c6
 # settings and values of runs, files and command lines that were made before they were renamed: they still load
 OLD_NAMES = dict(neighbours="temporal_difference_weight", zeros="uncond_zero_prob", empty="uncond_empty_prob")
-OLD_NAMES |= dict(adam_offload="offload_optimizer", adam8bit="optimizer")
+OLD_NAMES |= dict(adam_offload="offload_optimizer", adam8bit="optimizer", checkpointing="gradient_checkpointing")
 OLD_VALUES = {("weighting", "picture"): "min-snr-x0", ("timesteps", "noisy"): "high-noise"}
 OLD_VALUES |= {("optimizer", True): "adamw8bit", ("optimizer", False): "adamw"}
 OLD_VALUES |= {("optimizer", "true"): "adamw8bit", ("optimizer", "false"): "adamw"}
@@ -342,7 +344,7 @@ RESUMABLE_FIELDS = (
     "steps",
     "workers",
     "memory_limit",
-    "checkpointing",
+    "gradient_checkpointing",
     "offload_optimizer",
     "compile",
     "cuda_graphs",

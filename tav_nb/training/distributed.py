@@ -190,7 +190,7 @@ def explain_error(error: Exception, train_state: "TrainState", run: Path | str) 
     if not memory:
         return error
     outside = train_state.config.optimizer != "adamw8bit"
-    less = " --offload-optimizer true" * outside + " --checkpointing offload"
+    less = " --offload-optimizer true" * outside + " --gradient-checkpointing offload"
     return TrainError(
         f"step {train_state.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so"
         f" does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter"

@@ -40,11 +40,11 @@ from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
     TrainError,
 )
+from .gradient_checkpointing import set_gradient_checkpointing
 from tav_nb.training.memory import (
     TrainMemoryEstimate,
     estimate_preview_memory,
     estimate_training_memory,
-    set_checkpointing,
     suggest_settings,
 )
 from .step import TrainState, uses_cuda_graphs
@@ -235,7 +235,7 @@ def build_train_state(
         prepare_adapter(pipe.unet, config)
     torch.nn.Module.to(pipe.unet, device)
     pipe.unet.requires_grad_(False)
-    set_checkpointing(pipe.unet, config.checkpointing)
+    set_gradient_checkpointing(pipe.unet, config.gradient_checkpointing)
     if config.compile:
         pipe.unet.compile_repeated_blocks()
     else:

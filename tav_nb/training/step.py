@@ -150,7 +150,7 @@ def make_optimizer(unet: UNet2DConditionModel, config: TrainConfig) -> torch.opt
 
 def uses_cuda_graphs(config: TrainConfig, device: torch.device) -> bool:
     "Whether micro-steps are recorded as CUDA graphs"
-    return config.cuda_graphs and device.type == "cuda" and config.checkpointing != "offload"
+    return config.cuda_graphs and device.type == "cuda" and config.gradient_checkpointing != "offload"
 
 
 class TrainState:
