@@ -60,7 +60,7 @@ def test_the_kernels_compile_for_an_a100_and_an_h100():
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        sizes = dict(frames=8, dim=64, padded_dim=64, block=BLOCK_M, precision="ieee")
+        sizes = dict(frames=8, dim=64, padded_dim=64, block=BLOCK_M)
         for kernel, tensors in ((forward_kernel, 4), (backward_kernel, 7)):
             kinds = [*["*fp16"] * tensors, "i32", "fp32", *["constexpr"] * len(sizes)]
             source = ASTSource(

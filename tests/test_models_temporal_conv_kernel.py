@@ -43,7 +43,7 @@ def test_the_kernels_of_the_convolution_compile_for_an_a100_and_an_h100():
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        weights = dict(padded_taps=4, rows_per_program=64, block_rows=16, block_channels=64)
+        weights = dict(rows_per_program=64, block_rows=16, block_channels=64)
         for kernel, tensors, sizes in (
             (temporal_conv_kernel, 3, dict(channels=640, radius=1, flip=True, block=BLOCK_SIZE)),
             (temporal_conv_weight_kernel, 3, dict(channels=1280, radius=1, **weights)),

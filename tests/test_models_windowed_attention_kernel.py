@@ -44,7 +44,7 @@ def test_the_kernel_of_windowed_attention_compiles_for_an_a100_and_an_h100_and_w
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        sizes = dict(heads=10, length=24, dim=64, padded_dim=64, block=BLOCK_M, precision="ieee")
+        sizes = dict(heads=10, length=24, dim=64, padded_dim=64, block=BLOCK_M)
         kinds = [*["*fp16"] * 6, "*i32", "*fp32", "*fp16", "i32", "i32", "i32", "fp32", *["constexpr"] * len(sizes)]
         source = ASTSource(
             windowed_attention_kernel,

@@ -36,9 +36,9 @@ def block_offsets(rows, frames: tl.constexpr, dim: tl.constexpr, padded_dim: tl.
 
 # %% ../../nbs/internals/34_kernel.ipynb #0c93f8b4
 @jit
-def softmax_weights(q, k, row, mask, scale, precision: tl.constexpr):
+def softmax_weights(q, k, row, mask, scale):
     "Attention weights of the tokens of a block: `[block, block]`, zero between sequences, rows sum to one"
-    scores = tl.dot(q, tl.trans(k), input_precision=precision) * scale
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     scores = tl.where((row[:, None] == row[None, :]) & mask[None, :], scores, -1e30)
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     return weights / tl.sum(weights, 1)[:, None]
@@ -46,17 +46,7 @@ def softmax_weights(q, k, row, mask, scale, precision: tl.constexpr):
 
 @jit
 def forward_kernel(
-    q,
-    k,
-    v,
-    out,
-    rows,
-    scale,
-    frames: tl.constexpr,
-    dim: tl.constexpr,
-    padded_dim: tl.constexpr,
-    block: tl.constexpr,
-    precision: tl.constexpr,
+    q, k, v, out, rows, scale, frames: tl.constexpr, dim: tl.constexpr, padded_dim: tl.constexpr, block: tl.constexpr
 ):
     row, offsets, mask, channel_mask = block_offsets(rows, frames, dim, padded_dim, block)
     q, k, v = (
@@ -64,9 +54,9 @@ def forward_kernel(
         tl.load(k + offsets, channel_mask, 0.0),
         tl.load(v + offsets, channel_mask, 0.0),
     )
-    weights = softmax_weights(q, k, row, mask, scale, precision)
+    weights = softmax_weights(q, k, row, mask, scale)
     tl.store(
-        out + offsets, tl.dot(weights.to(v.dtype), v, input_precision=precision).to(out.dtype.element_ty), channel_mask
+        out + offsets, tl.dot(weights.to(v.dtype), v, input_precision="ieee").to(out.dtype.element_ty), channel_mask
     )
 
 # %% ../../nbs/internals/34_kernel.ipynb #27499e5d
@@ -85,7 +75,6 @@ def backward_kernel(
     dim: tl.constexpr,
     padded_dim: tl.constexpr,
     block: tl.constexpr,
-    precision: tl.constexpr,
 ):
     row, offsets, mask, channel_mask = block_offsets(rows, frames, dim, padded_dim, block)
     q, k, v, dout = (
@@ -94,24 +83,22 @@ def backward_kernel(
         tl.load(v + offsets, channel_mask, 0.0),
         tl.load(dout + offsets, channel_mask, 0.0),
     )
-    weights = softmax_weights(q, k, row, mask, scale, precision)
-    dweights = tl.dot(dout, tl.trans(v), input_precision=precision)
+    weights = softmax_weights(q, k, row, mask, scale)
+    dweights = tl.dot(dout, tl.trans(v), input_precision="ieee")
     dscores = (weights * (dweights - tl.sum(weights * dweights, 1)[:, None]) * scale).to(q.dtype)
     tl.store(
         dv + offsets,
-        tl.dot(tl.trans(weights.to(dout.dtype)), dout, input_precision=precision).to(dq.dtype.element_ty),
+        tl.dot(tl.trans(weights.to(dout.dtype)), dout, input_precision="ieee").to(dq.dtype.element_ty),
         channel_mask,
     )
-    tl.store(dq + offsets, tl.dot(dscores, k, input_precision=precision).to(dq.dtype.element_ty), channel_mask)
-    tl.store(
-        dk + offsets, tl.dot(tl.trans(dscores), q, input_precision=precision).to(dq.dtype.element_ty), channel_mask
-    )
+    tl.store(dq + offsets, tl.dot(dscores, k, input_precision="ieee").to(dq.dtype.element_ty), channel_mask)
+    tl.store(dk + offsets, tl.dot(tl.trans(dscores), q, input_precision="ieee").to(dq.dtype.element_ty), channel_mask)
 
 # %% ../../nbs/internals/34_kernel.ipynb #ddb589c6
 def launch(kernel: Callable, *tensors: torch.Tensor) -> None:
     "Run a kernel with one program for each block of sequences of each clip"
     b, f, n, d = tensors[0].shape
-    sizes = dict(frames=f, dim=d, padded_dim=max(16, triton.next_power_of_2(d)), block=BLOCK_M, precision="ieee")
+    sizes = dict(frames=f, dim=d, padded_dim=max(16, triton.next_power_of_2(d)), block=BLOCK_M)
     kernel[(triton.cdiv(n, BLOCK_M // f), b)](*tensors, n, d**-0.5, **sizes)
 
 

@@ -49,15 +49,14 @@ def temporal_conv_weight_kernel(
     rows,
     channels: tl.constexpr,
     radius: tl.constexpr,
-    padded_taps: tl.constexpr,
     rows_per_program: tl.constexpr,
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ):
     channel = tl.program_id(0) * block_channels + tl.arange(0, block_channels)
     clip = tl.program_id(2).to(tl.int64) * frames * rows * channels
-    taps = tl.arange(0, padded_taps)
-    total = tl.zeros([padded_taps, block_channels], tl.float32)
+    taps = tl.arange(0, 8)  # a power of two, for at most five
+    total = tl.zeros([8, block_channels], tl.float32)
     for frame in range(frames):
         for step in range(0, rows_per_program, block_rows):
             row = tl.program_id(1) * rows_per_program + step + tl.arange(0, block_rows)
@@ -115,7 +114,6 @@ def weight_gradient(x: torch.Tensor, dout: torch.Tensor, weight: torch.Tensor) -
         s,
         channels=c,
         radius=k // 2,
-        padded_taps=4 if k == 3 else 8,
         rows_per_program=ROWS_PER_PROGRAM,
         block_rows=BLOCK_ROWS,
         block_channels=BLOCK_CHANNELS,

@@ -32,7 +32,6 @@ def windowed_attention_kernel(
     dim: tl.constexpr,
     padded_dim: tl.constexpr,
     block: tl.constexpr,
-    precision: tl.constexpr,
 ):
     m, d = tl.arange(0, block), tl.arange(0, padded_dim)
     row, step = tl.program_id(0) * (block // length) + m // length, m % length
@@ -54,12 +53,9 @@ def windowed_attention_kernel(
             row,
             mask,
             scale,
-            precision,
         )
         attn_output = (
-            tl.dot(
-                weights.to(v.dtype.element_ty), tl.load(v + offsets, channel_mask, 0.0) + wv, input_precision=precision
-            )
+            tl.dot(weights.to(v.dtype.element_ty), tl.load(v + offsets, channel_mask, 0.0) + wv, input_precision="ieee")
             * weight[:, None]
         )
         before = tl.load(out + offsets, channel_mask & (index < 0)[:, None], 0.0).to(tl.float32)
@@ -88,7 +84,6 @@ def windowed_attention(
         dim=c // h,
         padded_dim=max(16, triton.next_power_of_2(c // h)),
         block=BLOCK_M,
-        precision="ieee",
     )
     tensors = [x.contiguous() for x in (q, k, v, *positions)]
     out = torch.empty_like(tensors[0])
