@@ -105,6 +105,51 @@ def test_a_package_imports_only_lower_ones():
     assert not any(found.values()), found
 
 
+def functions(node, names=()):
+    "`(qualified name, function, public)` of everything that is defined in a module, Triton kernels left out"
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            yield from functions(child, (*names, child.name))
+        elif isinstance(child, ast.FunctionDef):
+            if not any(isinstance(mark, ast.Name) and mark.id == "jit" for mark in child.decorator_list):
+                full = (*names, child.name)
+                public = all(name == "__init__" or not name.startswith("_") for name in full)
+                yield ".".join(full), child, public
+        elif isinstance(child, (ast.If, ast.Try, ast.With)):
+            yield from functions(child, names)
+
+
+def parameters(function):
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return [argument for argument in named if argument.arg not in ("self", "cls")]
+
+
+def test_modules_functions_and_signatures_stay_small():
+    "At most 400 lines in a module, 60 in a function, 10 parameters; Triton kernels take their tensors one by one"
+    found = []
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) > 400:
+            found.append(f"{name} has {lines} lines")
+        for function, node, _ in functions(ast.parse(text)):
+            if (lines := node.end_lineno - node.lineno + 1) > 60:
+                found.append(f"{name}.{function} has {lines} lines")
+            if len(parameters(node)) > 10:
+                found.append(f"{name}.{function} has {len(parameters(node))} parameters")
+    assert not found, found
+
+
+def test_public_functions_annotate_parameters_and_returns():
+    found = []
+    for name, path in modules().items():
+        for function, node, public in functions(ast.parse(path.read_text(encoding="utf-8"))):
+            missing = [one.arg for one in parameters(node) if not one.annotation and one.arg != "context"]
+            if public and (missing or (node.returns is None and node.name != "__init__")):
+                found.append(f"{name}.{function}: {', '.join(missing) or 'its return'}")
+    assert not found, found
+
+
 def test_every_import_inside_the_package_finds_its_name():
     "Imports in functions are run late: a name that was renamed would be missed until then"
     for name, path in modules().items():
