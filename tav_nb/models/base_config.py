@@ -55,7 +55,7 @@ def has_local_config(model: str | None) -> bool:
     return model is None or Path(model).is_dir()
 
 
-def read_base_size(model: str | None, config: str | None = None) -> BaseSize:
+def read_base_size(model: Path | str | None, config: Path | str | None = None) -> BaseSize:
     "Size of images in the configs of a base; SDXL's own for a base without them. PyTorch is not loaded for it"
     location = Path(model or Path(tav_nb.__file__).parent / "weights/tiny-sdxl")
     if location.is_file():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..models.messages import quiet
-from ..models.temporal_unet import load_lora, without_temporal
+from ..models.temporal_unet import without_temporal
 from .extensions import describe_text_width, read_tensors
 from .pipelines import PipelineError
 from ..utils.schema import printable
@@ -172,8 +172,7 @@ def rename_lora(
     """A LoRA's tensors as diffusers names them, and the alpha of each layer; raises `PipelineError` for layers that
     this base has not, and for unknown names
     """
-    with without_temporal(pipe.unet):
-        names = layer_names(pipe)
+    names = layer_names(pipe)
     state, alphas, lost = {}, {}, []
     for key, value in tensors.items():
         if not (found := _lora_key.fullmatch(key)):
@@ -209,21 +208,22 @@ def load_loras(pipe: StableDiffusionXLPipeline, loras: Sequence[tuple[str | Path
     Raises `PipelineError`, and then there is none
     """
     names = [f"lora_{n}" for n in range(len(loras))]
-    with quiet(), without_temporal(pipe.unet):
-        pipe.unload_lora_weights()
-    try:
-        for name, (path, _) in zip(names, loras):
-            load_one_lora(pipe, name, Path(path))
-        if names:
-            pipe.set_adapters(names, [weight for _, weight in loras])
-    except BaseException:
-        with quiet(), without_temporal(pipe.unet):
+    with without_temporal(pipe.unet):  # whose layers are neither frozen nor wrapped
+        with quiet():
             pipe.unload_lora_weights()
-        raise
+        try:
+            for name, (path, _) in zip(names, loras):
+                load_one_lora(pipe, name, Path(path))
+            if names:
+                pipe.set_adapters(names, [weight for _, weight in loras])
+        except BaseException:
+            with quiet():
+                pipe.unload_lora_weights()
+            raise
 
 
 def load_one_lora(pipe: StableDiffusionXLPipeline, name: str, path: Path) -> None:
-    "The LoRA of a file under a name, if all of its layers have a place"
+    "Load the LoRA of a file under a name, for `load_loras`; raises `PipelineError` unless the base has all its layers"
     tensors = check_lora(pipe, path)
     state, alphas = rename_lora(pipe, tensors, path)
     own = not alphas and all(
@@ -232,8 +232,7 @@ def load_one_lora(pipe: StableDiffusionXLPipeline, name: str, path: Path) -> Non
     try:
         with quiet():
             if own:
-                load_lora(
-                    pipe,
+                pipe.load_lora_weights(
                     str(path.parent),
                     weight_name=path.name,
                     adapter_name=name,
@@ -254,11 +253,10 @@ def load_one_lora(pipe: StableDiffusionXLPipeline, name: str, path: Path) -> Non
 def load_renamed(
     pipe: StableDiffusionXLPipeline, name: str, state: dict[str, torch.Tensor], alphas: dict[str, float] | None
 ) -> None:
-    "What `pipe.load_lora_weights` does, with an alpha for each layer"
-    with without_temporal(pipe.unet):
-        how = dict(network_alphas=alphas, adapter_name=name, _pipeline=pipe)
-        pipe.load_lora_into_unet(state, unet=pipe.unet, **how)
-        for part in ("text_encoder", "text_encoder_2"):
-            pipe.load_lora_into_text_encoder(
-                state, text_encoder=getattr(pipe, part), prefix=part, lora_scale=pipe.lora_scale, **how
-            )
+    "What `pipe.load_lora_weights` does, with an alpha for each layer; for `load_loras`"
+    how = dict(network_alphas=alphas, adapter_name=name, _pipeline=pipe)
+    pipe.load_lora_into_unet(state, unet=pipe.unet, **how)
+    for part in ("text_encoder", "text_encoder_2"):
+        pipe.load_lora_into_text_encoder(
+            state, text_encoder=getattr(pipe, part), prefix=part, lora_scale=pipe.lora_scale, **how
+        )
