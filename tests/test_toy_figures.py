@@ -19,5 +19,5 @@ def test_parts_turn_about_their_joints_and_raised_arms_lie_before_the_face():
         parts = character_parts(Scene(action=action), 0, 0.5)
         assert parts[-1].name == last and parts[0].name == "shadow"
         assert {part.name for part in parts} == {"shadow", "hair", "legs", "outfit", "hands", "face"}
-    standing = [max(part.outline()[:, 1].max() for part in character_parts(Scene(), t, 0.5)) for t in range(8)]
+    standing = [max(part.polygon_points()[:, 1].max() for part in character_parts(Scene(), t, 0.5)) for t in range(8)]
     assert np.ptp(standing) < 0.02 and abs(np.mean(standing) - GROUND) < 0.03, "the feet stay on the ground"

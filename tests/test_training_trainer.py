@@ -956,7 +956,7 @@ def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_t
             (code, out, err, _), second = found[name]
             assert (
                 code == second[0] == 0
-                and "film0-0000000-8.npz: has numbers that are none, and is skipped (process 1)" in out
+                and "film0-0000000-8.npz: its numbers are not all finite; it is skipped (process 1)" in out
                 and "stopped at step 4 of 8" in out
                 and not err
             ), found[name]
@@ -1047,7 +1047,7 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #476db284
-def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_named():
+def test_a_clip_with_numbers_that_are_not_finite_stops_the_run_or_is_skipped_and_is_named():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/cache", [(8, 64, 64)] * 3, MICRO, bad=(1,))
         config = replace(SMALL, lengths=(8,), steps=3)
@@ -1063,7 +1063,7 @@ def test_a_clip_with_numbers_that_are_none_stops_the_run_or_is_skipped_and_is_na
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0005
-def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_captions_of_another_width_are_refused():
+def test_a_held_out_clip_with_numbers_that_are_not_finite_is_left_out_and_named_and_captions_of_another_width_are_refused():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 4, MICRO, bad=(0, 1, 2, 3))
         for path in sorted(Path(bad, "clips").glob("*.npz")):
@@ -1077,7 +1077,7 @@ def test_a_held_out_clip_with_numbers_that_are_none_is_left_out_and_named_and_ca
         np.savez(path, **{**arrays, "pooled_embeds": arrays["pooled_embeds"] * np.float16(np.inf)})
         events = []
         train_state, lines = run_small(f"{place}/run", config, bad, on_event=events.append)
-        assert sum(f"{path}: a held-out clip with numbers that are none" in line for line in lines) == 1 and all(
+        assert sum(f"{path}: a held-out clip whose numbers are not all finite" in line for line in lines) == 1 and all(
             math.isfinite(event["loss"]) for event in events if event["kind"] == "held_out"
         ), lines
         for changes, said in (
@@ -1110,7 +1110,7 @@ def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
         config = replace(SMALL, lengths=(8,), steps=8, checkpoint_every=100)
         message = refusal(
             lambda: train(
-                config, cache, f"{place}/run", device="cpu", say=lines.append, on_event=break_clips, bar=False
+                config, cache, f"{place}/run", device="cpu", log_line=lines.append, on_event=break_clips, bar=False
             )
         )
         assert (
@@ -1163,7 +1163,7 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
                 ]
             ).encode("latin1")
         )
-        RunLog(place, SMALL, 3, say=lines.append, quiet=True).close()
+        RunLog(place, SMALL, 3, log_line=lines.append, quiet=True).close()
         assert log.read_text().splitlines() == good[:3] and [re.search(r"line (\d+)", line)[1] for line in lines] == [
             "3",
             "4",
@@ -1171,7 +1171,7 @@ def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tenso
             "6",
         ], lines
         lines.clear()
-        writer = RunLog(place, replace(SMALL, tensorboard=True), 3, say=lines.append, quiet=True)
+        writer = RunLog(place, replace(SMALL, tensorboard=True), 3, log_line=lines.append, quiet=True)
         writer("train", 4, loss=0.5)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -1314,7 +1314,12 @@ def test_what_is_too_large_for_a_cpu_is_refused_by_the_same_estimate_as_on_a_gpu
     for changes in (dict(batch_size=100_000), dict(batch_size=20_000, gradient_checkpointing="none")):
         message = refusal(
             lambda: train(
-                replace(SMALL, **changes), CACHE, "/no/such/folder", device="cpu", say=lambda line: None, dry_run=True
+                replace(SMALL, **changes),
+                CACHE,
+                "/no/such/folder",
+                device="cpu",
+                log_line=lambda line: None,
+                dry_run=True,
             )
         )
         assert re.search(r" need [\d.]+ GiB, but there are ", message), message

@@ -304,7 +304,7 @@ def clip_arrays(
     """What is stored of a clip: a dict of arrays.
 
     Latents come from `frames`, or from `old`, an earlier file of the same clip whose `latents_key` is the same; so do
-    embeddings. Raises `EncodeError` if the VAE gives numbers that are none.
+    embeddings. Raises `EncodeError` if the VAE gives numbers that are not finite.
     """
     row, window, old = clip.row, clip.window, old or {}
 

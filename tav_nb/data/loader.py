@@ -200,7 +200,7 @@ class ClipLoader:
             )
         if pipe is not None:
             check_cache_model(folder, pipe)
-        self.empty = read_npz(self.folder / "_empty.npz", CLIP_ARRAYS[1:3])
+        self.empty_embeds = read_npz(self.folder / "_empty.npz", CLIP_ARRAYS[1:3])
         self.plan = Plan(self.clips, lengths, batch_size * world, seed)
 
     def __len__(self):
@@ -235,12 +235,12 @@ class ClipLoader:
                 f" {PREPARE_AGAIN}"
             )
         for name in CLIP_ARRAYS[1:3]:
-            if arrays[name].shape != self.empty[name].shape:
+            if arrays[name].shape != self.empty_embeds[name].shape:
                 raise CacheError(
                     f"{path}: its {name} have the shape {arrays[name].shape}, those of _empty.npz"
-                    f" {self.empty[name].shape}; {PREPARE_AGAIN}"
+                    f" {self.empty_embeds[name].shape}; {PREPARE_AGAIN}"
                 )
-        return {**cut_clip(arrays, length, self.empty, self.uncond_probs, rng), "clip": torch.tensor(number)}
+        return {**cut_clip(arrays, length, self.empty_embeds, self.uncond_probs, rng), "clip": torch.tensor(number)}
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #aba52615
 class StepDataset(torch.utils.data.Dataset):

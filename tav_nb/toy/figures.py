@@ -26,7 +26,8 @@ class Part:
     place: np.ndarray  # [2, 3] affine map into the frame, in frame heights
     ink: bool = True  # with an outline
 
-    def outline(self) -> np.ndarray:
+    def polygon_points(self) -> np.ndarray:
+        "Corners of the polygon in the frame: `[N, 2]` in frame heights"
         return self.points @ self.place[:, :2].T + self.place[:, 2]  # n 2 -> n 2
 
 # %% ../../nbs/1_first_video/91_figures.ipynb #041bdece
@@ -277,7 +278,7 @@ def draw_parts(img: Image.Image, parts: Sequence[Part], u: int, scene: Scene) ->
     "Draw `parts` on an image that is `u` pixels high"
     draw, ink = ImageDraw.Draw(img), max(1, round(u / 128))
     for p in parts:
-        pts = [(x * u, y * u) for x, y in p.outline()]
+        pts = [(x * u, y * u) for x, y in p.polygon_points()]
         if p.name == "shadow":
             draw.polygon(pts, fill=tuple(int(c * 0.7) for c in LAND[scene.background]))
             continue

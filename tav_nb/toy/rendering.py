@@ -215,22 +215,22 @@ def render(
     "Draw frames `start` to `start + num_frames` of a scene"
     ground, sky = _backdrop(scene.background, scene.layout, height, width)
     u, aspect = height * SUPERSAMPLING, width / height
-    frames, places, labels, position, pans, drawings = [], [], [], [], [], []
+    frames, part_positions, labels, position, pans, drawings = [], [], [], [], [], []
     for t in range(start, start + num_frames):
         drawing, pan, x = _where(scene, t)
         cut = round(pan * width * SUPERSAMPLING) % ground.width
         parts = character_parts(scene, drawing, x * aspect)
         frames.append(_frame(scene, sky, ground, cut, parts))
         head = next(p for p in parts if p.name == "face")
-        position.append(head.outline().mean(0) / (aspect, 1))
+        position.append(head.polygon_points().mean(0) / (aspect, 1))
         pans.append(pan)
         drawings.append(drawing)
         if truth:
             labels.append(_labels(parts, ground, cut, u, width))
-            places.append((parts, cut / SUPERSAMPLING))
+            part_positions.append((parts, cut / SUPERSAMPLING))
     clip = Clip(scene, np.stack(frames), np.array(position), np.array(pans), np.array(drawings))
     if truth:
-        clip.labels, clip.flow = np.stack([layer for layer, _ in labels]), _flow(labels, places, height)
+        clip.labels, clip.flow = np.stack([layer for layer, _ in labels]), _flow(labels, part_positions, height)
     return clip
 
 # %% ../../nbs/1_first_video/92_rendering.ipynb #70cb5fc0
@@ -239,7 +239,7 @@ def _labels(parts: Sequence[Part], ground: Image.Image, cut: int, u: int, width:
     which = Image.new("I", (width * SUPERSAMPLING, u), -1)
     draw, ink = ImageDraw.Draw(which), max(1, round(u / 128))
     for i, p in enumerate(parts):
-        pts = [(x * u, y * u) for x, y in p.outline()]
+        pts = [(x * u, y * u) for x, y in p.polygon_points()]
         draw.polygon(pts, fill=i)
         if p.ink:
             draw.line([*pts, pts[0]], fill=i, width=ink, joint="curve")
@@ -252,11 +252,11 @@ def _labels(parts: Sequence[Part], ground: Image.Image, cut: int, u: int, width:
 
 # %% ../../nbs/1_first_video/92_rendering.ipynb #01f5a0af
 def _flow(
-    labels: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[tuple[Sequence[Part], float]], height: int
+    labels: Sequence[tuple[np.ndarray, np.ndarray]], part_positions: Sequence[tuple[Sequence[Part], float]], height: int
 ) -> np.ndarray:
     "Forward flow: each part moves by its own affine map, the ground by the camera, the sky stays"
     out = []
-    for (layer, which), (now, cut), (then, cut2) in zip(labels, places, places[1:]):
+    for (layer, which), (now, cut), (then, cut2) in zip(labels, part_positions, part_positions[1:]):
         flow = np.zeros((*which.shape, 2), np.float32)
         step = cut2 - cut
         period = PERIOD * height

@@ -135,7 +135,7 @@ class BaseLoss:
         shape = settings.scenes, len(settings.frames), 4, SIZE // 8, SIZE // 8
         self.latents = torch.zeros(shape, device=device)  # to be filled
         self.tokens = self.pooled = None  # of the captions, to be filled
-        self.empty = [e[0] for e in embed_captions(pipe, [""])]
+        self.empty_embeds = [e[0] for e in embed_captions(pipe, [""])]
         alphas = alphas_cumprod("cpu")
         self.alphas, self.density = alphas.to(device), torch.ones(len(alphas), device=device)
         self.weights = timestep_weights(alphas, "v_prediction", "min-snr-x0").to(device)
@@ -157,7 +157,7 @@ class BaseLoss:
         # a little offset noise, as SDXL had: or nights come out as days
         noise = torch.randn_like(z) + 0.1 * torch.randn(*z.shape[:2], 1, 1, device=device)
         a = self.alphas[t].view(-1, 1, 1, 1)
-        embeds = drop_conditioning(self.tokens[i, way].float(), self.pooled[i, way].float(), self.empty, device)
+        embeds = drop_conditioning(self.tokens[i, way].float(), self.pooled[i, way].float(), self.empty_embeds, device)
         noisy = a.sqrt() * z + (1 - a).sqrt() * noise
         prediction, means = self.call(noisy, t, *embeds, random_ids(batch, device))
         losses = ((prediction - a.sqrt() * noise + (1 - a).sqrt() * z) ** 2).mean((1, 2, 3))
@@ -268,7 +268,7 @@ class AdapterLoss:
     def __init__(self, pipe: StableDiffusionXLPipeline, settings: AdapterSettings, device: torch.device | str):
         self.settings, self.device, self.generator = settings, device, default_generator(device)
         self.usual = settings.lengths[0][0]  # frames
-        self.empty = [e[0] for e in embed_captions(pipe, [""])]
+        self.empty_embeds = [e[0] for e in embed_captions(pipe, [""])]
         if not temporal_modules(pipe.unet):
             add_temporal(pipe.unet, max_frames=settings.longest, num_heads=settings.num_heads)
         freeze_base(pipe.unet, device)
@@ -303,7 +303,7 @@ class AdapterLoss:
         i = self.draw_clips(long, count)
         way = torch.randint(self.tokens.shape[1], (count,), device=device)
         embeds, pooled = drop_conditioning(
-            self.tokens[first + i, way].float(), self.pooled[first + i, way].float(), self.empty, device
+            self.tokens[first + i, way].float(), self.pooled[first + i, way].float(), self.empty_embeds, device
         )
         clips = dict(
             latents=self.latents[long][i, :num_frames],
@@ -326,7 +326,7 @@ def train_temporal(
     torch.manual_seed(seed)
     pipe.to(device)
     loss = AdapterLoss(pipe, settings, device)
-    count, total, (sizes, shares) = settings.clips, settings.clips + settings.long_clips, zip(*settings.lengths)
+    count, total, (sizes, probabilities) = settings.clips, settings.clips + settings.long_clips, zip(*settings.lengths)
     with worker_pool(workers) as pool:  # draws while steps are compiled
         captions = pool.map_async(partial(read_captions, 3, "train"), range(total), chunksize=64)
         rendered = [
@@ -347,7 +347,7 @@ def train_temporal(
             FitSettings(settings.lr, settings.seconds, settings.steps, matrix_lr=settings.matrix_lr),
             matrices,
             kinds=[(length,) for length in sizes],
-            pick=lambda step: (int(np.random.default_rng([seed, step]).choice(sizes, p=shares)),),
+            pick=lambda step: (int(np.random.default_rng([seed, step]).choice(sizes, p=probabilities)),),
             begin=begin,
         )
     nn.Module.to(pipe.unet, torch.float32)

@@ -256,7 +256,7 @@ def embed_tokens(
 def drop_conditioning(
     embeds: torch.Tensor,  # [B, 77, 128]
     pooled: torch.Tensor,  # [B, 64]
-    empty: Sequence[torch.Tensor],  # both embeddings of the empty caption
+    empty_embeds: Sequence[torch.Tensor],  # both embeddings of the empty caption
     device: torch.device | str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Caption dropout for guidance: 5 % zeros (what the pipeline uses without a negative prompt), 5 % the empty caption"
@@ -266,7 +266,7 @@ def drop_conditioning(
         draw = u.view(-1, *[1] * (x.ndim - 1))
         return torch.where(draw < 0.05, torch.zeros_like(x), torch.where(draw < 0.1, e.to(x.dtype), x))
 
-    return where(embeds, empty[0]), where(pooled, empty[1])
+    return where(embeds, empty_embeds[0]), where(pooled, empty_embeds[1])
 
 
 def random_ids(n: int, device: torch.device | str) -> torch.Tensor:  # [n, 6]

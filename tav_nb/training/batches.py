@@ -27,7 +27,7 @@ from ..utils.errors import TavError
 
 # %% ../../nbs/5_training/55_batches.ipynb #50e054ec
 class CheckedSteps(StepDataset):
-    """Batches that say of each clip, in `finite`, whether all its numbers are finite
+    """Batches with `finite`, which is true for each clip whose numbers are all finite
 
     A clip that cannot be read becomes `dict(error=...)`: an exception that leaves a worker process would come with its
     traceback as text.
@@ -49,11 +49,11 @@ def ignore_sigint(worker: int) -> None:
 def micro_batches(
     loader: ClipLoader, first: int, last: int, rank: int = 0, world: int = 1, workers: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Micro-steps `first` to `last` of a training, dealt to the ranks like cards: two processes see what one sees in
-    twice as many. Raises `CacheError` for a clip that cannot be read
+    """Micro-steps `first` to `last` of a training, dealt to the ranks in turn: two processes get the clips that one
+    gets in twice as many micro-steps. Raises `CacheError` for a clip that cannot be read
     """
     numbers = range(first + rank, last, world)
-    generator = torch.Generator()  # of nothing that counts; without one, PyTorch takes a number from the caller's
+    generator = torch.Generator()  # not used; without it, PyTorch would draw from the caller's generator
     batches = torch.utils.data.DataLoader(
         CheckedSteps(loader),
         batch_size=None,
@@ -72,22 +72,24 @@ def micro_batches(
 def held_out_split(loader: ClipLoader, count: int, seed: int) -> ClipLoader | None:
     "Take the clips of `count` source files out of a loader; returns another loader that has only those, or None"
 
-    def film(row: dict[str, Any]) -> str:
+    def source_file(row: dict[str, Any]) -> str:
         return re.sub(r"-\d{7,}-\d+(-flip)?$", "", row["clip"])
 
-    films = sorted({film(row) for row in loader.clips})
+    source_files = sorted({source_file(row) for row in loader.clips})
     if not count:
         return None
-    if len(films) <= count:
+    if len(source_files) <= count:
         raise CacheError(
-            f"{loader.folder}: has clips of {len(films)} files, and held_out {count} leaves none to train on;"
-            f" --held-out {len(films) - 1} leaves one"
+            f"{loader.folder}: has clips of {len(source_files)} files, and held_out {count} leaves none to train on;"
+            f" --held-out {len(source_files) - 1} leaves one"
         )
-    away, other = set(np.random.default_rng(seed).permutation(films)[:count].tolist()), copy.copy(loader)
-    other.clips, other.uncond_probs = [row for row in loader.clips if film(row) in away], (0, 0)
-    loader.clips = [row for row in loader.clips if film(row) not in away]
+    held_out = set(np.random.default_rng(seed).permutation(source_files)[:count].tolist())
+    held_out_loader = copy.copy(loader)
+    held_out_loader.clips = [row for row in loader.clips if source_file(row) in held_out]
+    held_out_loader.uncond_probs = (0, 0)
+    loader.clips = [row for row in loader.clips if source_file(row) not in held_out]
     loader.plan = Plan(loader.clips, loader.plan.lengths, loader.plan.size, loader.plan.seed)
-    return other
+    return held_out_loader
 
 # %% ../../nbs/5_training/55_batches.ipynb #c79b4e96
 def has_sinusoidal_positions(unet: UNet2DConditionModel) -> bool:

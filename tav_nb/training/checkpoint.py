@@ -35,7 +35,7 @@ from ..utils.errors import TavError
 
 # %% ../../nbs/5_training/25_checkpoint.ipynb #384da26d
 class CheckpointError(TavError):
-    "A checkpoint cannot be written, or not used; the message is one line"
+    "A checkpoint cannot be written or cannot be used; the message is one line"
 
 
 def file_checksum(path: Path | str) -> str:
@@ -45,7 +45,7 @@ def file_checksum(path: Path | str) -> str:
 
 
 def with_checksum(state: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
-    "What goes into state.json, and a checksum over it"
+    "The contents of state.json, with a checksum over them"
     content = dict(state=state, files=files)
     return content | dict(checksum=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
 
@@ -111,7 +111,7 @@ def list_checkpoints(run: Path | str) -> list[Path]:
 # %% ../../nbs/5_training/25_checkpoint.ipynb #83cf3c72
 @dataclass(frozen=True)
 class CheckpointRecord:
-    "What state.json says"
+    "Contents of state.json"
 
     state: dict[str, Any]
     files: dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]  # name: checksum
@@ -121,37 +121,37 @@ class CheckpointRecord:
 def check_checkpoint(path: Path) -> dict[str, Any]:
     "The state of a checkpoint; raises `CheckpointError` if a byte of it is not as it was written"
     try:
-        found = parse_json((path / "state.json").read_bytes(), CheckpointRecord, path / "state.json")
+        record = parse_json((path / "state.json").read_bytes(), CheckpointRecord, path / "state.json")
     except OSError as error:
         raise CheckpointError(f"{path}: its state.json cannot be read ({error.strerror})") from None
     except SchemaError as error:
         raise CheckpointError(str(error)) from None
-    if found.checksum != with_checksum(found.state, found.files)["checksum"] or any(
-        Path(name).name != name for name in found.files
+    if record.checksum != with_checksum(record.state, record.files)["checksum"] or any(
+        Path(name).name != name for name in record.files
     ):
         raise CheckpointError(f"{path}: its state.json is not as it was written")
-    for name, expected in found.files.items():
+    for name, expected in record.files.items():
         try:
             same = file_checksum(path / name) == expected
         except OSError:
             raise CheckpointError(f"{path}: its {name} is missing or cannot be read") from None
         if not same:
             raise CheckpointError(f"{path}: its {name} is not as it was written")
-    return found.state
+    return record.state
 
 
 def find_checkpoint(
     run: Path | str,
-    say: Callable[[str], None] = print,
+    log_line: Callable[[str], None] = print,
     check: Callable[[Path, dict[str, Any]], None] = lambda path, state: None,
 ) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
-    """`(folder, state)` of the newest checkpoint that is whole, `(None, None)` if there never was one; `say` gets a
-    line about each that is damaged. `check(folder, state)` may raise `CheckpointError` for one that does not fit
+    """`(folder, state)` of the newest complete checkpoint, `(None, None)` if there never was one; `log_line` is called
+    with a line about each damaged one. `check(folder, state)` may raise `CheckpointError` for one that does not fit
     """
     damaged, home = [], Path(run) / "checkpoints"
     if home.is_dir():
         with suppress(OSError):
-            remove_stale(home)  # one that was being replaced when its process was killed comes back
+            remove_stale(home)  # restores one that was being replaced when its process was killed
     for path in list_checkpoints(run):
         try:
             state = check_checkpoint(path)
@@ -160,7 +160,7 @@ def find_checkpoint(
             damaged.append(f"{error}")
         else:
             for line in damaged:
-                say(f"{line}; going on from step {state['step']}, the one before")
+                log_line(f"{line}; going on from step {state['step']}, the one before")
             return path, state
     if damaged:
         raise CheckpointError(f"{damaged[0]}, and no other is whole; a new run needs another folder")
@@ -191,8 +191,8 @@ def check_run_folder(run: Path, resume: bool) -> None:
 
 @contextmanager
 def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
-    """Inside the `with`, the folder `run` is ours. Raises `CheckpointError` if it holds another run, or with `resume`
-    if it holds none, or if that is still going
+    """Inside the `with`, the folder `run` is locked by this process. Raises `CheckpointError` if it holds another run,
+    or with `resume` if it holds none, or if another process has the lock
     """
     run = Path(run)
     with suppress(OSError):  # what killed processes left unfinished
@@ -202,13 +202,8 @@ def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
     check_run_folder(run, resume)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(
-            run / ".lock",
-            "w",
-            # the file stays, also after a kill, and says nothing by being there: what counts is the lock on it, which
-            # ends
-            # with its process
-        )
+        # the file stays, also after a kill; only the lock on it counts, which the system removes when its process ends
+        lock = open(run / ".lock", "w")
     except OSError as error:
         raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
     with lock:
@@ -217,8 +212,8 @@ def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
         except BlockingIOError:
             raise CheckpointError(f"{run}: a run is going on in there right now") from None
         except OSError:
-            pass  # some file systems know no locks, as Windows does not
-        check_run_folder(run, resume)  # again, for a run may have come and gone
+            pass  # some file systems have no locks, and Windows has no fcntl
+        check_run_folder(run, resume)  # again, because another run may have started and ended meanwhile
         HELD_LOCKS.add(lock)
         try:
             yield run
@@ -228,7 +223,7 @@ def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
 # %% ../../nbs/5_training/25_checkpoint.ipynb #517abc99
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
     "An optimiser's state as `{name|key: tensor}`, on the CPU; `names` are those of its parameters, in order"
-    parameters, found = [p for group in optimizer.param_groups for p in group["params"]], {}
+    parameters, tensors = [p for group in optimizer.param_groups for p in group["params"]], {}
     if hasattr(optimizer, "synchronize"):
         optimizer.synchronize()
     for name, parameter in zip(names, parameters, strict=True):
@@ -238,17 +233,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
                 if type(value) is torch.Tensor
                 else {f"|{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
             )
-            found |= {
+            tensors |= {
                 f"{name}|{key}{part}": tensor.detach().to("cpu", copy=True).contiguous()
                 for part, tensor in parts.items()
             }
-    return found
+    return tensors
 
 
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]
 ) -> None:
-    "The other way; bit for bit"
+    "Put `tensors`, made by `optimizer_tensors`, into an optimiser, bit for bit"
     parameters, fused = (
         [p for group in optimizer.param_groups for p in group["params"]],
         optimizer.defaults.get("fused"),
@@ -269,7 +264,7 @@ def load_optimizer_tensors(
 
 
 def eight_bit_state(parts: dict[str, torch.Tensor], signed: bool, shape: torch.Size) -> torch.Tensor:
-    "One of torchao's 8-bit tensors, out of its parts"
+    "One of torchao's 8-bit tensors, made from its parts"
     from torchao.optim.subclass_8bit import OptimState8bit
 
     return OptimState8bit(parts["codes"].view(shape), parts["scale"], parts["qmap"], signed)

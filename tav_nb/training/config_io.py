@@ -72,12 +72,12 @@ def describe_bounds(about: Mapping[str, Any]) -> str:
 def check_option(name: str, value: Any, where: str = "") -> Any:
     "The value that the field `name` takes for `value`; raises `ConfigError` if it can take none"
     about, kind = next(f.metadata for f in fields(TrainConfig) if f.name == name), FIELD_TYPES[name]
-    given = value
+    original = value
     if isinstance(value, (str, bool)):
         value = OLD_VALUES.get((name, value), value)
 
     def wrong(what: str) -> ConfigError:
-        return ConfigError(f"{where}{name} must be {what}, not {shown_value(given)}")
+        return ConfigError(f"{where}{name} must be {what}, not {shown_value(original)}")
 
     if kind == tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not value or any(type(one) is not int for one in value):
@@ -100,7 +100,7 @@ def check_option(name: str, value: Any, where: str = "") -> Any:
 
 # %% ../../nbs/5_training/45_config_io.ipynb #b0136fd9
 def nearest_option(name: str) -> str:
-    "The setting that somebody who wrote `name` most likely means"
+    "The setting whose name, or other name, is most like `name`"
     words = {word: f.name for f in fields(TrainConfig) for word in (f.name, *f.metadata["also"])}
     return words[difflib.get_close_matches(name[:100].lower().replace("-", "_"), words, 1, 0)[0]]
 
@@ -200,7 +200,7 @@ def changed_fields(config: TrainConfig, other: TrainConfig) -> list[str]:
 # %% ../../nbs/5_training/45_config_io.ipynb #c23a0002
 @dataclass(frozen=True)
 class RunRecord:
-    "What run.json says"
+    "Contents of run.json"
 
     config: dict[str, Any]  # a `TrainConfig`
     clips: str  # identity of the clips and their order
@@ -245,18 +245,18 @@ def check_unchanged(run: Path | str, began: TrainConfig, config: TrainConfig) ->
         )
 
 
-def resume_config(run: Path | str, given: Mapping[str, Any]) -> TrainConfig:
-    """The settings with which a run goes on: those that it began with, and those in `given`, a dict. Raises
+def resume_config(run: Path | str, changes: Mapping[str, Any]) -> TrainConfig:
+    """The settings with which a run goes on: those that it began with, and those in `changes`, a dict. Raises
     `ConfigError` for one that cannot change, and for a base on the Hub that only run.json names
     """
     _, began = load_run_config(run)
     for name in ("model", "model_config", "adapter"):
-        if name not in given and is_hub_id(getattr(began, name)):
+        if name not in changes and is_hub_id(getattr(began, name)):
             word = f"--{name.replace('_', '-')} {getattr(began, name)}"
             raise ConfigError(
                 f"{run}: began with {name} {getattr(began, name)!r}, which is not on this disk, and no file chooses"
                 f" what is fetched from the Hub; --resume {word} goes on with it"
             )
-    config = merge_options(began, given)
+    config = merge_options(began, changes)
     check_unchanged(run, began, config)
     return config

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/5_training/50_distributed.ipynb #4aa6fc57
 class TrainError(TavError):
-    "This training cannot begin, or not go on; the message is one line and says what would help"
+    "This training cannot begin, or not go on; the message is one line with a remedy"
 
 
 class UpdateAbandoned(Exception):
@@ -41,39 +41,39 @@ class UpdateAbandoned(Exception):
 # %% ../../nbs/5_training/50_distributed.ipynb #c5fb10e6
 @contextmanager
 def graceful_shutdown() -> Iterator[list[int]]:
-    "Inside the `with`, a list that has something in it once SIGINT or SIGTERM came; a second SIGINT interrupts"
-    asked, old = [], {}
+    "Inside the `with`, a list that gets the numbers of SIGINT and SIGTERM when they arrive; a second SIGINT interrupts"
+    stop_requested, handlers = [], {}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt("stopped at once; --resume goes on from the last checkpoint")
-        asked.append(number)
+        stop_requested.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            old[number] = signal.signal(number, note)
+            handlers[number] = signal.signal(number, request_stop)
         except ValueError:
-            pass  # not the main thread: whoever is in charge there has signals
+            pass  # not the main thread, which alone can have signal handlers
     try:
-        yield asked
+        yield stop_requested
     finally:
-        for number, handler in old.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 # %% ../../nbs/5_training/50_distributed.ipynb #a2d1f0c2
 PROCESS_TIMEOUT = timedelta(
     days=30
-)  # with a process that is at work on something else; one that is gone is noticed at once
+)  # for a process that computes something else; one that has ended is noticed at once
 
 
 class AgreedError(TrainError):
-    """What went wrong in one of several processes, as all of them know it; the message begins with which one, unless it
-    was the same in all
+    """The error of one of several processes, raised in all of them; the message begins with the number of that process,
+    unless all had the same error
     """
 
 
 class LostProcessError(AgreedError):
-    "Another process cannot be reached any more, or never could be; whoever started the processes knows more"
+    "Another process cannot be reached, or never could be; the messages of the launcher may tell why"
 
 
 @contextmanager
@@ -82,17 +82,18 @@ def connection_errors() -> Iterator[None]:
     try:
         yield
     except torch.distributed.DistError as error:
-        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise LostProcessError(
-            f"the processes of this training cannot be connected through {place}: {' '.join(str(error).split())[:300]}"
+            f"the processes of this training cannot be connected through {address}:"
+            f" {' '.join(str(error).split())[:300]}"
         ) from None
 
 
 class Processes:
-    "All processes of one training, as one of them sees them; `begun` says whether somebody had connected them before"
+    "All processes of one training, as one of them sees them; `initialized`: the caller had connected them before"
 
-    def __init__(self, accelerator: Accelerator, begun: bool = False):
-        self.rank, self.world, self.begun = accelerator.process_index, accelerator.num_processes, begun
+    def __init__(self, accelerator: Accelerator, initialized: bool = False):
+        self.rank, self.world, self.initialized = accelerator.process_index, accelerator.num_processes, initialized
         with connection_errors():
             self.group = (
                 torch.distributed.new_group(backend="gloo", timeout=PROCESS_TIMEOUT) if self.world > 1 else None
@@ -111,16 +112,16 @@ class Processes:
             text = torch.nn.functional.pad(text, (0, len(texts[0]) - len(text)))
             torch.distributed.all_gather(texts, text, group=self.group)
         except RuntimeError:
-            self.group = None  # nobody is left to talk to
-            raise LostProcessError("another process of this training is gone, without a word") from None
+            self.group = None  # the connection is lost
+            raise LostProcessError("another process of this training is gone, without a message") from None
         return [json.loads(bytes(one[:size].tolist())) for one, size in zip(texts, sizes)]
 
-    def agree(self, **said: Any) -> list[dict[str, Any]]:
-        "What all processes say, as dicts; raises `AgreedError` if one of them says `error`"
-        found = self.exchange(said)
-        errors = {rank: one["error"] for rank, one in enumerate(found) if "error" in one}
+    def agree(self, **status: Any) -> list[dict[str, Any]]:
+        "The `status` of all processes, as dicts; raises `AgreedError` if one of them has an `error`"
+        statuses = self.exchange(status)
+        errors = {rank: other["error"] for rank, other in enumerate(statuses) if "error" in other}
         if not errors:
-            return found
+            return statuses
         first, *others = errors
         if len(errors) == self.world and len(set(errors.values())) == 1:
             raise AgreedError(errors[first])
@@ -129,15 +130,15 @@ class Processes:
         )
 
     def shared(self, error: Exception) -> Exception:
-        "An error of this process as all processes raise it, once they know it"
+        "An error of this process as all processes raise it, after they have exchanged it"
         if self.world == 1 or isinstance(error, AgreedError):
             return error
-        said = " ".join(str(error).split())
-        if not isinstance(error, (TavError, OSError)):  # an unexpected error is named with its class and place
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            said = f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
+        message = " ".join(str(error).split())
+        if not isinstance(error, (TavError, OSError)):  # an unexpected error is named with its class and line
+            origin = traceback.extract_tb(error.__traceback__)[-1]
+            message = f"{type(error).__name__}: {message} ({Path(origin.filename).name}, line {origin.lineno})"
         try:
-            self.agree(error=said)
+            self.agree(error=message)
         except AgreedError as agreed:
             return agreed
 
@@ -145,7 +146,7 @@ class Processes:
         "Take the connections down"
         if self.world == 1:
             return
-        if self.begun:  # whoever connected them goes on
+        if self.initialized:  # the caller still uses the connection
             if self.group is not None:
                 torch.distributed.destroy_process_group(self.group)
         else:
@@ -154,14 +155,14 @@ class Processes:
 
 # %% ../../nbs/5_training/50_distributed.ipynb #d1500006
 def make_accelerator(device: str) -> Accelerator:
-    "accelerate's view of this process; `device` is auto, cpu or cuda"
+    "The `Accelerator` of this process; `device` is auto, cpu or cuda"
     if device != "auto":
         check_device(device)
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if device != "cpu" and 0 < gpus < here:
+    local_processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device != "cpu" and 0 < gpus < local_processes:
         raise TrainError(
-            f"{here} processes need a GPU each, and this machine has {gpus}; --processes {gpus} uses all of them, and"
-            " --device cpu none"
+            f"{local_processes} processes need a GPU each, and this machine has {gpus}; --processes {gpus} uses all"
+            " of them, and --device cpu none"
         )
     if AcceleratorState._shared_state and (device == "cpu") != (AcceleratorState().device.type == "cpu"):
         AcceleratorState._reset_state(True)
@@ -170,27 +171,27 @@ def make_accelerator(device: str) -> Accelerator:
 
 # %% ../../nbs/5_training/50_distributed.ipynb #96a4ad8a
 def explain_error(error: Exception, train_state: "TrainState", run: Path | str) -> Exception:
-    "An error in the middle of a training as one that says what would help, if that is known; else as it is"
-    said = " ".join(str(error).split())
+    "An error in the middle of a training as one whose message names a remedy, if one is known; else as it is"
+    message = " ".join(str(error).split())
     if isinstance(error, CaptureError):
         return TrainError(
-            f"step {train_state.step}: a micro-step cannot be recorded ({said}); --resume --cuda-graphs false goes on"
-            " without"
+            f"step {train_state.step}: a micro-step cannot be recorded ({message}); --resume --cuda-graphs false goes"
+            " on without"
         )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in said:
+    if isinstance(error, RuntimeError) and "DataLoader worker" in message:
         return TrainError(
-            f"step {train_state.step}: a process that reads clips ended ({said[:200]}); --resume --workers 0 goes on"
+            f"step {train_state.step}: a process that reads clips ended ({message[:200]}); --resume --workers 0 goes on"
             " without such processes"
         )
     memory = (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or isinstance(error, RuntimeError)
-        and re.search("out of memory|can't allocate memory|bad_alloc", said)
+        and re.search("out of memory|can't allocate memory|bad_alloc", message)
     )
     if not memory:
         return error
-    outside = train_state.config.optimizer != "adamw8bit"
-    less = " --offload-optimizer true" * outside + " --gradient-checkpointing offload"
+    can_offload = train_state.config.optimizer != "adamw8bit"
+    less = " --offload-optimizer true" * can_offload + " --gradient-checkpointing offload"
     return TrainError(
         f"step {train_state.step}: out of memory; --resume{less} goes on from the last checkpoint and needs less; so"
         f" does a new run with --adapter {run} and a smaller --batch-size (and a larger --accumulation) or shorter"

@@ -36,20 +36,20 @@ with quiet():
 # %% ../../nbs/5_training/12_a100.ipynb #c9a8999b
 @dataclass(frozen=True)
 class TrainMemoryEstimate:
-    "Bytes that a training step needs at its peak, and what for"
+    "Bytes that a training step needs at its peak, by use"
 
     base: int  # frozen weights
     adapter: int  # weights that are trained
     gradients: int  # of the adapter
     moments: int  # Adam's
-    activations: int  # the rest, at the worst moment
-    average: int = 0  # of the weights, where it lives in the same memory as all the others
-    preview: int = 0  # activations of a preview, which come when those of a step are gone
+    activations: int  # the rest, at the peak
+    average: int = 0  # of the weights, if it is in the same memory as all the others
+    preview: int = 0  # activations of a preview, which is made when those of a step are freed
     checkpoint: int = 0  # of the files of a checkpoint; not in memory
 
     @property
     def total(self) -> int:
-        "In memory at the worst moment"
+        "In memory at the peak"
         lasting = self.base + self.adapter + self.gradients + self.moments + self.average
         return lasting + max(self.activations, self.preview)
 
@@ -62,11 +62,11 @@ class TrainMemoryEstimate:
 
 
 def optimizer_state_bytes(unet: torch.nn.Module, config: TrainConfig) -> int:
-    """Of moments: Adam's two in 4 bytes each, or in 1 and a scale for 256 (torchao leaves small tensors in 4); one of
-    Muon's for a matrix
+    """Bytes of the optimiser's state: Adam's two moments in 4 bytes each, or in 1 byte with a scale for 256 values
+    (torchao keeps small tensors in 4); for a matrix Muon's one moment
     """
 
-    def of(p: torch.Tensor, parts: int) -> int:
+    def state_bytes(p: torch.Tensor, parts: int) -> int:
         if parts:
             return 4 * p.numel()
         if config.optimizer != "adamw8bit" or p.numel() < 4096 or p.numel() % 256:
@@ -74,21 +74,21 @@ def optimizer_state_bytes(unet: torch.nn.Module, config: TrainConfig) -> int:
         return 2 * (p.numel() + p.numel() // 64 + 1024)
 
     groups = parameter_groups(unet, 1.0, 0.0, muon=config.optimizer == "muon")
-    return sum(of(p, group.get("parts", 0)) for group in groups for p in group["params"])
+    return sum(state_bytes(p, group.get("parts", 0)) for group in groups for p in group["params"])
 
 
 def unet_on_meta(
     model: str, config: TrainConfig, dtype: torch.dtype, structure: dict[str, Any]
 ) -> UNet2DConditionModel:
-    "The UNet of a model with temporal layers, ready to train, all of it without content"
-    where = find_config(model or None, config.model_config or None)
+    "The UNet of a model with temporal layers, ready to train, with all tensors on `meta`"
+    config_path = find_config(model or None, config.model_config or None)
     with quiet():
         try:
-            about = UNet2DConditionModel.load_config(where, subfolder="unet")
+            unet_config = UNet2DConditionModel.load_config(config_path, subfolder="unet")
             with torch.device("meta"):
-                unet = UNet2DConditionModel.from_config(about)
-        except Exception as error:  # missing or wrong values: many classes, one answer
-            raise loading_error(where, error) from None
+                unet = UNet2DConditionModel.from_config(unet_config)
+        except Exception as error:  # missing or wrong values raise many classes
+            raise loading_error(config_path, error) from None
     with torch.device("meta"):
         add_temporal(torch.nn.Module.to(unet, dtype), **structure)  # past diffusers' own `to`, which would warn
     for layer in temporal_modules(unet).values():
@@ -106,23 +106,28 @@ def training_inputs(
     tokens: int = 77,
     factor: int = 8,
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    "Arguments of one call for training, on `meta`"
-    about, n = unet.config, num_clips * num_frames
-    pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
+    "Arguments of one UNet call of a training, on `meta`"
+    unet_config, n = unet.config, num_clips * num_frames
+    pooled = unet_config.projection_class_embeddings_input_dim - 6 * unet_config.addition_time_embed_dim
 
-    def empty(*shape) -> torch.Tensor:
+    def meta_tensor(*shape) -> torch.Tensor:
         return torch.empty(shape, dtype=unet.dtype, device="meta")
 
-    cond = dict(text_embeds=empty(n, pooled), time_ids=torch.empty(n, 6, device="meta"))
-    return (empty(n, 4, height // factor, width // factor), torch.empty(n, dtype=torch.long, device="meta")), dict(
-        encoder_hidden_states=empty(n, tokens, about.cross_attention_dim), added_cond_kwargs=cond, num_frames=num_frames
+    cond = dict(text_embeds=meta_tensor(n, pooled), time_ids=torch.empty(n, 6, device="meta"))
+    return (
+        meta_tensor(n, 4, height // factor, width // factor),
+        torch.empty(n, dtype=torch.long, device="meta"),
+    ), dict(
+        encoder_hidden_states=meta_tensor(n, tokens, unet_config.cross_attention_dim),
+        added_cond_kwargs=cond,
+        num_frames=num_frames,
     )
 
 
-HEAP_LIMIT = 2**25  # bytes from which on the C library gives a tensor pages of its own, which go back at once
+HEAP_LIMIT = 2**25  # bytes from which on the C library gives a tensor pages of its own, which are returned at once
 HEAP_SHARE = dict(
     none=1.35, blocks=2.75, offload=2.75
-)  # what smaller ones take on its heap, between which holes stay; measured
+)  # bytes of heap for a byte of smaller ones, with fragmentation; measured
 
 
 def heap_bytes(gradient_checkpointing: str, size: int) -> float:
@@ -153,7 +158,7 @@ def estimate_training_memory(
     structure: dict[str, Any] | None = None,
     cpu: bool = False,  # for the computer's own memory instead of a card's
 ) -> TrainMemoryEstimate:
-    "What one training step needs, as a `TrainMemoryEstimate`: it is acted out on `meta`, which takes some seconds"
+    "What one training step needs, as a `TrainMemoryEstimate`: it is run on `meta`, which takes some seconds"
     unet = unet_on_meta(config.model, config, dtype, structure or adapter_structure(config, num_frames))
     parameters, factor = (
         train_only_temporal(unet),
@@ -171,25 +176,23 @@ def estimate_training_memory(
         parameter.grad = torch.empty_like(parameter)
     with (
         FunctionOverride(GPU_FUNCTIONS),
-        StorageCounter(partial(heap_bytes, config.gradient_checkpointing) if cpu else allocator_bytes) as live,
+        StorageCounter(partial(heap_bytes, config.gradient_checkpointing) if cpu else allocator_bytes) as counter,
     ):
         args, kwargs = training_inputs(unet, config.batch_size, num_frames, height, width, factor=factor)
         for tensor in [*unet.parameters(), *unet.buffers()]:
-            live.sizes[tensor.untyped_storage()._cdata] = 0  # counted above
+            counter.sizes[tensor.untyped_storage()._cdata] = 0  # counted above
         for parameter in parameters:
-            live.sizes[parameter.grad.untyped_storage()._cdata] = 0
+            counter.sizes[parameter.grad.untyped_storage()._cdata] = 0
         unet(*args, **kwargs).sample.float().square().mean().backward()
-    visit = min(
-        moments, 3 * 2 * CHUNK_BYTES
-    )  # of moments that wait outside: two pieces, and one for what falls between them
+    chunk_bytes = min(moments, 3 * 2 * CHUNK_BYTES)  # of offloaded moments: two chunks, and one for fragmentation
     recorded = (
         config.cuda_graphs and config.gradient_checkpointing != "offload"
-    )  # then the room of activations is theirs for good (chapter 39)
+    )  # then recordings keep the activations' memory (chapter 39)
     if cpu:
-        return estimate(moments, live.peak, adapter)
+        return estimate(moments, counter.peak, adapter)
     if not config.offload_optimizer or recorded:
-        return estimate(visit if config.offload_optimizer else moments, live.peak)
-    return estimate(0, max(live.peak, visit))  # moments come when activations are gone
+        return estimate(chunk_bytes if config.offload_optimizer else moments, counter.peak)
+    return estimate(0, max(counter.peak, chunk_bytes))  # moments are loaded when the activations are freed
 
 
 def estimate_preview_memory(
@@ -200,16 +203,16 @@ def estimate_preview_memory(
     structure: dict | None = None,  # arguments of `add_temporal`
     cpu: bool = False,
 ) -> int:
-    "Bytes of a preview video beside all that a training keeps: activations of the UNet, or the VAE and its own"
+    "Bytes of a preview beside what a training keeps: activations of the UNet, or the VAE with its activations"
     unet = unet_on_meta(config.model, config, dtype, structure or adapter_structure(config, config.preview_frames))
-    where = find_config(config.model or None, config.model_config or None)
+    config_path = find_config(config.model or None, config.model_config or None)
     with quiet():
         try:
-            about = AutoencoderKL.load_config(where, subfolder="vae")
+            vae_config = AutoencoderKL.load_config(config_path, subfolder="vae")
             with torch.device("meta"):
-                vae = AutoencoderKL.from_config(about)
-        except Exception as error:  # missing or wrong values: many classes, one answer
-            raise loading_error(where, error) from None
+                vae = AutoencoderKL.from_config(vae_config)
+        except Exception as error:  # missing or wrong values raise many classes
+            raise loading_error(config_path, error) from None
     torch.nn.Module.to(vae, dtype)
     model = SimpleNamespace(unet=unet.eval(), vae=vae.eval())
     size = config.preview_frames, height, width

@@ -16,7 +16,7 @@ import torch
 CHUNK_BYTES = 2**26  # bytes of weights; their moments are twice as much
 
 
-adamw_step = inspect.unwrap(torch.optim.AdamW.step)  # without the hooks, which are called once for all pieces
+adamw_step = inspect.unwrap(torch.optim.AdamW.step)  # without the hooks, which are called once for all chunks
 
 
 class OffloadedAdamW(torch.optim.AdamW):
@@ -32,21 +32,21 @@ class OffloadedAdamW(torch.optim.AdamW):
     def __init__(self, params: Iterable, chunk_bytes: int = CHUNK_BYTES, offload: bool = True, **kwargs):
         super().__init__(params, fused=True, **kwargs)
         device = self.param_groups[0]["params"][0].device
-        self.chunk_bytes, self.offload, self.leaving = chunk_bytes, offload, []
-        self.out = torch.cuda.Stream(device) if offload and device.type == "cuda" else None
+        self.chunk_bytes, self.offload, self.offloading = chunk_bytes, offload, []
+        self.copy_stream = torch.cuda.Stream(device) if offload and device.type == "cuda" else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update; the last moments may still be on their way out when it returns. `closure`, if there is one, is
-        called once, and what it returns is returned
+        """One update; the last moments may still be copied to host memory when it returns. `closure`, if there is one,
+        is called once, and its result is returned
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         groups = self.param_groups
-        if self.out:
-            torch.cuda.current_stream().wait_stream(self.out)  # those of the update before
+        if self.copy_stream:
+            torch.cuda.current_stream().wait_stream(self.copy_stream)  # those of the update before
         try:
             for group in groups:
                 for chunk in parameter_chunks(group["params"], self.chunk_bytes):
@@ -66,40 +66,40 @@ class OffloadedAdamW(torch.optim.AdamW):
         "Copy the moments of the parameters in `chunk` to their device; at most two chunks are on the device at a time"
         if not self.offload:
             return
-        if len(self.leaving) > 1:
-            self.leaving.pop(0).synchronize()
-        self.home = [{name: self.state[p][name] for name in moment_names(self.state[p])} for p in chunk]
-        for p, home in zip(chunk, self.home):
-            for name in home:
-                self.state[p][name] = home[name].to(p.device, non_blocking=True)
+        if len(self.offloading) > 1:
+            self.offloading.pop(0).synchronize()
+        self.host_state = [{name: self.state[p][name] for name in moment_names(self.state[p])} for p in chunk]
+        for p, host_state in zip(chunk, self.host_state):
+            for name in host_state:
+                self.state[p][name] = host_state[name].to(p.device, non_blocking=True)
 
     def offload_state(self, chunk: list[torch.Tensor]) -> None:
         "Copy the moments of the parameters in `chunk` back to host memory, on a stream of its own"
         if not self.offload:
             return
-        if self.out:
-            self.out.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.out) if self.out else nullcontext():
-            for p, home in zip(chunk, self.home):
+        if self.copy_stream:
+            self.copy_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.copy_stream) if self.copy_stream else nullcontext():
+            for p, host_state in zip(chunk, self.host_state):
                 for name in moment_names(self.state[p]):
                     on_device = self.state[p][name]
-                    on_host = home[name] if name in home else pinned_empty_like(on_device)
+                    on_host = host_state[name] if name in host_state else pinned_empty_like(on_device)
                     self.state[p][name] = on_host.copy_(on_device, non_blocking=True)
-                    if self.out:
-                        on_device.record_stream(self.out)
-        if self.out:
-            self.leaving.append(self.out.record_event())
+                    if self.copy_stream:
+                        on_device.record_stream(self.copy_stream)
+        if self.copy_stream:
+            self.offloading.append(self.copy_stream.record_event())
 
     def place_moment(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         "A copy of a moment of a checkpoint where it stays between updates: in host memory, or on its device"
         if not self.offload:
             return tensor.to(device, copy=True)
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.out is not None).copy_(tensor)
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.copy_stream is not None).copy_(tensor)
 
     def synchronize(self) -> None:
         "Wait until all copies to host memory are finished; call it before the state is read"
-        if self.out:
-            self.out.synchronize()
+        if self.copy_stream:
+            self.copy_stream.synchronize()
 
 # %% ../../nbs/internals/35_moments.ipynb #5f17013d
 def parameter_chunks(parameters: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
@@ -116,7 +116,7 @@ def parameter_chunks(parameters: Iterable[torch.Tensor], size: int) -> Iterator[
 
 # %% ../../nbs/internals/35_moments.ipynb #987e610d
 def moment_names(state: dict) -> list[str]:
-    "Names of what an optimiser remembers of a parameter and is as large as it: all but the number of updates"
+    "Names of the tensors in the state of a parameter that are as large as it: all but the number of updates"
     return [name for name in state if name != "step"]
 
 

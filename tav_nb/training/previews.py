@@ -29,10 +29,10 @@ def held_out_loss(
     loader: ClipLoader,
     at: Sequence[int] = (100, 300, 500, 700, 900),
     most: int = 8,
-    found: Callable[[int], None] = lambda number: None,
+    on_bad_clip: Callable[[int], None] = lambda number: None,
 ) -> float:
     """Mean weighted loss of the first clips of `loader`, which were held out, at fixed timesteps with fixed noise;
-    `found` is called with the number of each that has numbers that are none, and is left out
+    `on_bad_clip` is called with the number of each clip whose numbers are not all finite; it is left out
     """
     config, losses, clips, fixed = train_state.config, [], loader.clips, torch.zeros_like(train_state.tables[1])
     for number in range(min(most, len(clips))):
@@ -42,7 +42,7 @@ def held_out_loss(
             name: clip[name][None].to(train_state.device) for name in ("latents", "prompt_embeds", "pooled", "time_ids")
         }
         if not all(batch[name].isfinite().all() for name in ("latents", "prompt_embeds", "pooled")):
-            found(number)
+            on_bad_clip(number)
             continue
         for i, t in enumerate(at):
             fixed.zero_()[t * len(fixed) // 1000] = 1
@@ -60,8 +60,8 @@ def held_out_loss(
 
 
 class PreviewContext:
-    """What a preview needs: the sentence already in numbers, the VAE waiting in the computer's memory; the text
-    encoders are gone
+    """What a preview needs: the embeddings of its prompt, and the VAE in host memory; the text encoders are not needed
+    any more
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PreviewContext:
         self.height, self.width = max(set(sizes), key=sizes.count)
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
             torch.nn.Module.to(encoder, "cpu", torch.float32)
-        given = encode_conditioning(
+        conditioning = encode_conditioning(
             SimpleNamespace(encode_prompt=pipe.encode_prompt, _execution_device=torch.device("cpu")),
             prompt,
             train_state.config.preview_frames,
@@ -82,12 +82,12 @@ class PreviewContext:
         def move(x: torch.Tensor) -> torch.Tensor:
             return x.to(train_state.device, train_state.unet.dtype)
 
-        self.given = dict(
-            encoder_hidden_states=move(given["encoder_hidden_states"]),
+        self.conditioning = dict(
+            encoder_hidden_states=move(conditioning["encoder_hidden_states"]),
             num_frames=train_state.config.preview_frames,
             added_cond_kwargs=dict(
-                text_embeds=move(given["added_cond_kwargs"]["text_embeds"]),
-                time_ids=given["added_cond_kwargs"]["time_ids"].to(train_state.device),
+                text_embeds=move(conditioning["added_cond_kwargs"]["text_embeds"]),
+                time_ids=conditioning["added_cond_kwargs"]["time_ids"].to(train_state.device),
             ),
         )
         self.vae, self.unet, self.vae_scale_factor, self._execution_device = (
@@ -101,7 +101,7 @@ class PreviewContext:
 
 @torch.no_grad()
 def make_preview(train_state: TrainState, preview_context: PreviewContext) -> np.ndarray:
-    "A video of the sentence of `preview_context`, always from the same noise: frames, uint8 `[F, H, W, 3]`"
+    "A video of the prompt of `preview_context`, always from the same noise: frames, uint8 `[F, H, W, 3]`"
     config, scheduler = train_state.config, preview_context.scheduler
     scheduler.num_frames = config.preview_frames
     scheduler.set_timesteps(config.preview_steps, device=train_state.device)
@@ -115,7 +115,9 @@ def make_preview(train_state: TrainState, preview_context: PreviewContext) -> np
         config.seed,
     )
     for t in scheduler.timesteps:
-        latents = denoise_step(preview_context, latents, t, resolve_guidance(train_state.unet), preview_context.given)
+        latents = denoise_step(
+            preview_context, latents, t, resolve_guidance(train_state.unet), preview_context.conditioning
+        )
     torch.nn.Module.to(preview_context.vae, train_state.device)
     try:
         return decode_frames(preview_context, latents)

@@ -29,7 +29,7 @@ from ..utils.schema import SchemaError, parse_json
 
 # %% ../../nbs/5_training/53_run_log.ipynb #4511a229
 class LogLine(msgspec.Struct):
-    "What every line of log.jsonl says"
+    "What every line of log.jsonl has"
 
     kind: str
     step: Annotated[int, msgspec.Meta(ge=0)]
@@ -51,10 +51,10 @@ class ScalarWriter:
         self.write(step=step, file_version="brain.Event:2")
         self.write(
             step=step, session_log=SessionLog(status=SessionLog.START)
-        )  # what an earlier process wrote after this step is not shown
+        )  # TensorBoard then hides what an earlier process wrote after this step
 
-    def write(self, **what: Any) -> None:
-        self.records.write(self.event(wall_time=time.time(), **what).SerializeToString())
+    def write(self, **fields: Any) -> None:
+        self.records.write(self.event(wall_time=time.time(), **fields).SerializeToString())
         self.file.flush()
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
@@ -67,7 +67,7 @@ class ScalarWriter:
 
 
 class RunLog:
-    "`log.jsonl`, TensorBoard, the progress bar and `on_event`, a function that gets a dict of whatever happens"
+    "`log.jsonl`, TensorBoard, the progress bar and `on_event`, a function that is called with a dict for each event"
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class RunLog:
         step: int,
         on_event: Callable[[dict[str, Any]], None] | None = None,
         quiet: bool = False,
-        say: Callable[[str], None] | None = None,
+        log_line: Callable[[str], None] | None = None,
     ):
         self.path, self.on_event = Path(run) / "log.jsonl", on_event or (lambda event: None)
         self.bar = tqdm(
@@ -88,15 +88,15 @@ class RunLog:
             dynamic_ncols=True,
             disable=True if quiet else None,
         )
-        self.say = say or self.write_line
+        self.log_line = log_line or self.write_line
         atomic_write(self.path, b"".join(self.lines_until(step)))
         self.writer = None
         if config.tensorboard:
             self.with_tensorboard(lambda: setattr(self, "writer", ScalarWriter(Path(run) / "tensorboard", step)))
 
     def lines_until(self, step: int) -> Iterator[bytes]:
-        """The lines of an earlier process up to update `step`; a line that was cut off or damaged is left out, and said
-        if it is not the last
+        """The lines of an earlier process up to update `step`; a line that was cut off or damaged is left out,
+        with a message if it is not the last
         """
         old = self.path.read_bytes().split(b"\n") if self.path.exists() else []
         for number, line in enumerate(old, 1):
@@ -107,7 +107,7 @@ class RunLog:
             except SchemaError as error:
                 there = None
                 if number < len(old):
-                    self.say(f"{error}; it is left out")
+                    self.log_line(f"{error}; it is left out")
             if there and there.step <= step:
                 yield line + b"\n"
 
@@ -119,7 +119,7 @@ class RunLog:
             with open(self.path, "a") as file:
                 file.write(json.dumps(dict(kind=kind, step=step, **line), allow_nan=False) + "\n")
         except OSError as error:
-            self.say(
+            self.log_line(
                 f"{self.path}: cannot be written ({error.strerror}); the training goes on, and step {step} is not in it"
             )
         if self.writer:
@@ -128,12 +128,12 @@ class RunLog:
             )
 
     def with_tensorboard(self, work: Callable[[], None]) -> None:
-        "What is done for TensorBoard ends no training"
+        "Call `work`, which writes for TensorBoard; an error switches TensorBoard off and does not end the training"
         try:
             work()
         except OSError as error:
             self.writer = None
-            self.say(
+            self.log_line(
                 f"{self.path.parent / 'tensorboard'}: cannot be written ({error.strerror}); the training goes on"
                 " without TensorBoard, and log.jsonl has the same numbers"
             )
@@ -152,14 +152,14 @@ def mean_gate(unet: UNet2DConditionModel) -> float:
 
 
 def memory_used_gib(train_state: TrainState) -> float:
-    "GiB: the most that was ever in use on a GPU; on a CPU, what this process has now"
+    "GiB: the most that was ever in use on a GPU; on a CPU, the memory of this process now"
     return (
         train_state.step_fn.peak() if train_state.device.type == "cuda" else psutil.Process().memory_info().rss
     ) / 2**30
 
 
 def format_duration(seconds: float) -> str:
-    "Seconds as people say them"
+    "Seconds as text, with the unit that fits"
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {name}"

@@ -61,7 +61,7 @@ def base_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def check_optional_packages(config: TrainConfig) -> None:
-    "Raises `TrainError` if something is asked for that is not installed"
+    "Raises `TrainError` if a setting needs a package that is not installed"
     for wanted, package, extra in (
         (config.optimizer == "adamw8bit", "torchao", "adam8bit"),
         (config.tensorboard, "tensorboard", "train"),
@@ -110,16 +110,16 @@ def check_memory(
     clips: Sequence[dict[str, Any]],
     device: torch.device | str,
     dtype: torch.dtype,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
 ) -> TrainMemoryEstimate:
-    "Say what a step needs and what is there; raises `TrainError` if it cannot fit, with what would"
+    "Log what a step needs and what is free; raises `TrainError` if it cannot fit, with the settings that would"
     size, room = largest_batch(config, clips), free_bytes(device, config.memory_limit)
     config = replace(config, cuda_graphs=uses_cuda_graphs(config, torch.device(device)))
     if config.cuda_graphs:
         kinds = len(batch_shapes(config, clips))
         room -= min(kinds, MAX_GRAPHS) * GRAPH_BYTES
         if kinds > MAX_GRAPHS:
-            say(
+            log_line(
                 f"there are {kinds} kinds of batches, and {MAX_GRAPHS} at a time are recorded (chapter 39); with fewer"
                 " --lengths every micro-step would be a recorded one"
             )
@@ -135,7 +135,7 @@ def check_memory(
         kept = need.activations if config.cuda_graphs else 0  # by recorded graphs
         preview = partial(estimate_preview_memory, height=shape[0], width=shape[1], dtype=dtype, cpu=cpu)
         need = replace(need, preview=kept + preview(config, structure=structure))
-    say(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
+    log_line(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
     if need.total <= room:
         return need
     if without_preview <= room:
@@ -159,7 +159,7 @@ def check_memory(
 
 
 def prepare_adapter(unet: UNet2DConditionModel, config: TrainConfig) -> None:
-    "The adapter that `config` asks for into a UNet, in float32"
+    "Add the adapter of `config` to a UNet, in float32"
     if not config.adapter:
         torch.default_generator.manual_seed(config.seed)
         add_temporal(
@@ -196,16 +196,16 @@ def prepare_adapter(unet: UNet2DConditionModel, config: TrainConfig) -> None:
 
 
 def check_caption_widths(loader: ClipLoader, unet: UNet2DConditionModel) -> None:
-    """Raises `CacheError` if the captions of a cache have other numbers than a base reads, as after damage: those who
-    made them are the base's own
+    """Raises `CacheError` if the embeddings of a cache have other widths than the base's cross-attention, as in a
+    damaged cache
     """
-    about, found = unet.config, loader.empty
-    pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
-    for name, width in (("text_embeds", about.cross_attention_dim), ("pooled_embeds", pooled)):
-        if found[name].shape[-1:] != (width,):
+    unet_config, empty_embeds = unet.config, loader.empty_embeds
+    pooled = unet_config.projection_class_embeddings_input_dim - 6 * unet_config.addition_time_embed_dim
+    for name, width in (("text_embeds", unet_config.cross_attention_dim), ("pooled_embeds", pooled)):
+        if empty_embeds[name].shape[-1:] != (width,):
             raise CacheError(
-                f"{loader.folder}/_empty.npz: {name} has the shape {found[name].shape}, but this base reads {width}"
-                " numbers; run `tav prepare` again"
+                f"{loader.folder}/_empty.npz: {name} has the shape {empty_embeds[name].shape}, but this base"
+                f" reads {width} numbers; run `tav prepare` again"
             )
 
 
@@ -218,8 +218,8 @@ def build_train_state(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[TrainState, StableDiffusionXLPipeline]:
-    """`(train_state, pipe)`: the base on the device, the rest of the pipeline in the computer's memory. The caller's
-    random numbers stay as they are
+    """`(train_state, pipe)`: the base on the device, the rest of the pipeline in host memory. PyTorch's default
+    generator of the caller is not changed
     """
     with torch.random.fork_rng(devices=[]):
         with quiet():
@@ -229,7 +229,7 @@ def build_train_state(
                 torch.float16 if dtype == torch.float16 else torch.float32,
                 config.model_config or None,
             )
-        check_cache_model(cache, pipe)  # knows encoders in 16 or 32 bits, not in bfloat16
+        check_cache_model(cache, pipe)  # compares encoders in float16 or float32, not in bfloat16
         check_caption_widths(loader, pipe.unet)
         torch.nn.Module.to(pipe.unet, dtype)
         prepare_adapter(pipe.unet, config)
@@ -246,7 +246,7 @@ def build_train_state(
 def describe_run(
     train_state: TrainState, loader: ClipLoader, held_out: ClipLoader | None, cache: Path | str, world: int
 ) -> Iterator[str]:
-    "Lines that say what will be trained on what"
+    "Lines that describe the adapter, the base, the clips and the updates of a run"
 
     def count(tensors: Iterable[torch.Tensor]) -> str:
         return f"{sum(p.numel() for p in tensors) / 1e6:.1f} M"
@@ -312,7 +312,7 @@ def write_run_record(
 
 
 def remove_empty_run(run: Path | str) -> None:
-    "A run that never began leaves nothing behind"
+    "Delete the folder of a run that never began"
     with suppress(OSError):
         (Path(run) / ".lock").unlink(missing_ok=True)
         Path(run).rmdir()

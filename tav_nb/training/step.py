@@ -123,12 +123,12 @@ def batch_losses(
 
 # %% ../../nbs/5_training/51_step.ipynb #a5bc413e
 def flat_gradient_buffer(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    "One piece of memory for the gradients of all parameters, zeros, and in it the place of each: its `grad`"
-    places = [
+    "One tensor of zeros for the gradients of all parameters; the `grad` of each parameter is a view into it"
+    sizes = [
         -(-p.numel() // 128) * 128 for p in parameters
     ]  # kernels like tensors that begin at a multiple of 512 bytes
-    buffer = torch.zeros(sum(places), device=parameters[0].device)
-    for p, part in zip(parameters, buffer.split(places)):
+    buffer = torch.zeros(sum(sizes), device=parameters[0].device)
+    for p, part in zip(parameters, buffer.split(sizes)):
         p.grad = part[: p.numel()].view_as(p)
     return buffer
 
@@ -180,14 +180,14 @@ class TrainState:
 
 # %% ../../nbs/5_training/51_step.ipynb #87f985d7
 def micro_step(
-    train_state: "TrainState", clips: dict[str, torch.Tensor], number: int, found: Callable[[int], None]
+    train_state: "TrainState", clips: dict[str, torch.Tensor], number: int, on_bad_clip: Callable[[int], None]
 ) -> torch.Tensor:
     """Gradients of micro-step `number` of the training are added to those that are there; returns `[sum of losses,
     clips]`
     """
     config, finite, frames = train_state.config, clips["finite"], clips["latents"].shape[1]
-    for place in (~finite).nonzero().flatten().tolist():
-        found(clips["clip"][place].item())
+    for index in (~finite).nonzero().flatten().tolist():
+        on_bad_clip(clips["clip"][index].item())
     clips = {
         name: value.to(train_state.device, non_blocking=True)
         for name, value in clips.items()
@@ -196,13 +196,13 @@ def micro_step(
     for name in ("latents", "prompt_embeds", "pooled"):
         clips[name] = torch.where(clips["finite"].view(-1, *[1] * (clips[name].ndim - 1)), clips[name], 0)
     spare = train_state.unet.temporal_config["max_frames"] - frames
-    first = (
+    offset = (
         np.random.default_rng([config.seed, number, 1]).integers(spare + 1)
         if config.position_offsets and has_sinusoidal_positions(train_state.unet)
         else 0
     )
     numbers = range(number * config.batch_size, (number + 1) * config.batch_size)
-    with shifted_positions(train_state.unet, int(first)):
+    with shifted_positions(train_state.unet, int(offset)):
         noisy_batch = make_noisy_batch(train_state.scheduler, clips["latents"], numbers, config, train_state.tables[1])
         losses = train_state.step_fn(
             *noisy_batch, clips["prompt_embeds"], clips["pooled"], clips["time_ids"], clips["finite"]
@@ -235,18 +235,19 @@ def forward_backward(
 def update_step(
     train_state: "TrainState",
     batches: Iterator[dict[str, torch.Tensor]],
-    found: Callable[[int], None] = lambda clip: None,
+    on_bad_clip: Callable[[int], None] = lambda clip: None,
     agree: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """One update from `accumulation` micro-steps; returns a dict of loss, grad_norm, scale, clips, lost and stop
 
-    `found` is called with the number of each clip that is broken. `agree` is called after the micro-steps and before
-    gradients of several processes are summed: it returns whether to stop, and raises what went wrong in any of them.
+    `on_bad_clip` is called with the number of each clip whose numbers are not all finite. `agree` is called after the
+    micro-steps and before gradients of several processes are summed: it returns whether to stop, and raises the error
+    of any of them.
     """
     config, stats = train_state.config, torch.zeros(2, device=train_state.device)
     for i in range(config.accumulation):
         number = (train_state.step * config.accumulation + i) * train_state.world + train_state.rank
-        stats += micro_step(train_state, next(batches), number, found)
+        stats += micro_step(train_state, next(batches), number, on_bad_clip)
     stop = agree()
     if train_state.world > 1:
         for tensor in (train_state.gradients, stats):
@@ -256,9 +257,9 @@ def update_step(
     if 0 < clips < train_state.clips_a_step:
         train_state.gradients.mul_(train_state.clips_a_step / clips)  # a clip that was skipped counts nothing
     norm = torch.nn.utils.clip_grad_norm_(train_state.parameters, config.max_norm).item()
-    made = clips > 0 and math.isfinite(norm)
-    apply_gradients(train_state, made)
-    train_state.lost = 0 if made else train_state.lost + (clips > 0)
+    finite_gradients = clips > 0 and math.isfinite(norm)
+    apply_gradients(train_state, finite_gradients)
+    train_state.lost = 0 if finite_gradients else train_state.lost + (clips > 0)
     return dict(
         loss=loss / max(clips, 1),
         grad_norm=norm,
@@ -269,8 +270,8 @@ def update_step(
     )
 
 
-def apply_gradients(train_state: "TrainState", made: bool) -> None:
-    "The optimiser's part of an update; nothing is changed but the scale if the gradients are not `made` of numbers"
+def apply_gradients(train_state: "TrainState", finite_gradients: bool) -> None:
+    "The optimiser's part of an update; without finite gradients only the scale changes"
     config = train_state.config
     warm = config.warmup_steps / config.steps
     factor = (
@@ -282,11 +283,11 @@ def apply_gradients(train_state: "TrainState", made: bool) -> None:
         group["lr"] = lr * factor
     train_state.complete = False
     train_state.average.before_update()
-    if made:
+    if finite_gradients:
         train_state.scaler.step(train_state.optimizer)
     train_state.scaler.update()
     train_state.gradients.zero_()
-    if made:
+    if finite_gradients:
         train_state.average.update()
     train_state.step += 1
     train_state.complete = True
@@ -361,13 +362,15 @@ def read_checkpoint(
     return state, *tensors, read_moments(path / "optimizer.safetensors", train_state.names, train_state.optimizer)
 
 
-def restore_train_state(train_state: "TrainState", run: Path | str, say: Callable[[str], None] = print) -> bool:
-    "Put the newest whole checkpoint of `run` into `train_state`; False if there is none yet"
-    found = []
-    path, _ = find_checkpoint(run, say, lambda path, state: found.append(read_checkpoint(train_state, path, state)))
+def restore_train_state(train_state: "TrainState", run: Path | str, log_line: Callable[[str], None] = print) -> bool:
+    "Load the newest complete checkpoint of `run` into `train_state`; False if there is none yet"
+    checkpoints = []
+    path, _ = find_checkpoint(
+        run, log_line, lambda path, state: checkpoints.append(read_checkpoint(train_state, path, state))
+    )
     if path is None:
         return False
-    state, weights, average, moments = found[-1]
+    state, weights, average, moments = checkpoints[-1]
     with torch.no_grad():
         for name, parameter in zip(train_state.names, train_state.parameters):
             parameter.copy_(weights[name])

@@ -53,7 +53,7 @@ from ..utils.video_writer import write_video
 
 # %% ../../nbs/5_training/24_trainer.ipynb #4dddc7a5
 class Trainer:
-    "One process's part of a training: a `TrainState`, its clips, and what happens every so many updates"
+    "One process's part of a training: a `TrainState`, its clips, and its evaluations, previews and checkpoints"
 
     def __init__(
         self,
@@ -63,52 +63,48 @@ class Trainer:
         preview_context: PreviewContext | None,
         folder: Path | str,
         log: RunLog | SimpleNamespace,
-        say: Callable[[str], None],
+        log_line: Callable[[str], None],
         processes: Processes,
     ):
-        self.train_state, self.loader, self.held_out, self.preview_context = (
-            train_state,
-            loader,
-            held_out,
-            preview_context,
-        )
-        self.folder, self.log, self.say, self.processes = Path(folder), log, say, processes
+        self.train_state, self.loader, self.held_out = train_state, loader, held_out
+        self.preview_context = preview_context
+        self.folder, self.log, self.log_line, self.processes = Path(folder), log, log_line, processes
         self.main, self.saved, self.times = train_state.rank == 0, train_state.step, []
-        self.found_bad, self.skipped, self.left_out, self.stop_signals = set(), set(), set(), []
+        self.new_bad_clips, self.skipped, self.bad_held_out_clips, self.stop_signals = set(), set(), set(), []
 
     def clip_path(self, number: int) -> Path:
         return self.loader.folder / "clips" / f"{self.loader.clips[number]['clip']}.npz"
 
-    def bad_clip(self, number: int) -> None:
-        "What happens with a clip that has numbers that are none"
+    def on_bad_clip(self, number: int) -> None:
+        "Stop at a clip whose numbers are not all finite, or skip it"
         if self.train_state.config.bad_clips == "stop":
             raise TrainError(
-                f"{self.clip_path(number)}: has numbers that are none; delete it and run `tav prepare` again, or"
+                f"{self.clip_path(number)}: its numbers are not all finite; delete it and run `tav prepare` again, or"
                 " --bad-clips skip goes on without it"
             )
-        self.found_bad.add(number)
+        self.new_bad_clips.add(number)
 
     def agree(self, left: bool = False) -> bool:
-        """After the micro-steps of all processes: returns whether one of them was told to stop, and says which clips
-        were skipped, and where
+        """After the micro-steps of all processes: returns whether one of them received a signal to stop, and logs which
+        clips were skipped, and in which process
         """
-        found = self.processes.agree(stop=bool(self.stop_signals), left=left, bad=sorted(self.found_bad))
-        for rank, one in enumerate(found):
-            place = f" (process {rank})" * (len(found) > 1)
-            for number in sorted(set(one["bad"]) - self.skipped):
-                self.say(f"{self.clip_path(number)}: has numbers that are none, and is skipped{place}")
-            self.skipped |= set(one["bad"])
-        if any(one["left"] for one in found):
+        statuses = self.processes.agree(stop=bool(self.stop_signals), left=left, bad=sorted(self.new_bad_clips))
+        for rank, status in enumerate(statuses):
+            where = f" (process {rank})" * (len(statuses) > 1)
+            for number in sorted(set(status["bad"]) - self.skipped):
+                self.log_line(f"{self.clip_path(number)}: its numbers are not all finite; it is skipped{where}")
+            self.skipped |= set(status["bad"])
+        if any(status["left"] for status in statuses):
             raise UpdateAbandoned
         if len(self.skipped) == len(self.loader.clips):
             raise TrainError(
-                f"{self.loader.folder}: all of its {len(self.skipped)} clips have numbers that are none; run `tav"
+                f"{self.loader.folder}: all of its {len(self.skipped)} clips have numbers that are not finite; run `tav"
                 " prepare` again"
             )
-        return any(one["stop"] for one in found)
+        return any(status["stop"] for status in statuses)
 
     def checkpoint(self, last: bool = False) -> None:
-        "Save, if it can be done; a disk that is full ends a run only at its end"
+        "Save a checkpoint; an error, such as a full disk, ends the run only if it is the last one"
         if not self.main or self.saved == self.train_state.step:
             return
         try:
@@ -116,15 +112,15 @@ class Trainer:
         except CheckpointError as error:
             if last:
                 raise
-            return self.say(
+            return self.log_line(
                 f"{error}; the training goes on,"
                 f" {f'the checkpoint of step {self.saved} is there' if self.saved else 'there is no checkpoint yet'}"
             )
         self.saved = self.train_state.step
 
     def rescue(self, error: Exception) -> None:
-        """The run ends with an error: what was learned is kept. Not after updates that were lost, nor if the disk has
-        just refused it
+        """Save a checkpoint when the run ends with an error; not after lost updates, nor if the error is that a
+        checkpoint cannot be written
         """
         train_state, before = self.train_state, self.saved
         if (
@@ -136,12 +132,12 @@ class Trainer:
         try:
             self.checkpoint(last=True)
         except (CheckpointError, RuntimeError, MemoryError) as worse:
-            self.say(f"step {train_state.step} cannot be saved as well: {' '.join(str(worse).split())}")
+            self.log_line(f"step {train_state.step} cannot be saved as well: {' '.join(str(worse).split())}")
         if self.saved > before:
-            self.say(f"step {self.saved} is saved; --resume goes on from there")
+            self.log_line(f"step {self.saved} is saved; --resume goes on from there")
 
-    def look(self) -> None:
-        "Held-out loss and preview, when it is time for them; with the average"
+    def evaluate(self) -> None:
+        "Held-out loss and preview with the averaged weights, if they are due"
         train_state, config = self.train_state, self.train_state.config
 
         def due(every: int) -> bool:
@@ -151,61 +147,59 @@ class Trainer:
             (self.held_out and due(config.eval_every)) or (self.preview_context and due(config.preview_every))
         ):
             return
-        train_state.step_fn.clear()  # films and held-out clips need the room
+        train_state.step_fn.clear()  # previews and held-out clips need the memory
         with train_state.average.applied():
             if self.held_out and due(config.eval_every):
-                self.log(
-                    "held_out",
-                    train_state.step,
-                    loss=held_out_loss(train_state, self.held_out, found=self.bad_held_out),
-                )
+                loss = held_out_loss(train_state, self.held_out, on_bad_clip=self.on_bad_held_out)
+                self.log("held_out", train_state.step, loss=loss)
             if self.preview_context and due(config.preview_every):
                 self.write_preview()
         if train_state.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def bad_held_out(self, number: int) -> None:
+    def on_bad_held_out(self, number: int) -> None:
         path = self.held_out.folder / "clips" / f"{self.held_out.clips[number]['clip']}.npz"
-        if path not in self.left_out:
-            self.say(
-                f"{path}: a held-out clip with numbers that are none, and is left out of the held-out loss; delete it"
-                " and run `tav prepare` again"
+        if path not in self.bad_held_out_clips:
+            self.log_line(
+                f"{path}: a held-out clip whose numbers are not all finite; it is left out of the held-out loss;"
+                " delete it and run `tav prepare` again"
             )
-        self.left_out.add(path)
+        self.bad_held_out_clips.add(path)
 
     def write_preview(self) -> None:
         try:
             frames = make_preview(self.train_state, self.preview_context)
         except torch.OutOfMemoryError:
             self.preview_context = None
-            return self.say(
-                "a preview does not fit beside the training: no more of them; fewer --preview-frames need less"
+            return self.log_line(
+                "a preview does not fit into memory beside the training, so there are no more;"
+                " fewer --preview-frames need less"
             )
         path = self.folder / "previews" / f"step-{self.train_state.step:08d}.webp"
         try:
             path.parent.mkdir(exist_ok=True)
             write_video(frames, path, 8)
         except (OSError, VideoError) as error:
-            return self.say(f"{error}; the training goes on without this preview")
+            return self.log_line(f"{error}; the training goes on without this preview")
         self.log("preview", self.train_state.step, frames=frames, path=str(path))
 
-    def note(self, said: dict[str, Any], seconds: float) -> None:
-        "One update's line, and the bar"
+    def log_update(self, update_stats: dict[str, Any], seconds: float) -> None:
+        "Log one update, and show it in the progress bar"
         train_state, config = self.train_state, self.train_state.config
         self.times.append(seconds)
         if len(self.times) == 3 and config.steps > train_state.step:
-            self.say(
+            self.log_line(
                 f"{min(self.times):.2f} s an update: the other {config.steps - train_state.step} take about"
                 f" {format_duration(min(self.times) * (config.steps - train_state.step))}"
             )
         if train_state.step % config.log_every and train_state.step != config.steps:
             return
         values = dict(
-            loss=said["loss"],
-            grad_norm=said["grad_norm"],
+            loss=update_stats["loss"],
+            grad_norm=update_stats["grad_norm"],
             gate=mean_gate(train_state.unet),
             lr=train_state.optimizer.param_groups[0]["lr"],
-            scale=said["scale"],
+            scale=update_stats["scale"],
             seconds=seconds,
             gib=memory_used_gib(train_state),
         )
@@ -216,7 +210,7 @@ class Trainer:
         self.log.bar.set_postfix(shown, refresh=False)
 
     def loop(self, stop_signals: list[int]) -> bool:
-        "Updates until the last, or until somebody asks to stop; returns whether that was"
+        "Updates until the last one or a signal to stop; returns whether there was a signal"
         train_state, config, self.stop_signals = self.train_state, self.train_state.config, stop_signals
         per_step = config.accumulation * train_state.world
         batches = micro_batches(
@@ -230,7 +224,7 @@ class Trainer:
         while train_state.step < config.steps:
             start = time.perf_counter()
             try:
-                said = update_step(train_state, batches, self.bad_clip, self.agree)
+                update_stats = update_step(train_state, batches, self.on_bad_clip, self.agree)
             except UpdateAbandoned:
                 return True
             except RuntimeError as error:
@@ -239,18 +233,18 @@ class Trainer:
                 with suppress(UpdateAbandoned):
                     self.agree(left=True)  # the signal went to the workers as well
                 return True
-            if said["lost"] >= config.max_overflows:
+            if update_stats["lost"] >= config.max_overflows:
                 raise TrainError(
-                    f"step {train_state.step}: {said['lost']} updates in a row were lost to overflow, the last with"
-                    f" scale {said['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step {self.saved}"
-                    " is the last good one"
+                    f"step {train_state.step}: {update_stats['lost']} updates in a row were lost to overflow, the last"
+                    f" with scale {update_stats['scale']:g}; --dtype bfloat16 or a smaller --lr; the checkpoint of step"
+                    f" {self.saved} is the last good one"
                 )
             if self.main:
-                self.note(said, time.perf_counter() - start), self.log.bar.update()
-            self.look()
+                self.log_update(update_stats, time.perf_counter() - start), self.log.bar.update()
+            self.evaluate()
             if train_state.step % config.checkpoint_every == 0:
                 self.checkpoint()
-            if said["stop"]:
+            if update_stats["stop"]:
                 return True
         return False
 
@@ -261,31 +255,31 @@ def train(
     | None,  # or a function that returns it; None with `resume`: the run's own
     cache: Path | str,  # folder of a cache that `tav prepare` made
     run: Path | str,  # folder for what comes out: temporal_adapter.safetensors, checkpoints, previews, log.jsonl
-    resume: bool = False,  # go on with the run in that folder
+    resume: bool = False,  # continue the run in that folder
     device: str = "auto",  # auto, cpu or cuda
-    say: Callable[[str], None] = print,  # gets lines about the run
+    log_line: Callable[[str], None] = print,  # gets lines about the run
     on_event: Callable[[dict[str, Any]], None]
     | None = None,  # gets a dict of every logged update, held-out loss and preview
-    dry_run: bool = False,  # only say what would be done
-    bar: bool = True,  # a progress bar, if somebody is there to see it
+    dry_run: bool = False,  # only check and describe the run
+    bar: bool = True,  # a progress bar, if stderr is a terminal
 ) -> TrainState:
     """Train an adapter; returns the `TrainState` at its end. Several processes (`tav train --processes`, `torchrun`,
     `accelerate launch`) share the work
 
-    Raises `TavError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) for all that
-    can be said about a run that cannot be; with several processes all of them raise an `AgreedError` with the same
-    line. On SIGINT and SIGTERM it saves and returns.
+    Raises `TavError`s of one line (`TrainError`, `ConfigError`, `CacheError`, `CheckpointError`, ...) if the run
+    cannot start or cannot go on; with several processes all of them raise an `AgreedError` with the same line. On
+    SIGINT and SIGTERM it saves and returns.
     """
-    begun = torch.distributed.is_available() and torch.distributed.is_initialized()
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
     accelerator = make_accelerator(device)
-    processes = Processes(accelerator, begun)
+    processes = Processes(accelerator, initialized)
     try:
-        return train_in_process(config, cache, run, resume, accelerator, processes, say, on_event, dry_run, bar)
+        return train_in_process(config, cache, run, resume, accelerator, processes, log_line, on_event, dry_run, bar)
     except Exception as error:
-        known = processes.shared(error)
-        if known is error:
+        agreed = processes.shared(error)
+        if agreed is error:
             raise
-        raise known from error
+        raise agreed from error
     finally:
         processes.close()
 
@@ -297,15 +291,15 @@ def train_in_process(
     resume: bool,
     accelerator: Accelerator,
     processes: Processes,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
     on_event: Callable[[dict[str, Any]], None] | None,
     dry_run: bool,
     bar: bool,
 ) -> TrainState:
-    "All of `train` but for the processes' beginning and end"
-    rank, world, where = processes.rank, processes.world, accelerator.device
+    "All of `train` but setting up and closing the processes"
+    rank, world, target_device = processes.rank, processes.world, accelerator.device
     main = rank == 0
-    say = say if main else lambda line: None
+    log_line = log_line if main else lambda line: None
     with ExitStack() as during:
         if main and not dry_run:
             during.enter_context(lock_run(run, resume))
@@ -313,30 +307,30 @@ def train_in_process(
         try:
             config = resolve_config(run, config() if callable(config) else config, resume)
             check_optional_packages(config)
-            dtype = base_dtype(config, where)
-            during.enter_context(limited_memory(where, config.memory_limit))
+            dtype = base_dtype(config, target_device)
+            during.enter_context(limited_memory(target_device, config.memory_limit))
             loader, held_out = open_clips(config, cache)
-            need = check_memory(config, loader.clips, where, dtype, say)
+            need = check_memory(config, loader.clips, target_device, dtype, log_line)
             if main:
                 check_disk(run, need.checkpoint, -(-config.steps // config.checkpoint_every), config.keep_checkpoints)
-            train_state, pipe = build_train_state(config, loader, cache, where, dtype, rank, world)
+            train_state, pipe = build_train_state(config, loader, cache, target_device, dtype, rank, world)
             for line in describe_run(train_state, loader, held_out, cache, world):
-                say(line)
-            ours = [json.dumps(asdict(config)), loader.plan.identity]
-            if any(one["ours"] != ours for one in processes.agree(ours=ours)):
+                log_line(line)
+            identity = [json.dumps(asdict(config)), loader.plan.identity]
+            if any(status["identity"] != identity for status in processes.agree(identity=identity)):
                 raise TrainError("the processes have different settings or clips; all of them need the same")
             if dry_run:
                 return train_state
             if main:
                 write_run_record(run, config, loader, world, need)
         except BaseException as error:
-            known = processes.shared(error) if isinstance(error, Exception) else error
+            agreed = processes.shared(error) if isinstance(error, Exception) else error
             if fresh and main:
                 remove_empty_run(run)
-            if known is error:
+            if agreed is error:
                 raise
-            raise known from error
-        return run_training(train_state, pipe, loader, held_out, run, resume, say, on_event, processes, bar)
+            raise agreed from error
+        return run_training(train_state, pipe, loader, held_out, run, resume, log_line, on_event, processes, bar)
 
 
 def run_training(
@@ -346,7 +340,7 @@ def run_training(
     held_out: ClipLoader | None,
     run: Path | str,
     resume: bool,
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
     on_event: Callable[[dict[str, Any]], None] | None,
     processes: Processes,
     bar: bool,
@@ -354,15 +348,15 @@ def run_training(
     "From the first update, or from the last checkpoint, to the end"
     config, main = train_state.config, processes.rank == 0
     if resume:
-        if restore_train_state(train_state, run, say):
-            say(f"goes on from step {train_state.step}")
+        if restore_train_state(train_state, run, log_line):
+            log_line(f"goes on from step {train_state.step}")
         elif (Path(run) / FILE_NAME).exists():
             raise TrainError(
                 f"{run}: has no checkpoint to go on with, but an adapter, which would be lost; begin another run with"
                 f" --adapter {run}"
             )
         else:
-            say("no checkpoint was written yet: from the beginning")
+            log_line("no checkpoint was written yet: from the beginning")
     preview_context = (
         PreviewContext(pipe, train_state, loader.clips, config.preview_prompt or default_preview_prompt(loader))
         if main and config.preview_every
@@ -370,29 +364,31 @@ def run_training(
     )
     pipe.text_encoder = pipe.text_encoder_2 = None
     log = (
-        RunLog(run, config, train_state.step, on_event, not bar, None if say is print else say)
+        RunLog(run, config, train_state.step, on_event, not bar, None if log_line is print else log_line)
         if main
         else SimpleNamespace(close=lambda: None)
     )
-    part = Trainer(train_state, loader, held_out, preview_context, run, log, log.say if main else say, processes)
+    trainer = Trainer(
+        train_state, loader, held_out, preview_context, run, log, log.log_line if main else log_line, processes
+    )
     with graceful_shutdown() as stop_signals:
         try:
-            if len({one["step"] for one in processes.agree(step=train_state.step)}) > 1:
+            if len({status["step"] for status in processes.agree(step=train_state.step)}) > 1:
                 raise TrainError(f"{run}: the processes see different checkpoints; all of them need the same folder")
-            stopped = part.loop(stop_signals)
-            part.checkpoint(last=True)
+            stopped = trainer.loop(stop_signals)
+            trainer.checkpoint(last=True)
             processes.agree()
         except Exception as error:
-            known = processes.shared(explain_error(error, train_state, run))
-            part.rescue(error)
+            agreed = processes.shared(explain_error(error, train_state, run))
+            trainer.rescue(error)
             with suppress(AgreedError):
-                processes.exchange("saved")  # nobody leaves before
-            if known is error:
+                processes.exchange("saved")  # no process ends before all have saved
+            if agreed is error:
                 raise
-            raise known from error
+            raise agreed from error
         finally:
             log.close()
-    say(
+    log_line(
         f"{'stopped' if stopped else 'done'} at step {train_state.step} of {config.steps}; {run}/{FILE_NAME} is the"
         " adapter" + ("; --resume goes on" if stopped else "")
     )
