@@ -114,7 +114,7 @@ def speed(reading):
     steps = steps[np.abs(steps) < 0.3]
     return (
         float(steps.mean() + reading.pan)
-        if len(steps) and np.isfinite(steps).any() and reading.found >= 0.5
+        if len(steps) and np.isfinite(steps).any() and reading.face_fraction >= 0.5
         else np.nan
     )
 
@@ -154,8 +154,8 @@ def figures(job):
         loop=metrics["loop_closure"],
         jitter=jitter(reading.position[:, 0]) if scene.hold == 1 and scene.action != "dance" else np.nan,
         drift=reading.drift,
-        identity=[attributes(first) == attributes(last)] if min(first.found, last.found) >= 0.5 else [],
-        as_prompted=[attributes(last) == attributes(scene)] if last.found >= 0.5 else [],
+        identity=[attributes(first) == attributes(last)] if min(first.face_fraction, last.face_fraction) >= 0.5 else [],
+        as_prompted=[attributes(last) == attributes(scene)] if last.face_fraction >= 0.5 else [],
         direction=[all(ways)] if ways else [],
         third=ways,
     )

@@ -28,14 +28,14 @@ def test_buckets_keep_their_promises_and_hold_the_usual_shapes_of_video():
 def test_the_crop_is_where_the_conditioning_says_it_is():
     ramp = np.indices((90, 160)).transpose(1, 2, 0)[..., [0, 1, 1]].astype(np.uint8)  # h w (y, x, x)
     for flip in (False, True):
-        known_ = sizes_for(90, 160, (64, 64), flip)
+        bucket_sizes_ = sizes_for(90, 160, (64, 64), flip)
         assert (
-            known_.scaled == (64, 114)
-            and known_.crop_top_left == (0, 25)
-            and known_.original_size == (90, 160)
-            and known_.target_size == (64, 64)
+            bucket_sizes_.scaled == (64, 114)
+            and bucket_sizes_.crop_top_left == (0, 25)
+            and bucket_sizes_.original_size == (90, 160)
+            and bucket_sizes_.target_size == (64, 64)
         )
-        out = to_bucket(ramp, known_, flip).astype(float)
+        out = to_bucket(ramp, bucket_sizes_, flip).astype(float)
         left_, right_ = (25 + 0.5) * 160 / 114 - 0.5, (25 + 63.5) * 160 / 114 - 0.5  # in source pixels
         ends = (159 - left_, 159 - right_) if flip else (left_, right_)
         assert (

@@ -21,15 +21,15 @@ def test_the_manifest_and_the_arrays_of_a_clip_are_checked_when_they_are_read():
         raise AssertionError("nothing was refused")
 
     row = dict(clip="a-1", kept=True, frames=8, height=64, width=64)
-    with tempfile.TemporaryDirectory() as place:
-        table, clip = Path(place) / "manifest.parquet", Path(place) / "a-1.npz"
-        assert "no manifest" in refusal(lambda: read_manifest(place))
+    with tempfile.TemporaryDirectory() as folder:
+        table, clip = Path(folder) / "manifest.parquet", Path(folder) / "a-1.npz"
+        assert "no manifest" in refusal(lambda: read_manifest(folder))
         parquet.write_table(pyarrow.Table.from_pylist([row]), table)
-        assert read_manifest(place) == [row] and read_manifest(place, ["frames"]) == [dict(frames=8)]
-        assert "has no column caption" in refusal(lambda: read_manifest(place, ["caption"]))
+        assert read_manifest(folder) == [row] and read_manifest(folder, ["frames"]) == [dict(frames=8)]
+        assert "has no column caption" in refusal(lambda: read_manifest(folder, ["caption"]))
         for wrong in dict(frames=-3), dict(frames="8"), dict(clip="../a"), dict(kept=3), dict(height=10**9):
             parquet.write_table(pyarrow.Table.from_pylist([row | wrong]), table)
-            assert str(table) in refusal(lambda: read_manifest(place)), wrong
+            assert str(table) in refusal(lambda: read_manifest(folder)), wrong
         arrays = dict(
             latents=np.zeros((8, 4, 8, 8), np.float16),
             text_embeds=np.zeros((77, 4), np.float16),

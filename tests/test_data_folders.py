@@ -155,13 +155,13 @@ def test_a_folder_or_table_that_is_wrong_is_one_line_that_says_what_is_wrong():
             else:
                 raise AssertionError(f"{content!r} was read")
         (root_ / "other.csv").write_text("file,caption\n")
-        for place, word in ((root_, "2 tables"), (root_ / "empty", "no video")):
+        for source, word in ((root_, "2 tables"), (root_ / "empty", "no video")):
             try:
-                read_folder(place)
+                read_folder(source)
             except CollectionError as error:
                 assert word in str(error)
             else:
-                raise AssertionError(f"{place} was read")
+                raise AssertionError(f"{source} was read")
 
 
 # %% ../nbs/4_real_clips/71_folders.ipynb #7b5445bc

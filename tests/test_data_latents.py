@@ -83,8 +83,8 @@ def test_held_frames_carry_the_latent_of_their_drawing_although_the_codec_trembl
     noisy = np.clip(clip_ + rng.integers(-3, 4, clip_.shape), 0, 255).astype(np.uint8)
     mask = np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
     got = encode_frames(tiny().vae, noisy, mask)
-    alone = encode_frames(tiny().vae, noisy[~mask], np.zeros(5, bool))
-    assert np.array_equal(got, alone[[0, 1, 1, 2, 3, 3, 3, 4]])
+    separate = encode_frames(tiny().vae, noisy[~mask], np.zeros(5, bool))
+    assert np.array_equal(got, separate[[0, 1, 1, 2, 3, 3, 3, 4]])
     assert (
         not np.array_equal(encode_frames(tiny().vae, noisy, np.zeros(8, bool))[1:3][0], got[2])
         or (noisy[1] != noisy[2]).any()

@@ -146,9 +146,9 @@ def test_no_clip_is_seen_much_more_often_than_the_others_of_its_size():
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #51c9d146
 def test_a_cut_clip_keeps_its_frames_and_times_together_and_tells_the_unet_its_sizes():
-    with tempfile.TemporaryDirectory() as place:
-        write_clip(f"{place}/clip.npz", 20, 64, 128, value=1.0, seed=6)
-        arrays = read_npz(f"{place}/clip.npz")
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip(f"{folder}/clip.npz", 20, 64, 128, value=1.0, seed=6)
+        arrays = read_npz(f"{folder}/clip.npz")
     starts = Counter()
     for seed in range(300):
         clip = cut_clip(arrays, 8, None, (0, 0), np.random.default_rng(seed))
@@ -191,11 +191,11 @@ def test_a_caption_is_lost_in_both_ways_as_often_as_was_asked_and_wholly():
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #6cedc3f6
 def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order():
-    with tempfile.TemporaryDirectory() as place:
-        write_cache(place, SHAPES)
-        loader = ClipLoader(place, batch_size=2, seed=3)
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
+        loader = ClipLoader(folder, batch_size=2, seed=3)
         forwards = [loader.batch(step) for step in range(2 * len(loader))]
-        other = ClipLoader(place, batch_size=2, seed=3)
+        other = ClipLoader(folder, batch_size=2, seed=3)
         for step in reversed(range(2 * len(loader))):
             again = other.batch(step)
             assert again.keys() == forwards[step].keys() and all(
@@ -205,99 +205,101 @@ def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order
             "import sys; from tav_nb.data.loader import ClipLoader; print(ClipLoader(sys.argv[1], 2,"
             " seed=3).batch(11)['latents'].double().sum().item())"
         )
-        said = subprocess.run([sys.executable, "-c", program, place], capture_output=True, text=True, check=True).stdout
-        assert float(said) == forwards[11]["latents"].double().sum().item()
+        printed = subprocess.run(
+            [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
+        ).stdout
+        assert float(printed) == forwards[11]["latents"].double().sum().item()
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #88166fac
 def test_another_seed_and_another_epoch_give_other_batches():
-    with tempfile.TemporaryDirectory() as place:
-        write_cache(place, SHAPES)
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
         orders = [
-            [ClipLoader(place, 2, seed=seed).batch(epoch * 11 + k)["clip"].tolist() for k in range(11)]
+            [ClipLoader(folder, 2, seed=seed).batch(epoch * 11 + k)["clip"].tolist() for k in range(11)]
             for seed, epoch in ((0, 0), (1, 0), (0, 1))
         ]
-        assert len(ClipLoader(place, 2)) == 11 and orders[0] != orders[1] and orders[0] != orders[2]
-        one = write_cache(f"{place}/one", [(24, 64, 64)])
+        assert len(ClipLoader(folder, 2)) == 11 and orders[0] != orders[1] and orders[0] != orders[2]
+        one = write_cache(f"{folder}/one", [(24, 64, 64)])
         starts = {ClipLoader(one, 1, lengths=8).batch(epoch)["frame_times"][0, 0].item() for epoch in range(60)}
         assert len(starts) > 12, "a long clip shows all of its frames over the epochs"
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #61b4f160
 def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
-    with tempfile.TemporaryDirectory() as place:
-        write_cache(place, SHAPES)
-        whole = ClipLoader(place, batch_size=4, seed=1, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
+        single = ClipLoader(folder, batch_size=4, seed=1, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
         ranks = [
-            ClipLoader(place, batch_size=2, seed=1, rank=rank, world=2, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
+            ClipLoader(folder, batch_size=2, seed=1, rank=rank, world=2, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
             for rank in range(2)
         ]
-        assert len(whole) == len(ranks[0]) == len(ranks[1])
-        for step in range(2 * len(whole)):
-            expected, parts = whole.batch(step), [rank.batch(step) for rank in ranks]
+        assert len(single) == len(ranks[0]) == len(ranks[1])
+        for step in range(2 * len(single)):
+            expected, parts = single.batch(step), [rank.batch(step) for rank in ranks]
             for name in expected:
                 assert torch.equal(expected[name], torch.cat([part[name] for part in parts])), (step, name)
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #101418d6
 def test_the_plan_tells_whether_a_training_goes_on_with_the_same_clips():
-    with tempfile.TemporaryDirectory() as place:
-        write_cache(place, SHAPES)
-        usual = ClipLoader(place, 2, seed=1).plan.identity
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
+        usual = ClipLoader(folder, 2, seed=1).plan.identity
         assert (
             usual
-            == ClipLoader(place, 2, seed=1).plan.identity
-            == ClipLoader(place, 1, seed=1, rank=1, world=2).plan.identity
+            == ClipLoader(folder, 2, seed=1).plan.identity
+            == ClipLoader(folder, 1, seed=1, rank=1, world=2).plan.identity
         )
         others = [
-            ClipLoader(place, 2, seed=2),
-            ClipLoader(place, 4, seed=1),
-            ClipLoader(place, 2, lengths=(8, 12), seed=1),
+            ClipLoader(folder, 2, seed=2),
+            ClipLoader(folder, 4, seed=1),
+            ClipLoader(folder, 2, lengths=(8, 12), seed=1),
         ]
-        rows = [row | dict(cache_key="of another VAE") for row in read_manifest(place)]
-        parquet.write_table(pyarrow.Table.from_pylist(rows), f"{place}/manifest.parquet")
-        others.append(ClipLoader(place, 2, seed=1))
-        write_cache(place, SHAPES[1:])
-        others.append(ClipLoader(place, 2, seed=1))
+        rows = [row | dict(cache_key="of another VAE") for row in read_manifest(folder)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), f"{folder}/manifest.parquet")
+        others.append(ClipLoader(folder, 2, seed=1))
+        write_cache(folder, SHAPES[1:])
+        others.append(ClipLoader(folder, 2, seed=1))
         assert len({usual, *(other.plan.identity for other in others)}) == 6
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #602109dc
 def test_no_two_steps_or_places_have_the_same_random_numbers():
-    with tempfile.TemporaryDirectory() as place:
-        loader = ClipLoader(write_cache(place, [(24, 64, 64)]), batch_size=8, lengths=8)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = ClipLoader(write_cache(folder, [(24, 64, 64)]), batch_size=8, lengths=8)
         starts = [tuple(loader.batch(step)["frame_times"][:, 0].tolist()) for step in range(40)]
         assert len(set(starts)) == 40 and all(len(set(some)) > 1 for some in starts)
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #0bc638ef
 def test_workers_and_a_restart_change_nothing():
-    with tempfile.TemporaryDirectory() as place:
-        loader = ClipLoader(write_cache(place, SHAPES), batch_size=2)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = ClipLoader(write_cache(folder, SHAPES), batch_size=2)
         straight = [loader.batch(step) for step in range(12)]
         endless = stream_batches(loader, start=5)
-        for start, found in (
+        for start, steps in (
             (0, stream_batches(loader, 0, 12, workers=2)),
             (7, stream_batches(loader, 7, 12, workers=1)),
             (5, [next(endless) for _ in range(7)]),
         ):
-            found = list(found)
-            assert len(found) == 12 - start
-            for step, clips in enumerate(found, start):
+            steps = list(steps)
+            assert len(steps) == 12 - start
+            for step, clips in enumerate(steps, start):
                 assert all(torch.equal(clips[name], straight[step][name]) for name in clips), (start, step)
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #d928eb11
 def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         sdxl = load_pipeline()
-        prepare(open_source(toon_videos(place, (0, 2), num_frames=12)), f"{place}/cache", sdxl)
+        prepare(open_source(toon_videos(folder, (0, 2), num_frames=12)), f"{folder}/cache", sdxl)
         results = []
         for _ in range(2):
             torch.manual_seed(0)
             unet = add_temporal(remove_temporal(sdxl.unet) if temporal_modules(sdxl.unet) else sdxl.unet)
             before = [layer.proj.weight.clone() for layer in temporal_modules(unet).values()]
-            fed = ClipLoader(f"{place}/cache", 2, lengths=8, pipe=sdxl)
+            fed = ClipLoader(f"{folder}/cache", 2, lengths=8, pipe=sdxl)
             log = train_adapter(
                 unet,
                 sdxl.scheduler,
@@ -317,7 +319,7 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
         for part in (sdxl.text_encoder_2, sdxl.vae):
             next(part.parameters()).data.view(-1)[0] += 0.5
             try:
-                ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
+                ClipLoader(f"{folder}/cache", lengths=8, pipe=sdxl)
             except CacheError as error:
                 message = str(error)
         assert (
@@ -325,9 +327,9 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
             and "differs in vae and text_encoder_2;" in message
             and "\n" not in message
         ), message
-        Path(f"{place}/cache/cache.json").unlink()
+        Path(f"{folder}/cache/cache.json").unlink()
         try:
-            ClipLoader(f"{place}/cache", lengths=8, pipe=sdxl)
+            ClipLoader(f"{folder}/cache", lengths=8, pipe=sdxl)
         except CacheError as error:
             assert "not known which model" in str(error)
         else:
@@ -336,45 +338,45 @@ def test_a_real_adapter_trains_on_batches_of_a_prepared_cache_and_twice_the_same
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #3c689927
 def test_every_frame_of_a_batch_meets_the_caption_and_the_sizes_of_its_own_clip():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         fed = ClipLoader(
-            write_cache(place, [(8, 64, 64), (8, 64, 64)]), 2, lengths=8, uncond_zero_prob=0, uncond_empty_prob=0
+            write_cache(folder, [(8, 64, 64), (8, 64, 64)]), 2, lengths=8, uncond_zero_prob=0, uncond_empty_prob=0
         ).batch(0)
-        found = {}
+        inputs = {}
 
         def unet_spy(noisy, timesteps, encoder_hidden_states, added_cond_kwargs, num_frames):
-            found.update(noisy=noisy, text=encoder_hidden_states, **added_cond_kwargs, num_frames=num_frames)
+            inputs.update(noisy=noisy, text=encoder_hidden_states, **added_cond_kwargs, num_frames=num_frames)
             return SimpleNamespace(sample=torch.zeros_like(noisy))
 
         unet_spy.dtype, alphas = torch.float32, torch.linspace(0.99, 0.01, 10)
         scheduler = SimpleNamespace(alphas_cumprod=alphas, config=SimpleNamespace(prediction_type="epsilon"))
         adapter_loss(unet_spy, scheduler, fed, torch.Generator().manual_seed(0), LossSettings(caption_dropout=0))
         captions, sizes = fed["clip"].repeat_interleave(8) + 1, fed["time_ids"].repeat_interleave(8, 0)  # b -> (b f)
-        assert found["num_frames"] == 8 and found["noisy"].shape == (16, 4, 8, 8)
-        assert torch.equal(found["text"][:, 0, 0], captions.float()) and torch.equal(
-            found["text_embeds"][:, 0], captions.float()
+        assert inputs["num_frames"] == 8 and inputs["noisy"].shape == (16, 4, 8, 8)
+        assert torch.equal(inputs["text"][:, 0, 0], captions.float()) and torch.equal(
+            inputs["text_embeds"][:, 0], captions.float()
         )
-        assert torch.equal(found["time_ids"], sizes) and found["time_ids"].dtype == torch.float32
+        assert torch.equal(inputs["time_ids"], sizes) and inputs["time_ids"].dtype == torch.float32
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #2a751a0a
 def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
-    with tempfile.TemporaryDirectory() as place:
-        good = write_cache(f"{place}/good", SHAPES)
+    with tempfile.TemporaryDirectory() as folder:
+        good = write_cache(f"{folder}/good", SHAPES)
 
         def bad(name):
-            return Path(shutil.copytree(good, f"{place}/{name}"))
+            return Path(shutil.copytree(good, f"{folder}/{name}"))
 
         (bad("no table") / "manifest.parquet").unlink()
         (bad("no table at all") / "manifest.parquet").write_text("clip,kept")
         parquet.write_table(pyarrow.table(dict(name=["a"])), bad("other table") / "manifest.parquet")
         (bad("no empty") / "_empty.npz").unlink()
-        for said, work in (
-            ("tav prepare", lambda: ClipLoader(place)),
-            ("no manifest", lambda: ClipLoader(f"{place}/no table")),
-            ("cannot be read", lambda: ClipLoader(f"{place}/no table at all")),
-            ("has no column cache_key, clip, frames", lambda: ClipLoader(f"{place}/other table")),
-            ("_empty.npz", lambda: ClipLoader(f"{place}/no empty")),
+        for words, work in (
+            ("tav prepare", lambda: ClipLoader(folder)),
+            ("no manifest", lambda: ClipLoader(f"{folder}/no table")),
+            ("cannot be read", lambda: ClipLoader(f"{folder}/no table at all")),
+            ("has no column cache_key, clip, frames", lambda: ClipLoader(f"{folder}/other table")),
+            ("_empty.npz", lambda: ClipLoader(f"{folder}/no empty")),
             ("none of its 15 clips has 25 frames", lambda: ClipLoader(good, lengths=25)),
             ("at least 2 frames", lambda: ClipLoader(good, lengths=(1, 8))),
             ("batch_size=0", lambda: ClipLoader(good, batch_size=0)),
@@ -382,19 +384,19 @@ def test_a_cache_that_cannot_be_used_is_refused_in_one_line():
             ("together", lambda: ClipLoader(good, uncond_zero_prob=0.6, uncond_empty_prob=0.6)),
         ):
             message = refusal(work)
-            assert said in message and "\n" not in message, message
+            assert words in message and "\n" not in message, message
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #39cf1c79
 def test_a_clip_that_is_broken_or_missing_or_another_one_is_named():
-    with tempfile.TemporaryDirectory() as place:
-        loader = ClipLoader(write_cache(place, [(16, 64, 64)]), batch_size=1)
-        path = Path(place) / "clips" / "clip-0.npz"
-        whole = path.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        loader = ClipLoader(write_cache(folder, [(16, 64, 64)]), batch_size=1)
+        path = Path(folder) / "clips" / "clip-0.npz"
+        original = path.read_bytes()
         damages = {
-            "cut off": whole[: len(whole) // 2],
+            "cut off": original[: len(original) // 2],
             "empty": b"",
-            "a byte": whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
+            "a byte": original[:5000] + bytes([original[5000] ^ 1]) + original[5001:],
             "text": b"text",
         }
         for name, data in damages.items():
@@ -405,14 +407,14 @@ def test_a_clip_that_is_broken_or_missing_or_another_one_is_named():
                 assert str(path) in str(error) and "tav prepare" in str(error) and "\n" not in str(error), error
             else:
                 raise AssertionError(name)
-        for said, change in (("not there", path.unlink), ("not the clip", lambda: write_clip(path, 15))):
+        for words, change in (("not there", path.unlink), ("not the clip", lambda: write_clip(path, 15))):
             change()
             try:
                 loader.batch(0)
             except CacheError as error:
-                assert said in str(error) and str(path) in str(error), error
+                assert words in str(error) and str(path) in str(error), error
             else:
-                raise AssertionError(said)
+                raise AssertionError(words)
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #0fc57063
@@ -422,13 +424,13 @@ def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
             arrays = {name: stored[name] for name in stored.files}
         np.savez(path, **arrays | other)
 
-    with tempfile.TemporaryDirectory() as place:
-        loader = ClipLoader(write_cache(place, [(16, 64, 64)]), batch_size=1)
-        path = Path(place) / "clips" / "clip-0.npz"
+    with tempfile.TemporaryDirectory() as folder:
+        loader = ClipLoader(write_cache(folder, [(16, 64, 64)]), batch_size=1)
+        path = Path(folder) / "clips" / "clip-0.npz"
         good, latents = path.read_bytes(), read_npz(path)["latents"]
         holed = latents.copy()
         holed[3, 0, 0, 0] = np.nan
-        for said, change in (
+        for words, change in (
             ("latents has numbers that are not finite", dict(latents=holed)),
             ("latents are int64", dict(latents=latents.astype(int))),
             ("has the shape", dict(text_embeds=np.ones((77, 64), np.float16))),
@@ -442,17 +444,17 @@ def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
             rewritten(path, **change)
             message = refusal(lambda: loader.batch(0))
             assert (
-                said.replace("has the shape", "have the shape") in message
+                words.replace("has the shape", "have the shape") in message
                 and str(path) in message
                 and "tav prepare" in message
                 and "\n" not in message
             ), message
         path.write_bytes(good)
         rewritten(path, latents=holed)
-        assert len(ClipLoader(place, 1, finite=False).batch(0)["latents"]) == 1, "for those who look themselves"
+        assert len(ClipLoader(folder, 1, finite=False).batch(0)["latents"]) == 1, "for those who look themselves"
 
-    with tempfile.TemporaryDirectory() as place:
-        rows = read_manifest(write_cache(place, [(16, 64, 64)]))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = read_manifest(write_cache(folder, [(16, 64, 64)]))
         for other in (
             dict(frames=-3),
             dict(frames="16"),
@@ -464,13 +466,13 @@ def test_damage_that_a_whole_file_can_hold_is_refused_in_one_line():
             dict(clip=""),
         ):
             parquet.write_table(
-                pyarrow.Table.from_pylist([row | other for row in rows[1:]]), f"{place}/manifest.parquet"
+                pyarrow.Table.from_pylist([row | other for row in rows[1:]]), f"{folder}/manifest.parquet"
             )
-            message = refusal(lambda: ClipLoader(place))
+            message = refusal(lambda: ClipLoader(folder))
             assert "manifest.parquet" in message and "\n" not in message and "tav prepare" in message, message
         with patch(f"{read_manifest.__module__}.MAX_MANIFEST_ROWS", 0):
-            assert "more than the 0 rows" in refusal(lambda: ClipLoader(place))
+            assert "more than the 0 rows" in refusal(lambda: ClipLoader(folder))
         for text in (b"[" * 10**5, b'{"model": 7}', b"\xff", b"{}"):
-            Path(place, "cache.json").write_bytes(text)
-            message = refusal(lambda: check_cache_model(place, load_pipeline()))
-            assert "\n" not in message and (f"{place}/cache.json" in message or "another model" in message), message
+            Path(folder, "cache.json").write_bytes(text)
+            message = refusal(lambda: check_cache_model(folder, load_pipeline()))
+            assert "\n" not in message and (f"{folder}/cache.json" in message or "another model" in message), message

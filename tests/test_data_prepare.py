@@ -29,9 +29,10 @@ from PIL import Image
 
 from tav_nb.data.buckets import EncodeOptions
 from tav_nb.data.cache import DatasetError, npz_bytes, read_clip
+from tav_nb.data.cache_format import ROW
 from tav_nb.data.fingerprints import PARTS, model_fingerprint
 from tav_nb.data.folders import Item
-from tav_nb.data.latents import ROW, Encoder, encode_file, encode_text
+from tav_nb.data.latents import Encoder, encode_file, encode_text
 from tav_nb.data.prepare import check_cache_space, header_seconds, latent_bytes, prefetch, prepare
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import by_file, open_source
@@ -298,8 +299,8 @@ def test_the_unit_of_work_is_a_pure_function_whose_result_is_what_the_cache_hold
 def test_whatever_is_damaged_in_a_cache_is_found_and_made_anew_and_nothing_else():
     holder, items_, summary_, files = reference()
 
-    def changed(data, place):
-        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    def changed(data, index):
+        return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
 
     def not_finite(data):
         with np.load(io.BytesIO(data)) as stored:
@@ -476,13 +477,15 @@ def test_a_full_disk_is_one_line_and_leaves_a_cache_that_the_next_run_completes(
             try:
                 run(items_, tmp + "/cache")
             except DatasetError as error:
-                Path(tmp, "said").write_text(str(error))
+                Path(tmp, "message").write_text(str(error))
 
         killed_after(60, on_a_full_disk)
-        said = Path(tmp, "said").read_text()
+        message = Path(tmp, "message").read_text()
         assert (
-            "cannot be written: File too large" in said and "\n" not in said and threading.active_count() <= threads
-        ), said
+            "cannot be written: File too large" in message
+            and "\n" not in message
+            and threading.active_count() <= threads
+        ), message
         left = folder_bytes(tmp + "/cache")
         assert not any(".tav-" in name or name.startswith("clips/") for name in left) and "manifest.parquet" not in left
         assert run(items_, tmp + "/cache").complete and folder_bytes(tmp + "/cache") == files
@@ -497,13 +500,15 @@ def test_a_file_that_cannot_be_read_is_one_line_and_the_others_go_on():
                 b"" if name[0] == "b" else b"no video" if name[0] == "a" else Path(tmp, "clip0.mp4").read_bytes()[:2000]
             )
         Path(tmp, "t.csv").write_text("file,caption\ngone.mp4,not there\n" + "clip0.mp4,there\n")
-        items_, told = open_source(tmp, caption="x"), []
+        items_, calls = open_source(tmp, caption="x"), []
         summary_ = run(
             items_,
             tmp + "/cache",
-            progress=lambda items, rows: told.append((items[0].path.name, [row["kept"] for row in rows])),
+            progress=lambda items, rows: calls.append((items[0].path.name, [row["kept"] for row in rows])),
         )
-        assert summary_.files == 6 == len(told) and summary_.kept >= 1 and summary_.reasons["unreadable"] == 4, summary_
+        assert summary_.files == 6 == len(calls) and summary_.kept >= 1 and summary_.reasons["unreadable"] == 4, (
+            summary_
+        )
         assert len(summary_.problems) == 4 and all(
             "\n" not in line and ": unreadable: " in line for line in summary_.problems
         ), summary_.problems
@@ -709,7 +714,10 @@ open(f"{sys.argv[2]}/rank{rank_and_world()[0]}", "w").write(str(summary.files))
                 check=True,
                 capture_output=True,
             )
-            said = [Path(tmp, name, f"rank{i}").read_text() for i in (0, 1)]
+            counts = [Path(tmp, name, f"rank{i}").read_text() for i in (0, 1)]
             for i in (0, 1):
                 Path(tmp, name, f"rank{i}").unlink()
-            assert said == ["2", "2"] and folder_bytes(f"{tmp}/{name}") == folder_bytes(tmp + "/alone"), (name, said)
+            assert counts == ["2", "2"] and folder_bytes(f"{tmp}/{name}") == folder_bytes(tmp + "/alone"), (
+                name,
+                counts,
+            )

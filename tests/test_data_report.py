@@ -150,18 +150,21 @@ def test_the_bar_counts_files_and_clips():
 
 # %% ../nbs/4_real_clips/20_report.ipynb #6896425d
 def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
-    found = clip_record(
+    record = clip_record(
         make_row(3, REASONS[3], figures='{"motion": 0.00123456, "apart": NaN, "luma": 116.18}', licence="")
     )
-    assert found["figures"] == {
+    assert record["figures"] == {
         "frames": 16,
         "fps": 12.0,
         "motion": 0.00123,
         "luma": 116.0,
     }, "three digits; no number is no figure"
-    assert base64.b64decode(found["image"]) == make_row(3)["thumbs"] and (found["width"], found["height"]) == (384, 64)
-    assert (found["group"], found["reason"], found["licence"]) == ("still", REASONS[3], "not stated")
-    assert found["time"] == "0.08 to 1.42 s" and found["size"] == "128 \u00d7 128"
+    assert base64.b64decode(record["image"]) == make_row(3)["thumbs"] and (record["width"], record["height"]) == (
+        384,
+        64,
+    )
+    assert (record["group"], record["reason"], record["licence"]) == ("still", REASONS[3], "not stated")
+    assert record["time"] == "0.08 to 1.42 s" and record["size"] == "128 \u00d7 128"
     unread = clip_record(
         make_row(
             0,
@@ -218,8 +221,11 @@ def test_captions_and_names_from_strangers_stay_text():
         tag for tag, _ in seen.elements if tag == "img"
     ]
     assert not [name for _, attributes in seen.elements for name in attributes if name.startswith("on")]
-    found = json.loads(seen.data)
-    assert found[0]["caption"] == found[0]["licence"] == found[1]["name"] == bad and found[1]["figures"][bad] == 1.0
+    content = json.loads(seen.data)
+    assert (
+        content[0]["caption"] == content[0]["licence"] == content[1]["name"] == bad
+        and content[1]["figures"][bad] == 1.0
+    )
     assert [
         attributes["value"] for tag, attributes in seen.elements if tag == "input" and attributes["type"] == "radio"
     ] == ["", "kept", bad]
@@ -275,25 +281,25 @@ def test_kept_clips_are_counted_by_licence():
 
 # %% ../nbs/4_real_clips/20_report.ipynb #accc42cd
 def test_the_page_of_a_cache_is_written_whole_and_beside_it():
-    with tempfile.TemporaryDirectory() as place:
-        parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), f"{place}/manifest.parquet")
-        Path(place, "cache.json").write_text('{"model_name": "a model"}')
-        path = write_report(place)
-        assert path == Path(place, "report.html") and "a model" in path.read_text("utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), f"{folder}/manifest.parquet")
+        Path(folder, "cache.json").write_text('{"model_name": "a model"}')
+        path = write_report(folder)
+        assert path == Path(folder, "report.html") and "a model" in path.read_text("utf-8")
         assert [clip["name"] for clip in json.loads(Reading(path.read_text("utf-8")).data)] == [
             row["clip"] for row in make_rows(3)
         ]
-        assert write_report(place, f"{place}/other.html").read_text("utf-8") == path.read_text("utf-8")
+        assert write_report(folder, f"{folder}/other.html").read_text("utf-8") == path.read_text("utf-8")
         before = path.read_text("utf-8")
         with patch("os.replace", side_effect=OSError(28, "No space left on device")):
             try:
-                write_report(place, rows=make_rows(1))
+                write_report(folder, rows=make_rows(1))
             except OSError:
                 pass
             else:
                 raise AssertionError("the page was not put in place in one step")
         assert path.read_text("utf-8") == before, "the old page stays until the new one is whole"
-        assert sorted(p.name for p in Path(place).iterdir()) == [
+        assert sorted(p.name for p in Path(folder).iterdir()) == [
             "cache.json",
             "manifest.parquet",
             "other.html",
@@ -303,10 +309,10 @@ def test_the_page_of_a_cache_is_written_whole_and_beside_it():
 
 # %% ../nbs/4_real_clips/20_report.ipynb #5aef4c82
 def test_the_page_of_equal_clips_is_equal_wherever_the_cache_lies():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as home:
         pages = []
         for name in ("cache", "resumed after a kill"):
-            folder = Path(place, name)
+            folder = Path(home, name)
             folder.mkdir()
             parquet.write_table(pyarrow.Table.from_pylist(make_rows(3)), folder / "manifest.parquet")
             (folder / "cache.json").write_text('{"model_name": "a model"}')
@@ -340,8 +346,8 @@ set('words', '')
 document.title = JSON.stringify([states, document.querySelector('li.dropped img').alt, one('li.dropped .verdict')])
 </script>"""
     if browser:  # where there is none, nothing is tested
-        with tempfile.TemporaryDirectory() as place:
-            Path(place, "page.html").write_text(
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "page.html").write_text(
                 render_report(make_rows(100)).replace("</body>", play + "</body>"), "utf-8"
             )
             line = [
@@ -349,13 +355,13 @@ document.title = JSON.stringify([states, document.querySelector('li.dropped img'
                 "--headless",
                 "--no-sandbox",
                 "--disable-gpu",
-                f"--user-data-dir={place}/browser",
+                f"--user-data-dir={folder}/browser",
                 "--dump-dom",
-                f"file://{place}/page.html",
+                f"file://{folder}/page.html",
             ]
             dom = subprocess.run(line, capture_output=True, text=True, timeout=60).stdout
-        said, alt, verdict = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
-        assert said == [
+        parts, alt, verdict = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom)[1]))
+        assert parts == [
             "All 100 clips; 40; scene-0-0000083-16; scene-39",
             "All 100 clips; 80; scene-0-0000083-16; scene-79",
             "20 of 100 clips; 20; scene-3-0000083-16; scene-98",
@@ -363,7 +369,7 @@ document.title = JSON.stringify([states, document.querySelector('li.dropped img'
             "1 of 100 clips; 1; scene-13-0000083-16; scene-13",
             "0 of 100 clips; 0; ; ",
             "20 of 100 clips; 20; scene-98-0000083-16; scene-3-",
-        ], said
+        ], parts
         assert alt.startswith("6 frames of the clip: ") and verdict == "Dropped \u2013 " + REASONS[8]
 
 
@@ -388,7 +394,7 @@ def test_the_notebook_shows_the_page_and_keeps_images_for_those_who_show_no_html
 # %% ../nbs/4_real_clips/20_report.ipynb #d9ca5911
 def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
     good, strip_ = make_row(0), make_row(0)["thumbs"]
-    for text, said in (
+    for text, words in (
         ("{", "is not JSON"),
         ("[1]", "expected `object`"),
         ('{"motion": "much"}', "expected `float | null`"),
@@ -400,7 +406,7 @@ def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
             except SchemaError as error:
                 assert (
                     str(error).startswith("the figures of scene-0-0000083-16: ")
-                    and said in str(error)
+                    and words in str(error)
                     and "\n" not in str(error)
                 ), error
             else:
@@ -415,10 +421,10 @@ def test_damaged_figures_settings_and_strips_are_one_line_or_left_out():
         assert (data["image"], data["width"]) == ("", 0) and show_clips(
             [make_row(0, thumbs=broken)]
         )._repr_mimebundle_()["text/html"], broken
-    with tempfile.TemporaryDirectory() as place:
-        Path(place, "cache.json").write_text("[" * 10_000)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "cache.json").write_text("[" * 10_000)
         try:
-            write_report(place, rows=[good])
+            write_report(folder, rows=[good])
         except ValueError as error:
             assert "cache.json" in str(error)
         else:

@@ -38,8 +38,8 @@ def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width
 
 def mixed(a, b):
     "One frame after the other, from all `a` to all `b`"
-    share = (np.arange(1, len(a) + 1) / (len(a) + 1))[:, None, None, None]
-    return ((1 - share) * a + share * b).astype(np.uint8)
+    weight = (np.arange(1, len(a) + 1) / (len(a) + 1))[:, None, None, None]
+    return ((1 - weight) * a + weight * b).astype(np.uint8)
 
 
 def dissolve(a, b, count):
@@ -81,17 +81,17 @@ def boundaries(scan):
 
 
 def score_cuts(scan, truth):
-    "(found, true, right, said): recall is found/true, precision right/said"
+    "(matched, true, right, detected): recall is matched/true, precision right/detected"
 
     def meet(x, y):
         return x[0] - 1 <= y[1] and y[0] <= x[1] + 1
 
-    said = boundaries(scan)
+    detected = boundaries(scan)
     return (
-        sum(any(meet(t, s) for s in said) for t in truth),
+        sum(any(meet(t, s) for s in detected) for t in truth),
         len(truth),
-        sum(any(meet(t, s) for t in truth) for s in said),
-        len(said),
+        sum(any(meet(t, s) for t in truth) for s in detected),
+        len(detected),
     )
 
 
@@ -297,10 +297,10 @@ def test_at_most_one_clip_and_its_overlap_are_in_memory():
         seen = scan(path)
         windows = plan(seen, ShotOptions(fps=24, duplicate=-1))
         tracemalloc.start()
-        taken = sum(len(clip) for clip in read_windows(path, windows, seen.info))
+        count = sum(len(clip) for clip in read_windows(path, windows, seen.info))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert taken > 200 and peak < 3 * 24 * frames[0].nbytes, peak / frames[0].nbytes
+    assert count > 200 and peak < 3 * 24 * frames[0].nbytes, peak / frames[0].nbytes
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #037722e1

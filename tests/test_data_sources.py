@@ -101,8 +101,8 @@ def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_ord
 def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_there():
     with tempfile.TemporaryDirectory() as tmp:
         videos, tables = Path(tmp) / "videos", Path(tmp) / "tables"
-        for place in (videos, tables):
-            place.mkdir()
+        for folder in (videos, tables):
+            folder.mkdir()
         for name in ("7.mp4", "8.webm"):
             (videos / name).write_bytes(b"")
         table_ = Path(small_sakuga(tables / "demo.parquet"))
@@ -124,13 +124,13 @@ def test_a_sakuga_table_gives_times_captions_and_credits_for_the_files_that_are_
             "aesthetic_score": 0.8,
         }
         assert is_sakuga(table_)
-        for place, word in ((table_, "none of its videos"), (tables / "none.parquet", "cannot be read")):
+        for folder, word in ((table_, "none of its videos"), (tables / "none.parquet", "cannot be read")):
             try:
-                read_sakuga(place)
+                read_sakuga(folder)
             except CollectionError as error:
                 assert word in str(error) and "\n" not in str(error), error
             else:
-                raise AssertionError(f"{place} was read")
+                raise AssertionError(f"{folder} was read")
         pq.write_table(pa.table({"identifier": ["7:1"], "scene_start_time": [None], "text": ["x"]}), table_)
         try:
             read_sakuga(table_, videos)
@@ -268,14 +268,14 @@ def test_what_has_a_caption_is_a_clip_or_has_a_reason():
         assert [(item.path, item.caption) for item in open_source(root_ / "frames")] == [
             (root_ / "frames", "frames")
         ], "a folder of images by itself is one clip"
-        for source, said in (
+        for source, words in (
             (root_ / "stills", "holds no clip; 0.png: not read: .png is one image, and a clip is many; and 2 more"),
             (root_ / "bare", "1 of 1 clips have no caption"),
         ):
             try:
                 open_source(source)
             except CollectionError as error:
-                assert said in str(error), error
+                assert words in str(error), error
             else:
                 raise AssertionError(f"{source} was read")
 
@@ -339,7 +339,7 @@ def test_a_text_beside_a_clip_is_found_whatever_its_case_and_read_in_the_encodin
         assert [item.caption for item in open_source(root_)] == [
             f"a girl \u6b69\u304f\u2028{text}" for text in ("a.TXT", "b.Txt", "c.txt")
         ]
-        for content, said in (
+        for content, words in (
             ("caf\xe9".encode("cp1252"), "c.txt, line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
             ("\u6b69\u304f".encode("cp932"), "is not UTF-8"),
             (b"a\0b", "NUL"),
@@ -350,7 +350,7 @@ def test_a_text_beside_a_clip_is_found_whatever_its_case_and_read_in_the_encodin
             try:
                 open_source(root_)
             except CollectionError as error:
-                assert said in str(error) and "\n" not in str(error), error
+                assert words in str(error) and "\n" not in str(error), error
             else:
                 raise AssertionError(f"{content[:20]} was read")
         (root_ / "c.TXT").write_text("twice")
@@ -385,7 +385,7 @@ def test_a_row_about_something_else_than_a_clip_has_a_reason():
 # %% ../nbs/4_real_clips/17_sources.ipynb #5f8fedec
 def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_told_in_one_line():
     with tempfile.TemporaryDirectory() as tmp:
-        for name, said in (
+        for name, words in (
             (b"caf\xe9.mp4", "caf\\udce9.mp4: this name is not UTF-8; rename the file or folder"),
             (b"red\x1b[31m.mp4", "red\\x1b[31m.mp4. Write what"),
         ):
@@ -394,12 +394,12 @@ def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_tol
             try:
                 open_source(tmp)
             except CollectionError as error:
-                assert said in str(error) and str(error).isprintable(), error
+                assert words in str(error) and str(error).isprintable(), error
             else:
                 raise AssertionError(f"{name} was taken")
             path.unlink()
         Path(small_collection(tmp, 1))
-        for caption, said in (
+        for caption, words in (
             ("caf\udce9", "--caption: the caption holds half a character"),
             ("a\0b", "holds a NUL"),
             ("x" * 40_000, "has 40000 characters"),
@@ -407,7 +407,7 @@ def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_tol
             try:
                 open_source(tmp, caption)
             except CollectionError as error:
-                assert said in str(error), error
+                assert words in str(error), error
             else:
                 raise AssertionError(f"{caption[:9]!r} was taken")
         os.rename(tmp, odd := os.fsencode(tmp) + b"\xe9")

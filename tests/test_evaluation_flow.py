@@ -34,9 +34,9 @@ def test_warping_is_bilinear_with_the_border_beyond_the_border_as_in_grid_sample
     )
     difference = np.abs(warp(image, way) - expected[0].permute(1, 2, 0).numpy())
     assert difference.max() < 255 / 16 and difference.mean() < 2, "OpenCV rounds places to 1/32 pixel"
-    whole = way.round()
-    columns, rows = (xs + whole[..., 0]).clip(0, 31).astype(int), (ys + whole[..., 1]).clip(0, 23).astype(int)
-    assert (warp(image, whole) == image[rows, columns]).all()
+    rounded = way.round()
+    columns, rows = (xs + rounded[..., 0]).clip(0, 31).astype(int), (ys + rounded[..., 1]).clip(0, 23).astype(int)
+    assert (warp(image, rounded) == image[rows, columns]).all()
 
 
 # %% ../nbs/3_does_it_move/79_flow.ipynb #8975e0a6
@@ -66,7 +66,7 @@ def test_what_a_moving_square_hides_is_not_visible_and_lai_s_formula_by_hand_agr
 # %% ../nbs/3_does_it_move/79_flow.ipynb #644810f9
 def test_a_region_is_followed_and_its_drift_has_the_closed_form():
     rng = np.random.default_rng(4)
-    ground, thing = (
+    ground, object_ = (
         cv2.normalize(
             cv2.GaussianBlur(rng.integers(0, 200, (64, 96, 3), dtype=np.uint8), (0, 0), 2),
             None,
@@ -78,7 +78,7 @@ def test_a_region_is_followed_and_its_drift_has_the_closed_form():
     )
     frames = np.stack([ground] * 6)
     for t, frame in enumerate(frames):
-        frame[20:44, 10 + 3 * t : 34 + 3 * t] = thing[:24, :24]
+        frame[20:44, 10 + 3 * t : 34 + 3 * t] = object_[:24, :24]
     boxes = [(22.0, 12.0, 20.0, 20.0)]
     for a, b in pairwise(frames):
         boxes.append(track_box(boxes[-1], dis_flow(a, b)))

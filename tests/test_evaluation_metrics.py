@@ -245,10 +245,10 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
             .round()
             .astype(np.uint8)
         )
-        found = {name: measure_video(video) for name, video in videos.items()}
-        said = {
+        results = {name: measure_video(video) for name, video in videos.items()}
+        measured = {
             name: "still" * x.flags["still"] + "disordered" * x.flags["disordered"] + str(x.flags["cuts"] or "")
-            for name, x in found.items()
+            for name, x in results.items()
         }
         expected = {
             "real": "",
@@ -258,18 +258,18 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
             "cut": "[5]",
             "noise": "still",
         }
-        wrong += [(seed, name, said[name]) for name in said if said[name] != expected[name]]
-        left = {name: x.video["residual"] for name, x in found.items()}
+        wrong += [(seed, name, measured[name]) for name in measured if measured[name] != expected[name]]
+        left = {name: x.video["residual"] for name, x in results.items()}
         assert left["static"] == 0 < left["real"] < min(left["cut"], left["flickering"]), left
         assert (
-            found["flickering"].video["warping_error"]
-            > found["real"].video["warping_error"]
-            > found["static"].video["warping_error"]
+            results["flickering"].video["warping_error"]
+            > results["real"].video["warping_error"]
+            > results["static"].video["warping_error"]
         )
-        assert found["shuffled"].video["visible"] < found["real"].video["visible"] and found["cut"].worst == 5
+        assert results["shuffled"].video["visible"] < results["real"].video["visible"] and results["cut"].worst == 5
     assert not wrong, wrong
-    alone = {"residual": np.array([0.02, 0.5, 0.02]), "held": np.zeros(3, bool)}
-    assert _flags(alone, 0.6)["cuts"] == [1] and _flags(alone, 1.0)["cuts"] == [], (
+    isolated = {"residual": np.array([0.02, 0.5, 0.02]), "held": np.zeros(3, bool)}
+    assert _flags(isolated, 0.6)["cuts"] == [1] and _flags(isolated, 1.0)["cuts"] == [], (
         "where nothing is in order nothing is a cut"
     )
 
@@ -277,29 +277,29 @@ def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_fo
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #69d70065
 def test_what_measure_reports_is_what_the_functions_give_also_along_a_reference_and_at_a_smaller_size():
     frames, real = unsteady(cartoon(3, 6), 6).frames, cartoon(3, 6).frames
-    found = measure_video(frames, reference=real, windows=[3], region=(0.2, 0.3, 0.4, 0.3))
+    scores = measure_video(frames, reference=real, windows=[3], region=(0.2, 0.3, 0.4, 0.3))
     for t, (now, after) in enumerate(pairwise(frames)):
         go, back = dis_flow(now, after), dis_flow(after, now)
-        assert math.isclose(found.per_pair["warping_error"][t], warping_error(now, after, go, visible_mask(go, back)))
-        assert math.isclose(found.per_pair["residual"][t], warping_error(now, after, go))
-        assert math.isclose(found.per_pair["motion"][t], motion(go)) and math.isclose(
-            found.per_pair["visible"][t], visible_mask(go, back).mean()
+        assert math.isclose(scores.per_pair["warping_error"][t], warping_error(now, after, go, visible_mask(go, back)))
+        assert math.isclose(scores.per_pair["residual"][t], warping_error(now, after, go))
+        assert math.isclose(scores.per_pair["motion"][t], motion(go)) and math.isclose(
+            scores.per_pair["visible"][t], visible_mask(go, back).mean()
         )
         go, back = dis_flow(real[t], real[t + 1]), dis_flow(real[t + 1], real[t])
         assert math.isclose(
-            found.per_pair["reference_warping_error"][t], warping_error(now, after, go, visible_mask(go, back))
+            scores.per_pair["reference_warping_error"][t], warping_error(now, after, go, visible_mask(go, back))
         )
-        assert math.isclose(found.per_pair["tof"][t], tof(now, after, real[t], real[t + 1]))
-    assert math.isclose(found.video["flickering"], 1 - np.abs(np.diff(frames.astype(int), axis=0)).mean() / 255)
+        assert math.isclose(scores.per_pair["tof"][t], tof(now, after, real[t], real[t + 1]))
+    assert math.isclose(scores.video["flickering"], 1 - np.abs(np.diff(frames.astype(int), axis=0)).mean() / 255)
     assert math.isclose(
-        found.video["smoothness"],
+        scores.video["smoothness"],
         np.mean([smoothness(*frames[t - 1 : t + 2], dis_flow(frames[t - 1], frames[t + 1])) for t in (1, 3)]),
     )
-    assert np.isnan(found.per_frame["smoothness"]).tolist() == [True, False, True, False, True, True]
-    residual = found.per_pair["residual"]
-    assert math.isclose(found.video["window_border"], residual[2] / np.median(residual[[0, 1, 3, 4]]))
+    assert np.isnan(scores.per_frame["smoothness"]).tolist() == [True, False, True, False, True, True]
+    residual = scores.per_pair["residual"]
+    assert math.isclose(scores.video["window_border"], residual[2] / np.median(residual[[0, 1, 3, 4]]))
     assert math.isclose(
-        found.video["loop_closure"],
+        scores.video["loop_closure"],
         warping_error(frames[-1], frames[0], dis_flow(frames[-1], frames[0])) / np.median(residual),
     )
     twos = measure_video(on_twos(cartoon(0, 6).frames))
@@ -369,7 +369,7 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
     frames = cartoon(3, 5).frames
     with tempfile.TemporaryDirectory() as folder:
         dino, clip = tiny_dino(Path(folder) / "dino"), tiny_clip(Path(folder) / "clip")
-        found = measure_video(frames, dino=dino, clip=clip)
+        result = measure_video(frames, dino=dino, clip=clip)
         still = measure_video(control_videos(frames)["static"], dino=dino, clip=clip)
         looks, sights = image_features(frames, dino), image_features(frames, clip, batch=2)
         square = (
@@ -388,22 +388,22 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
     assert all(cosine(a, b) > 0.95 for a, b in zip(looks, roughly.numpy())), "class token of the right image"
     by_hand = [(max(0, cosine(looks[t], looks[t - 1])) + max(0, cosine(looks[t], looks[0]))) / 2 for t in range(1, 5)]
     assert (
-        np.allclose(found.per_pair["subject_consistency"], by_hand, atol=1e-6)
+        np.allclose(result.per_pair["subject_consistency"], by_hand, atol=1e-6)
         and looks.shape == (5, 16)
         and sights.shape == (5, 8)
     )
     assert np.allclose(
-        found.per_pair["clip_consistency"], [cosine(sights[t], sights[t - 1]) for t in range(1, 5)], atol=1e-6
+        result.per_pair["clip_consistency"], [cosine(sights[t], sights[t - 1]) for t in range(1, 5)], atol=1e-6
     )
     assert np.isclose(
-        found.video["clip_all_pairs"],
+        result.video["clip_all_pairs"],
         np.mean([cosine(a, b) for i, a in enumerate(sights) for j, b in enumerate(sights) if i != j]),
         atol=1e-6,
     )
-    assert np.isclose(found.video["background_consistency"], feature_consistency(sights).mean(), atol=1e-6)
+    assert np.isclose(result.video["background_consistency"], feature_consistency(sights).mean(), atol=1e-6)
     assert (
         np.isclose(still.video["subject_consistency"], 1)
-        and still.video["subject_consistency"] > found.video["subject_consistency"]
+        and still.video["subject_consistency"] > result.video["subject_consistency"]
     )
 
 
@@ -430,7 +430,7 @@ def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_mi
         with tempfile.TemporaryDirectory() as folder:
             torch.save({"flow": torch.tensor([3.0, -2.0])}, Path(folder) / "raft.pth")
             torch.save({"something": torch.zeros(1)}, Path(folder) / "other.pth")
-            found = raft_flow(Path(folder) / "raft.pth")(frame, frame)
+            result = raft_flow(Path(folder) / "raft.pth")(frame, frame)
             complaints = []
             for name in ("other.pth", "missing.pth"):
                 try:
@@ -445,7 +445,7 @@ def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_mi
     finally:
         for name, module in before.items():
             sys.modules.update({name: module}) if module else sys.modules.pop(name)
-    assert found.shape == (96, 132, 2) and (found == (3, -2)).all()
+    assert result.shape == (96, 132, 2) and (result == (3, -2)).all()
     assert [
         "does not hold" in complaints[0],
         "cannot read" in complaints[1],
@@ -473,12 +473,12 @@ def test_what_cannot_be_measured_is_refused_with_one_line():
             return str(error)
 
     for word, video in bad.items():
-        assert word in (said := complaint(video) or "") and "\n" not in said, (word, said)
+        assert word in (message := complaint(video) or "") and "\n" not in message, (word, message)
     assert "has the shape" in complaint([frame] * 3, reference=[frame] * 2) and "region" in complaint(
         [frame] * 2, region=(0.9, 0, 0.5, 0.5)
     )
     with tempfile.TemporaryDirectory() as folder:
-        assert "no DINO or CLIP" in (said := complaint([frame] * 2, dino=folder)) and "\n" not in said
+        assert "no DINO or CLIP" in (message := complaint([frame] * 2, dino=folder)) and "\n" not in message
     here, sys.modules["cv2"] = sys.modules.get("cv2"), None
     try:
         assert "pip install" in complaint([frame] * 2)
@@ -488,22 +488,24 @@ def test_what_cannot_be_measured_is_refused_with_one_line():
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #bc8e04d0
 def test_two_frames_are_enough_and_what_they_cannot_say_is_null_in_the_json():
-    found = measure_video(cartoon(3).frames[:2])
-    said = json.loads(found.to_json())
-    assert said["video"]["step_ratio"] is None is said["video"]["smoothness"] and said["per_frame"]["smoothness"] == [
+    scores = measure_video(cartoon(3).frames[:2])
+    content = json.loads(scores.to_json())
+    assert content["video"]["step_ratio"] is None is content["video"]["smoothness"] and content["per_frame"][
+        "smoothness"
+    ] == [
         None,
         None,
     ]
     assert (
-        said["video"]["motion"] == found.video["motion"]
-        and said["size"] == [72, 96]
-        and len(said["boxes"]) == 2
-        and said["flags"]["cuts"] == []
+        content["video"]["motion"] == scores.video["motion"]
+        and content["size"] == [72, 96]
+        and len(content["boxes"]) == 2
+        and content["flags"]["cuts"] == []
     )
     assert (
-        set(found.video) <= METRICS.keys()
-        and all(METRICS[name][0] == "pair" for name in found.per_pair)
-        and all(METRICS[name][0] == "frame" for name in found.per_frame)
+        set(scores.video) <= METRICS.keys()
+        and all(METRICS[name][0] == "pair" for name in scores.per_pair)
+        and all(METRICS[name][0] == "frame" for name in scores.per_frame)
     )
     frozen = json.loads(measure_video([cartoon(3).frames[0]] * 4).to_json())
     assert (

@@ -38,16 +38,16 @@ def test_a_coarse_flow_is_the_mean_of_its_cells():
 def test_the_worst_pair_is_what_is_drawn_and_what_is_marked():
     frames = render(random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([frames[:3], frames[::-1][:3]])
-    found = measure_video(jump)
-    axes = plot_consistency(jump, found, row=7)
-    assert (axes[0].images[0].get_array() == jump[found.worst]).all() and (
-        axes[1].images[0].get_array() == jump[found.worst + 1]
+    scores = measure_video(jump)
+    axes = plot_consistency(jump, scores, row=7)
+    assert (axes[0].images[0].get_array() == jump[scores.worst]).all() and (
+        axes[1].images[0].get_array() == jump[scores.worst + 1]
     ).all()
-    assert (axes[4].images[0].get_array() == jump[:, 7]).all() and axes[5].lines[1].get_xdata()[0] == found.worst + 0.5
+    assert (axes[4].images[0].get_array() == jump[:, 7]).all() and axes[5].lines[1].get_xdata()[0] == scores.worst + 0.5
     assert (
         axes[2].images[0].get_array().max() > 0
         and axes[3].collections
-        and plot_consistency(jump, found, pair=0)[0].get_title() == "frame 0"
+        and plot_consistency(jump, scores, pair=0)[0].get_title() == "frame 0"
     )
     plt.close("all")
 
@@ -133,7 +133,7 @@ def test_the_frames_are_as_bright_as_they_are_looked_at():
     )
     axes = plot_attention(video, weights, query=1, head=0)
     assert [int(ax.images[0].get_array()[0, 0, 0]) for ax in axes[1:]] == [
-        int(200 * (0.25 + 0.75 * share)) for share in (1 / 3, 1 / 3, 1)
+        int(200 * (0.25 + 0.75 * weight)) for weight in (1 / 3, 1 / 3, 1)
     ]
     assert (plot_attention(video, weights)[0].images[0].get_array() == weights.mean(0)).all() and axes[
         2

@@ -108,10 +108,10 @@ def test_what_cannot_be_scored_is_refused_with_one_line_that_names_the_file_and_
     with tempfile.TemporaryDirectory() as folder:
         for words, path in bad_videos(folder).items():
             try:
-                said = repr(load_video(path))
+                message = repr(load_video(path))
             except ValueError as error:
-                said = str(error)
-            assert words.strip() in said and "\n" not in said and said.startswith(str(path)), (words, said)
+                message = str(error)
+            assert words.strip() in message and "\n" not in message and message.startswith(str(path)), (words, message)
         for name in ("grey.mkv", "deep.mkv", "alpha.mkv", "holes", "grey"):
             assert load_video(Path(folder) / name, convert=True).frames.dtype == np.uint8, name
 
@@ -176,15 +176,15 @@ def test_videos_are_told_apart_by_name_and_controls_stand_beside_them():
     ]
     assert short_names(["x.mp4", "x.mp4"]) == ["x.mp4 (1)", "x.mp4 (2)"]
     with tempfile.TemporaryDirectory() as folder:
-        whole, shuffled, _ = map(load_video, clips(folder))
-    table = score_videos([whole], controls=True)
+        original, shuffled, _ = map(load_video, clips(folder))
+    table = score_videos([original], controls=True)
     assert list(table) == ["whole.webp", "whole.webp: static", "whole.webp: shuffled", "whole.webp: flickering"]
     assert (
         table["whole.webp: static"].scores.flags["still"]
         and table["whole.webp: flickering"].scores.video["warping_error"]
         > table["whole.webp"].scores.video["warping_error"]
     )
-    against = score_videos([shuffled], reference=whole)
+    against = score_videos([shuffled], reference=original)
     assert (
         list(against) == ["shuffled.webp", "whole.webp"]
         and against["shuffled.webp"].scores.video["tof"] > 0
@@ -195,20 +195,20 @@ def test_videos_are_told_apart_by_name_and_controls_stand_beside_them():
 # %% ../nbs/3_does_it_move/27_score.ipynb #d9e4b27b
 def test_a_reference_of_another_size_is_fitted_one_of_another_length_or_shape_refused():
     with tempfile.TemporaryDirectory() as folder:
-        whole = load_video(clips(folder)[0])
-        small = load_video(whole.path, side=48)
-        longer = load_video(write_video(np.concatenate([whole.frames] * 2), Path(folder) / "longer.webp"))
-        narrow = load_video(write_video(whole.frames[:, :, :64], Path(folder) / "narrow.webp"))
+        original = load_video(clips(folder)[0])
+        small = load_video(original.path, side=48)
+        longer = load_video(write_video(np.concatenate([original.frames] * 2), Path(folder) / "longer.webp"))
+        narrow = load_video(write_video(original.frames[:, :, :64], Path(folder) / "narrow.webp"))
     assert (
-        fit_reference(whole, small).shape == small.frames.shape
-        and np.abs(fit_reference(whole, small).astype(int) - small.frames).mean() < 2
+        fit_reference(original, small).shape == small.frames.shape
+        and np.abs(fit_reference(original, small).astype(int) - small.frames).mean() < 2
     )
     for other, words in ((longer, "16 frames, but"), (narrow, "64 x 64 is not the shape")):
         try:
-            said = fit_reference(other, whole)
+            message = fit_reference(other, original)
         except ConsistencyError as error:
-            said = str(error)
-        assert words in said, said
+            message = str(error)
+        assert words in message, message
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #5e0880ec
@@ -232,14 +232,14 @@ def test_the_table_has_a_number_for_each_video_and_metric_in_blocks_that_fit():
 def test_json_and_csv_hold_what_was_measured():
     with tempfile.TemporaryDirectory() as folder:
         table = score_videos([load_video(path) for path in clips(folder)], windows=[4])
-    found, lines = json.loads(as_json(table, side=512)), list(csv.DictReader(io.StringIO(as_csv(table))))
+    content, lines = json.loads(as_json(table, side=512)), list(csv.DictReader(io.StringIO(as_csv(table))))
     assert (
-        found["side"] == 512
-        and found["videos"]["frozen.webp"]["video"]["loop_closure"] is None
-        and found["metrics"]["motion"]["unit"] == METRICS["motion"][1]
+        content["side"] == 512
+        and content["videos"]["frozen.webp"]["video"]["loop_closure"] is None
+        and content["metrics"]["motion"]["unit"] == METRICS["motion"][1]
     )
     for name, one in table.items():
-        assert found["videos"][name]["per_pair"]["residual"] == one.scores.per_pair["residual"].tolist()
+        assert content["videos"][name]["per_pair"]["residual"] == one.scores.per_pair["residual"].tolist()
         values = [
             float(line["value"])
             for line in lines

@@ -54,10 +54,10 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
     widget = FrameScrubber(video, fps=12, label="a video")
     widget.index = 9
     assert widget.index == 4 and widget.get_state()["fps"] == 12 and widget.get_state()["label"] == "a video"
-    heard = []
-    widget.observe(lambda change: heard.append(change["new"]), "index")
+    changes = []
+    widget.observe(lambda change: changes.append(change["new"]), "index")
     widget.set_state({"index": 2})
-    assert heard == [2] and widget.index == 2
+    assert changes == [2] and widget.index == 2
     bundle = widget._repr_mimebundle_()[0]
     assert (
         "application/vnd.jupyter.widget-view+json" in bundle
@@ -75,16 +75,16 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
 def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_what_the_page_is_told():
     video = render(random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([video[:3], video[::-1][:3]])
-    found = measure_video(jump)
-    widget = ConsistencyExplorer(jump, found, names=("residual", "smoothness"))
+    scores = measure_video(jump)
+    widget = ConsistencyExplorer(jump, scores, names=("residual", "smoothness"))
     state = widget.get_state()
     assert (
-        state["worst"] == found.worst
+        state["worst"] == scores.worst
         and state["curves"]["residual"]["shift"] == 0.5
         and state["curves"]["smoothness"]["shift"] == 0
     )
     assert (
-        np.allclose(state["curves"]["residual"]["values"], found.per_pair["residual"], rtol=1e-4)
+        np.allclose(state["curves"]["residual"]["values"], scores.per_pair["residual"], rtol=1e-4)
         and state["curves"]["smoothness"]["values"][0] is None
     )
     flow = np.frombuffer(state["flow"], np.int8).reshape(5, *state["cells"], 2) / 4
@@ -144,11 +144,11 @@ def test_the_attention_explorer_has_every_head_of_every_block_in_order():
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #671e1827
 def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_noise_that_is_shown():
-    pipe, asked = embedded_pipeline(), []
+    pipe, calls = embedded_pipeline(), []
     video = render(random_scene(3), 4, 64, 64).frames
 
     def drawn_at_once(**options):
-        asked.append((options["noise_strength"], widgets_made[0].message if widgets_made else ""))
+        calls.append((options["noise_strength"], widgets_made[0].message if widgets_made else ""))
         if options["noise_strength"] == 4:
             raise TavError("too strong")
         return video
@@ -161,9 +161,9 @@ def test_the_kernel_draws_a_strength_once_says_so_meanwhile_and_starts_from_the_
             widget.set_state({"stop": stop})
         widget.stop = 99
     own = resolve_noise(pipe)[1]
-    assert [strength for strength, _ in asked] == [own, *(strength for strength in (0, 2, 4) if strength != own)], asked
+    assert [strength for strength, _ in calls] == [own, *(strength for strength in (0, 2, 4) if strength != own)], calls
     assert (
-        asked[1][1].startswith("drawing with strength 0")
+        calls[1][1].startswith("drawing with strength 0")
         and widget.message == "too strong"
         and widget.stop == 3
         and not widget.busy

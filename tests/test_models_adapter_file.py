@@ -88,9 +88,9 @@ def refusal(unet, where):
     raise AssertionError(f"{where} was taken")
 
 
-def changed_file(place, change, **header):
+def changed_file(folder, change, **header):
     "A good file spoiled: `change` gets its tensors, `header` goes over its metadata"
-    path = save_adapter(trained_unet(), place)
+    path = save_adapter(trained_unet(), folder)
     metadata = safe_open(path, "pt").metadata() | {key: json.dumps(value) for key, value in header.items()}
     tensors = load_file(path)
     change(tensors)
@@ -123,15 +123,15 @@ names = [f"name {number}" for number in range(40)]
 metadata = {name: f"{name} \\u20ac \\n" for name in names}
 write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, metadata)
 """
-    with tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / "new" / f"{seed}.safetensors" for seed in (1, 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / "new" / f"{seed}.safetensors" for seed in (1, 2)]
         for seed, file in enumerate(files):
             subprocess.run(
                 [sys.executable, "-c", PROGRAM, file], check=True, env={**os.environ, "PYTHONHASHSEED": str(seed)}
             )
         assert files[0].read_bytes() == files[1].read_bytes()
-        (Path(place) / "plain").touch()
-        assert files[0].stat().st_mode == (Path(place) / "plain").stat().st_mode
+        (Path(folder) / "plain").touch()
+        assert files[0].stat().st_mode == (Path(folder) / "plain").stat().st_mode
         with safe_open(files[0], "pt") as file:
             assert file.metadata() == {f"name {number}": f"name {number} \u20ac \n" for number in range(40)}
             assert torch.equal(file.get_tensor("name 7"), torch.arange(5.0)) and len(file.keys()) == 40
@@ -141,20 +141,20 @@ write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, meta
 def test_what_is_loaded_is_what_was_saved_bit_for_bit():
     for settings in (dict(), dict(positions="learned", zero="gate", max_frames=8), dict(num_heads=1)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            with tempfile.TemporaryDirectory() as place:
+            with tempfile.TemporaryDirectory() as folder:
                 saved, loaded = trained_unet(**settings), tiny_unet()
                 for layer in temporal_modules(saved).values():
                     layer.to(dtype)
-                load_adapter(loaded, save_adapter(saved, place))
+                load_adapter(loaded, save_adapter(saved, folder))
                 assert same_adapter(saved, loaded), settings
                 assert loaded.temporal_config.items() >= settings.items()
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #cde80b3b
 def test_the_loaded_adapter_gives_what_the_saved_one_gave():
-    with tempfile.TemporaryDirectory() as place, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         saved, loaded = trained_unet(), tiny_unet()
-        load_adapter(loaded, save_adapter(saved, place))
+        load_adapter(loaded, save_adapter(saved, folder))
         torch.manual_seed(2)
         added_cond_kwargs = dict(text_embeds=torch.randn(4, 32), time_ids=torch.zeros(4, 6))
         call = dict(
@@ -174,24 +174,24 @@ def test_metadata_comes_back_and_is_kept_when_the_adapter_is_saved_again():
         fps=12,
         author="Zoë",
     )
-    with tempfile.TemporaryDirectory() as place:
-        first = save_adapter(trained_unet(), Path(place) / "a.safetensors", **metadata_in)
+    with tempfile.TemporaryDirectory() as folder:
+        first = save_adapter(trained_unet(), Path(folder) / "a.safetensors", **metadata_in)
         metadata = load_adapter(again := tiny_unet(), first)
         assert (
             metadata.items()
             >= {**metadata_in, "format_version": 1, "max_frames": 24, "positions": "sinusoidal"}.items()
         )
         assert metadata["base"] == base_fingerprint(again)
-        second = save_adapter(again, Path(place) / "b.safetensors", fps=8)
+        second = save_adapter(again, Path(folder) / "b.safetensors", fps=8)
         assert read_adapter_metadata(second) == {**metadata, "fps": 8}
         assert all(isinstance(value, str) for value in safe_open(second, "pt").metadata().values())
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d80c7c27
 def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         entire, half = (
-            save_adapter(trained_unet(), Path(place) / name, dtype)
+            save_adapter(trained_unet(), Path(folder) / name, dtype)
             for name, dtype in (("w", None), ("h", torch.float16))
         )
         assert half.stat().st_size < 0.6 * entire.stat().st_size
@@ -203,21 +203,21 @@ def test_an_adapter_can_be_stored_in_half_the_size_and_loaded_in_any_dtype():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #b1773163
 def test_it_can_be_loaded_into_layers_that_are_there_already():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         saved, there = trained_unet(positions="learned"), add_temporal(tiny_unet())
-        load_adapter(there, save_adapter(saved, place))
+        load_adapter(there, save_adapter(saved, folder))
         assert same_adapter(saved, there)
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #127936d2
 def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_before_means_none_of_them():
     block = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         saved, loaded = trained_unet(**block), tiny_unet()
-        about = load_adapter(loaded, save_adapter(saved, place))
+        about = load_adapter(loaded, save_adapter(saved, folder))
         assert same_adapter(saved, loaded) and {name: about[name] for name in block} == block
-        assert "conv_size is 3, but 0" in refusal(add_temporal(tiny_unet(), attention_ratio=0.5), place)
-        path = save_adapter(plain := trained_unet(), place)
+        assert "conv_size is 3, but 0" in refusal(add_temporal(tiny_unet(), attention_ratio=0.5), folder)
+        path = save_adapter(plain := trained_unet(), folder)
         header = {name: text for name, text in safe_open(path, "pt").metadata().items() if name not in block}
         del header["checksum"]
         save_file(load_file(path), path, metadata=header)  # as it was written before there were such layers
@@ -227,8 +227,8 @@ def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_be
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #9be8f5e5
 def test_another_base_is_refused():
-    with tempfile.TemporaryDirectory() as place:
-        file = save_adapter(trained_unet(), place)
+    with tempfile.TemporaryDirectory() as folder:
+        file = save_adapter(trained_unet(), folder)
         other = tiny_unet(block_out_channels=(32, 96), attention_head_dim=(2, 6))
         message = refusal(other, file)
     assert str(file) in message and "8 blocks of width 64" in message and "8 blocks of width 96" in message
@@ -243,15 +243,15 @@ def test_missing_and_extra_and_misshapen_tensors_are_refused():
         (lambda tensors: tensors.update({key: torch.zeros(192, 65)}), "(192, 64) would be right"),
     )
     for change, words in spoiled:
-        with tempfile.TemporaryDirectory() as place:
-            message = refusal(tiny_unet(), changed_file(place, change))
+        with tempfile.TemporaryDirectory() as folder:
+            message = refusal(tiny_unet(), changed_file(folder, change))
             assert words in message and "\n" not in message, message
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #a11403a6
 def test_a_truncated_file_is_refused_wherever_it_was_cut():
-    with tempfile.TemporaryDirectory() as place:
-        file = save_adapter(trained_unet(), place)
+    with tempfile.TemporaryDirectory() as folder:
+        file = save_adapter(trained_unet(), folder)
         content = file.read_bytes()
         for length in (0, 1, 7, 100, len(content) // 2, len(content) - 1):
             file.write_bytes(content[:length])
@@ -265,8 +265,8 @@ def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
             return exec, ("raise SystemExit('the pickle was run')",)
 
     for protocol in (None, 2, 4):
-        with tempfile.TemporaryDirectory() as place:
-            file = Path(place) / FILE_NAME
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / FILE_NAME
             (
                 torch.save({"temporal_attn": Bomb()}, file)
                 if protocol is None
@@ -277,22 +277,22 @@ def test_a_pickle_under_a_safetensors_name_is_refused_and_never_run():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #42bef519
 def test_files_that_are_not_ours_or_not_of_our_version_are_refused():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for header, words in (
             (dict(format="something else"), "no temporal adapter"),
             (dict(format_version=2), "this tav_nb reads 1"),
         ):
-            assert words in refusal(tiny_unet(), changed_file(place, lambda tensors: None, **header))
-        save_file({"a": torch.zeros(1)}, Path(place) / "bare.safetensors")
-        save_file({"a": torch.zeros(1)}, Path(place) / "odd.safetensors", metadata={"format": "pt"})
+            assert words in refusal(tiny_unet(), changed_file(folder, lambda tensors: None, **header))
+        save_file({"a": torch.zeros(1)}, Path(folder) / "bare.safetensors")
+        save_file({"a": torch.zeros(1)}, Path(folder) / "odd.safetensors", metadata={"format": "pt"})
         save_file(
             {"a": torch.zeros(1)},
-            Path(place) / "half.safetensors",
+            Path(folder) / "half.safetensors",
             metadata={"format": json.dumps(FORMAT), "format_version": "1"},
         )
-        assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "bare.safetensors")
-        assert "no temporal adapter" in refusal(tiny_unet(), Path(place) / "odd.safetensors")
-        assert "lacks base" in refusal(tiny_unet(), Path(place) / "half.safetensors")
+        assert "no temporal adapter" in refusal(tiny_unet(), Path(folder) / "bare.safetensors")
+        assert "no temporal adapter" in refusal(tiny_unet(), Path(folder) / "odd.safetensors")
+        assert "lacks base" in refusal(tiny_unet(), Path(folder) / "half.safetensors")
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #712d1eb7
@@ -301,19 +301,19 @@ def test_whatever_differs_from_what_was_saved_is_refused():
         tensors[key].view(-1)[3] = value
 
     key = next(key for key in temporal_state_dict(trained_unet()) if key.endswith("to_qkv.weight"))
-    with tempfile.TemporaryDirectory() as place:
-        file = save_adapter(trained_unet(), place)
-        content, found = bytearray(file.read_bytes()), load_file(file)
+    with tempfile.TemporaryDirectory() as folder:
+        file = save_adapter(trained_unet(), folder)
+        content, original = bytearray(file.read_bytes()), load_file(file)
         content[-100] ^= 1  # one bit of the last tensor
-        (Path(place) / "flipped.safetensors").write_bytes(content)
-        assert "checksum" in refusal(tiny_unet(), Path(place) / "flipped.safetensors")
+        (Path(folder) / "flipped.safetensors").write_bytes(content)
+        assert "checksum" in refusal(tiny_unet(), Path(folder) / "flipped.safetensors")
         for change in (dict(num_heads=1), dict(noise="mixed"), dict(zero="gate")):
-            assert "checksum" in refusal(tiny_unet(), changed_file(place, lambda tensors: None, **change)), change
+            assert "checksum" in refusal(tiny_unet(), changed_file(folder, lambda tensors: None, **change)), change
         for value, words in ((float("nan"), "not finite"), (float("inf"), "not finite"), (7.0, "checksum")):
-            assert words in refusal(tiny_unet(), changed_file(place, lambda tensors: edit(tensors, key, value))), value
-        save_file({**found, key: found[key].int()}, file, metadata=safe_open(file, "pt").metadata())
+            assert words in refusal(tiny_unet(), changed_file(folder, lambda tensors: edit(tensors, key, value))), value
+        save_file({**original, key: original[key].int()}, file, metadata=safe_open(file, "pt").metadata())
         assert "holds I32" in refusal(tiny_unet(), file)
-        file = save_adapter(trained_unet(), place)
+        file = save_adapter(trained_unet(), folder)
         old = {name: text for name, text in safe_open(file, "pt").metadata().items() if name != "checksum"}
         save_file(load_file(file), file, metadata=old)
         load_adapter(loaded := tiny_unet(), file)  # as files were written before there was a checksum
@@ -322,8 +322,8 @@ def test_whatever_differs_from_what_was_saved_is_refused():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #2979f5dc
 def test_metadata_that_cannot_be_meant_are_refused():
-    with tempfile.TemporaryDirectory() as place:
-        file = save_adapter(trained_unet(), place)
+    with tempfile.TemporaryDirectory() as folder:
+        file = save_adapter(trained_unet(), folder)
         strings, tensors = dict(safe_open(file, "pt").metadata()), load_file(file)
         for name, text in (
             ("max_frames", "1000000000000"), ("max_frames", "1e3000"), ("max_frames", '"24"'),
@@ -342,27 +342,24 @@ def test_metadata_that_cannot_be_meant_are_refused():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #e4dcf1f0
 def test_strings_of_other_programs_in_the_metadata_are_kept_and_do_no_harm():
-    with tempfile.TemporaryDirectory() as place:
-        file = save_adapter(trained_unet(), place, fps=8, author="Zoë")
+    with tempfile.TemporaryDirectory() as folder:
+        file = save_adapter(trained_unet(), folder, fps=8, author="Zoë")
         strings = dict(safe_open(file, "pt").metadata()) | {
             "modelspec.title": "My adapter",
             "half": "{",
             "deep": "[" * 10**5,
         }
         save_file(load_file(file), file, metadata=strings)
-        found = load_adapter(tiny_unet(), file)
+        meta = load_adapter(tiny_unet(), file)
     assert (
-        found["fps"] == 8
-        and found["author"] == "Zoë"
-        and found["modelspec.title"] == "My adapter"
-        and found["half"] == "{"
+        meta["fps"] == 8 and meta["author"] == "Zoë" and meta["modelspec.title"] == "My adapter" and meta["half"] == "{"
     )
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #d8569e86
 def test_layers_of_another_make_have_to_be_taken_out_first():
-    with tempfile.TemporaryDirectory() as place:
-        file, patched = save_adapter(trained_unet(), place), add_temporal(tiny_unet(), max_frames=8)
+    with tempfile.TemporaryDirectory() as folder:
+        file, patched = save_adapter(trained_unet(), folder), add_temporal(tiny_unet(), max_frames=8)
         assert "max_frames is 24, but 8" in refusal(patched, file)
         load_adapter(remove_temporal(patched), file)
         assert patched.temporal_config["max_frames"] == 24
@@ -376,10 +373,10 @@ def test_only_what_looks_like_a_repository_goes_to_the_network():
         requests.append(arguments)
         raise OSError("no network\nand more lines")
 
-    with tempfile.TemporaryDirectory() as place, patch.dict(hub_file.__globals__, hf_hub_download=hub):
+    with tempfile.TemporaryDirectory() as home, patch.dict(hub_file.__globals__, hf_hub_download=hub):
         for where in (
-            place,
-            f"{place}/none",
+            home,
+            f"{home}/none",
             "none",
             "none.safetensors",
             "a/b/c",
@@ -388,7 +385,7 @@ def test_only_what_looks_like_a_repository_goes_to_the_network():
             "./adapters",
         ):
             assert "no such file" in (message := refusal(tiny_unet(), where)) or "in this folder" in message, where
-        with chdir(place):
+        with chdir(home):
             Path("mine").mkdir()
             assert "no such file" in refusal(tiny_unet(), "mine/adapter"), "a folder of this name is here"
         assert not requests
@@ -399,8 +396,8 @@ def test_only_what_looks_like_a_repository_goes_to_the_network():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #c703a703
 def test_an_adapter_comes_from_the_hub_when_it_is_named():
-    with tempfile.TemporaryDirectory() as place:
-        file, loaded = save_adapter(trained_unet(), place, fps=8), tiny_unet()
+    with tempfile.TemporaryDirectory() as folder:
+        file, loaded = save_adapter(trained_unet(), folder, fps=8), tiny_unet()
         with patch.dict(hub_file.__globals__, hf_hub_download=lambda repo, name: str(file)):
             assert load_adapter(loaded, "someone/adapter")["fps"] == 8
 
@@ -411,25 +408,25 @@ def test_an_interrupted_save_leaves_the_old_file_whole():
         Path(file).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with tempfile.TemporaryDirectory() as place:
-        file = save_adapter(trained_unet(), place)
+    with tempfile.TemporaryDirectory() as folder:
+        file = save_adapter(trained_unet(), folder)
         content, interrupted = file.read_bytes(), False
         try:
             with patch.dict(save_adapter.__globals__, save_file=die):
-                save_adapter(trained_unet(), place)
+                save_adapter(trained_unet(), folder)
         except KeyboardInterrupt:
             interrupted = True
-        assert interrupted and file.read_bytes() == content and list(Path(place).iterdir()) == [file]
+        assert interrupted and file.read_bytes() == content and list(Path(folder).iterdir()) == [file]
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #52e25fa1
 def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "file").write_text("")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "file").write_text("")
         for unet, where, words in (
-            (trained_unet(), f"{place}/file/inside", "cannot be written"),
-            (trained_unet(), f"{place}/adapter.pt", "ends in .safetensors"),
-            (tiny_unet(), place, "no temporal layers"),
+            (trained_unet(), f"{folder}/file/inside", "cannot be written"),
+            (trained_unet(), f"{folder}/adapter.pt", "ends in .safetensors"),
+            (tiny_unet(), folder, "no temporal layers"),
         ):
             try:
                 save_adapter(unet, where)
@@ -440,7 +437,7 @@ def test_a_place_that_cannot_be_written_and_a_unet_without_adapter_are_named():
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #5a088a85
 def test_layers_that_the_file_could_not_describe_are_not_saved():
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for change, words in (
             (lambda block: setattr(block.temporal_attn, "num_heads", 1), "has 1 heads"),
             (lambda block: setattr(block.temporal_attn, "proj", nn.Sequential(block.temporal_attn.proj)), "wrapped"),
@@ -449,21 +446,21 @@ def test_layers_that_the_file_could_not_describe_are_not_saved():
             spoiled = trained_unet()
             change(list(temporal_blocks(spoiled).values())[3])
             try:
-                save_adapter(spoiled, place)
+                save_adapter(spoiled, folder)
                 raise AssertionError(f"written: {words}")
             except AdapterError as error:
-                assert words in str(error) and place in str(error) and not list(Path(place).iterdir())
+                assert words in str(error) and folder in str(error) and not list(Path(folder).iterdir())
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #0b43f3c5
 def test_a_saved_unet_is_plain_and_its_adapter_lies_beside_it():
     saved = trained_unet()
     saved.temporal_config["fps"] = 8
-    with tempfile.TemporaryDirectory() as place:
-        saved.save_pretrained(Path(place) / "unet")
-        loaded = UNet2DConditionModel.from_pretrained(Path(place) / "unet")
+    with tempfile.TemporaryDirectory() as home:
+        saved.save_pretrained(Path(home) / "unet")
+        loaded = UNet2DConditionModel.from_pretrained(Path(home) / "unet")
         assert not temporal_modules(loaded) and loaded.state_dict().keys() == tiny_unet().state_dict().keys()
-        assert load_adapter(loaded, place)["fps"] == 8, "found in the `unet` folder of a pipeline"
+        assert load_adapter(loaded, home)["fps"] == 8, "found in the `unet` folder of a pipeline"
     assert same_adapter(saved, loaded)
 
 

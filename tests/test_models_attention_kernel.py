@@ -86,10 +86,10 @@ def test_on_a_gpu_the_kernel_is_as_exact_as_the_library_s():
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     for kind, frames in ((torch.float16, 8), (torch.bfloat16, 12), (torch.float32, 24)):
-        given = [torch.randn(2, frames, 7001, 64, device="cuda", dtype=kind, requires_grad=True) for _ in range(4)]
+        inputs = [torch.randn(2, frames, 7001, 64, device="cuda", dtype=kind, requires_grad=True) for _ in range(4)]
         errors = []
         for function, cast in ((short_attention, kind), (library, kind), (library, torch.float64)):
-            q, k, v, above = (x.detach().to(cast).requires_grad_() for x in given)
+            q, k, v, above = (x.detach().to(cast).requires_grad_() for x in inputs)
             out = function(q, k, v)
             errors.append([out.detach(), *torch.autograd.grad(out, (q, k, v), above)])
         for ours, theirs, exact in zip(*errors):

@@ -117,9 +117,9 @@ def old_unet_key(key, per_block):
     "`down_blocks.1.resnets.0` is `input_blocks.3.0`: levels, layers and changes of size are counted through"
     if "resnets" in key:
         key = renamed(key, RESNET)
-    if not (found := re.match(r"(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(?:conv\.)?(.*)", key)):
+    if not (match := re.match(r"(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(?:conv\.)?(.*)", key)):
         return renamed(key, OUTSIDE)
-    way, level, kind, layer, rest = found.groups(default=0)
+    way, level, kind, layer, rest = match.groups(default=0)
     attention, change, layer = int(kind == "attentions"), kind.endswith("samplers"), int(layer)
     if way == "mid":
         return f"middle_block.{2 * layer + attention}.{rest}"
@@ -190,15 +190,15 @@ def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
 
 # %% ../nbs/6_making_videos/14_models.ipynb #908d525a
 def test_a_part_that_is_not_wanted_is_not_loaded_and_the_others_are_the_same():
-    lean, whole = load_pipeline(unet=None), load_pipeline()
+    lean, complete = load_pipeline(unet=None), load_pipeline()
     assert lean.unet is None
     for one, other in zip(
-        lean.encode_prompt("a girl in the snow")[::2], whole.encode_prompt("a girl in the snow")[::2]
+        lean.encode_prompt("a girl in the snow")[::2], complete.encode_prompt("a girl in the snow")[::2]
     ):
         assert torch.equal(one, other)
     assert all(
         torch.equal(value, other)
-        for value, other in zip(lean.vae.state_dict().values(), whole.vae.state_dict().values())
+        for value, other in zip(lean.vae.state_dict().values(), complete.vae.state_dict().values())
     )
 
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line():
 
 # %% ../nbs/6_making_videos/14_models.ipynb #538716bf
 def test_a_name_on_the_hub_that_cannot_be_had_says_why():
-    def said_of(name="somebody/anime-xl", **how):
+    def message_of(name="somebody/anime-xl", **how):
         try:
             load_pipeline(name, **how)
         except ModelError as error:
@@ -291,14 +291,14 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
         raise AssertionError("loaded from nowhere")
 
     with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
-        said = said_of()
+        message = message_of()
         assert (
-            said.startswith("somebody/anime-xl: not in the cache")
-            and "HF_HUB_OFFLINE" in said
-            and "HF_HOME" in said
-            and "\n" not in said
-        ), said
-        assert said_of(Path(EMBEDDED), config="somebody/anime-xl").endswith("is none")
+            message.startswith("somebody/anime-xl: not in the cache")
+            and "HF_HUB_OFFLINE" in message
+            and "HF_HOME" in message
+            and "\n" not in message
+        ), message
+        assert message_of(Path(EMBEDDED), config="somebody/anime-xl").endswith("is none")
     response = SimpleNamespace(headers={}, request=None, status_code=404)
     for error, words in (
         (errors.RepositoryNotFoundError("404", response=response), "no such repository"),
@@ -308,7 +308,7 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
         (OSError("odd\n\nreply"), "odd reply"),
     ):
         with patch(f"{hub_file.__module__}.hf_hub_download", side_effect=error):
-            assert words in said_of() and "\n" not in said_of(), said_of()
+            assert words in message_of() and "\n" not in message_of(), message_of()
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #2f53c16d
@@ -621,8 +621,8 @@ def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
 
         for tensors, word in wrong.values():
             save_file(tensors, path)
-            said = refusal(config=EMBEDDED)
-            assert word in said and path.name in said and "\n" not in said, said
+            message = refusal(config=EMBEDDED)
+            assert word in message and path.name in message and "\n" not in message, message
         torch.save(weights, path)
         assert "not a whole safetensors file" in refusal(config=EMBEDDED), (
             "a pickle under the name of a safetensors file"
@@ -661,11 +661,11 @@ def test_what_a_prompt_says_in_vain_is_named():
     pipe = load_pipeline(unet=None)
 
     def noted(text, what="prompt"):
-        with warnings.catch_warnings(record=True) as found:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             note_unread_words(pipe, text, what)
-        assert all(w.category is Note and "\n" not in str(w.message) for w in found)
-        return [str(w.message) for w in found]
+        assert all(w.category is Note and "\n" not in str(w.message) for w in caught)
+        return [str(w.message) for w in caught]
 
     assert noted("a girl walks") == noted("girl " * 75) == []
     assert noted("girl " * 75 + "pink\nhair") == [
@@ -675,8 +675,8 @@ def test_what_a_prompt_says_in_vain_is_named():
         "the negative prompt is longer than the 77 tokens that the model reads: it is cut before 'girl girl girl girl girl'"
         " and 10 words more"
     ]
-    said = noted("a girl (blue dress:1.3) <lora:x:0.8> in the snow (at night)")
-    assert len(said) == 2 and "(blue dress:1.3)" in said[0] and "--lora" in said[1] and "<lora:x:0.8>" in said[1]
+    notes = noted("a girl (blue dress:1.3) <lora:x:0.8> in the snow (at night)")
+    assert len(notes) == 2 and "(blue dress:1.3)" in notes[0] and "--lora" in notes[1] and "<lora:x:0.8>" in notes[1]
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #4d019de4

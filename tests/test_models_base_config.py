@@ -21,9 +21,9 @@ def test_the_size_that_a_model_was_made_for_stands_in_its_configs_and_others_hav
 
         def made(unet, vae, name="base"):
             for part, text in ("unet", unet), ("vae", vae):
-                place = Path(folder, name, part)
-                place.mkdir(parents=True, exist_ok=True)
-                (place / "config.json").write_text(text if isinstance(text, str) else json.dumps(text))
+                location = Path(folder, name, part)
+                location.mkdir(parents=True, exist_ok=True)
+                (location / "config.json").write_text(text if isinstance(text, str) else json.dumps(text))
             return f"{folder}/{name}"
 
         right = dict(sample_size=24, more=1), dict(block_out_channels=[8, 8, 8, 8])

@@ -68,13 +68,13 @@ def test_gates_change_their_class_not_their_weights_and_on_the_cpu_their_outputs
     from tav_nb.models.base import EMBEDDED
 
     unet = UNet2DConditionModel.from_pretrained(EMBEDDED, subfolder="unet").eval()
-    keys, given = list(unet.state_dict()), torch.randn(2, 5, 64)
+    keys, inputs = list(unet.state_dict()), torch.randn(2, 5, 64)
     gates = [module for module in unet.modules() if isinstance(module, GEGLU)]
-    before = gates[0](given)
+    before = gates[0](inputs)
     fuse_geglu(fuse_geglu(unet))
     assert len(gates) == 21 and list(unet.state_dict()) == keys
     assert {type(gate) for gate in gates} == {FusedGEGLU if find_spec("triton") else GEGLU}
-    assert torch.equal(gates[0](given), before)
+    assert torch.equal(gates[0](inputs), before)
 
 
 # %% ../nbs/internals/37_gates.ipynb #86a29a41
@@ -88,13 +88,13 @@ def test_on_a_gpu_the_gate_is_at_least_as_exact_as_the_library_s():
     for kind in (torch.float16, torch.bfloat16, torch.float32):
         layer = GEGLU(64, 2560).to("cuda", kind)
         layer.proj = torch.nn.Identity()
-        given, above = (
+        inputs, above = (
             2 * torch.randn(3001, 5120, device="cuda", dtype=kind),
             torch.randn(3001, 2560, device="cuda", dtype=kind),
         )
         errors = []
         for function, cast in ((GEGLUFunction.apply, kind), (layer, kind), (layer, torch.float64)):
-            x = given.to(cast).requires_grad_()
+            x = inputs.to(cast).requires_grad_()
             out = function(x)
             errors.append([out.detach(), *torch.autograd.grad(out, x, above.to(cast))])
         for ours, theirs, exact in zip(*errors):

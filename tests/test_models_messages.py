@@ -31,7 +31,7 @@ def test_libraries_print_nothing_inside_quiet_and_have_their_settings_again_outs
 # %% ../nbs/6_making_videos/58_messages.ipynb #152fc4e6
 def test_what_a_library_says_about_a_result_becomes_one_note_of_one_line_and_advice_does_not():
     library = logging.getLogger("diffusers.loaders.anything")
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with quiet(), quiet():
             for _ in range(2):
@@ -43,10 +43,10 @@ def test_what_a_library_says_about_a_result_becomes_one_note_of_one_line_and_adv
                 warnings.warn("odd", UserWarning, stacklevel=1),
             )
             note("a prompt\nis long")
-    assert [(w.category, str(w.message)) for w in found] == [
+    assert [(w.category, str(w.message)) for w in caught] == [
         (Note, r"Some weights were not used: \x1b[2J"),
         (Note, "a prompt is long"),
-    ], [str(w.message) for w in found]
+    ], [str(w.message) for w in caught]
     reported = []
     with quiet(reported.append), quiet():
         note("at once")

@@ -451,13 +451,13 @@ def test_hooks_see_videos_and_their_answers_count():
     plain = sample_with(scheduler, video, 5)
     scheduler.num_frames = 3
 
-    def before(answer):
+    def before(result):
         return lambda model_output, timestep, sample: (
-            seen.append((model_output, sample)) or answer(model_output, sample)
+            seen.append((model_output, sample)) or result(model_output, sample)
         )
 
-    def after(answer):
-        return lambda sample, timestep: seen.append((sample, sample)) or answer(sample)
+    def after(result):
+        return lambda sample, timestep: seen.append((sample, sample)) or result(sample)
 
     for name, hook, changes in [
         ("hook_before_step", before(lambda output, sample: None), False),

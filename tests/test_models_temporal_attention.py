@@ -127,17 +127,17 @@ def test_weights_are_only_read_inside_the_forward_of_their_own_module():
                 name: value.data
                 for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             }
-            module.register_forward_pre_hook(lambda module, _: self.put(module, self.tensors))
+            module.register_forward_pre_hook(lambda module, _: self.inject(module, self.tensors))
             module.register_forward_hook(lambda module, *_: self.leave(module))
             self.leave(module)
 
-        def put(self, module, tensors):
+        def inject(self, module, tensors):
             for name, value in tensors.items():
                 kept = module._parameters if name in module._parameters else module._buffers
                 kept[name] = nn.Parameter(value) if kept is module._parameters else value
 
         def leave(self, module):
-            self.put(module, {name: value.to("meta") for name, value in self.tensors.items()})
+            self.inject(module, {name: value.to("meta") for name, value in self.tensors.items()})
 
     with torch.no_grad():
         x = torch.randn(10, 3, 16)
@@ -167,8 +167,8 @@ def test_layers_of_another_library_in_place_of_the_projections_are_called_as_any
     windows = plan_windows(10, Context(length=4, loop=True), 24).on("cpu")
     expected = layer(x, 5), layer(x, 10, windows)
     layer.to_qkv, layer.proj = Wrapped(layer.to_qkv), Wrapped(layer.proj)
-    for found, right in zip((layer(x, 5), layer(x, 10, windows)), expected):
-        torch.testing.assert_close(found, right)
+    for output, right in zip((layer(x, 5), layer(x, 10, windows)), expected):
+        torch.testing.assert_close(output, right)
 
 
 # %% ../nbs/2_method/01_attention.ipynb #18622100

@@ -75,9 +75,9 @@ def test_in_windows_the_convolution_is_that_of_the_windows_one_by_one_blended_in
 # %% ../nbs/2_method/100_temporal_block.ipynb #2f1ef853
 def test_a_window_of_a_whole_clip_is_the_clip_and_places_are_computed_each_by_itself():
     block, x = randomize_weights(TemporalBlock(16, 4, 30, conv_size=3, ff_ratio=1.0)), torch.randn(2 * 24, 5, 16)
-    whole = plan_windows(30, Context("none"), 24).on("cpu")
+    single_window = plan_windows(30, Context("none"), 24).on("cpu")
     long = torch.randn(30, 5, 16)
-    torch.testing.assert_close(block(long, 30, whole), block(long, 30))
+    torch.testing.assert_close(block(long, 30, single_window), block(long, 30))
     torch.testing.assert_close(block(x, 24), torch.cat([block(x[:, i : i + 1], 24) for i in range(5)], dim=1))
 
 

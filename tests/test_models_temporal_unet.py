@@ -366,10 +366,14 @@ def test_gradients_with_checkpointing_are_those_without_bit_for_bit_and_only_the
     for patched in (plain, saving):
         train_only_temporal(patched)
         patched.train()
-    expected, found = gradients(plain), gradients(saving)
-    assert found.keys() == expected.keys() == {name for name, _ in plain.named_parameters() if "temporal_attn" in name}
+    expected, gradients_saved = gradients(plain), gradients(saving)
+    assert (
+        gradients_saved.keys()
+        == expected.keys()
+        == {name for name, _ in plain.named_parameters() if "temporal_attn" in name}
+    )
     for name, gradient in expected.items():
-        assert torch.equal(found[name], gradient), name
+        assert torch.equal(gradients_saved[name], gradient), name
 
 
 # %% ../nbs/2_method/02_unet.ipynb #a7ad55cf
@@ -456,8 +460,8 @@ def test_compiled_by_torch_it_gives_the_same():
     with torch.no_grad():
         patched = randomize_weights(add_temporal(tiny_unet()))
         expected = patched(**call_inputs(), num_frames=4).sample
-        whole = torch.compile(patched, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(whole(**call_inputs(), num_frames=4).sample, expected)
+        compiled_unet = torch.compile(patched, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled_unet(**call_inputs(), num_frames=4).sample, expected)
         patched.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(patched(**call_inputs(), num_frames=4).sample, expected)
 
@@ -487,14 +491,14 @@ def test_the_two_halves_of_guidance_are_two_clips():
     pipe = tiny_pipeline()
     with torch.no_grad():
         clip = call_inputs(num_clips=1)
-        alone = pipe.unet(**clip, num_frames=4).sample
+        single = pipe.unet(**clip, num_frames=4).sample
         added_cond_kwargs = {name: value.repeat(2, 1) for name, value in clip.pop("added_cond_kwargs").items()}
         twice = {
             name: value.repeat(2, *[1] * (value.ndim - 1)) if value.ndim else value for name, value in clip.items()
         }
         twice["sample"][4:] += 1  # the other clip is another one
         together = pipe.unet(**twice, added_cond_kwargs=added_cond_kwargs, num_frames=4).sample
-    torch.testing.assert_close(together[:4], alone)
+    torch.testing.assert_close(together[:4], single)
 
 
 # %% ../nbs/2_method/02_unet.ipynb #10322a94
@@ -666,9 +670,12 @@ def test_gradients_through_windows_with_checkpointing_are_those_without_bit_for_
     for patched in (plain, saving):
         train_only_temporal(patched)
         patched.train()
-    expected, found = gradients(plain, context=Context(loop=True)), gradients(saving, context=Context(loop=True))
-    assert found.keys() == expected.keys() and all(
-        torch.equal(found[name], gradient) for name, gradient in expected.items()
+    expected, gradients_saved = (
+        gradients(plain, context=Context(loop=True)),
+        gradients(saving, context=Context(loop=True)),
+    )
+    assert gradients_saved.keys() == expected.keys() and all(
+        torch.equal(gradients_saved[name], gradient) for name, gradient in expected.items()
     )
 
 
@@ -682,8 +689,8 @@ def test_windows_compiled_by_torch_give_the_same():
         )
         once, looped = (dict(**long, num_frames=6, context=context) for context in (Context(), Context(loop=True)))
         expected, wanted = patched(**once).sample, patched(**looped).sample
-        whole = torch.compile(patched, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(whole(**once).sample, expected)
+        compiled_unet = torch.compile(patched, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled_unet(**once).sample, expected)
         patched.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(patched(**looped).sample, wanted)
 
@@ -743,9 +750,9 @@ def test_sharded_over_processes_a_unet_gives_the_same_bits_and_learns():
             fully_shard(module, mesh=mesh)
         fully_shard(patched, mesh=mesh)
         parameters = train_only_temporal(patched)
-        found = patched(**call).sample
-        found.square().mean().backward()
-        assert torch.equal(found, expected) and all(p.grad is not None for p in parameters)
+        output = patched(**call).sample
+        output.square().mean().backward()
+        assert torch.equal(output, expected) and all(p.grad is not None for p in parameters)
     finally:
         torch.distributed.destroy_process_group()
 

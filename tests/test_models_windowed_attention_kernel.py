@@ -70,7 +70,7 @@ def test_on_a_gpu_the_kernel_of_windowed_attention_is_as_exact_as_one_window_aft
     import tav_nb.models.temporal_attention
 
     torch.manual_seed(0)
-    layer, windows, found = (
+    layer, windows, outputs = (
         tav_nb.models.temporal_attention.TemporalSelfAttention(128, 2).to("cuda").requires_grad_(False),
         plan_windows(50, Context(), 24).on("cuda"),
         [],
@@ -84,6 +84,6 @@ def test_on_a_gpu_the_kernel_of_windowed_attention_is_as_exact_as_one_window_aft
     )
     for can, cast in ((True, torch.float16), (False, torch.float16), (False, torch.float64)):
         with patch.object(tav_nb.models.temporal_attention, "can_fuse_windows", lambda *_: can):
-            found.append(layer(x.detach().to(cast), 50, windows).double())
-    ours, plain, exact = found
+            outputs.append(layer(x.detach().to(cast), 50, windows).double())
+    ours, plain, exact = outputs
     assert (ours - exact).norm() < 1.05 * (plain - exact).norm()

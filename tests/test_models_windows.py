@@ -33,8 +33,8 @@ def randomize_weights(dim=16, max_frames=24, **options):
     return layer
 
 
-def tokens(num_frames, places=3, dim=16, clips=1):
-    return torch.randn(clips * num_frames, places, dim, generator=torch.Generator().manual_seed(2))  # (b f) s c
+def tokens(num_frames, positions=3, dim=16, clips=1):
+    return torch.randn(clips * num_frames, positions, dim, generator=torch.Generator().manual_seed(2))  # (b f) s c
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #958007db
@@ -63,8 +63,8 @@ def test_shares_sum_to_one_at_every_frame():
         for kind in BLEND_WEIGHTS:
             for loop in (False, True):
                 starts, total = window_starts(num_frames, length, overlap, loop), np.zeros(num_frames)
-                for start, share in zip(starts, normalize_weights(num_frames, starts, distance_weights(length, kind))):
-                    np.add.at(total, (start + np.arange(length)) % num_frames, share)
+                for start, weight in zip(starts, normalize_weights(num_frames, starts, distance_weights(length, kind))):
+                    np.add.at(total, (start + np.arange(length)) % num_frames, weight)
                 np.testing.assert_allclose(total, 1, atol=1e-12)
     assert distance_weights(24) == [*range(1, 13), *range(12, 0, -1)] and distance_weights(3) == [1, 2, 1]
 
@@ -157,10 +157,10 @@ def test_positions_start_at_0_in_each_window():
     layer, still = randomize_weights(), tokens(1).expand(72, 3, 16)  # one frame, 72 times: only positions differ
     out = layer(still, 72, plan_windows(72, Context(overlap=12), 24).on("cpu"))
     torch.testing.assert_close(out[12:24], out[36:48], atol=1e-6, rtol=1e-5)
-    alone = layer(still[:24], 24)
-    assert (alone[:12] - alone[12:]).abs().max() > 0.01, "positions matter"
-    torch.testing.assert_close(out[:1], alone[:1], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(out[-1:], alone[-1:], atol=1e-6, rtol=1e-5)
+    single = layer(still[:24], 24)
+    assert (single[:12] - single[12:]).abs().max() > 0.01, "positions matter"
+    torch.testing.assert_close(out[:1], single[:1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(out[-1:], single[-1:], atol=1e-6, rtol=1e-5)
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #ff6e1d45
@@ -168,22 +168,22 @@ def test_attention_in_windows_is_that_of_the_windows_one_by_one():
     layer, x = randomize_weights(), tokens(20, clips=2)
     windows = plan_windows(20, Context(length=8, overlap=5), 24)
     clips, fused = x.unflatten(0, (2, 20)), torch.zeros(2, 20, 3, 16)  # b f s c
-    for start, share in zip(windows.starts, windows.blend_weights):
+    for start, weight in zip(windows.starts, windows.blend_weights):
         part = layer(clips[:, start : start + 8].flatten(0, 1), 8).unflatten(0, (2, 8))
-        fused[:, start : start + 8] += torch.tensor(share).view(8, 1, 1) * part
+        fused[:, start : start + 8] += torch.tensor(weight).view(8, 1, 1) * part
     torch.testing.assert_close(layer(x, 20, windows.on("cpu")), fused.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #7c63d10e
 def test_72_frames_do_not_depend_on_how_the_work_is_cut():
-    layer, x, windows = randomize_weights(), tokens(72, places=6, clips=2), plan_windows(72, Context(), 24).on("cpu")
-    whole = layer(x, 72, windows)
-    places = torch.cat([layer(part, 72, windows) for part in x.split((1, 3, 2), dim=1)], dim=1)
+    layer, x, windows = randomize_weights(), tokens(72, positions=6, clips=2), plan_windows(72, Context(), 24).on("cpu")
+    together = layer(x, 72, windows)
+    positions = torch.cat([layer(part, 72, windows) for part in x.split((1, 3, 2), dim=1)], dim=1)
     clips = torch.cat([layer(part, 72, windows) for part in x.chunk(2)])
     with patch("tav_nb.models.attention_kernel.MAX_SEQUENCES", 5):
         rows = layer(x, 72, windows)
-    for pieces in (places, clips, rows):
-        torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-5)
+    for pieces in (positions, clips, rows):
+        torch.testing.assert_close(pieces, together, atol=1e-6, rtol=1e-5)
 
 
 # %% ../nbs/6_making_videos/29_windows.ipynb #0fbe90b7

@@ -59,7 +59,7 @@ def test_the_reader_follows_the_face_to_half_a_pixel_and_the_camera_to_a_thousan
         assert np.abs(off[:, 0]).max() < 2 and 2 < off[:, 1].min() < off[:, 1].max() < 5, (
             "beside the face, or not below the fringe"
         )
-        assert read_.found == 1 and abs(read_.pan - clip_.scene.pan) < 0.001, (
+        assert read_.face_fraction == 1 and abs(read_.pan - clip_.scene.pan) < 0.001, (
             f"pan {clip_.scene.pan:.4f} read as {read_.pan:.4f}"
         )
 
@@ -142,7 +142,7 @@ def test_the_score_of_known_readings():
             camera=scene.camera,
             speed=scene.speed,
             pan=0.0,
-            found=1.0,
+            face_fraction=1.0,
             drift=0.0,
             jitter=0.001,
             motion=5.0,

@@ -141,21 +141,23 @@ def test_a_folder_that_stepped_aside_comes_back_when_the_new_one_cannot_take_its
 # %% ../nbs/internals/33_files.ipynb #251afe0e
 def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_stays_as_it_is():
     with tempfile.TemporaryDirectory() as folder:
-        path, taken, links = Path(folder) / "video.mp4", [], os.link
+        path, errors, links = Path(folder) / "video.mp4", [], os.link
 
         def no_links(*names):
             raise OSError(errno.EPERM, "no links here")
 
         for link in (links, no_links):
             with patch("os.link", link):
-                taken.clear()
+                errors.clear()
                 for text in ("first", "second"):
                     try:
                         with atomic_path(path, replace=False) as part:
                             part.write_text(text)
                     except FileExistsError as error:
-                        taken.append((text, error.filename))
-                assert taken == [("second", str(path))] and path.read_text() == "first" and len(os.listdir(folder)) == 1
+                        errors.append((text, error.filename))
+                assert (
+                    errors == [("second", str(path))] and path.read_text() == "first" and len(os.listdir(folder)) == 1
+                )
                 path.unlink()
         with atomic_path(Path(folder) / "frames", replace=False) as part:
             part.mkdir()

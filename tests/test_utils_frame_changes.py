@@ -46,14 +46,14 @@ def test_held_drawings_are_those_of_both_earlier_implementations():
         return same
 
     def of_the_scan(frames, change=6):
-        found, drawing = [(255.0, True)], frames[0]
+        expected, drawing = [(255.0, True)], frames[0]
         for frame in frames[1:]:
             d = cv2.absdiff(frame, drawing)
             size = max(1, d.shape[1] // 4), max(1, d.shape[0] // 4)
-            found.append((float(cv2.resize(d, size, interpolation=cv2.INTER_AREA).max()), None))
-            found[-1] = found[-1][0], found[-1][0] >= change
-            drawing = frame if found[-1][1] else drawing
-        return found
+            expected.append((float(cv2.resize(d, size, interpolation=cv2.INTER_AREA).max()), None))
+            expected[-1] = expected[-1][0], expected[-1][0] >= change
+            drawing = frame if expected[-1][1] else drawing
+        return expected
 
     cv2, rng = import_cv2("this test", "score"), np.random.default_rng(1)
     for height, width in (16, 20), (37, 51), (3, 200):

@@ -10,13 +10,13 @@ from tav_nb.utils.memory_trace import FunctionOverride, free_bytes, limited_memo
 def test_while_attention_is_replaced_in_one_thread_another_one_has_its_own():
     from threading import Thread
 
-    x, found = torch.randn(2, 3, 8, requires_grad=True), []
+    x, outputs = torch.randn(2, 3, 8, requires_grad=True), []
     with FunctionOverride({F.scaled_dot_product_attention: lambda q, k, v: q * 0}):
-        other = Thread(target=lambda: found.append(F.scaled_dot_product_attention(x, x, x)))
+        other = Thread(target=lambda: outputs.append(F.scaled_dot_product_attention(x, x, x)))
         other.start()
         other.join()
         assert (F.scaled_dot_product_attention(x, x, x) == 0).all()
-    assert torch.equal(found[0], F.scaled_dot_product_attention(x, x, x))
+    assert torch.equal(outputs[0], F.scaled_dot_product_attention(x, x, x))
 
 
 # %% ../nbs/internals/47_memory_trace.ipynb #f4ee0003
@@ -32,20 +32,20 @@ def test_a_limit_of_memory_ends_with_the_call_also_after_an_error():
     from types import SimpleNamespace
     from unittest.mock import patch
 
-    share = {1: 0.9}
+    fractions = {1: 0.9}
     gpu = dict(
         get_device_properties=lambda device: SimpleNamespace(total_memory=40 * 2**30),
-        get_per_process_memory_fraction=share.get,
-        set_per_process_memory_fraction=lambda fraction, index: share.update({index: fraction}),
+        get_per_process_memory_fraction=fractions.get,
+        set_per_process_memory_fraction=lambda fraction, index: fractions.update({index: fraction}),
     )
     with patch.multiple(torch.cuda, create=True, **gpu):
         try:
             with limited_memory("cuda:1", 10.0):
-                inside = share[1]
+                inside = fractions[1]
                 raise InterruptedError
         except InterruptedError:
             pass
         for device, limit in ("cuda:1", None), ("cuda:1", 0), ("cpu", 10.0):
             with limited_memory(device, limit):
-                assert share == {1: 0.9}, (device, limit)
-    assert inside == 0.25 and share == {1: 0.9}
+                assert fractions == {1: 0.9}, (device, limit)
+    assert inside == 0.25 and fractions == {1: 0.9}

@@ -127,7 +127,7 @@ def compare(name, call):
             print(name, "changes", what)
     return result
 """
-IMPORTS_ALONE = (
+IMPORTS_ISOLATED = (
     PROCESS_STATE
     + """
 names = [module.name for module in pkgutil.walk_packages(tav_nb.__path__, "tav_nb.")]
@@ -138,7 +138,7 @@ print(len(names), "modules")
 )
 
 # %% ../nbs/internals/90_nbtests.ipynb #af7f14e2
-CALLS_ALONE = (
+CALLS_ISOLATED = (
     PROCESS_STATE
     + """
 tqdm.tqdm.monitor_interval = 0  # no thread that watches progress bars
@@ -176,10 +176,10 @@ def test_strings_that_span_lines_stay_as_they_are():
         "text = ('one '\n'two')",
         "text = 'a\\\nb'",
     ]:
-        expected, found = {}, {}
+        expected, namespace = {}, {}
         exec(source, expected)
-        exec(as_function("check", source) + "\n    return text", found)
-        assert found["check"]() == expected["text"], source
+        exec(as_function("check", source) + "\n    return text", namespace)
+        assert namespace["check"]() == expected["text"], source
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #8b47b03a
@@ -362,7 +362,7 @@ def test_a_small_thing_of_another_colour_is_not_the_same():
 
 # %% ../nbs/internals/90_nbtests.ipynb #0f32edaf
 def test_the_images_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as output:
         path = write_lesson(Path(folder), ["shown()"], "01_one")
         notebook = read_nb(path)
         data = {
@@ -379,7 +379,9 @@ def test_the_images_of_notebooks_shrink_once_and_nothing_else_of_them_changes():
         shrink_images(folder)
         after, text = read_nb(path), path.read_text()
         shrink_images(folder)
-        assert text == path.read_text() and said.getvalue().count("01_one.ipynb") == said.getvalue().count("\n") == 1
+        assert (
+            text == path.read_text() and output.getvalue().count("01_one.ipynb") == output.getvalue().count("\n") == 1
+        )
         new = after.cells[-1].outputs[0].data.pop("image/png")
         assert base64.b64decode(new) == palette_png(png(plot())) and new.endswith("\n")
         for kind in ("image/png", "text/html"):
@@ -399,9 +401,9 @@ def test_exit_code_and_both_streams_of_a_command_are_captured():
 
 # %% ../nbs/internals/90_nbtests.ipynb #637d3eff
 def test_importing_any_module_changes_nothing_that_belongs_to_the_whole_process():
-    said = subprocess.run([sys.executable, "-c", IMPORTS_ALONE], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert " changes " not in said.stdout and int(said.stdout.split()[0]) > 80, said.stdout
+    done = subprocess.run([sys.executable, "-c", IMPORTS_ISOLATED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " changes " not in done.stdout and int(done.stdout.split()[0]) > 80, done.stdout
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #448f6bd8
@@ -409,12 +411,12 @@ def test_importing_any_module_changes_nothing_that_belongs_to_the_whole_process(
 def test_no_call_and_no_command_changes_what_belongs_to_the_whole_process():
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "clips").mkdir()
-        said = subprocess.run([sys.executable, "-c", CALLS_ALONE, folder], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert " changes " not in said.stdout, said.stdout
-    codes = [tuple(line.split(" ends with ")) for line in said.stdout.splitlines() if " ends with " in line]
+        done = subprocess.run([sys.executable, "-c", CALLS_ISOLATED, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " changes " not in done.stdout, done.stdout
+    codes = [tuple(line.split(" ends with ")) for line in done.stdout.splitlines() if " ends with " in line]
     assert codes == [(name, "2" if n == 1 else "0") for n, (name, _) in enumerate(codes)] and len(codes) == 6, (
-        said.stderr
+        done.stderr
     )
 
 

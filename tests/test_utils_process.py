@@ -57,7 +57,7 @@ from tav_nb.utils.process import usable_streams
 with usable_streams(): print("na\u00efve \u5973"), print("\u00e9", file=sys.stderr)
 """
     with tempfile.TemporaryDirectory() as folder:
-        for streams, said in ((">&-", ""), ("2>&-", "na\\xefve \\u5973\n"), ("2>/dev/null", "na\\xefve \\u5973\n")):
+        for streams, expected in ((">&-", ""), ("2>&-", "na\\xefve \\u5973\n"), ("2>/dev/null", "na\\xefve \\u5973\n")):
             Path(folder, "program.py").write_text(program)
             done = subprocess.run(
                 ["sh", "-c", f"{sys.executable} {folder}/program.py {streams}"],
@@ -65,7 +65,7 @@ with usable_streams(): print("na\u00efve \u5973"), print("\u00e9", file=sys.stde
                 text=True,
                 env={**os.environ, "PYTHONIOENCODING": "ascii"},
             )
-            assert (done.returncode, done.stdout) == (0, said), (streams, done)
+            assert (done.returncode, done.stdout) == (0, expected), (streams, done)
 
 
 # %% ../nbs/internals/46_process.ipynb #03dbc12e
@@ -114,11 +114,11 @@ while True: time.sleep(1)
             ),
         ),
     ):
-        found = ended(program, what)
-        assert (found[0], found[2]) == (code, line), (what, found)
-        assert what != "environment" or sorted(found[1].splitlines()) == [
+        result = ended(program, what)
+        assert (result[0], result[2]) == (code, line), (what, result)
+        assert what != "environment" or sorted(result[1].splitlines()) == [
             line for rank in range(2) for line in (f"{rank} 2 2 127.0.0.1", f"{rank} begins")
-        ], found
+        ], result
     for number in (signal.SIGINT, signal.SIGTERM):
         for after in (0, 0.6):  # at once, when they have not begun; later, when all are at work
             code, out, err = ended(program, "work", after=after, number=number)

@@ -34,14 +34,14 @@ def test_whatever_is_wrong_with_a_text_is_one_schemaerror_of_one_line_that_names
     }
     for text, reason in wrong.items():
         try:
-            found = parse_json(text, numbers, Path("a.json"))
+            value = parse_json(text, numbers, Path("a.json"))
         except SchemaError as error:
             assert str(error).startswith("a.json: ") and reason in str(error) and "\n" not in str(error), (
                 text[:50],
                 str(error),
             )
         else:
-            raise AssertionError(f"{text[:50]!r} is {found}")
+            raise AssertionError(f"{text[:50]!r} is {value}")
     assert parse_json(b'\xef\xbb\xbf{"a": 1.5}', numbers, "a.json") == {"a": 1.5}
     nan = parse_json('{"a": NaN}', dict[str, float], "a.json", allow_nan=True)["a"]
     assert nan != nan
@@ -100,13 +100,13 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
                 for _ in range(size >> 20):
                     out.write(bytes(1 << 20))
 
-        def refused(said, *names):
+        def refused(words, *names):
             try:
                 read_arrays(path, names or None)
             except SchemaError as error:
-                assert str(path) in str(error) and said in str(error) and "\n" not in str(error), error
+                assert str(path) in str(error) and words in str(error) and "\n" not in str(error), error
             else:
-                raise AssertionError(said)
+                raise AssertionError(words)
 
         refused("has no g", "a", "g")
         with patch(f"{read_arrays.__module__}.MAX_ARRAY_BYTES", 2**25):
@@ -125,15 +125,15 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
         rng = np.random.default_rng(0)
         for _ in range(300):
             damaged = bytearray(good)
-            for place in rng.integers(len(good), size=rng.integers(1, 4)):
-                damaged[place] = rng.integers(256)
+            for position in rng.integers(len(good), size=rng.integers(1, 4)):
+                damaged[position] = rng.integers(256)
             path.write_bytes(damaged)
             try:
-                found = read_arrays(path)
+                content = read_arrays(path)
             except SchemaError as error:
                 assert "\n" not in str(error)
             else:
-                assert all(np.array_equal(found[name], arrays[name]) for name in found), "a byte that says nothing"
+                assert all(np.array_equal(content[name], arrays[name]) for name in content), "a byte that says nothing"
         path.unlink()
         path.mkdir()
         refused("not a file")

@@ -104,17 +104,17 @@ def turn(path, degrees):
 
 
 # %% ../nbs/internals/07_reading.ipynb #5c3672e8
-def cut_off(path, share=0.4):
+def cut_off(path, fraction=0.4):
     "Only the first part of a file"
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     return path
 
 
-def scratch(path, share=0.4, count=3000):
+def scratch(path, fraction=0.4, count=3000):
     "Overwrite some bytes in the middle"
     data = bytearray(path.read_bytes())
-    start = int(share * len(data))
+    start = int(fraction * len(data))
     data[start : start + count] = np.random.default_rng(1).bytes(count)
     path.write_bytes(data)
     return path
@@ -247,13 +247,13 @@ def test_a_file_that_was_cut_off_says_how_many_frames_are_missing():
 def test_a_scratch_in_the_middle_is_counted_and_the_stretch_that_it_may_have_spoilt_is_named():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(cartoon_clip(48), Path(folder) / "a.mp4")
-        data, whole = path.read_bytes(), read(path)[2]
+        data, complete = path.read_bytes(), read(path)[2]
         for count in 60, 2000:  # the decoder paints over the small scratch, and gives up at the large one
             path.write_bytes(data)
             info = read(scratch(path, count=count))[2]
             assert info.refused > 0 and info.decoded < 48 == info.expected, (count, info)
             assert any(a < b and b > 0.4 * 2 for a, b in info.broken), info.broken
-    assert whole.refused == 0 and whole.broken == () and whole.decoded == 48
+    assert complete.refused == 0 and complete.broken == () and complete.decoded == 48
 
 
 # %% ../nbs/internals/07_reading.ipynb #6f99e4dc
@@ -410,28 +410,28 @@ def test_dolby_vision_without_a_compatible_base_layer_is_a_reason_and_with_one_i
         "The smallest metadata unit of Dolby Vision that FFmpeg takes: identity curves below this profile and range"
         bits = []
 
-        def put(value, count):  # bits
+        def write_bits(value, count):  # bits
             bits.append(format(value, f"0{count}b"))
 
-        def put_golomb(value):  # of the order 0
+        def write_golomb(value):  # of the order 0
             bits.append("0" * ((value + 1).bit_length() - 1) + format(value + 1, "b"))
 
         for value, count in (25, 8), (2, 6), (18, 11), (profile, 4), (0, 4), (1, 1), (0, 1), (0, 2):
-            put(value, count)
-        put_golomb(23)  # binary places of coefficients
-        put(1, 2), put(full_range, 1)
+            write_bits(value, count)
+        write_golomb(23)  # binary places of coefficients
+        write_bits(1, 2), write_bits(full_range, 1)
         for value in 2, 2, 4:  # bits of the base layer, of the enhancement layer and of the result, without 8
-            put_golomb(value)
+            write_golomb(value)
         for value, count in (0, 5), (1, 1), (0, 1), (0, 1):  # no residual, no display metadata, no earlier unit
-            put(value, count)
+            write_bits(value, count)
         for _ in range(3):
-            put_golomb(0)
+            write_golomb(0)
         for _ in range(3):  # one piece from 0 to 1023 in each channel
-            put_golomb(0), put(0, 10), put(1023, 10)
-        put_golomb(0), put_golomb(0)
+            write_golomb(0), write_bits(0, 10), write_bits(1023, 10)
+        write_golomb(0), write_golomb(0)
         for _ in range(3):  # y = 0 + 1 x
-            put_golomb(0), put_golomb(0), put(0, 1)
-            put_golomb(0), put(0, 23), put_golomb(1), put(0, 23)
+            write_golomb(0), write_golomb(0), write_bits(0, 1)
+            write_golomb(0), write_bits(0, 23), write_golomb(1), write_bits(0, 23)
         text = "".join(bits)
         text += "0" * (-len(text) % 8)
         unit = int(text, 2).to_bytes(len(text) // 8, "big") + bytes(4) + b"\x80"  # a checksum that is not looked at

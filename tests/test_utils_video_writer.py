@@ -231,10 +231,10 @@ def test_an_mp4_is_what_browsers_play():
     )  # f h (n w) c
     with tempfile.TemporaryDirectory() as folder:
         path = write_video(clip, f"{folder}/clip.mp4")
-        found = atoms(path.read_bytes())
+        order = atoms(path.read_bytes())
         with av.open(str(path)) as container:
             codec, frame = container.streams.video[0].codec_context.name, next(container.decode(video=0))
-    assert found.index("moov") < found.index("mdat")
+    assert order.index("moov") < order.index("mdat")
     assert (codec, frame.format.name) == ("h264", "yuv420p")
     assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
     assert np.abs(frame.to_ndarray()[16, 16:96:32].astype(int) - (126, 63, 32)).max() <= 1

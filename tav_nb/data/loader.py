@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .cache_format import CLIP_ARRAYS, CLIPS, EMPTY_CAPTION
 from tav_nb.data.cache_reader import (
-    CLIP_ARRAYS,
     PREPARE_AGAIN,
     CacheError,
     read_cache_info,
@@ -225,7 +225,7 @@ class ClipLoader:
         "One clip of a batch"
         row = self.clips[number]
         path, shape = (
-            self.folder / "clips" / f"{row['clip']}.npz",
+            self.folder / CLIPS / f"{row['clip']}.npz",
             (row["frames"], 4, row["height"] // 8, row["width"] // 8),
         )
         arrays = read_npz(path, finite=self.finite)

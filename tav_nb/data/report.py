@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from PIL import Image
 from tqdm import tqdm
 
+from .cache_format import CACHE_INFO, REPORT
 from .cache_reader import read_cache_info, read_manifest
 from ..utils.atomic_io import atomic_write
 from ..utils.pages import render_page
@@ -211,7 +212,7 @@ def write_report(
     rows: list[dict[str, Any]] | None = None,  # of the manifest; read from the cache unless given
 ) -> Path:
     "Write the page of a cache, kept and dropped clips alike; returns where it is"
-    path, about = Path(path or Path(folder) / "report.html"), Path(folder) / "cache.json"
+    path, about = Path(path or Path(folder) / REPORT), Path(folder) / CACHE_INFO
     text = render_report(
         read_manifest(folder) if rows is None else rows, about=read_cache_info(folder) if about.is_file() else None
     )

@@ -30,7 +30,7 @@ class Reading:
     camera: str
     speed: float  # over the ground, signed
     pan: float  # of the camera, signed
-    found: float  # share of the frames in which there is a face
+    face_fraction: float  # share of the frames in which there is a face
     drift: float  # share of the frames whose hair or outfit is not the clip's
     jitter: float  # standard deviation of the second difference of x
     motion: float  # mean absolute difference of neighbouring frames, 0 to 255
@@ -207,11 +207,11 @@ def read_scene(
     frames = np.asarray(frames)
     faces = [find_face(f) for f in frames]
     seen = [(f, c) for f, c in zip(frames, faces) if c is not None]
-    found = len(seen) / len(frames)
+    face_fraction = len(seen) / len(frames)
     motion = float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean()) if len(frames) > 1 else 0.0
     background, pan = _background(frames, faces), _pan(frames, faces)
     camera = CAMERAS[0 if abs(pan) < 0.004 else 2 if pan > 0 else 1]
-    if found < 0.5:
+    if face_fraction < 0.5:
         return Reading(
             "none",
             "none",
@@ -221,7 +221,7 @@ def read_scene(
             camera,
             0.0,
             pan,
-            found,
+            face_fraction,
             1.0,
             math.nan,
             motion,
@@ -245,7 +245,7 @@ def read_scene(
         camera,
         speed,
         pan,
-        found,
+        face_fraction,
         float(drift),
         _jitter(where[:, 0]),
         motion,
@@ -283,7 +283,7 @@ def score_readings(
     readings: Sequence[Reading],  # of the clips made for them
 ) -> dict[
     str, tuple[float, float, float, int] | float
-]:  # a check's name -> (share, low, high, n), and 'jitter', 'drift', 'found', 'motion', 'speed' -> mean
+]:  # a check's name -> (share, low, high, n), and 'jitter', 'drift', 'face_fraction', 'motion', 'speed' -> mean
     "Shares of scenes whose reading shows what the scene has, with intervals, and means of what is measured"
     pairs, out = list(zip(scenes, readings)), {}
     for name, check in CHECKS.items():
@@ -299,7 +299,7 @@ def score_readings(
     return out | dict(
         jitter=mean(np.array(smooth)),
         drift=mean([r.drift for r in readings]),
-        found=mean([r.found for r in readings]),
+        face_fraction=mean([r.face_fraction for r in readings]),
         motion=mean([r.motion for r in readings]),
         speed=mean([abs(r.speed) for s, r in pairs if s.speed]),
     )
