@@ -6,7 +6,7 @@ from tav_nb.data.buckets import buckets, nearest_bucket, sizes_for, to_bucket
 
 
 # %% ../nbs/4_real_clips/75_buckets.ipynb #4dbbb3ad
-def test_buckets_keep_their_promises_and_hold_the_usual_shapes_of_video():
+def test_buckets_keep_within_their_limits_and_include_the_usual_shapes_of_video():
     for resolution in (128, 512, 768, 1024):
         sizes_ = buckets(resolution)
         assert (resolution, resolution) in sizes_ and len(set(sizes_)) == len(sizes_)

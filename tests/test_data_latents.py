@@ -109,7 +109,7 @@ def test_batches_are_always_of_one_size_and_never_cross_clips():
 
 
 # %% ../nbs/4_real_clips/22_encode.ipynb #06c0a212
-def test_a_vae_that_asks_for_fp32_gets_it_and_is_given_back_as_it_was():
+def test_a_vae_with_force_upcast_runs_in_fp32_and_keeps_its_dtype_afterwards():
     small = tiny().vae
     vae_ = type(small).from_config(dict(small.config) | {"force_upcast": True}).half().eval()
     with safe_vae(vae_) as ready:

@@ -145,7 +145,7 @@ def test_no_clip_is_seen_much_more_often_than_the_others_of_its_size():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #51c9d146
-def test_a_cut_clip_keeps_its_frames_and_times_together_and_tells_the_unet_its_sizes():
+def test_a_cut_clip_keeps_its_frames_and_times_together_and_passes_its_sizes_to_the_unet():
     with tempfile.TemporaryDirectory() as folder:
         write_clip(f"{folder}/clip.npz", 20, 64, 128, value=1.0, seed=6)
         arrays = read_npz(f"{folder}/clip.npz")
@@ -167,7 +167,7 @@ def test_a_cut_clip_keeps_its_frames_and_times_together_and_tells_the_unet_its_s
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #348df2c1
-def test_a_caption_is_lost_in_both_ways_as_often_as_was_asked_and_wholly():
+def test_a_caption_is_dropped_in_both_ways_with_the_given_probabilities_and_completely():
     arrays = dict(
         latents=np.zeros((8, 4, 2, 2), np.float16),
         text_embeds=np.full((77, 8), 3, np.float16),
@@ -242,7 +242,7 @@ def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #101418d6
-def test_the_plan_tells_whether_a_training_goes_on_with_the_same_clips():
+def test_the_plan_shows_whether_a_training_goes_on_with_the_same_clips():
     with tempfile.TemporaryDirectory() as folder:
         write_cache(folder, SHAPES)
         usual = ClipLoader(folder, 2, seed=1).plan.identity

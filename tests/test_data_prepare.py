@@ -661,17 +661,17 @@ def test_another_source_whose_files_have_the_names_of_the_first_is_refused_and_t
         one, two, out = Path(tmp) / "one", Path(tmp) / "two", Path(tmp) / "cache"
         for folder, scene in ((one, Scene(action="run left", x=0.8, speed=-0.03)), (two, Scene(action="jump", x=0.5))):
             folder.mkdir()
-            write_video(render(scene, 14, 96, 144).frames, folder / "film.mp4", fps=12)
-            (folder / "film.txt").write_text("a girl")
+            write_video(render(scene, 14, 96, 144).frames, folder / "video.mp4", fps=12)
+            (folder / "video.txt").write_text("a girl")
         assert run(open_source(one), out).kept
         before = folder_bytes(out)
         one.rename(Path(tmp) / "moved")
         try:
             run(open_source(two), out)
         except DatasetError as error:
-            assert f"such as {one}/film.mp4" in str(error), error
+            assert f"such as {one}/video.mp4" in str(error), error
         else:
-            raise AssertionError("clips of another film took the place of the first film's")
+            raise AssertionError("clips of another video replaced those of the first")
         assert folder_bytes(out) == before
         assert run(open_source(Path(tmp) / "moved"), out).reused
 

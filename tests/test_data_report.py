@@ -170,7 +170,7 @@ def test_a_clip_reaches_the_page_with_its_strip_and_its_figures():
             0,
             "unreadable: no video",
             clip="",
-            file="/home/somebody/videos/scene-0.mp4",
+            file="/home/someone/videos/scene-0.mp4",
             thumbs=b"",
             thumb_count=0,
             frames=0,

@@ -59,7 +59,7 @@ def looked_at(frames, fps=24, name="video.mp4"):
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #0953e05b
 def close_dance():
-    "Two seconds of somebody dancing on threes, close to the camera, then something else"
+    "Two seconds of a character dancing on threes, close to the camera, then something else"
     return np.concatenate(
         [shot(3, 48, 3, 0.0, "snow", action="dance", speed=0.0, x=0.5, scale=2.2, outfit="red"), shot(9, 30, 2)]
     )
@@ -254,7 +254,7 @@ def test_frames_are_taken_by_time_stamps_or_each_drawing_once():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #db1a654f
-def test_clips_have_the_lengths_the_overlap_and_the_stride_that_were_asked_for():
+def test_clips_have_the_lengths_the_overlap_and_the_stride_of_the_options():
     seen = looked_at(shot(2, 94, 1, 0.004, action="dance", speed=0.004))
 
     def cut(**options):
@@ -274,7 +274,7 @@ def test_a_clip_that_comes_again_is_dropped_once_it_was_kept():
 
 
 # %% ../nbs/4_real_clips/21_shots.ipynb #8599b8d9
-def test_clips_are_the_file_s_own_frames_cropped_whichever_are_asked_for():
+def test_clips_are_the_file_s_own_frames_cropped_for_any_choice_of_windows():
     frames = np.pad(
         np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 60, 2, 0, "city")]), ((0, 0), (8, 8), (0, 0), (0, 0))
     )

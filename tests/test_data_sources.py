@@ -383,7 +383,7 @@ def test_a_row_about_something_else_than_a_clip_has_a_reason():
 
 
 # %% ../nbs/4_real_clips/17_sources.ipynb #5f8fedec
-def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_told_in_one_line():
+def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_reported_in_one_line():
     with tempfile.TemporaryDirectory() as tmp:
         for name, words in (
             (b"caf\xe9.mp4", "caf\\udce9.mp4: this name is not UTF-8; rename the file or folder"),

@@ -333,7 +333,7 @@ def test_a_jump_at_a_window_border_and_a_loop_that_does_not_close_are_measured_a
 
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #d3208975
-def test_the_tracked_region_tells_when_somebody_turns_into_somebody_else():
+def test_the_tracked_region_shows_when_a_character_turns_into_another():
     clip = cartoon(3, 8, 96, 96, action="stand", pan=0.0, camera="still", hair="pink", outfit="blue")
     other = render(replace(clip.scene, hair="green", outfit="red"), 8, 96, 96).frames
     mixed = (

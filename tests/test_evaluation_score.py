@@ -169,7 +169,7 @@ def test_an_interlaced_video_is_scored_by_the_frames_that_prepare_takes():
 
 
 # %% ../nbs/3_does_it_move/27_score.ipynb #0cc6b67f
-def test_videos_are_told_apart_by_name_and_controls_stand_beside_them():
+def test_videos_have_distinct_names_and_controls_are_listed_beside_them():
     assert short_names(["a/x.mp4", "b/x.mp4"]) == ["a/x.mp4", "b/x.mp4"] and short_names(["a/x.mp4", "a/y.mp4"]) == [
         "x.mp4",
         "y.mp4",

@@ -49,7 +49,7 @@ def test_a_sheet_has_every_frame_in_its_place_and_fits():
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #6d92e645
-def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_exist():
+def test_the_kernel_sets_the_frame_is_notified_of_it_and_frames_beyond_the_end_do_not_exist():
     video = render(random_scene(3), 5, 48, 64).frames
     widget = FrameScrubber(video, fps=12, label="a video")
     widget.index = 9
@@ -72,7 +72,7 @@ def test_the_kernel_sets_the_frame_hears_of_it_and_frames_beyond_the_end_do_not_
 
 
 # %% ../nbs/3_does_it_move/11_widgets.ipynb #4c72a6cf
-def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_says_what_the_page_is_told():
+def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_sends_all_of_it_to_the_page():
     video = render(random_scene(3), 6, 48, 64).frames
     jump = np.concatenate([video[:3], video[::-1][:3]])
     scores = measure_video(jump)

@@ -35,7 +35,7 @@ from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
 
 # %% ../nbs/6_making_videos/14_models.ipynb #b0085f94
 def no_network(*args, **kwargs):
-    raise AssertionError("the network was asked")
+    raise AssertionError("the network was used")
 
 
 offline = patch.multiple(socket, socket=no_network, create_connection=no_network, getaddrinfo=no_network)
@@ -235,7 +235,7 @@ def test_a_saved_pipeline_opens_without_this_package_and_samples_the_same():
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #e20d3985
-def test_a_pipeline_into_which_somebody_put_our_scheduler_opens_with_it_where_this_package_is_installed():
+def test_a_pipeline_saved_with_our_scheduler_opens_with_it_where_this_package_is_installed():
     with tempfile.TemporaryDirectory() as folder, quiet():
         pipe = load_pipeline()
         pipe.scheduler = SDXLAnime_BestHQScheduler(**pipe.scheduler.config)
@@ -283,7 +283,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line():
 
 # %% ../nbs/6_making_videos/14_models.ipynb #538716bf
 def test_a_name_on_the_hub_that_cannot_be_had_says_why():
-    def message_of(name="somebody/anime-xl", **how):
+    def message_of(name="someone/anime-xl", **how):
         try:
             load_pipeline(name, **how)
         except ModelError as error:
@@ -293,12 +293,12 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
     with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
         message = message_of()
         assert (
-            message.startswith("somebody/anime-xl: not in the cache")
+            message.startswith("someone/anime-xl: not in the cache")
             and "HF_HUB_OFFLINE" in message
             and "HF_HOME" in message
             and "\n" not in message
         ), message
-        assert message_of(Path(EMBEDDED), config="somebody/anime-xl").endswith("is none")
+        assert message_of(Path(EMBEDDED), config="someone/anime-xl").endswith("is none")
     response = SimpleNamespace(headers={}, request=None, status_code=404)
     for error, words in (
         (errors.RepositoryNotFoundError("404", response=response), "no such repository"),
@@ -317,13 +317,13 @@ def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded
     plain = load_pipeline(dtype=torch.float16)
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
     with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
-        snapshot = Path(folder, "models--somebody--anime-xl", "snapshots", "a" * 40)
+        snapshot = Path(folder, "models--someone--anime-xl", "snapshots", "a" * 40)
         snapshot.parent.mkdir(parents=True), (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
         for model in (
             only_fp16(Path(folder, "one")),
             only_fp16(Path(folder, "shards"), shards=True),
-            only_fp16(snapshot) and "somebody/anime-xl",
+            only_fp16(snapshot) and "someone/anime-xl",
         ):
             pipe = load_pipeline(model)
             assert pipe.dtype == torch.float32 and all(
@@ -397,7 +397,7 @@ def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds
                 ({"unet": ["evil", "UNet2DConditionModel"]}, "is not opened"),
                 ({"unet": ["os", "system"]}, "is not opened"),
                 ({"vae": [{}, "AutoencoderKL"]}, "is not opened"),
-                ({"scheduler": ["somebody/code", "XScheduler"]}, "is not opened"),
+                ({"scheduler": ["someone/code", "XScheduler"]}, "is not opened"),
                 ({"spy": ["evil", "Spy"]}, "is not opened"),
                 ({"_class_name": ["evil", "StableDiffusionXLPipeline"]}, "only SDXL"),
                 ({"_class_name": 7}, "only SDXL"),
@@ -406,7 +406,7 @@ def test_nothing_in_a_folder_chooses_code_or_the_network_or_a_size_beyond_bounds
         wrong += [
             (f"{part}/config.json", about, words)
             for part, about, words in (
-                ("text_encoder", {"attn_implementation": "somebody/kernel"}, "attn_implementation"),
+                ("text_encoder", {"attn_implementation": "someone/kernel"}, "attn_implementation"),
                 ("text_encoder_2", {"auto_map": {"AutoModel": "evil.Spy"}}, "auto_map"),
                 ("unet", {"quantization_config": {}}, "quantization_config"),
                 ("unet", {"layers_per_block": 10**9}, "<= 100"),

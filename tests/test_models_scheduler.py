@@ -44,7 +44,7 @@ def dpmpp_2m(x, sigmas, x_theta):
 
 # %% ../nbs/2_method/05_scheduler.ipynb #41f20cc7
 def x_theta(x, sigma):
-    return denoise(x / alpha_sigma(sigma)[0], sigma)  # our denoiser wants image + sigma * noise
+    return denoise(x / alpha_sigma(sigma)[0], sigma)  # our denoiser takes image + sigma * noise
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #f65cde9a
@@ -288,7 +288,7 @@ def test_a_config_survives_a_change_to_every_compatible_scheduler_and_back():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #c961b4fa
-def test_what_somebody_chose_for_the_sampler_stays_and_what_was_only_a_default_gives_way():
+def test_chosen_values_of_the_sampler_stay_and_values_that_were_only_defaults_are_replaced():
     from diffusers import DPMSolverSinglestepScheduler, PNDMScheduler
 
     assert (
@@ -347,12 +347,12 @@ def test_a_saved_scheduler_loads_with_the_same_config_and_takes_the_same_steps()
             scheduler.save_config(folder)
             loaded = SDXLAnime_BestHQScheduler.from_pretrained(folder)
             changed, unused = SDXLAnime_BestHQScheduler.from_pretrained(
-                folder, beta_end=0.5, nobody_knows=1, return_unused_kwargs=True
+                folder, beta_end=0.5, unknown_option=1, return_unused_kwargs=True
             )
         assert (
             "_use_default_values" not in loaded.config
             and changed.config.beta_end == 0.5
-            and unused["nobody_knows"] == 1
+            and unused["unknown_option"] == 1
         )
         assert scheduler.betas.tolist() == loaded.betas.tolist()
         assert loaded.to_json_string() == scheduler.to_json_string(), choice
@@ -475,7 +475,7 @@ def test_hooks_see_videos_and_their_answers_count():
 
 
 # %% ../nbs/2_method/05_scheduler.ipynb #17769451
-def test_a_hook_gets_exactly_what_it_asks_for():
+def test_a_hook_gets_exactly_the_shape_of_its_documentation():
     scheduler = SDXLAnime_BestHQScheduler()
     video = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     scheduler.num_frames = 3

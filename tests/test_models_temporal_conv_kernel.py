@@ -75,6 +75,6 @@ def test_on_a_gpu_the_convolution_is_as_exact_as_in_pytorch():
             inputs = inputs.detach().requires_grad_()
             out = module(inputs)
             results.append([out, *torch.autograd.grad(out, (inputs, module.weight), above.to(inputs))])
-        for found, exact in zip(*results):
-            exact = exact.to(found.device)
-            assert (found.double() - exact).norm() / exact.norm() < 2 * torch.finfo(kind).eps + 1e-5, kind
+        for result, exact in zip(*results):
+            exact = exact.to(result.device)
+            assert (result.double() - exact).norm() / exact.norm() < 2 * torch.finfo(kind).eps + 1e-5, kind

@@ -139,7 +139,7 @@ def test_a_folder_that_stepped_aside_comes_back_when_the_new_one_cannot_take_its
 
 
 # %% ../nbs/internals/33_files.ipynb #251afe0e
-def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_stays_as_it_is():
+def test_of_many_processes_with_one_name_exactly_one_gets_it_and_an_existing_file_stays_as_it_is():
     with tempfile.TemporaryDirectory() as folder:
         path, errors, links = Path(folder) / "video.mp4", [], os.link
 
@@ -172,7 +172,7 @@ def test_of_many_who_want_one_name_each_gets_it_alone_and_a_name_that_is_taken_s
 
 
 # %% ../nbs/internals/33_files.ipynb #436f5263
-def test_an_error_names_the_file_that_was_asked_for_and_not_the_hidden_one():
+def test_an_error_names_the_requested_file_and_not_the_hidden_one():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         for inner in ("", "frame.png"):
@@ -305,7 +305,7 @@ with files.atomic_path(sys.argv[1]) as part:
     input()
 """
     host, boot, _ = host_identity()
-    name = (  # a process namespace that is not ours, and an id that nobody has here
+    name = (  # a process namespace that is not ours, and an id that no process has here
         f".tav-{host}-{boot}-000000-4194999-5-00000000"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -323,7 +323,7 @@ with files.atomic_path(sys.argv[1]) as part:
         os.mkdir(f"{folder}/{name}")
         with patch(f"{atomic_path.__module__}.fcntl", None):
             remove_stale(folder)
-            assert name in os.listdir(folder), "without locks nobody can know"
+            assert name in os.listdir(folder), "without locks it cannot be decided"
             os.mkdir(f"{folder}/{name.replace('000000', host_identity()[2], 1)}")
             remove_stale(folder)
             assert sorted(os.listdir(folder)) == [name, "clip"], "a process of this very place can be looked up"

@@ -331,7 +331,7 @@ def test_widgets_leave_a_notebook_and_their_images_stay():
 
 
 # %% ../nbs/internals/90_nbtests.ipynb #aee303f0
-def test_an_image_gets_a_palette_that_nobody_sees_and_keeps_it():
+def test_an_image_gets_a_palette_without_a_visible_difference_and_keeps_it():
     new = palette_png(png(plot()))
     with Image.open(io.BytesIO(new)) as image:
         assert image.mode == "P" and images_similar(plot().convert("RGB"), image.convert("RGB"))

@@ -41,7 +41,7 @@ with interruptible() as state:
         if sys.argv[1:]: Slow()
         end = time.monotonic() + 30
         while time.monotonic() < end: pass
-        sys.exit("nobody stopped it")
+        sys.exit("it was not interrupted")
     except KeyboardInterrupt: sys.exit(130 if state.requested else 1)
 """
     for number in (signal.SIGINT, signal.SIGTERM):

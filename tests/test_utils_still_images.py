@@ -53,7 +53,7 @@ def test_stills_of_every_kind_become_upright_rgb():
 
 
 # %% ../nbs/internals/83_still_images.ipynb #a07801d1
-def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_not_believed():
+def test_an_icc_profile_of_wide_colours_is_converted_and_a_broken_one_is_ignored():
     def display_p3():
         "The bytes of an ICC profile: sRGB's curve, the colours of Display P3"
         bradford = np.array(

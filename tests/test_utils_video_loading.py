@@ -91,7 +91,7 @@ def test_a_file_that_others_made_has_no_settings():
 
 
 # %% ../nbs/internals/84_video_loading.ipynb #36597cd0
-def test_what_somebody_else_wrote_into_a_file_is_read_within_bounds_or_refused_in_one_line():
+def test_metadata_of_other_programs_is_read_within_bounds_or_refused_in_one_line():
     deep, name = "[" * 100_000, "name\udcff"
     with tempfile.TemporaryDirectory() as folder:
         path, pngs = f"{folder}/clip.gif", Path(folder) / "clip"

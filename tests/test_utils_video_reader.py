@@ -223,7 +223,7 @@ def test_a_size_may_be_odd():
 
 
 # %% ../nbs/internals/07_reading.ipynb #dfe9beec
-def test_a_frame_can_be_asked_for_in_any_size_and_in_grey():
+def test_a_frame_can_be_read_in_any_size_and_in_grey():
     with tempfile.TemporaryDirectory() as folder:
         path = encode(cartoon_clip(2), Path(folder) / "a.mp4")
         frame = next(iter(VideoReader(path)))
@@ -264,7 +264,7 @@ def test_a_file_may_keep_silent_about_its_length():
 
 
 # %% ../nbs/internals/07_reading.ipynb #a60adaa3
-def test_what_cannot_be_read_is_told_in_one_line_that_names_the_file():
+def test_what_cannot_be_read_is_reported_in_one_line_that_names_the_file():
     with tempfile.TemporaryDirectory() as folder:
         text, empty, headless = Path(folder) / "text.mp4", Path(folder) / "empty", Path(folder) / "headless.mp4"
         text.write_text("no video")

@@ -200,7 +200,7 @@ class ClipLoader:
             )
         if pipe is not None:
             check_cache_model(folder, pipe)
-        self.empty_embeds = read_npz(self.folder / "_empty.npz", CLIP_ARRAYS[1:3])
+        self.empty_embeds = read_npz(self.folder / EMPTY_CAPTION, CLIP_ARRAYS[1:3])
         self.plan = Plan(self.clips, lengths, batch_size * world, seed)
 
     def __len__(self):

@@ -191,7 +191,7 @@ class Scan:
     problem: str  # '' if all is well
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #3c4ed061
-FRAME_COUNT_SLACK = 2  # some containers promise as many frames too much: the time that reordered frames are late
+FRAME_COUNT_SLACK = 2  # some containers declare as many frames too many: the time that reordered frames are late
 
 
 def _problem(info, options):

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffusers import StableDiffusionXLPipeline
-from ..data.cache_format import EMPTY_ROW
 
 from ..data.buckets import EncodeOptions
 from ..data.cache import Cache, npz_bytes, write_cache_info, write_manifest
+from ..data.cache_format import EMPTY_ROW
 from ..data.fingerprints import key_of
 from ..data.latents import Encoder, encode_text
 from ..data.shots import ShotOptions

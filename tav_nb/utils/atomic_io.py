@@ -180,7 +180,7 @@ def atomic_path(path: str | os.PathLike, durable: bool = True, replace: bool = T
     the block fails, it goes away, and `path` is what it was
 
     With `durable=False` a power failure right afterwards may bring back what was there before, but never half of the
-    new file; many small files are written faster so. Without `replace`, whoever finishes first has the name, and the
+    new file; many small files are written faster so. Without `replace`, the first to finish gets the name; the
     others get a `FileExistsError`. Raises what the block raises, and `OSError` if the disk does not take it; it names
     the requested file, not the hidden one.
     """

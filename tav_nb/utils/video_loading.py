@@ -200,7 +200,7 @@ def read_metadata(
 ) -> dict:
     """The `metadata` that was given to `write_video`; empty if the file has none.
 
-    Whoever made the file may have written anything there: check what is used. Raises `VideoError` if there is no such
+    Any program may have written it: check what is used. Raises `VideoError` if there is no such
     file, if it is no video, or for JSON beyond all bounds.
     """
     path = recover(path)

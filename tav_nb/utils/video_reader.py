@@ -88,9 +88,9 @@ class VideoInfo:
     rotation: int  # degrees by which the stored frames are turned, counterclockwise
     aspect: float  # width of a stored pixel over its height
     rate: float  # frames a second, on average
-    duration: float | None  # seconds that the file promises; None: it states none
+    duration: float | None  # seconds that the file declares; None: it declares none
     length: float  # seconds from the first frame to the end of the last
-    expected: int  # frames that the file promises
+    expected: int  # frames that the file declares
     decoded: int  # frames that were decoded without an error
     refused: int  # packets or frames that no decoder would take, or only with faults
     broken: tuple  # (start, stop) in seconds: stretches that such a fault may have spoilt
