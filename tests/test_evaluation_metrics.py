@@ -102,7 +102,7 @@ def both_errors(clips):
 
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #74df1c4f
 def tiny_dino(folder, seed=0):
-    "A vision transformer with random weights, in a folder as a real one lies"
+    "A vision transformer with random weights, in a folder of the usual layout"
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, logging
 
     logging.disable_progress_bar()
@@ -122,7 +122,7 @@ def tiny_dino(folder, seed=0):
 
 
 def tiny_clip(folder, seed=0):
-    "A CLIP with random weights, in a folder as a real one lies"
+    "A CLIP with random weights, in a folder of the usual layout"
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, logging
 
     logging.disable_progress_bar()
@@ -410,7 +410,7 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
 # %% ../nbs/3_does_it_move/10_consistency.ipynb #68377be8
 def test_raft_is_loaded_from_a_file_sees_what_it_is_made_for_and_says_what_is_missing():
     class Shifts(torch.nn.Module):
-        "A stand-in with torchvision's interface, whose flow is a number that it was given"
+        "A stand-in with torchvision's interface, whose flow is a constant"
 
         def __init__(self, weights=None):
             super().__init__()

@@ -120,9 +120,7 @@ def test_attention_is_read_out_of_every_layer_of_a_real_generation_and_changes_n
         and list(seen)[0].startswith("down")
         and list(seen)[-1].startswith("up")
     )
-    assert max(np.abs(weights - 1 / 3).max() for weights in seen.values()) > 0.01, (
-        "heads that look everywhere alike see nothing"
-    )
+    assert max(np.abs(weights - 1 / 3).max() for weights in seen.values()) > 0.01, "uniform attention shows nothing"
 
 
 # %% ../nbs/3_does_it_move/28_views.ipynb #95ae5336

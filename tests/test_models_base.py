@@ -518,7 +518,7 @@ def test_one_file_and_a_config_are_the_same_model_without_a_look_at_the_network(
         )
         lean = load_pipeline(path.rename(Path(folder, "config", path.name)), dtype=torch.float16, unet=None)
         assert lean.unet is None and lean.vae.dtype == lean.text_encoder_2.dtype == torch.float16, (
-            "the folder in which the file lies is its config"
+            "the file's own folder is its config"
         )
 
 
@@ -653,7 +653,7 @@ def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
             assert "girl, " in str(error) and "\n" not in str(error)
         else:
             raise AssertionError(prompt)
-    check_prompt(SimpleNamespace(tokenizer=range(49_408)), "a full-size SDXL knows zebras")
+    check_prompt(SimpleNamespace(tokenizer=range(49_408)), "a full-size SDXL has a full vocabulary")
 
 
 # %% ../nbs/6_making_videos/14_models.ipynb #bc0883a2

@@ -49,7 +49,7 @@ def x_theta(x, sigma):
 
 # %% ../nbs/2_method/05_scheduler.ipynb #f65cde9a
 def predict(x, sigma, prediction_type):
-    "What a trained UNet would say about `x`: the noise, or the velocity alpha * noise - sigma * clean"
+    "The ideal prediction of a UNet for `x`: the noise, or the velocity alpha * noise - sigma * clean"
     alpha, sigma_t = alpha_sigma(sigma)
     clean = x_theta(x, sigma)
     noise = (x - alpha * clean) / sigma_t
@@ -435,7 +435,7 @@ def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_
         counted = SDXLAnime_BestHQScheduler(**choice)
         set_timesteps = counted.set_timesteps
         counted.set_timesteps = lambda count: (set_timesteps(count), counted.set_begin_index(0))
-        assert torch.equal(loop(counted, 200), sample), "the same as where the caller says that it begins at step 0"
+        assert torch.equal(loop(counted, 200), sample), "the same as with begin index 0"
     try:
         SDXLAnime_BestHQScheduler().set_timesteps(timesteps=[999, 500, 1])
     except ValueError as error:

@@ -133,7 +133,7 @@ def test_arrays_come_back_as_they_were_written_and_whatever_else_is_there_is_one
             except SchemaError as error:
                 assert "\n" not in str(error)
             else:
-                assert all(np.array_equal(content[name], arrays[name]) for name in content), "a byte that says nothing"
+                assert all(np.array_equal(content[name], arrays[name]) for name in content), "a byte without meaning"
         path.unlink()
         path.mkdir()
         refused("not a file")

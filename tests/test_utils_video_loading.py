@@ -71,7 +71,7 @@ def test_every_format_gives_the_settings_back():
         for name in NAMES:
             path = write_video(drawn(2), f"{folder}/{name}", 8, settings_)
             assert read_metadata(path) == settings_, name
-        assert read_metadata(Path(folder) / "clip/frame_0001.png") == settings_, "each png says it as well"
+        assert read_metadata(Path(folder) / "clip/frame_0001.png") == settings_, "each png contains it as well"
         for name in NAMES:
             assert read_metadata(write_video(drawn(2), f"{folder}/{name}")) == {}, name
 

@@ -151,7 +151,7 @@ def store(path, codec, format, arrays, array_format, times=None, colours=None, *
 
 
 def both(path):
-    "The frames of a file as `VideoReader` sees them, checked against what `iter_video` sees; and what was found"
+    "The frames of a file by `VideoReader`, checked against those of `iter_video`; and its report"
     frames, times, info = read(path)
     other, moments = read_video(path)
     assert np.array_equal(frames, other) and np.allclose(times, moments), path

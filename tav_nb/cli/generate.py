@@ -48,7 +48,7 @@ from tav_nb.sampling.request import (
 from ..sampling.video_settings import VideoSettings
 from ..utils.arguments import UsageError, in_range
 from ..utils.errors import VideoError
-from ..utils.terminal import environment_defaults, say, show
+from ..utils.terminal import environment_defaults, print_message, show
 from ..utils.video_writer import SUFFIXES, check_output, write_video
 
 # %% ../../nbs/6_making_videos/63_generate.ipynb #628f2422
@@ -94,7 +94,7 @@ def job_fields(args: argparse.Namespace) -> dict:
     values = {name: value for name, value in vars(args).items() if value is not None}
     limits, extend, before = read_limits(values), values.get("extend"), None
     if extend:
-        values, before = continue_video(extend, limits, values, say)
+        values, before = continue_video(extend, limits, values, print_message)
     if "prompt" not in values:
         about = f", and {extend} says nothing about its own" if extend else ""
         raise UsageError(f"there is no prompt{about}")
@@ -173,7 +173,7 @@ def generate_command(args: argparse.Namespace) -> None:
     "Make the video that a command line describes, and its file."
     job, start = VideoJob(**job_fields(args)), time.monotonic()
     check_job(job)
-    job = with_rate(job, args.output, say)
+    job = with_rate(job, args.output, print_message)
     path = check_output(args.output or free_name(job.prompt, job.request.seed), job.fps)
     frames, settings = make_frames(job, path)
     frames = join_videos(job.request.keyframes, frames)
@@ -197,7 +197,7 @@ def make_frames(job: VideoJob, path: Path | None = None) -> tuple[np.ndarray, Vi
 
         def line(text):
             bar.clear()
-            say(text)
+            print_message(text)
 
         def begin(steps):
             bar.set_description("generating")

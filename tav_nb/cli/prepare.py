@@ -32,7 +32,7 @@ from ..utils.terminal import environment_defaults, show
 
 if TYPE_CHECKING:
     from tav_nb.data import buckets, report
-from ..utils.terminal import say
+from ..utils.terminal import print_message
 
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #e5140897
 MOST_FRAMES = 1000  # of a clip to train on
@@ -234,7 +234,7 @@ def encode_items(
     check_source(options.out, source_items)
     factor = read_base_size(*options.pipeline.base).vae_factor
     if line := check_cache_space(options.out, items, options.shots, options.encoding, factor):
-        say(line)
+        print_message(line)
     with quiet():
         pipe = load_parts(options.pipeline, unet=None)  # captions and frames need no UNet
     if cut := truncated_captions(pipe, dict.fromkeys(item.caption for item in items if not item.refusal)):

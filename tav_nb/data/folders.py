@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tav_nb.data.tables import (
-    KNOWN_COLUMNS,
+    COLUMN_NAMES,
     MAX_CAPTION,
     TABLE_SUFFIXES,
     CollectionError,
@@ -228,7 +228,7 @@ def make_item(
     if row.get("license") is not None:
         stated.setdefault("licence", row["license"])
     times = row_times(row, where)
-    extra = {name: value for name, value in row.items() if name not in KNOWN_COLUMNS and value is not None}
+    extra = {name: value for name, value in row.items() if name not in COLUMN_NAMES and value is not None}
     relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
     name = item_name(relative if path != root else path.resolve().name, times.get("start"), times.get("stop"))
     beside = (captions or CaptionFiles())(path) if "caption" not in stated else None
@@ -309,7 +309,7 @@ def rows_by_path(table: Path | None, resolve_path: PathResolver) -> dict[Path, l
     return by_path
 
 # %% ../../nbs/4_real_clips/71_folders.ipynb #e7f2e624
-NO_CAPTION = "no caption: a folder of images is a clip if a text beside it or a table says what it shows"
+NO_CAPTION = "no caption: a folder of images is a clip if a text beside it or a table states what it shows"
 
 
 def check_files_exist(table: Path, root: Path, rows: dict) -> None:

@@ -144,9 +144,7 @@ class Summary:
     files: int = 0  # source files seen
     unchanged: int = 0  # of which nothing had to be done
     kept: int = 0  # clips in the cache
-    reasons: Counter = field(
-        default_factory=Counter
-    )  # of dropped clips: what stands before the first colon -> how many
+    reasons: Counter = field(default_factory=Counter)  # of dropped clips: the text before the first colon -> how many
     encoded: int = 0  # clips whose latents were computed
     frames: int = 0  # and their frames
     reused: int = 0  # clips that were written anew with old latents

@@ -84,7 +84,7 @@ class _Bars:
         self.rows, self.columns = np.maximum(self.rows, grey.max(1)), np.maximum(self.columns, grey.max(0))
 
     def crop(self, level):  # (top, left, height, width)
-        "What lies between the bars."
+        "The image between the bars."
         y, x = np.flatnonzero(self.rows > level), np.flatnonzero(self.columns > level)
         if not len(y) or not len(x):
             return 0, 0, len(self.rows), len(self.columns)
@@ -145,7 +145,7 @@ class _Store:
 
 # %% ../../nbs/4_real_clips/72_scan.ipynb #38ebd6d5
 def measure_frames(reader: VideoReader, options: ShotOptions) -> tuple[dict[str, Any], "_Bars"]:
-    "Look at every frame once; a dict of arrays, the thumbnails, the bars."
+    "Measure every frame once; a dict of arrays, the thumbnails, the bars."
     cv2 = _cv2()
     rows, store, bars, flow = [], _Store(), _Bars(), DisFlow("ultrafast")
     holds = HoldDetector(options.change, cell=4, means_first=False)  # cells of 8 x 8 pixels, as the frames are halved
@@ -172,7 +172,7 @@ def measure_frames(reader: VideoReader, options: ShotOptions) -> tuple[dict[str,
 # %% ../../nbs/4_real_clips/72_scan.ipynb #89392256
 @dataclass(frozen=True)
 class Scan:
-    "What one look at a file found."
+    "The figures of all frames of a file."
 
     path: str
     info: VideoInfo

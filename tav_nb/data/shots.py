@@ -34,7 +34,7 @@ class ShotOptions:
     cut_score: float = (
         15  # mean change of hue, saturation and value that a cut needs at least; PySceneDetect's min_content_val
     )
-    cut_ratio: float = 2  # a cut stands out so many times above everything around it
+    cut_ratio: float = 2  # the change at a cut is at least this many times all changes around it
     cut_window: float = 0.25  # 'around': seconds on both sides; on sixes a drawing lasts as long
     dissolve_change: float = 20  # mean difference (of 255) across a dissolve or a fade; less is a camera or a light
     dissolve_error: float = 0.25  # how far its middle may be from the mean of both ends, as a share of their difference
@@ -82,7 +82,7 @@ def find_cuts(
 
 # %% ../../nbs/4_real_clips/21_shots.ipynb #30485331
 def _alike(signature, t, u):
-    "Is the frame before t like the one from u on, compared with what lies between?"
+    "Is the frame before t like the one from u on, compared with the frames between?"
     before, between, after = (signature[i].astype(float) for i in (t - 1, t, u))
     return np.abs(after - before).mean() < 0.5 * np.abs(between - before).mean()
 

@@ -94,7 +94,7 @@ def image_features(
     device: str = "cpu",
     batch: int = 16,  # images at a time
 ) -> np.ndarray:  # float32 [F, C], of length 1
-    """What a network sees in each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where
+    """Features of each frame: CLIP's image embedding, or the class token. Raises `ConsistencyError` where
     there is no such network.
     """
     import torch
@@ -166,7 +166,7 @@ METRICS = {  # name: (per, unit, what is better, meaning)
     "subject_consistency": ("pair", "0..1", "high", "DINO: like the frame before and the first"),
     "background_consistency": ("pair", "0..1", "high", "CLIP: like the frame before and the first"),
     "clip_consistency": ("pair", "cosine", "high", "CLIP: like the frame before"),
-    "smoothness": ("frame", "0..1", "high", "like what lies between its neighbours; odd frames only"),
+    "smoothness": ("frame", "0..1", "high", "similarity to the midpoint of its neighbours; odd frames only"),
     "drift": ("frame", "colour, 0..1", "low", "colours of the tracked region, against the first frame"),
     "dynamic_degree": ("video", "0 or 1", "", "does it move?"),
     "step_ratio": ("video", "ratio", "", "change over one frame against two; about 1: no order"),
@@ -316,7 +316,7 @@ def measure_video(
     region: Box
     | None = None,  # (top, left, height, width) in shares of the image to track; its middle half unless given
     windows: Sequence[int] = (),  # numbers of the frames at which a new window began, for `window_border`
-    side: int | None = 512,  # look at images of at most this size, in pixels; None: as they are
+    side: int | None = 512,  # images are reduced to at most this size, in pixels; None: not
     dino: Path | str | None = None,  # folder of a DINO: subject consistency
     clip: Path | str | None = None,  # folder of a CLIP: background and CLIP frame consistency
     device: str = "cpu",  # where the networks compute
@@ -343,7 +343,7 @@ def measure_video(
 
 # %% ../../nbs/3_does_it_move/10_consistency.ipynb #898c2f81
 def _rows(frames, flow, reference, region):
-    "A row of figures and a box for each pair, from one look at its flow."
+    "A row of figures and a box for each pair, from one flow."
     top, left, height, width = region or (0.25, 0.25, 0.5, 0.5)
     h, w = frames.shape[1:3]
     if not (

@@ -216,7 +216,7 @@ def record_attention(
 ) -> Iterator[
     dict[str, tuple[torch.Tensor, int]]
 ]:  # gives a dict that fills up: block: (sum of float32 [h, f, f], number of calls)
-    "Inside the `with`, every temporal layer notes what its heads look at."
+    "Inside the `with`, the attention weights of every temporal layer are recorded."
     seen = {}
 
     def note(name):
@@ -264,7 +264,7 @@ def plot_attention(
     head: int | None = None,  # which head; the mean of all unless given
     title: str = "",
 ) -> np.ndarray:  # array of axes: the matrix, then the frames
-    "The matrix of one head, and the frames as bright as the chosen one looks at them."
+    "The matrix of one head, and the frames, as bright as their weight for the chosen one."
     from matplotlib import pyplot as plt
 
     query = len(frames) // 2 if query is None else query

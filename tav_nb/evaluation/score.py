@@ -262,7 +262,7 @@ def verdict(
 # %% ../../nbs/3_does_it_move/27_score.ipynb #88e97fa1
 def short_number(
     x: float,
-    unknown: str = "-",  # what stands for nan
+    unknown: str = "-",  # printed instead of nan
 ) -> str:
     "A number in about six letters"
     return unknown if math.isnan(x) else f"{x:.4f}" if 1e-3 <= abs(x) < 100 or not x else f"{x:.3g}"

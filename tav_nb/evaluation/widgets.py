@@ -195,7 +195,7 @@ def sprite_sheets(
 
 class Compare(VideoWidget):
     """Two videos locked in time: `Compare(a, b, titles=('A', 'B'))`; the second takes the size of the first, and the
-    shorter decides how long. `index`, `mode` ('wipe', 'side by side') and `wipe` (share of the first) are what is
+    shorter sets the length. `index`, `mode` ('wipe', 'side by side') and `wipe` (share of the first) are what is
     looked at.
     """
 
@@ -223,7 +223,7 @@ class Compare(VideoWidget):
         )
 
     @T.validate("wipe")
-    def _share(self, proposal):
+    def _clipped_wipe(self, proposal):
         return min(max(proposal["value"], 0.0), 1.0)
 
     def figure(self) -> np.ndarray:
@@ -231,7 +231,7 @@ class Compare(VideoWidget):
 
 # %% ../../nbs/3_does_it_move/11_widgets.ipynb #4aa0fc3b
 class AttentionExplorer(VideoWidget):
-    """Frames and which of them look at which: `AttentionExplorer(frames, attention)`, both from
+    """Frames and which of them attend to which: `AttentionExplorer(frames, attention)`, both from
     `views.temporal_attention`. `block` is a number into `blocks`, `head` -1 for all, `index` the frame that looks.
     """
 

@@ -255,7 +255,7 @@ def load_pipeline(
     device: torch.device | str = "cpu",  # where to compute
     # torch.dtype of all parts; None is float16 on a GPU, where it is twice as fast, and float32 on the CPU
     dtype: torch.dtype | None = None,
-    # for a one-file checkpoint: folder or Hub id of what it lacks; None for the folder that it lies in
+    # for a one-file checkpoint: folder or Hub id of what it lacks; None for its own folder
     config: str | Path | None = None,
     **parts,  # instead of the model's own; `unet=None` leaves SDXL's five gigabytes where they are
 ) -> StableDiffusionXLPipeline:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from torch.autograd.function import once_differentiable
 
-from tav_nb.models.attention_kernel import (  # stand-ins where there is no Triton: the library's own gates stay
+from tav_nb.models.attention_kernel import (  # placeholders where there is no Triton: the library's own gates stay
     jit,
     tl,
     triton,

@@ -279,7 +279,7 @@ def remove_temporal(unet: torch.nn.Module) -> torch.nn.Module:
 # %% ../../nbs/2_method/02_unet.ipynb #5a6bfb09
 @contextmanager
 def without_temporal(unet: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    "Inside the `with`, the UNet's modules, parameters and keys are SDXL's own: for code that must not see the adapter"
+    "Inside the `with`, the UNet's modules, parameters and keys are SDXL's own: for code that must not get the adapter"
     blocks = [block for block in temporal_blocks(unet).values() if "temporal_attn" in block._modules]
     layers = [block._modules.pop("temporal_attn") for block in blocks]
     try:

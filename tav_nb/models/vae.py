@@ -44,7 +44,7 @@ def latent_statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tens
 def scale_latents(
     vae: nn.Module,
     latents: torch.Tensor,  # f c h w, as the VAE encodes
-) -> torch.Tensor:  # as the UNet sees them
+) -> torch.Tensor:  # as the UNet takes them
     "Latents of about unit variance"
     if statistics := latent_statistics(vae, latents):
         mean, std = statistics
@@ -55,7 +55,7 @@ def scale_latents(
 
 def unscale_latents(
     vae: nn.Module,
-    latents: torch.Tensor,  # f c h w, as the UNet sees them
+    latents: torch.Tensor,  # f c h w, as the UNet takes them
 ) -> torch.Tensor:  # as the VAE decodes them
     "The inverse of `scale_latents`"
     if statistics := latent_statistics(vae, latents):
@@ -71,7 +71,7 @@ def encode_images(
     vae: nn.Module,
     images: np.ndarray,  # uint8 [F, H, W, 3], encoded together
     device: torch.device | str | None = None,  # where to compute; None is where the VAE is
-) -> torch.Tensor:  # float32, f c h w, as the UNet sees them
+) -> torch.Tensor:  # float32, f c h w, as the UNet takes them
     "The scaled latents of some images"
     with upcast_vae(vae):
         pixels = (
@@ -107,7 +107,7 @@ def slice_size(latents: torch.Tensor) -> int:
 @torch.no_grad()
 def decode_latents(
     vae: nn.Module,
-    latents: torch.Tensor,  # f c h w, as the UNet sees them
+    latents: torch.Tensor,  # f c h w, as the UNet takes them
     tile: int | None = None,  # decode larger frames in tiles with this side, in pixels
 ) -> np.ndarray:  # uint8 [F, H, W, 3]
     "The frames of some latents"

@@ -333,7 +333,7 @@ class Clock:
         "What is wrong with the times as a whole, or nothing"
         few = max(2, self.count // 50)
         return (
-            f"time stands still or runs backwards at {self.repeated} of {self.count} frames"
+            f"time does not advance or runs backwards at {self.repeated} of {self.count} frames"
             if self.repeated > few
             else ""
         )

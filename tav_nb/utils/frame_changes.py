@@ -116,6 +116,6 @@ def peaks(
     reach: int,  # the largest of so many values on each side
     rank: int = 1,  # or, with 2, as the second largest
 ) -> np.ndarray:
-    "bool [N]: which values stand alone."
+    "bool [N]: which values are isolated peaks."
     largest = np.sort(neighbours(values, reach), 1)[:, -rank]
     return (values >= least) & (values >= ratio * largest)

@@ -99,7 +99,7 @@ TRANSFER_FUNCTIONS = {
 
 @lru_cache
 def _decode_table(transfer):
-    "float32 [65536]: light that 16-bit signals stand for; 1 is white, but for HLG the brightest light of the scene"
+    "float32 [65536]: light of 16-bit signals; 1 is white, but for HLG the brightest light of the scene"
     return TRANSFER_FUNCTIONS[transfer](np.arange(65536) / 65535).astype(np.float32)
 
 

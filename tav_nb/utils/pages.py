@@ -18,7 +18,7 @@ from markupsafe import Markup
 def script_json(
     data: object,  # lists, dictionaries, texts and finite numbers
 ) -> Markup:
-    "JSON that cannot end the script element it stands in. Raises `ValueError` for numbers that are not finite."
+    "JSON that cannot end its script element. Raises `ValueError` for numbers that are not finite."
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
@@ -42,7 +42,7 @@ def page_asset(
     package: str,  # such as "tav_nb.data"
     name: str,  # of a file in its folder `templates`, or in that of `tav_nb.utils`
 ) -> Markup:
-    "The text of a style or a program, to stand in a page as it is."
+    "The text of a style or a program, inserted in a page unchanged."
     environment = _environment(package)
     return Markup(environment.loader.get_source(environment, name)[0].rstrip("\n"))
 

@@ -183,7 +183,7 @@ def _cicp(path):
     return None
 
 
-MAX_META_BYTES = 2**20  # of an AVIF: in its first bytes stands what its items are
+MAX_META_BYTES = 2**20  # of an AVIF: its first bytes list its items
 
 
 def _boxes(data):

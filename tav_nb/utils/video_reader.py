@@ -94,7 +94,7 @@ class VideoInfo:
     decoded: int  # frames that were decoded without an error
     refused: int  # packets or frames that no decoder would take, or only with faults
     broken: tuple  # (start, stop) in seconds: stretches that such a fault may have spoilt
-    variable: bool  # do the frames stand for unequal times?
+    variable: bool  # are the frames shown for unequal times?
     full_range: bool  # do the stored values use all of 0..255?
     fields: str  # '', 'interlaced' or 'telecined'
     problem: str  # '' if time runs forwards and all frames are of one size
@@ -292,7 +292,7 @@ class VideoReader(_ReaderState):
     """Yields the `DecodedFrame`s of a source in the order in which they are shown and holds one at a time.
 
     After the last one, `info()` describes the source and whether all of it came out. Raises `SourceError` if
-    nothing can be read or the source is beyond a limit; what is merely damaged stands in `info()`.
+    nothing can be read or the source is beyond a limit; what is merely damaged is reported by `info()`.
     """
 
     def __init__(
