@@ -32,7 +32,7 @@ def refusal(work):
     except ValueError as error:
         assert "\n" not in str(error), error
         return str(error)
-    raise AssertionError("nobody complained")
+    raise AssertionError("no error was raised")
 
 
 def read_text(text):
@@ -72,7 +72,7 @@ def test_a_settings_file_with_a_mark_in_front_is_read_and_one_that_is_no_text_or
 
 
 # %% ../nbs/5_training/45_config_io.ipynb #e6c9c204
-def test_a_typo_is_refused_and_the_nearest_name_is_said():
+def test_a_typo_is_refused_and_the_nearest_name_is_in_the_message():
     for typo, meant in (
         ("batchsize", "batch_size"),
         ("acumulation", "accumulation"),

@@ -11,12 +11,12 @@ def test_what_went_wrong_in_some_processes_is_one_line_in_all_of_them_and_names_
     them = Processes(SimpleNamespace(process_index=0, num_processes=1))
     assert them.agree(stop=True) == [dict(stop=True)] and isinstance(them.shared(KeyError("x")), KeyError)
     them.world, line = 3, {}
-    for said, expected in (
+    for errors, expected in (
         ({1: "bad"}, "process 1: bad"),
         ({1: "bad", 2: "worse"}, "process 1: bad (and process 2)"),
         ({0: "same", 1: "same", 2: "same"}, "same"),
     ):
-        them.exchange = lambda ours: [dict(error=said[rank]) if rank in said else {} for rank in range(3)]
+        them.exchange = lambda ours: [dict(error=errors[rank]) if rank in errors else {} for rank in range(3)]
         try:
             them.agree()
         except AgreedError as error:

@@ -7,7 +7,7 @@ from tav_nb.training.ema import ExponentialMovingAverage
 
 
 # %% ../nbs/5_training/56_ema.ipynb #7b69006e
-def test_the_average_forgets_as_fast_whether_it_is_updated_always_or_every_fifth_time():
+def test_the_average_decays_as_fast_whether_it_is_updated_always_or_every_fifth_time():
     weight = torch.zeros(3)
     averages = [ExponentialMovingAverage([weight], 0.9), ExponentialMovingAverage([weight], 0.9, every=5)]
     weight.fill_(1.0)

@@ -113,7 +113,7 @@ def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out
 
 # %% ../nbs/5_training/12_a100.ipynb #c12a0002
 @pytest.mark.slow
-def test_on_a_cpu_a_training_takes_what_the_estimate_says_or_at_most_a_quarter_less():
+def test_on_a_cpu_a_training_takes_the_estimated_memory_or_at_most_a_quarter_less():
     program = """
 import os, sys, threading, time, psutil, torch
 torch.set_num_threads(1)
@@ -154,7 +154,7 @@ print((peak[0] - before) / need.total)
 
 # %% ../nbs/5_training/12_a100.ipynb #4d3d88cc
 @pytest.mark.slow
-def test_what_needs_less_is_known_to_need_less():
+def test_settings_that_need_less_have_a_smaller_estimate():
     usual = TrainConfig(batch_size=2, accumulation=8, cuda_graphs=False)
 
     def of(frames=8, side=128, **changes):
@@ -184,7 +184,7 @@ def test_what_needs_less_is_known_to_need_less():
 
 # %% ../nbs/5_training/12_a100.ipynb #c7e9cd40
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_is_told_what_would():
+def test_for_a_step_that_does_not_fit_smaller_settings_are_suggested():
     with as_if(MICRO):
         needs = {
             kind: estimate_training_memory(TrainConfig(gradient_checkpointing=kind), 8, 128, 128).total

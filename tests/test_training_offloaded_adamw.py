@@ -31,7 +31,7 @@ def trained(make, device="cpu", updates=10, width=32):
 
 
 # %% ../nbs/internals/35_moments.ipynb #68b9e15c
-def test_moments_on_a_visit_change_no_bit_of_a_training():
+def test_offloaded_moments_change_no_bit_of_a_training():
     plain = trained(lambda groups: torch.optim.AdamW(groups, fused=True))[0]
     for chunk in (1, 5000, 2**28):
         found, optimizer = trained(lambda groups: OffloadedAdamW(groups, chunk_bytes=chunk))
@@ -46,11 +46,11 @@ def test_moments_on_a_visit_change_no_bit_of_a_training():
 
     with patch.dict(OffloadedAdamW.offload_state.__globals__, pinned_empty_like=room):
         trained(lambda groups: OffloadedAdamW(groups))
-    assert len(rooms) == 2 * 12, "both moments of all twelve tensors wait outside"
+    assert len(rooms) == 2 * 12, "both moments of all twelve tensors are offloaded"
 
 
 # %% ../nbs/internals/35_moments.ipynb #c35a0001
-def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks_are_called_once_whatever_the_pieces():
+def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks_are_called_once_for_any_size_of_chunk():
     for make in (
         lambda groups: torch.optim.AdamW(groups, fused=True),
         lambda groups: OffloadedAdamW(groups, chunk_bytes=1),
@@ -73,7 +73,7 @@ def test_a_closure_is_called_once_with_gradients_and_its_loss_returned_and_hooks
 
 
 # %% ../nbs/internals/35_moments.ipynb #9538c5e7
-def test_a_piece_is_as_large_as_asked_and_no_parameter_is_forgotten():
+def test_a_chunk_has_the_given_size_and_no_parameter_is_left_out():
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (100, 300, 50, 1000, 7)]
     for p in parameters:
         p.grad = torch.zeros_like(p)
@@ -90,7 +90,7 @@ def test_a_piece_is_as_large_as_asked_and_no_parameter_is_forgotten():
 
 # %% ../nbs/internals/35_moments.ipynb #9dcf9d48
 @pytest.mark.cuda
-def test_on_a_gpu_moments_wait_outside_and_change_no_bit():
+def test_on_a_gpu_moments_are_offloaded_and_change_no_bit():
     plain = trained(lambda groups: torch.optim.AdamW(groups, fused=True), "cuda")[0]
     found, optimizer = trained(lambda groups: OffloadedAdamW(groups, chunk_bytes=5000), "cuda")
     assert all(torch.equal(a, b) for a, b in zip(plain, found))

@@ -97,7 +97,7 @@ def micro_model(folder):
 
 
 def noise_cache(folder, shapes, model, bad=()):
-    "A cache of clips of noise, a file of its own each; the numbers in `bad` have one latent that is none"
+    "A cache of clips of noise, a file of its own each; the numbers in `bad` have one latent that is not finite"
     (Path(folder) / "clips").mkdir(parents=True)
     rows, rng = [], np.random.default_rng(0)
     for i, (frames, height, width) in enumerate(shapes):
@@ -193,8 +193,10 @@ def gradients(config, **kwargs):
     "The gradients of the first update, as the optimiser gets them"
     train_state, kept = small_train_state(config), []
     train_state.optimizer.step = lambda *args, **kw: kept.extend(p.grad.clone() for p in train_state.parameters)
-    said = update_step(train_state, micro_batches(Numbered(config.batch_size, **kwargs), 0, config.accumulation))
-    return kept, said
+    update_stats = update_step(
+        train_state, micro_batches(Numbered(config.batch_size, **kwargs), 0, config.accumulation)
+    )
+    return kept, update_stats
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #aa205bce
@@ -214,7 +216,7 @@ def quick_pipeline(model, device="cpu", dtype=torch.float32, config=None):
 
 
 def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
-    "`train` on the CPU; returns the core and the lines that it said"
+    "`train` on the CPU; returns the `TrainState` and the logged lines"
     lines = []
     with (
         patch.object(SETUP, "load_pipeline", quick_pipeline),
@@ -452,12 +454,14 @@ def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
             replace(SMALL, cuda_graphs=recorded, accumulation=2, batch_size=2, gradient_checkpointing="blocks"),
             device="cuda",
         )
-        said = [
+        update_stats = [
             update_step(train_state, micro_batches(Numbered(2), 2 * train_state.step, 2 * train_state.step + 2))
             for _ in range(5)
         ]
         assert len(train_state.step_fn.graphs) == recorded
-        found.append([torch.tensor([one["loss"] for one in said]), *(p.detach() for p in train_state.parameters)])
+        found.append(
+            [torch.tensor([one["loss"] for one in update_stats]), *(p.detach() for p in train_state.parameters)]
+        )
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
@@ -465,15 +469,15 @@ def test_on_a_gpu_micro_steps_that_are_recorded_teach_what_plain_ones_teach():
 # %% ../nbs/5_training/24_trainer.ipynb #861c5f86
 def test_a_broken_clip_that_is_skipped_counts_nothing():
     same = replace(SMALL, max_norm=1e9, position_offsets=False, batch_size=4, accumulation=1)
-    with_bad, said = gradients(same, bad=(3,))
+    with_bad, update_stats = gradients(same, bad=(3,))
     three, _ = gradients(replace(same, batch_size=3))
-    assert said["clips"] == 3 and all(g.isfinite().all() for g in with_bad)
+    assert update_stats["clips"] == 3 and all(g.isfinite().all() for g in with_bad)
     for a, b in zip(with_bad, three, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #8ce490ad
-def test_the_second_loss_counts_as_often_as_asked():
+def test_the_second_loss_counts_with_its_weight():
     train_state, clips = small_train_state(), Numbered(2).batch(0)
     with torch.no_grad():
         none, once, thrice = (
@@ -526,8 +530,8 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_count
     start = [p.detach().clone() for p in train_state.parameters]
     handle = train_state.unet.conv_out.register_forward_hook(lambda module, args, out: out * torch.inf)
     for i in range(3):
-        said = update_step(train_state, micro_batches(Numbered(1), 2 * i, 2 * i + 2))
-        assert said["lost"] == i + 1 and said["scale"] == 2.0 ** (15 - i)
+        update_stats = update_step(train_state, micro_batches(Numbered(1), 2 * i, 2 * i + 2))
+        assert update_stats["lost"] == i + 1 and update_stats["scale"] == 2.0 ** (15 - i)
     assert (
         all(torch.equal(p, old) for p, old in zip(train_state.parameters, start))
         and train_state.step == 3
@@ -539,7 +543,7 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_and_too_many_are_count
 
 # %% ../nbs/5_training/24_trainer.ipynb #b576569f
 @pytest.mark.slow
-def test_a_core_goes_on_from_its_checkpoint_bit_for_bit():
+def test_a_train_state_goes_on_from_its_checkpoint_bit_for_bit():
     train_state, clips = small_train_state(), [dict(height=64, width=64)]
     with tempfile.TemporaryDirectory() as folder:
         batches = micro_batches(Numbered(1), 0, 12)
@@ -580,7 +584,7 @@ def test_a_number_that_is_not_finite_is_null_in_the_log_which_stays_valid_json_a
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #7046ff4d
-def test_a_run_that_died_goes_on_and_ends_with_the_same_bits():
+def test_a_run_that_ended_with_an_error_goes_on_and_ends_with_the_same_bits():
     class Death(BaseException):
         pass
 
@@ -658,7 +662,7 @@ def test_a_training_leaves_its_caller_s_random_numbers_and_does_not_continue_a_c
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #2dd1024a
-def test_moments_that_wait_outside_change_no_bit_and_a_run_may_go_on_with_them_inside():
+def test_offloaded_moments_change_no_bit_and_a_run_may_go_on_without_offloading():
     class Death(BaseException):
         pass
 
@@ -860,7 +864,7 @@ def test_on_two_gpus_two_processes_that_record_equal_one_with_twice_the_accumula
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0003
 @pytest.mark.long
-def test_whatever_goes_wrong_in_one_of_two_processes_is_saved_and_said_once_by_the_first_and_both_end_with_code_2():
+def test_an_error_in_one_of_two_processes_is_saved_and_printed_once_by_the_first_and_both_end_with_code_2():
     with tempfile.TemporaryDirectory() as place:
         bad = noise_cache(f"{place}/bad", [(8, 64, 64)] * 8, MICRO, bad=(0,))
         good, odd = (noise_cache(f"{place}/{name}", [(8, 64, 64)] * 8, MICRO) for name in ("good", "odd"))
@@ -994,7 +998,7 @@ def test_a_run_is_only_gone_on_with_as_it_began():
     with tempfile.TemporaryDirectory() as place:
         run, short = f"{place}/run", replace(SMALL, steps=1, accumulation=1)
         run_small(run, short)
-        for said, work in (
+        for expected, work in (
             ("holds a run already", lambda: run_small(run, short)),
             ("holds no run", lambda: run_small(f"{place}/new", None, resume=True)),
             ("lr was 0.001 when this run began", lambda: run_small(run, replace(short, lr=1e-2), resume=True)),
@@ -1004,7 +1008,7 @@ def test_a_run_is_only_gone_on_with_as_it_began():
                 lambda: run_small(run, None, noise_cache(f"{place}/cache", [(8, 64, 64)] * 2, MICRO), True),
             ),
         ):
-            assert said in refusal(work), refusal(work)
+            assert expected in refusal(work), refusal(work)
         assert (
             run_small(f"{place}/other", replace(read_config(f"{run}/config.toml"), adapter=run, lr=1e-2))[0].step == 1
         ), "what the refusal advises"
@@ -1021,7 +1025,7 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
         save_file({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, one_file)
         foreign = shutil.copytree(CACHE, f"{place}/foreign")
         Path(foreign, "cache.json").write_text(json.dumps(other))
-        for said, config, cache in (
+        for expected, config, cache in (
             ("differs in vae", SMALL, foreign),
             ("made for 64 px, but resolution is 768", replace(SMALL, resolution=768), CACHE),
             ("no cache", SMALL, place),
@@ -1042,8 +1046,8 @@ def test_what_cannot_begin_is_refused_in_one_line_and_leaves_nothing():
             *([] if find_spec("torchao") else [("tav_nb[adam8bit]", replace(SMALL, optimizer="adamw8bit"), CACHE)]),
         ):
             message = refusal(lambda: run_small(f"{place}/run", config, cache))
-            assert said in message, (said, message)
-            assert not Path(f"{place}/run").exists(), said
+            assert expected in message, (expected, message)
+            assert not Path(f"{place}/run").exists(), expected
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #476db284
@@ -1080,13 +1084,13 @@ def test_a_held_out_clip_with_numbers_that_are_not_finite_is_left_out_and_named_
         assert sum(f"{path}: a held-out clip whose numbers are not all finite" in line for line in lines) == 1 and all(
             math.isfinite(event["loss"]) for event in events if event["kind"] == "held_out"
         ), lines
-        for changes, said in (
+        for changes, expected in (
             ({"text_embeds": np.zeros((77, 64), np.float16)}, "text_embeds"),
             ({"pooled_embeds": np.zeros(3, np.float16)}, "pooled_embeds"),
         ):
             np.savez(path, **{**arrays, **changes})
             message = refusal(lambda: run_small(f"{place}/wide", replace(config, held_out=0), bad))
-            assert str(path) in message and said in message, message
+            assert str(path) in message and expected in message, message
             shutil.rmtree(f"{place}/wide")
         np.savez(
             f"{bad}/_empty.npz", text_embeds=np.zeros((77, 64), np.float16), pooled_embeds=np.zeros(64, np.float16)
@@ -1146,7 +1150,7 @@ def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_ru
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0006
-def test_damaged_lines_of_a_log_are_left_out_and_said_and_a_full_disk_ends_tensorboard_but_no_training():
+def test_damaged_lines_of_a_log_are_left_out_with_a_message_and_a_full_disk_ends_tensorboard_but_no_training():
     with tempfile.TemporaryDirectory() as place:
         log, lines = Path(place, "log.jsonl"), []
         good = [json.dumps(dict(kind="train", step=step, loss=math.nan if step == 2 else 1.0)) for step in range(1, 5)]
@@ -1230,7 +1234,7 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_lower():
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #e7fce58a
-def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on_without():
+def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_names_the_option_to_go_on_without():
     def cannot(*args):
         raise CaptureError("CUDA error: operation not permitted when stream is capturing")
 
@@ -1243,7 +1247,7 @@ def test_a_micro_step_that_cannot_be_recorded_is_one_line_that_says_how_to_go_on
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #9209f9ed
-def test_more_kinds_of_batches_than_are_recorded_are_spoken_of_and_room_is_left_for_those_that_are():
+def test_more_kinds_of_batches_than_are_recorded_are_logged_and_room_is_left_for_those_that_are():
     lines, clips = [], [dict(frames=frames, height=64, width=64) for frames in (4, 9)]
     assert batch_shapes(replace(SMALL, lengths=(4, 8)), clips) == {(4, 64, 64), (8, 64, 64)} and largest_batch(
         replace(SMALL, lengths=(4, 8)), clips
@@ -1345,18 +1349,18 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run
 
 # %% ../nbs/5_training/24_trainer.ipynb #a9465123
 def test_sixteen_bits_train_as_well_as_thirty_two():
-    train_state, lines = None, []
+    train_state, all_losses = None, []
     with tempfile.TemporaryDirectory() as place:
         for dtype in ("float16", "bfloat16", "float32"):
-            train_state, said = run_small(f"{place}/{dtype}", replace(SMALL, dtype=dtype, steps=2))
+            train_state, _ = run_small(f"{place}/{dtype}", replace(SMALL, dtype=dtype, steps=2))
             assert train_state.scaler.is_enabled() == (dtype == "float16") and all(
                 p.dtype == torch.float32 for p in train_state.parameters
             )
-            lines.append(
+            all_losses.append(
                 [json.loads(line)["loss"] for line in Path(place, dtype, "log.jsonl").read_text().splitlines()]
             )
-    for losses in lines[:2]:
-        torch.testing.assert_close(torch.tensor(losses), torch.tensor(lines[2]), rtol=0.03, atol=0)
+    for losses in all_losses[:2]:
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(all_losses[2]), rtol=0.03, atol=0)
     assert {type(module).__name__ for module in train_state.unet.modules() if "GEGLU" in type(module).__name__} == {
         "FusedGEGLU" if find_spec("triton") else "GEGLU"
     }  # chapter 37
