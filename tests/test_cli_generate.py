@@ -70,10 +70,10 @@ def test_two_commands_at_once_that_find_the_same_name_free_both_keep_their_video
 
 
 # %% ../nbs/6_making_videos/63_generate.ipynb #ec019af1
-def test_the_file_says_all_that_is_needed_to_make_it_again():
+def test_the_settings_in_a_file_make_the_same_video_again():
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "first.webp"
-        code, said, err = tav(
+        code, printed, err = tav(
             "generate",
             GIRL,
             "-o",
@@ -90,9 +90,11 @@ def test_the_file_says_all_that_is_needed_to_make_it_again():
             "--noise-strength",
             0.5,
         )
-        assert (code, err) == (0, "") and said.startswith(f"{first}: 2 frames of 64 x 64") and said.count("\n") == 1, (
+        assert (
+            (code, err) == (0, "") and printed.startswith(f"{first}: 2 frames of 64 x 64") and printed.count("\n") == 1
+        ), (
             code,
-            said,
+            printed,
             err,
         )
         frames, times = read_video(first)
@@ -129,7 +131,7 @@ def limited(frames, path, *more, **named):  # files in `full` may have 1000 byte
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if small else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return write(frames, path, *more, **named)
 generate.write_video = limited
-for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif", "full/film.webm"):
+for output in ("full/clip.mp4", "full/frames/", "full/clip.webp", "full/clip.gif", "full/clip.webm"):
     try: generate.write_finished(frames, Path(output), {"seed": 1, "fps": 8})
     except ValueError as error: print(error)
     else: sys.exit("it was written")
@@ -146,7 +148,7 @@ for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif
                 text=True,
                 env={**os.environ, "TMPDIR": f"{folder}/room", "PYTHONPATH": os.getcwd()},
             )
-            lines, names = run.stdout.splitlines(), ["film.mp4", "frames", "film.webp", "film.gif", "film.webm"]
+            lines, names = run.stdout.splitlines(), ["clip.mp4", "frames", "clip.webp", "clip.gif", "clip.webm"]
             assert run.returncode == 0 and run.stderr == "" and len(lines) == 5 and not os.listdir(f"{folder}/full"), (
                 run
             )
@@ -166,7 +168,7 @@ for output in ("full/film.mp4", "full/frames/", "full/film.webp", "full/film.gif
 def test_the_screen_shows_one_line_and_the_file_gets_a_name_of_its_own():
     prompt = (
         "a girl walks" + " and walks" * 80
-    )  # more than a text encoder can take: that is said in one line, and nothing else
+    )  # more than a text encoder can take: that is printed in one line, and nothing else
     with tempfile.TemporaryDirectory() as folder:
         program = "import sys; from tav_nb.cli.main import main; sys.exit(main())"
         run = subprocess.run(

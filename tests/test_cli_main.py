@@ -52,7 +52,7 @@ MISTAKES = {
     "a gif too fast": ("--output", "clip.gif", "--fps", "60"),
     "a mask without a video": ("--mask", "mask.png"),
     "a control without a ControlNet": ("--control", "pose.mp4"),
-    "a picture for no IP-Adapter": ("--ip-image", "face.png"),
+    "an image for no IP-Adapter": ("--ip-image", "face.png"),
     "more than all of the way": ("--strength", "1.5"),
     "no such LoRA": ("--lora", "/no/such/lora.safetensors"),
     "no such word": ("--textual-inversion", "/no/such/word.safetensors"),
@@ -89,8 +89,8 @@ def test_every_mistake_is_one_line_with_exit_code_2_and_changes_no_file():
         out = Path(folder) / "old.mp4"
         out.write_text("the old one")
         for name, words in MISTAKES.items():
-            code, said, err = tav("generate", "a girl walks", "--output", out, *words)
-            assert code == 2 and said == "", f"{name}: {code}"
+            code, printed, err = tav("generate", "a girl walks", "--output", out, *words)
+            assert code == 2 and printed == "", f"{name}: {code}"
             assert err.startswith("tav: error: ") and err.count("\n") == 1, f"{name}: {err}"
             assert words[1] in err or "gif" in err, f"{name} is not named: {err}"
             assert out.read_text() == "the old one" and len(list(Path(folder).iterdir())) == 1, name
@@ -104,9 +104,9 @@ def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_lin
         ("generate",),
         ("generate", " "),
         ("prepare",),
-        ("prepare", "films"),
+        ("prepare", "clips"),
         ("score",),
-        ("score", "/no/such/film.mp4"),
+        ("score", "/no/such/clip.mp4"),
         ("train",),
         ("train", "cache"),
         ("train", "/no/cache", "/no/out"),
@@ -114,8 +114,8 @@ def test_a_command_without_a_command_or_a_prompt_or_with_an_empty_one_is_one_lin
         ("info", "/no/such/file.mp4"),
         ("info", sys.executable),
     ):
-        code, said, err = tav(*words)
-        assert code == 2 and said == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, err)
+        code, printed, err = tav(*words)
+        assert code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1, (words, err)
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #f8d71944
@@ -139,8 +139,8 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stan
             ("train", folder, f"{folder}/out", "--config", pipe),
             ("score", "x.mp4", "--csv", "/dev/null"),
         ):
-            code, said, err = tav(*words)
-            assert code == 2 and said == "" and err.count("\n") == 1 and "is neither a file nor a folder" in err, (
+            code, printed, err = tav(*words)
+            assert code == 2 and printed == "" and err.count("\n") == 1 and "is neither a file nor a folder" in err, (
                 words,
                 err,
             )
@@ -150,27 +150,27 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused_wherever_a_name_may_stan
 # %% ../nbs/6_making_videos/13_cli.ipynb #488c909c
 def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_it():
     with tempfile.TemporaryDirectory() as folder:
-        film, missing, tried = (
-            write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/film.webp", 8),
+        clip, missing, tried = (
+            write_video(np.zeros((2, 16, 16, 3), np.uint8), f"{folder}/clip.webp", 8),
             f"{folder}/no/such/thing.mp4",
             0,
         )
-        Path(folder, "film.txt").write_text("a girl")
+        Path(folder, "clip.txt").write_text("a girl")
         base = dict(
             generate=["a girl", "--num-frames", "1", "--height", "16", "--width", "16"],
-            score=[str(film)],
+            score=[str(clip)],
             prepare=[folder, f"{folder}/out", "--dry-run"],
             train=[folder, f"{folder}/out"],
             info=[],
         )
         pairs = dict(
-            mask=["--video", film],
+            mask=["--video", clip],
             control=["--controlnet", folder],
-            controlnet=["--control", film],
-            ip_adapter=["--ip-image", film],
-            ip_image=["--ip-adapter", film],
-            ip_encoder=["--ip-image", film, "--ip-adapter", film],
-            config=["--model", film],
+            controlnet=["--control", clip],
+            ip_adapter=["--ip-image", clip],
+            ip_image=["--ip-adapter", clip],
+            ip_encoder=["--ip-image", clip, "--ip-adapter", clip],
+            config=["--model", clip],
         )
         for command, parser in make_parser().commands.choices.items():
             for action in parser._actions:
@@ -197,10 +197,14 @@ def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_
                     if action.option_strings
                     else [missing]
                 )
-                code, said, err = tav(command, *words)
-                assert code == 2 and said == "" and err.count("\n") == 1 and ("no/such" in err), (command, words, err)
+                code, printed, err = tav(command, *words)
+                assert code == 2 and printed == "" and err.count("\n") == 1 and ("no/such" in err), (
+                    command,
+                    words,
+                    err,
+                )
                 tried += 1
-        assert tried > 25 and sorted(os.listdir(folder)) == ["film.txt", "film.webp"]
+        assert tried > 25 and sorted(os.listdir(folder)) == ["clip.txt", "clip.webp"]
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #f10e4253
@@ -211,13 +215,13 @@ def test_a_mistyped_option_choice_or_command_names_the_one_that_was_probably_mea
         (("generate", "a girl", "--noise", "mixd"), "did you mean mixed?"),
         (("genrate", "a girl"), "did you mean generate?"),
         (("generate", "a girl", "--Seed", "1"), "did you mean --seed?"),
-        (("score", "film.mp4", "--dyno", "x"), "did you mean --dino?"),
-        (("prepare", "films", "cache", "--min-frame", "2"), "did you mean --min-frames?"),
+        (("score", "clip.mp4", "--dyno", "x"), "did you mean --dino?"),
+        (("prepare", "clips", "cache", "--min-frame", "2"), "did you mean --min-frames?"),
         (("train", "cache", "out", "--batchsize", "3"), "did you mean --batch-size?"),
         (("train", "cache", "out", "--learning-rate", "1"), "did you mean --lr?"),
         (("generate", "a", "girl", "walks"), "needs quotes"),
     ):
-        code, said, err = tav(*words)
+        code, printed, err = tav(*words)
         assert code == 2 and err.startswith("tav: error: ") and hint in err and err.count("\n") == 1, (words, err)
     assert "did you mean" not in tav("generate", "a girl", "--colour", "red")[2], "nothing is near"
 
@@ -242,7 +246,7 @@ for words in json.loads(sys.argv[1]):
         ["generate", "--help"],
         ["prepare", "--help"],
         ["score", "--help"],
-        ["score", "/no/such/film.mp4"],
+        ["score", "/no/such/clip.mp4"],
         ["info", "--help"],
         [],
         ["generate"],
@@ -267,7 +271,7 @@ def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
             (ValueError("first line\n  second"), 2, "error: first line second"),
             (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
             (OSError(28, "No space left on device", "page.html"), 2, "error: page.html: No space left on device"),
-            (SystemExit(2), 2, None),  # another process says why
+            (SystemExit(2), 2, None),  # another process prints why
             (
                 MemoryError(),
                 2,
@@ -287,29 +291,29 @@ def test_whatever_ends_a_command_early_becomes_one_line_and_an_exit_code():
             ),
         ):
             try:
-                code, said, err = tav("end")
+                code, printed, err = tav("end")
             except KeyboardInterrupt:
-                raise AssertionError("nobody caught it") from None
-            assert (code, said, err) == (expected, "", f"tav: {words}\n" if words else ""), (code, said, err)
+                raise AssertionError("it was not caught") from None
+            assert (code, printed, err) == (expected, "", f"tav: {words}\n" if words else ""), (code, printed, err)
     finally:
         del COMMANDS["end"]
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #8fa48ca1
-def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_traceback():
+def test_a_closed_pipe_a_full_disk_and_a_terminal_of_ascii_give_no_traceback():
     start = f"{sys.executable} -c 'import sys; from tav_nb.__main__ import run; sys.exit(run())'"
     with tempfile.TemporaryDirectory() as folder:
         write_video(
             np.zeros((2, 16, 16, 3), np.uint8),
-            f"{folder}/film.webp",
+            f"{folder}/clip.webp",
             8,
             {"prompt": "\u5973 \u00e9", "long": ["x" * 100] * 5000},
         )
         for words, code, err in (
-            ("info film.webp | head -n 1", 141, ""),
+            ("info clip.webp | head -n 1", 141, ""),
             ("--help | true", (0, 141), ""),
-            ("info film.webp >/dev/full", 2, "tav: error: the output cannot be written: No space left on device\n"),
-            ("info film.webp >&-", 0, ""),
+            ("info clip.webp >/dev/full", 2, "tav: error: the output cannot be written: No space left on device\n"),
+            ("info clip.webp >&-", 0, ""),
             ("info no.mp4 2>&-", 2, ""),
             ("info no.mp4 >&- 2>&-", 2, ""),
             ("info \u5973.mp4", 2, "tav: error: \\u5973.mp4: cannot be read: No such file or directory\n"),
@@ -325,7 +329,7 @@ def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_tr
                 done.returncode in code if isinstance(code, tuple) else done.returncode == code
             ) and done.stderr == err, (words, done.returncode, done.stderr)
         done = subprocess.run(
-            ["bash", "-c", f"{start} info film.webp"],
+            ["bash", "-c", f"{start} info clip.webp"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -335,36 +339,36 @@ def test_a_pipe_that_nobody_reads_a_full_disk_and_a_terminal_of_ascii_give_no_tr
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #30b7a9c0
-def test_info_prints_what_an_adapter_says_about_itself():
-    code, said, err = tav("info", EMBEDDED_ADAPTER)
-    assert (code, err) == (0, "") and json.loads(said)["max_frames"] >= 16
+def test_info_prints_the_settings_of_an_adapter():
+    code, printed, err = tav("info", EMBEDDED_ADAPTER)
+    assert (code, err) == (0, "") and json.loads(printed)["max_frames"] >= 16
 
 
 # %% ../nbs/6_making_videos/13_cli.ipynb #ecbf99f9
 def test_a_source_beyond_a_limit_is_one_line_in_every_command_that_reads_one():
     with tempfile.TemporaryDirectory() as folder:
-        write_video(render(random_scene(3), 4, 64, 64).frames, f"{folder}/film.webp", 12)
-        Path(folder, "film.txt").write_text("a girl walks")
-        film, bound = f"{folder}/film.webp", ("--max-pixels", 1000)
+        write_video(render(random_scene(3), 4, 64, 64).frames, f"{folder}/clip.webp", 12)
+        Path(folder, "clip.txt").write_text("a girl walks")
+        clip, bound = f"{folder}/clip.webp", ("--max-pixels", 1000)
         for words in (
-            ("score", film),
-            ("generate", "--extend", film),
-            ("generate", "a girl", "--video", film, "--num-frames", 2),
-            ("generate", "a girl", "--video", film, "--mask", film, "--num-frames", 2),
+            ("score", clip),
+            ("generate", "--extend", clip),
+            ("generate", "a girl", "--video", clip, "--num-frames", 2),
+            ("generate", "a girl", "--video", clip, "--mask", clip, "--num-frames", 2),
         ):
-            code, said, err = tav(*words, *bound)
+            code, printed, err = tav(*words, *bound)
             assert (
                 code == 2
-                and not said
+                and not printed
                 and err.count("tav: error: ") == 1
-                and f"{film}: " in err
+                and f"{clip}: " in err
                 and "64 x 64 pixels, more than 1000 (--max-pixels)" in err
             ), (words, err)
-        code, said, err = tav("prepare", folder, f"{folder}/cache", "--dry-run", *bound)
+        code, printed, err = tav("prepare", folder, f"{folder}/cache", "--dry-run", *bound)
         assert (
             code == 2
             and "64 x 64 pixels, more than 1000 (--max-pixels)" in Path(folder, "cache/report.html").read_text()
         )
-        assert read_limits(vars(make_parser().parse_args(["score", film]))) == Limits() and read_limits(
-            vars(make_parser().parse_args(["score", film, "--max-duration", "9"]))
+        assert read_limits(vars(make_parser().parse_args(["score", clip]))) == Limits() and read_limits(
+            vars(make_parser().parse_args(["score", clip, "--max-duration", "9"]))
         ) == Limits(max_duration=9.0)

@@ -44,7 +44,7 @@ def toon_film(path, seed, num_frames=16, **changes):
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #4de9beab
-def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the_clips():
+def test_prepare_makes_a_cache_that_the_loader_reads_and_reports_what_became_of_the_clips():
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/films")
         for seed, changes in enumerate(({}, dict(still=True))):
@@ -60,13 +60,13 @@ def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the
             "--max-frames",
             8,
         )
-        code, said, err = tav(*words)
+        code, printed, err = tav(*words)
         assert (
             (code, err) == (0, "")
-            and said.startswith(f"{folder}/cache: 2 clips kept, ")
-            and "from 1 of 2 files; 2 dropped" in said
-        ), (code, said, err)
-        assert [line.split()[:2] for line in said.splitlines()[1:2]] == [["2", "still"]] and said.endswith(
+            and printed.startswith(f"{folder}/cache: 2 clips kept, ")
+            and "from 1 of 2 files; 2 dropped" in printed
+        ), (code, printed, err)
+        assert [line.split()[:2] for line in printed.splitlines()[1:2]] == [["2", "still"]] and printed.endswith(
             f"{folder}/cache/report.html shows every clip\n"
         )
         rows = read_manifest(f"{folder}/cache")
@@ -85,7 +85,7 @@ def test_prepare_makes_a_cache_that_the_loader_takes_and_says_what_became_of_the
             }
 
         before = state()
-        assert tav(*words) == (0, said, "") and state() == before, "a second time nothing is left to do"
+        assert tav(*words) == (0, printed, "") and state() == before, "a second time nothing is left to do"
         Path(folder, "films/film0.txt").write_text("girl " * 80)
         code, _, err = tav(*words)
         assert (
@@ -102,14 +102,14 @@ def test_a_dry_run_decides_the_same_and_encodes_nothing():
     with tempfile.TemporaryDirectory() as folder:
         for seed, changes in enumerate(({}, dict(still=True), dict(half=True))):
             toon_film(f"{folder}/film{seed}.webm", seed, **changes)
-        code, said, err = tav(
+        code, printed, err = tav(
             "prepare", folder, f"{folder}/dry", "--dry-run", "--page", f"{folder}/page.html", "--resolution", 64
         )
         assert (
             (code, err) == (0, "")
-            and "1 clip kept" in said
-            and "page.html shows every clip; nothing was encoded" in said
-        ), (code, said, err)
+            and "1 clip kept" in printed
+            and "page.html shows every clip; nothing was encoded" in printed
+        ), (code, printed, err)
         page = Path(f"{folder}/page.html").read_text("utf-8")
         assert (
             not list(Path(folder).rglob("*.npz"))
@@ -118,12 +118,12 @@ def test_a_dry_run_decides_the_same_and_encodes_nothing():
             and "128 \u00d7 128" not in page
         )
         assert read_base_size(None) == (128, 8) and read_base_size("somebody/some-sdxl") == (1024, 8)
-        code, said, err = tav("prepare", folder, f"{folder}/dry", "--dry-run", "--min-motion", 0.05)
+        code, printed, err = tav("prepare", folder, f"{folder}/dry", "--dry-run", "--min-motion", 0.05)
         assert (
             code == 2
-            and "0 clips kept" in said
+            and "0 clips kept" in printed
             and f"error: no clip was kept; {folder}/dry/report.html shows why" in err
-        ), (code, said, err)
+        ), (code, printed, err)
         assert (
             "1 clip kept" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1]
             and "from 1 of 1 files" in tav("prepare", folder, f"{folder}/dry", "--dry-run", "--limit", 1)[1]
@@ -135,12 +135,12 @@ def test_every_mistake_of_prepare_is_one_line_before_pytorch_is_loaded_and_makes
     program = """
 import contextlib, io, json, os, sys
 from tav_nb.cli.main import main
-for said, *words in json.loads(sys.argv[1]):
+for reason, *words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(["prepare", *words])
     err = err.getvalue()
-    if code != 2 or out.getvalue() or not err.startswith("tav: error: ") or err.count("\\n") != 1 or said not in err:
-        sys.exit(f"{words}: {code} {err!r}, not {said!r}")
+    if code != 2 or out.getvalue() or not err.startswith("tav: error: ") or err.count("\\n") != 1 or reason not in err:
+        sys.exit(f"{words}: {code} {err!r}, not {reason!r}")
     if slow := {"torch", "diffusers", "transformers", "matplotlib"} & sys.modules.keys():
         sys.exit(f"{words} loaded {slow}")
     if os.path.exists(sys.argv[2]): sys.exit(f"{words} made {sys.argv[2]}")
@@ -210,11 +210,11 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
 
     with tempfile.TemporaryDirectory() as folder, patch("tav_nb.data.prepare.prepare", spy):
         toon_film(f"{folder}/film.webm", 0, 4)
-        code, said, err = tav(
+        code, printed, err = tav(
             "prepare", folder, f"{folder}/cache", "--resolution", 256, "--flip", "--workers", 3, "--device", "cpu"
         )
     assert given == dict(options=EncodeOptions(256, flip=True), workers=3, device="cpu", out=f"{folder}/cache")
-    assert (code, said, err) == (
+    assert (code, printed, err) == (
         130,
         "",
         f"tav: interrupted; the clips of 0 of 1 files are in {folder}/cache, and the same command goes on from there\n",
@@ -222,7 +222,7 @@ def test_options_of_prepare_reach_the_chapters_and_defaults_are_theirs():
 
 
 # %% ../nbs/4_real_clips/66_prepare.ipynb #f5eae3d3
-def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said():
+def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_reported():
     def read(*words):
         return make_parser().parse_args(["prepare", "films", "cache", *words])
 
@@ -259,22 +259,22 @@ def test_numbers_of_prepare_have_two_ends_and_what_stays_out_of_a_cache_is_said(
             Path(folder, f"one/{name}.txt").write_text("a girl\x1b[31m walks")
         Path(folder, "one/still.png").write_bytes(b"")
         Path(folder, "one/red\x1b[31m.psd").write_bytes(b"")
-        code, said, err = tav("prepare", f"{folder}/one", f"{folder}/cache", "--min-frames", 4)
+        code, printed, err = tav("prepare", f"{folder}/one", f"{folder}/cache", "--min-frames", 4)
         assert (
             (code, err) == (0, "")
-            and "     2 not read    " in said
-            and "1 x .psd is no format that is read" in said
-            and said.replace("\n", "").isprintable()
-        ), (said, err)
+            and "     2 not read    " in printed
+            and "1 x .psd is no format that is read" in printed
+            and printed.replace("\n", "").isprintable()
+        ), (printed, err)
         before = {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
         for words in ((), ("--dry-run",)):
-            code, said, err = tav("prepare", f"{folder}/two", f"{folder}/cache", "--min-frames", 4, *words)
+            code, printed, err = tav("prepare", f"{folder}/two", f"{folder}/cache", "--min-frames", 4, *words)
             assert (
-                (code, said) == (2, "")
+                (code, printed) == (2, "")
                 and "one/film.webm" in err
                 and "Choose another OUT" in err
                 and err.count("\n") == 1
-            ), (code, said, err)
+            ), (code, printed, err)
         assert before == {path: path.read_bytes() for path in Path(folder, "cache").rglob("*") if path.is_file()}
 
 
@@ -287,8 +287,8 @@ def test_a_disk_that_is_too_small_for_one_clip_is_named_before_a_model_is_loaded
             patch("shutil.disk_usage", lambda path: usage._replace(free=5000)),
             patch("tav_nb.sampling.video_job.load_parts", side_effect=AssertionError("a model was loaded")),
         ):
-            code, said, err = tav("prepare", folder, f"{folder}/cache")
-        assert (code, said) == (2, "") and err.count("\n") == 1, err
+            code, printed, err = tav("prepare", folder, f"{folder}/cache")
+        assert (code, printed) == (2, "") and err.count("\n") == 1, err
         assert "cache: one clip of 8 frames of 128 px takes 0.0164 MB, and " in err and "has 0.005 MB left" in err, err
         assert not os.path.exists(f"{folder}/cache")
 

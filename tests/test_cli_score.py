@@ -18,28 +18,28 @@ tav = partial(run_captured, main)
 
 
 # %% ../nbs/3_does_it_move/68_score.ipynb #03242a45
-def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
+def test_scores_go_to_the_terminal_and_to_the_files_that_were_named():
     with tempfile.TemporaryDirectory() as folder:
         a, b = (
             write_video(render(random_scene(seed), 6, 48, 64).frames, Path(folder) / f"{seed}.webp") for seed in (3, 4)
         )
         wanted = [word for form in ("json", "csv", "html") for word in (f"--{form}", f"{folder}/out.{form}")]
-        code, said, err = tav(
+        code, printed, err = tav(
             "score", a, b, "--controls", "--reference", b, "--seams", 3, "--region", "0.2,0.2,0.5,0.5", *wanted
         )
         assert (
             code == 0
             and err == ""
-            and "warping_error" in said
-            and "3.webp: shuffled" in said
-            and said.endswith(f"{folder}/out.html\n")
-        ), (said, err)
-        told = json.loads(Path(folder, "out.json").read_text())
+            and "warping_error" in printed
+            and "3.webp: shuffled" in printed
+            and printed.endswith(f"{folder}/out.html\n")
+        ), (printed, err)
+        results = json.loads(Path(folder, "out.json").read_text())
         assert (
-            len(told["videos"]) == 12
-            and told["videos"]["3.webp"]["video"]["tof"] > 0
-            and told["settings"]["seams"] == [3]
-            and told["made_by"].startswith("tav_nb")
+            len(results["videos"]) == 12
+            and results["videos"]["3.webp"]["video"]["tof"] > 0
+            and results["settings"]["seams"] == [3]
+            and results["made_by"].startswith("tav_nb")
         )
         assert (
             Path(folder, "out.csv").read_text().startswith("video,metric,per,frame,value\n3.webp,")
@@ -54,44 +54,48 @@ def test_scores_go_to_the_terminal_and_to_the_files_that_were_asked_for():
 # %% ../nbs/3_does_it_move/68_score.ipynb #2367951a
 def test_whatever_cannot_be_scored_is_one_line_and_writes_nothing():
     with tempfile.TemporaryDirectory() as folder:
-        film = write_video(render(random_scene(3), 4, 48, 64).frames, Path(folder) / "film.webp")
+        clip = write_video(render(random_scene(3), 4, 48, 64).frames, Path(folder) / "clip.webp")
         still, text, other = (
             write_video(render(random_scene(3), 1, 48, 64).frames, Path(folder) / "still.webp"),
             Path(folder) / "text.mp4",
             write_video(render(random_scene(3), 5, 48, 64).frames, Path(folder) / "longer.webp"),
         )
         os.symlink("loop.csv", loop := f"{folder}/loop.csv")
-        text.write_text("no film")
+        text.write_text("no clip")
         before = sorted((path.name, path.read_bytes()) for path in Path(folder).iterdir() if path.is_file())
-        for said, *words in (
+        for expected, *words in (
             ("single image", still),
             ("text.mp4", text),
             ("no/such.mp4", "no/such.mp4"),
-            ("no/such.mp4", film, "--reference", "no/such.mp4"),
-            ("5 frames", film, "--reference", other),
-            ("no/such", film, "--dino", "no/such"),
-            ("no DINO or CLIP", film, "--clip", folder),
-            ("--json", film, "--json", f"{folder}/no/such.json"),
-            ("is a folder", film, "--html", folder),
-            ("would replace", film, "--csv", film),
-            ("no .html", film, "--html", text),
-            ("no .json", film, "--json", other),
-            ("link to nothing", film, "--csv", loop),
-            ("same file", film, "--csv", f"{folder}/x", "--json", f"{folder}/x"),
-            ("terminal", film, "--html", "-"),
-            ("terminal", film, "--json", "-", "--csv", "-"),
-            ("region", film, "--region", "0,0,2,2"),
-            ("4 numbers", film, "--region", "1,2"),
-            ("'a,b'", film, "--seams", "a,b"),
-            ("at least 64", film, "--side", "1"),
-            ("film.webp2", film, f"{film}2"),
+            ("no/such.mp4", clip, "--reference", "no/such.mp4"),
+            ("5 frames", clip, "--reference", other),
+            ("no/such", clip, "--dino", "no/such"),
+            ("no DINO or CLIP", clip, "--clip", folder),
+            ("--json", clip, "--json", f"{folder}/no/such.json"),
+            ("is a folder", clip, "--html", folder),
+            ("would replace", clip, "--csv", clip),
+            ("no .html", clip, "--html", text),
+            ("no .json", clip, "--json", other),
+            ("link to nothing", clip, "--csv", loop),
+            ("same file", clip, "--csv", f"{folder}/x", "--json", f"{folder}/x"),
+            ("terminal", clip, "--html", "-"),
+            ("terminal", clip, "--json", "-", "--csv", "-"),
+            ("region", clip, "--region", "0,0,2,2"),
+            ("4 numbers", clip, "--region", "1,2"),
+            ("'a,b'", clip, "--seams", "a,b"),
+            ("at least 64", clip, "--side", "1"),
+            ("clip.webp2", clip, f"{clip}2"),
         ):
             code, printed, err = tav("score", *words, *([] if "--html" in words else ["--html", f"{folder}/page.html"]))
             assert (
-                code == 2 and printed == "" and err.startswith("tav: error: ") and err.count("\n") == 1 and said in err
+                code == 2
+                and printed == ""
+                and err.startswith("tav: error: ")
+                and err.count("\n") == 1
+                and expected in err
             ), (words, code, printed, err)
         with patch("tav_nb.evaluation.score.measure_video", side_effect=KeyboardInterrupt):
-            assert tav("score", film, "--html", f"{folder}/page.html")[::2] == (
+            assert tav("score", clip, "--html", f"{folder}/page.html")[::2] == (
                 130,
                 "tav: interrupted; nothing was written\n",
             )

@@ -35,10 +35,10 @@ def test_every_mistake_of_train_is_one_line_before_pytorch_is_loaded_and_makes_n
     program = """
 import contextlib, io, json, sys
 from tav_nb.cli.main import main
-for said, words in json.loads(sys.argv[1]):
+for expected, words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(["train", *words])
-    if code != 2 or out.getvalue() or err.getvalue().count("\\n") != 1 or said not in err.getvalue():
+    if code != 2 or out.getvalue() or err.getvalue().count("\\n") != 1 or expected not in err.getvalue():
         sys.exit(f"{words} ended with {code}: {err.getvalue()}")
 if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("something slow was loaded")
 """
@@ -62,7 +62,7 @@ if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("somethin
             ("holds no run", ["--resume"]),
             ("invalid choice", ["--device", "abacus"]),
         ]
-        mistakes = [(said, paths + words) for said, words in mistakes] + [
+        mistakes = [(expected, paths + words) for expected, words in mistakes] + [
             ("no cache", [folder, f"{folder}/out"]),
             ("required", paths[:1]),
         ]
@@ -149,8 +149,8 @@ def test_a_cache_becomes_an_adapter_that_draws():
             "--tensorboard",
             "true",
         )
-        code, said, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
-        assert code == 0 and "memory: 0." in said and "done at step 3 of 3" in said, (code, said, err)
+        code, printed, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
+        assert code == 0 and "memory: 0." in printed and "done at step 3 of 3" in printed, (code, printed, err)
         assert {path.name for path in Path(f"{folder}/run").iterdir()} >= {
             "temporal_adapter.safetensors",
             "checkpoints",
@@ -160,10 +160,12 @@ def test_a_cache_becomes_an_adapter_that_draws():
             "config.toml",
             "run.json",
         }
-        code, said, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
+        code, printed, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
         assert code == 2 and "--resume" in err
-        code, said, err = tav("train", f"{folder}/cache", f"{folder}/run", "--resume", "--steps", 4, "--device", "cpu")
-        assert code == 0 and "goes on from step 3" in said and "done at step 4 of 4" in said, (said, err)
+        code, printed, err = tav(
+            "train", f"{folder}/cache", f"{folder}/run", "--resume", "--steps", 4, "--device", "cpu"
+        )
+        assert code == 0 and "goes on from step 3" in printed and "done at step 4 of 4" in printed, (printed, err)
         assert (
             tav("generate", GIRL, "--adapter", f"{folder}/run", "-o", f"{folder}/girl.webp", *QUICK)[0] == 0
             and json.loads(tav("info", f"{folder}/run")[1])["trained_steps"] == 4
@@ -185,10 +187,10 @@ def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_l
             raise AssertionError("three processes began on two GPUs")
         make_accelerator("cpu")
     with patch.dict(os.environ, WORLD_SIZE="2"):
-        code, said, err = tav("train", "cache", "run", "--processes", 3)
-        assert (code, said, err) == (
+        code, printed, err = tav("train", "cache", "run", "--processes", 3)
+        assert (code, printed, err) == (
             2,
             "",
             "tav: error: --processes 3: 2 processes have been started already; leave the option out\n",
-        ), (code, said, err)
+        ), (code, printed, err)
     assert "did you mean --processes?" in tav("train", "cache", "run", "--num_processes", 3)[2]

@@ -57,7 +57,7 @@ def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_li
         0: 1,
         24: 7,
     } and parse_frame_values(7, "seed") == parse_frame_values("7", "seed") == {0: 7}
-    for given, what, said in [
+    for given, what, expected in [
         ("24: a 0: b", "prompt", "frame 0 comes after the one for frame 24"),
         ("0: a 0: b", "prompt", "each frame once"),
         ("a girl 24: b", "prompt", "'a girl' stands before"),
@@ -75,7 +75,7 @@ def test_prompts_and_seeds_by_frame_are_read_and_everything_unreadable_is_one_li
         try:
             parse_frame_values(given, what)
         except KeyframeError as error:
-            assert said in str(error) and "\n" not in str(error), (given, str(error))
+            assert expected in str(error) and "\n" not in str(error), (given, str(error))
         else:
             raise AssertionError(given)
 
@@ -113,7 +113,7 @@ def test_images_come_from_anywhere_and_another_size_is_refused_with_the_right_on
         for image in (pixels, Image.fromarray(pixels), turned, Path(turned)):
             assert np.array_equal(read_frame_image(image), pixels)
         assert (read_frame_image(clear) == 255).all()
-        for bad, said in (
+        for bad, expected in (
             (text, "cannot be read as an image"),
             (f"{folder}/no.png", "no such image"),
             (folder, "cannot be read"),
@@ -121,10 +121,10 @@ def test_images_come_from_anywhere_and_another_size_is_refused_with_the_right_on
             try:
                 read_frame_image(bad)
             except KeyframeError as error:
-                assert said in str(error) and "\n" not in str(error), error
+                assert expected in str(error) and "\n" not in str(error), error
             else:
                 raise AssertionError(bad)
-    for size, said in (
+    for size, expected in (
         ((128, 128), "scale it to 128 x 128, or make the video 64 wide and 48 high"),
         ((48, 72), "the first frame is 64 x 48 pixels, the video 72 x 48"),
         ((None, 72), "72"),
@@ -132,7 +132,7 @@ def test_images_come_from_anywhere_and_another_size_is_refused_with_the_right_on
         try:
             check_image_size(pixels, "first frame", *size)
         except KeyframeError as error:
-            assert said in str(error), error
+            assert expected in str(error), error
         else:
             raise AssertionError(size)
     check_image_size(pixels, "first frame", None, 64)
@@ -154,7 +154,7 @@ def test_a_known_frame_is_as_noisy_as_the_step_at_every_step_and_clean_after_the
             seen = known.inject(latents, t)
             torch.testing.assert_close(seen[2], scale * (image + sigma * noise)[0], msg=f"step {step}")
             assert not seen[:2].any()
-            scheduler.scale_model_input(seen, t)  # Euler wants to be asked
+            scheduler.scale_model_input(seen, t)  # Euler requires this call
             latents = scheduler.step(torch.zeros(3, 4, 8, 8), t, seen).prev_sample
             latents[:2] = 0
         assert torch.equal(known.inject(latents)[2], image[0]) and torch.equal(
@@ -238,7 +238,7 @@ def test_a_video_starts_and_ends_on_its_images_as_the_vae_sees_them():
     free = generate("a girl", pipe, **SMALL)
     only = generate("a girl", pipe, **SMALL, keyframes=Keyframes(last_frame=last))
     assert psnr(only[3], seen[1]) > 50 > 30 > psnr(only[0], seen[0]) and psnr(only[0], free[0]) < 40, (
-        "the others know of it"
+        "the others depend on it"
     )
 
 
@@ -256,26 +256,26 @@ def test_a_vae_that_overflows_in_16_bits_encodes_in_32():
 # %% ../nbs/6_making_videos/32_directing.ipynb #c097bba2
 def test_motion_0_is_the_adapter_left_out_and_1_is_no_change_and_both_leave_no_trace():
     pipe = embedded_pipeline()
-    layer, asked = next(iter(temporal_modules(pipe.unet).values())), []
-    hook = layer.register_forward_pre_hook(lambda layer, args: asked.append(args[1]))
+    layer, calls = next(iter(temporal_modules(pipe.unet).values())), []
+    hook = layer.register_forward_pre_hook(lambda layer, args: calls.append(args[1]))
     videos = {motion: generate("a girl", pipe, **SMALL, keyframes=Keyframes(motion=motion)) for motion in (0, 0.5, 1)}
     hook.remove()
-    assert asked == [4] * 4, "at 0 it is not even asked"
+    assert calls == [4] * 4, "at 0 it is not even called"
     assert np.array_equal(videos[0], generate("a girl", pipe, **SMALL, images=True)) and np.array_equal(
         videos[1], generate("a girl", pipe, **SMALL)
     )
     assert all((videos[a] != videos[b]).any() for a in videos for b in videos if a != b)
     x = torch.randn(2, 3, layer.proj.weight.shape[0])
     with torch.no_grad():
-        said = layer(x, 2)
+        output = layer(x, 2)
         with motion_strength(pipe.unet, 0.5):
-            torch.testing.assert_close(layer(x, 2), said / 2)
+            torch.testing.assert_close(layer(x, 2), output / 2)
         try:
             with motion_strength(pipe.unet, 0):
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
-        assert torch.equal(layer(x, 2), said), "also when it was interrupted"
+        assert torch.equal(layer(x, 2), output), "also when it was interrupted"
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #86802cfc
@@ -302,11 +302,11 @@ def test_a_video_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_see
     pipe = embedded_pipeline()
     pipe.scheduler.set_timesteps(2)
     before = render(Scene(speed=0.02), 6, 64, 64).frames
-    told = Keyframes(before=before, overlap=3, seeds="1: 9")
-    noise = start_latents(pipe, 7, 64, 64, "progressive", None, 4, told)
+    keyframes = Keyframes(before=before, overlap=3, seeds="1: 9")
+    noise = start_latents(pipe, 7, 64, 64, "progressive", None, 4, keyframes)
     whole = noise_by_seed((1, 10, 4, 8, 8), "progressive", None, {0: 4, 7: 9})[0]
-    assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and told.context_frames == 3
-    assert {frame: image.sum() for frame, image in known_images(told, 4, 64, 64).items()} == {
+    assert torch.equal(noise, whole[3:] * pipe.scheduler.init_noise_sigma) and keyframes.context_frames == 3
+    assert {frame: image.sum() for frame, image in known_images(keyframes, 4, 64, 64).items()} == {
         frame: before[3 + frame].sum() for frame in range(3)
     }
     wish, seen = dict(height=64, width=64, steps=2, guidance_scale=1.0), []
@@ -316,11 +316,11 @@ def test_a_video_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_see
             pipe,
             num_frames=2,
             **wish,
-            keyframes=told,
+            keyframes=keyframes,
             callback=lambda step, t, latents: seen.append(len(latents)),
         )
     assert text.call_args.args[1] == {3: "a girl", 4: "a boy"}, "frames count from the first new one"
-    assert new.shape == (2, 64, 64, 3) and seen == [5, 5] and np.array_equal(join_videos(told, new)[:6], before)
+    assert new.shape == (2, 64, 64, 3) and seen == [5, 5] and np.array_equal(join_videos(keyframes, new)[:6], before)
     assert (
         new
         != generate(
@@ -345,11 +345,11 @@ def test_a_video_goes_on_with_the_noise_that_a_longer_one_would_have_had_and_see
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #a38850a7
 def test_what_cannot_be_directed_is_one_line_before_any_work():
-    pipe, asked = embedded_pipeline(), []
-    hook = pipe.text_encoder.register_forward_pre_hook(lambda module, args: asked.append(args))
+    pipe, calls = embedded_pipeline(), []
+    hook = pipe.text_encoder.register_forward_pre_hook(lambda module, args: calls.append(args))
     image, video = render(Scene(), 1, 64, 64).frames[0], render(Scene(), 3, 64, 64).frames
     try:
-        for wish, told, said in [
+        for wish, keyframe_options, expected in [
             ({}, dict(motion=-1), "0 or more"),
             ({}, dict(motion=float("nan")), "0 or more"),
             ({}, dict(seeds="0: x"), "not a seed"),
@@ -367,14 +367,14 @@ def test_what_cannot_be_directed_is_one_line_before_any_work():
             (dict(context=Context(loop=True)), dict(before=video), "cannot be a loop"),
         ]:
             try:
-                generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, keyframes=Keyframes(**told))
+                generate(**dict(prompt="a girl", pipe=pipe) | SMALL | wish, keyframes=Keyframes(**keyframe_options))
             except ValueError as error:
-                assert said in str(error) and "\n" not in str(error), (said, error)
+                assert expected in str(error) and "\n" not in str(error), (expected, error)
             else:
-                raise AssertionError((wish, told))
+                raise AssertionError((wish, keyframe_options))
     finally:
         hook.remove()
-    assert not asked
+    assert not calls
 
 
 # %% ../nbs/6_making_videos/32_directing.ipynb #5cebe15f
@@ -424,8 +424,8 @@ def test_the_reader_sees_the_prompts_change():
 def test_the_border_of_an_extension_is_like_any_other_neighbours():
     wish = dict(prompt="a girl with pink hair and a blue dress walks to the right in the snow", num_frames=8, steps=10)
     before = generate(**wish)
-    told = Keyframes(before=before)
-    video = join_videos(told, generate(**wish, keyframes=told))
+    keyframes = Keyframes(before=before)
+    video = join_videos(keyframes, generate(**wish, keyframes=keyframes))
     change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
     assert len(video) == 16 and 0.4 * np.median(change) < change[7] < 2 * np.median(change), change
     assert (

@@ -39,20 +39,20 @@ GIRL = "a girl with pink hair and a blue dress walks to the left"
 # %% ../nbs/6_making_videos/103_extend.ipynb #bb697ea5
 def test_a_video_begins_and_ends_with_given_images_and_is_continued_with_its_own_settings():
     with tempfile.TemporaryDirectory() as folder:
-        pictures, first, longer = (
+        images, first, longer = (
             [f"{folder}/{name}.png" for name in ("begin", "end")],
             Path(folder) / "first.webp",
             Path(folder) / "longer.webp",
         )
-        for path, picture in zip(pictures, render(random_scene(3), 2, 64, 64).frames):
-            Image.fromarray(picture).save(path)
-        code, said, err = tav(
+        for path, image in zip(images, render(random_scene(3), 2, 64, 64).frames):
+            Image.fromarray(image).save(path)
+        code, printed, err = tav(
             "generate",
             f"0: {GIRL} 2: a girl waves",
             "--first-frame",
-            pictures[0],
+            images[0],
             "--last-frame",
-            pictures[1],
+            images[1],
             "--seeds",
             "1: 4",
             "-o",
@@ -68,8 +68,8 @@ def test_a_video_begins_and_ends_with_given_images_and_is_continued_with_its_own
             12,
         )
         assert (code, err) == (0, ""), err
-        code, said, err = tav("generate", "--extend", first, "-o", longer, "--num-frames", 2, "--steps", 3)
-        assert (code, err) == (0, "") and "5 frames of 64 x 64" in said, (said, err)
+        code, printed, err = tav("generate", "--extend", first, "-o", longer, "--num-frames", 2, "--steps", 3)
+        assert (code, err) == (0, "") and "5 frames of 64 x 64" in printed, (printed, err)
         frames, before, settings = read_video(longer)[0], read_video(first)[0], read_metadata(longer)
         assert (
             np.array_equal(frames[:3], before)
@@ -113,7 +113,7 @@ def test_a_video_begins_and_ends_with_given_images_and_is_continued_with_its_own
 # %% ../nbs/6_making_videos/103_extend.ipynb #7a9aeb56
 def test_the_settings_in_a_video_choose_no_file_and_no_model_and_differences_are_reported():
     with tempfile.TemporaryDirectory() as folder:
-        path, frames = f"{folder}/film.webp", np.zeros((2, 16, 24, 3), np.uint8)
+        path, frames = f"{folder}/clip.webp", np.zeros((2, 16, 24, 3), np.uint8)
         numbers_ = dict(
             prompt="0: a girl stands 1: a girl walks",
             negative_prompt="dark",
@@ -237,7 +237,7 @@ def test_a_video_that_follows_another_one_plays_as_fast_or_a_note_gives_the_rate
         note = f"note: {folder}/90.mp4 plays at 90 fps, which cannot be kept here: 50 instead (--fps)"
         assert fps_of(f"{folder}/90.mp4", "-o", "out.gif") == (50, [note])
         assert fps_of(write_video(frames[:1], f"{folder}/one.webp", 30))[0] == USUAL_FPS
-        code, said, err = tav(
+        code, printed, err = tav(
             "generate",
             GIRL,
             "--video",
@@ -256,6 +256,6 @@ def test_a_video_that_follows_another_one_plays_as_fast_or_a_note_gives_the_rate
         )
         assert (
             code == 0
-            and "4 frames of 16 x 16, 0.2 s at 24 fps" in said
+            and "4 frames of 16 x 16, 0.2 s at 24 fps" in printed
             and read_metadata(f"{folder}/out.webp")["fps"] == 24
-        ), (said, err)
+        ), (printed, err)

@@ -137,36 +137,38 @@ def test_prompt_and_negative_prompt_and_guidance_count():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #124eee50
-def test_the_text_is_read_once_and_the_unet_asked_once_a_step():
-    pipe, read, asked = random_film_pipeline(), [], []
+def test_the_prompt_is_encoded_once_and_the_unet_called_once_a_step():
+    pipe, read, calls = random_film_pipeline(), [], []
     pipe.text_encoder.register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
-    pipe.unet.register_forward_pre_hook(lambda module, args: asked.append(len(args[0])))
+    pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     generate("a girl", pipe, **SMALL)
     generate("a girl", pipe, **SMALL, guidance_scale=1.0)
-    assert read == [1, 1] and asked == [8, 8, 4, 4], "without guidance half the work"
+    assert read == [1, 1] and calls == [8, 8, 4, 4], "without guidance half the work"
 
 
 # %% ../nbs/2_method/09_inference.ipynb #9b1b61ca
-def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_and_little_noise_is_not_guided():
-    pipe, asked, texts, answers = random_film_pipeline(), [], [], []
+def test_temporal_guidance_extrapolates_away_from_independent_frames_and_stops_below_min_sigma():
+    pipe, calls, texts, answers = random_film_pipeline(), [], [], []
     pipe.unet.register_forward_pre_hook(
-        lambda module, args, told: asked.append((len(args[0]), told.get("num_frames"))), prepend=True, with_kwargs=True
+        lambda module, args, kwargs: calls.append((len(args[0]), kwargs.get("num_frames"))),
+        prepend=True,
+        with_kwargs=True,
     )
     pipe.unet.register_forward_pre_hook(
-        lambda module, args, told: texts.append(told["encoder_hidden_states"]), with_kwargs=True
+        lambda module, args, kwargs: texts.append(kwargs["encoder_hidden_states"]), with_kwargs=True
     )
     pipe.unet.register_forward_hook(lambda module, args, out: answers.append(out.sample))
     pipe.scheduler.hook_before_step = lambda answer, timestep, sample: answers.append(answer[0])
     generate("a girl", pipe, **SMALL, guidance_min_sigma=1.0, temporal_guidance=2.0)
-    assert asked == [(8, 4), (4, None), (4, 4)], "all three, and where there is little noise only one"
+    assert calls == [(8, 4), (4, None), (4, 4)], "all three, and where there is little noise only one"
     nothing, sentence = texts[0].chunk(2)
     assert torch.equal(texts[1], sentence) and torch.equal(texts[2], sentence) and not torch.equal(nothing, sentence), (
-        "both know the sentence"
+        "both get the prompt"
     )
-    (without, told), alone, answer, last, unguided = answers[0].chunk(2), *answers[1:]
-    torch.testing.assert_close(answer, without + 5 * (told - without) + 2 * (told - alone))
-    assert torch.equal(last, unguided) and not torch.allclose(told, alone, atol=1e-3)
-    asked.clear()
+    (without, with_prompt), without_adapter, answer, last, unguided = answers[0].chunk(2), *answers[1:]
+    torch.testing.assert_close(answer, without + 5 * (with_prompt - without) + 2 * (with_prompt - without_adapter))
+    assert torch.equal(last, unguided) and not torch.allclose(with_prompt, without_adapter, atol=1e-3)
+    calls.clear()
     generate(
         "a girl",
         pipe,
@@ -175,12 +177,12 @@ def test_temporal_guidance_goes_away_from_frames_that_do_not_know_of_each_other_
         temporal_guidance=2.0,
         context=Context("predictions", length=3, overlap=1),
     )
-    assert asked == [(3, 3), (3, 3), (3, None), (1, None)] * 2, (
+    assert calls == [(3, 3), (3, 3), (3, None), (1, None)] * 2, (
         "windows over the predictions overlap, single frames do not"
     )
-    asked.clear()
+    calls.clear()
     generate("a girl", pipe, **SMALL, temporal_guidance=2.0, images=True)
-    assert asked == [(8, None)] * 2, "images have nothing to go away from"
+    assert calls == [(8, None)] * 2, "images have nothing to go away from"
 
 
 # %% ../nbs/2_method/09_inference.ipynb #6a522da6
@@ -199,7 +201,7 @@ def test_every_temporal_layer_is_called_once_a_step_and_none_in_image_mode():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #53cf6a23
-def test_a_video_of_24_frames_is_the_same_video_whatever_is_said_about_windows():
+def test_a_video_of_24_frames_is_the_same_video_with_any_option_of_windows():
     pipe = random_film_pipeline()
     tiny = dict(num_frames=24, height=16, width=16, steps=2, guidance_scale=1.0)
     video = generate("a girl", pipe, **tiny)
@@ -226,8 +228,8 @@ def test_72_frames_need_no_word_and_every_kind_of_windows_makes_its_own_video_of
 def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
     pipe, steps = random_film_pipeline(), []
     pipe.scheduler.set_timesteps(4)
-    said = encode_conditioning(pipe, "a girl", 7, 32, 32) | dict(num_frames=7, context=Context())
-    said["encoder_hidden_states"] = said["encoder_hidden_states"] + torch.randn(
+    unet_kwargs = encode_conditioning(pipe, "a girl", 7, 32, 32) | dict(num_frames=7, context=Context())
+    unet_kwargs["encoder_hidden_states"] = unet_kwargs["encoder_hidden_states"] + torch.randn(
         14, 1, 1, generator=torch.Generator().manual_seed(1)
     )  # every frame its own words
     latents, t = torch.randn(7, 4, 4, 4, generator=torch.Generator().manual_seed(0)), pipe.scheduler.timesteps[0]
@@ -239,14 +241,14 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
         for first, weights in ((0, (1, 1, 1, 0.5)), (3, (0.5, 1, 1, 1))):
             rows = [*range(first, first + 4), *range(7 + first, 7 + first + 4)]
             part = dict(
-                encoder_hidden_states=said["encoder_hidden_states"][rows],
-                added_cond_kwargs={k: v[rows] for k, v in said["added_cond_kwargs"].items()},
+                encoder_hidden_states=unet_kwargs["encoder_hidden_states"][rows],
+                added_cond_kwargs={k: v[rows] for k, v in unet_kwargs["added_cond_kwargs"].items()},
             )
             out = pipe.unet(torch.cat([latents[first : first + 4]] * 2), t, **part, num_frames=4).sample.unflatten(
                 0, (2, 4)
             )
             expected[:, first : first + 4] += out * torch.tensor(weights).view(4, 1, 1, 1)
-        denoise_step(pipe, latents, t, Guidance(3.0), said, windows)
+        denoise_step(pipe, latents, t, Guidance(3.0), unet_kwargs, windows)
     assert len(steps) == 1
     torch.testing.assert_close(steps[0], expected[0] + 3 * (expected[1] - expected[0]), atol=1e-4, rtol=1e-4)
 
@@ -254,7 +256,7 @@ def test_predictions_are_fused_then_guided_and_then_the_scheduler_steps_once():
 # %% ../nbs/2_method/09_inference.ipynb #928a3e51
 def test_a_loop_over_predictions_does_not_care_where_it_begins():
     pipe = random_film_pipeline()
-    said, x = (
+    unet_kwargs, x = (
         encode_conditioning(pipe, "a girl", 12, 32, 32) | dict(num_frames=12, context=Context()),
         torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
     )
@@ -264,9 +266,9 @@ def test_a_loop_over_predictions_does_not_care_where_it_begins():
         for shift in (0, 4):
             pipe.scheduler.set_timesteps(4)
             answers.append(
-                denoise_step(pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], Guidance(3.0), said, windows).roll(
-                    -shift, 0
-                )
+                denoise_step(
+                    pipe, x.roll(shift, 0), pipe.scheduler.timesteps[0], Guidance(3.0), unet_kwargs, windows
+                ).roll(-shift, 0)
             )
     torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
 
@@ -342,10 +344,10 @@ def test_latents_stay_in_32_bits_when_the_unet_computes_in_16():
 
 
 # %% ../nbs/2_method/09_inference.ipynb #d0f07e45
-def test_what_cannot_be_done_is_said_in_one_line():
-    pipe, bare, asked = random_film_pipeline(), load_pipeline(), []
+def test_what_cannot_be_done_is_refused_in_one_line():
+    pipe, bare, calls = random_film_pipeline(), load_pipeline(), []
     for module in (pipe.text_encoder, bare.text_encoder):
-        module.register_forward_pre_hook(lambda module, args: asked.append(args))
+        module.register_forward_pre_hook(lambda module, args: calls.append(args))
     for wish, words in [
         (dict(num_frames=0), "at least 1"),
         (dict(context=Context(length=25)), "24 at most"),
@@ -365,7 +367,7 @@ def test_what_cannot_be_done_is_said_in_one_line():
             assert words in str(error) and "\n" not in str(error), error
         else:
             raise AssertionError(f"{wish} went through")
-    assert not asked, "before any work"
+    assert not calls, "before any work"
     assert generate("a girl", bare, **{**SMALL, "num_frames": 30}, images=True).shape[0] == 30, "images may be many"
 
 

@@ -6,21 +6,21 @@ from tav_nb.sampling.guidance import Guidance, apply_guidance, noise_level, reso
 
 
 # %% ../nbs/2_method/38_guidance.ipynb #b2c48ba6
-def test_the_guided_answer_is_the_closed_form_and_asks_no_more_than_it_needs():
+def test_the_guided_prediction_is_the_closed_form_with_no_more_unet_calls_than_it_needs():
     from torch.distributions import Normal
 
-    bells, asked, x = (
+    bells, unet_calls, x = (
         dict(none=Normal(0.0, 2.0), text=Normal(1.0, 1.0), still=Normal(0.5, 1.5)),
         [],
         torch.linspace(-5, 6, 300),
     )
 
     def slope(name):
-        asked.append(name)
+        unet_calls.append(name)
         return (bells[name].loc - x) / bells[name].scale ** 2
 
     def run(sigma=1.0, **how):
-        asked.clear()
+        unet_calls.clear()
         return apply_guidance(
             Guidance(**how),
             sigma,
@@ -44,7 +44,7 @@ def test_the_guided_answer_is_the_closed_form_and_asks_no_more_than_it_needs():
         (dict(scale=2.5, temporal=0.5, min_sigma=1.1), dict(text=1), 1),
     ):
         torch.testing.assert_close(run(**how), mixed(**shares))
-        assert len(asked) == questions, how
+        assert len(unet_calls) == questions, how
 
 
 # %% ../nbs/2_method/38_guidance.ipynb #58d40578

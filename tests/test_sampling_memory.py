@@ -18,8 +18,8 @@ from tav_nb.utils.memory_trace import StorageCounter
 
 # %% ../nbs/6_making_videos/30_fitting.ipynb #87cb8f35
 def clip(num_frames=16, side=64):
-    """A stock pipeline with the embedded model and adapter, latents `f c h w` to start from, and what the UNet is told
-    besides
+    """A stock pipeline with the embedded model and adapter, latents `f c h w` to start from, and the other arguments of
+    the UNet
     """
     pipe = load_video_pipeline()
     pipe.scheduler.set_timesteps(4)

@@ -113,8 +113,11 @@ def test_the_estimate_is_within_7_per_cent_of_what_a_real_video_takes():
 
             generate("a girl waves", pipe, num_frames=5, height=64, width=96, steps=2, memory=memory, callback=denoised)
         peaks = estimate_memory(model, 5, 64, 96, memory, on_cpu=True)
-        for said, real in (peaks.denoising - peaks.weights, max(steps)), (peaks.decoding - peaks.weights, live.peak):
-            assert abs(said / real - 1) < 0.07, (memory, said, real)
+        for expected, real in (
+            (peaks.denoising - peaks.weights, max(steps)),
+            (peaks.decoding - peaks.weights, live.peak),
+        ):
+            assert abs(expected / real - 1) < 0.07, (memory, expected, real)
 
 
 # %% ../nbs/6_making_videos/87_memory_estimate.ipynb #78a102b4

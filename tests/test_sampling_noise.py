@@ -27,7 +27,7 @@ def test_every_frame_has_unit_variance():
 
 
 # %% ../nbs/2_method/04_noise.ipynb #3afe4732
-def test_frames_are_correlated_as_the_closed_form_says():
+def test_frames_are_correlated_as_in_the_closed_form():
     for kind, strength in [
         ("mixed", 0.5),
         ("mixed", 1.0),
@@ -42,7 +42,7 @@ def test_frames_are_correlated_as_the_closed_form_says():
 
 
 # %% ../nbs/2_method/04_noise.ipynb #e950d76a
-def test_the_closed_form_says_what_the_paper_says():
+def test_the_closed_form_agrees_with_the_paper():
     mixed, progressive = noise_correlation(4, "mixed", 3.0), noise_correlation(4, "progressive", 2.0)
     torch.testing.assert_close(mixed[0], torch.tensor([1.0, 0.9, 0.9, 0.9]))
     torch.testing.assert_close(progressive[1], torch.tensor([0.8**0.5, 1.0, 0.8**0.5, 0.8]))
@@ -119,7 +119,7 @@ def test_lower_precision_is_only_a_cast():
 
 
 # %% ../nbs/2_method/04_noise.ipynb #16e82c14
-def test_what_noise_cannot_be_is_said_in_one_line():
+def test_noise_of_an_unknown_kind_or_strength_is_refused_in_one_line():
     for kind, strength, word in [
         ("pink", 1.0, "mixed, progressive or independent"),
         ("mixed", -1.0, "0 or more"),

@@ -25,7 +25,7 @@ from tav_nb.toy.scenes import Scene
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #d0a67fed
 def counted(pipe, *args, **kwargs):
-    "`generate_with_stock`, and how often each temporal layer was asked"
+    "`generate_with_stock`, and how often each temporal layer was called"
     calls = Counter()
 
     def count(name):
@@ -67,7 +67,7 @@ def test_the_video_is_that_of_generate_and_every_layer_is_called_once_a_step():
     pipe = embedded_pipeline()
     frames, calls = counted(pipe, girl, **guided, seed=3)
     assert (frames == generate(girl, pipe, **guided, seed=3, guidance_min_sigma=0.0, temporal_guidance=0.0)).all(), (
-        "with the only guidance that stock pipelines know"
+        "with the only guidance that stock pipelines have"
     )
     assert set(calls) == {2} and far(frames, generate_with_stock(pipe, girl, **guided, seed=3, images=True)) > 1
     assert "add_noise" not in vars(pipe.scheduler), "the scheduler is left as it was"
@@ -132,7 +132,7 @@ def test_another_class_has_the_same_adapter_in_its_own_precision():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #133267b7
-def test_a_video_that_does_not_fit_is_told_what_would():
+def test_a_video_that_does_not_fit_is_refused_with_what_would_fit():
     video = np.stack([np.full((36, 64, 3), 40 * n, np.uint8) for n in range(4)])
     assert fit_frames(video, 3, 36, 64, "x").shape == (3, 36, 64, 3)
     assert (fit_frames(video, 2, 72, 128, "x")[1] == 40).all() and fit_frames(video, 2, 72, 128, "x").shape == (
@@ -232,7 +232,7 @@ def test_control_goes_with_a_video_and_with_a_mask():
 
 
 # %% ../nbs/6_making_videos/31_pipelines.ipynb #e022b6de
-def test_a_mask_with_control_starts_from_latents_on_the_scale_that_the_vae_says():
+def test_a_mask_with_control_starts_from_latents_on_the_scale_in_the_config_of_the_vae():
     base, errors = load_video_pipeline(dtype=torch.bfloat16), []
     base.vae.register_to_config(force_upcast=True)
     pipe, given = stock_pipeline(base, clip[:2], 1, np.ones((2, 64, 64), bool), clip[2:], random_control(base.unet))

@@ -40,7 +40,7 @@ GIRL = "a girl with pink hair and a blue dress walks to the left"
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #f9215db2
-def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
+def test_errors_that_need_the_model_are_one_line_as_well_and_change_no_file():
     def lacking(folder, text):
         Path(folder).mkdir()
         (Path(folder) / "model_index.json").write_text(text)
@@ -51,7 +51,7 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
         out.write_text("the old one")
         Path(f"{folder}/broken.safetensors").write_bytes(EMBEDDED_ADAPTER.read_bytes()[:5000])
         os.symlink(EMBEDDED, f"{folder}/bare")
-        for said, *words in (
+        for expected, *words in (
             ("has no word of", "xyzzy plugh"),
             ("hair", "xyzzy plugh"),
             ("24 at most", GIRL, "--context-length", 25),
@@ -75,7 +75,7 @@ def test_what_only_the_model_knows_is_one_line_as_well_and_changes_no_file():
                 code,
                 err,
             )
-            assert said in err, err
+            assert expected in err, err
             assert out.read_text() == "the old one", words
 
 
@@ -87,20 +87,20 @@ def test_a_disk_that_is_too_full_is_named_before_anything_is_drawn():
             patch("shutil.disk_usage", return_value=usage._replace(free=50_000)),
             patch("tav_nb.sampling.video_job.load_parts", side_effect=AssertionError("a model was loaded")),
         ):
-            for name in "frames", "film.webp", "film.gif":
-                code, said, err = tav("generate", "a girl walks", "-o", f"{folder}/{name}", "--num-frames", 30)
+            for name in "frames", "clip.webp", "clip.gif":
+                code, printed, err = tav("generate", "a girl walks", "-o", f"{folder}/{name}", "--num-frames", 30)
                 assert (
-                    (code, said) == (2, "")
+                    (code, printed) == (2, "")
                     and err.startswith(f"tav: error: {folder}/{name}: 30 frames of 128 x 128 pixels take at least 0.")
                     and err.endswith(f"MB, and {folder} has 0.05 MB left\n")
-                ), (code, said, err)
+                ), (code, printed, err)
         assert not os.listdir(folder)
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #b0052dfa
-def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_made():
+def test_a_video_made_with_little_memory_is_the_same_video_and_its_settings_state_how_it_was_made():
     with tempfile.TemporaryDirectory() as folder:
-        code, said, err = tav(
+        code, printed, err = tav(
             "generate", GIRL, "-o", f"{folder}/low.webp", *QUICK, "--memory", "low", "--memory-limit", 4
         )
         assert (
@@ -119,7 +119,7 @@ def test_a_film_made_with_little_memory_is_the_same_film_and_says_how_it_was_mad
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #4ea3c012
-def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_they_were_made():
+def test_a_long_video_and_a_loop_need_one_option_at_most_and_the_file_states_how_they_were_made():
     small = "--steps", 1, "--height", 16, "--width", 16, "--guidance-scale", 1
     with tempfile.TemporaryDirectory() as folder:
         for words, expected in (
@@ -131,19 +131,19 @@ def test_a_long_video_and_a_loop_need_one_word_at_most_and_the_file_says_how_the
             ),
             (("--num-frames", 4), None),
         ):
-            code, said, err = tav("generate", GIRL, "-o", f"{folder}/film.webp", *small, *words)
+            code, printed, err = tav("generate", GIRL, "-o", f"{folder}/clip.webp", *small, *words)
             assert (code, err) == (0, ""), err
-            settings, frames = read_metadata(f"{folder}/film.webp"), read_video(f"{folder}/film.webp")[0]
+            settings, frames = read_metadata(f"{folder}/clip.webp"), read_video(f"{folder}/clip.webp")[0]
             assert settings["context"] is expected is None or settings["context"].items() >= expected.items(), settings
             again = generate(settings["prompt"], request=VideoRequest.from_settings(settings))
             assert np.array_equal(again, frames), words
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #535c3b87
-def test_a_base_without_an_adapter_makes_images_when_asked_to():
+def test_a_base_without_an_adapter_makes_images_with_the_option_images():
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(EMBEDDED, f"{folder}/bare")
-        code, said, err = tav(
+        code, printed, err = tav(
             "generate", GIRL, "--model", f"{folder}/bare", "--images", "-o", f"{folder}/images/", *QUICK
         )
         assert (
@@ -155,7 +155,7 @@ def test_a_base_without_an_adapter_makes_images_when_asked_to():
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #fe3dc058
-def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
+def test_a_video_is_made_of_a_video_a_mask_and_a_lora_and_its_settings_name_them():
     with tempfile.TemporaryDirectory() as folder:
         video, mask, lora, out = (
             f"{folder}/{name}" for name in ("given.webp", "mask.png", "thin.safetensors", "out.webp")
@@ -186,14 +186,14 @@ def test_a_film_is_made_of_a_video_a_mask_and_a_lora_and_says_so():
         )["lora"] == [[lora, 0.5]]
         assert not np.array_equal(read_video(out)[0], plain), "the LoRA does nothing"
         save_file({layout.replace("attn1_to_q", "attn2_to_k") + ".lora_down.weight": torch.ones(1, 768)}, lora)
-        for said, *more in (
+        for expected, *more in (
             ("3 frames, 2 fewer than the 5 of the video", "--num-frames", 5),
             ("another shape than 64 x 64", "--height", 64, "--width", 64),
             ("of 2 steps none would be left", "--strength", 0.3),
             ("Stable Diffusion 1", "--lora", lora),
         ):
             code, printed, err = tav(*words, *more)
-            assert code == 2 and err.count("\n") == 1 and said in err, (said, err)
+            assert code == 2 and err.count("\n") == 1 and expected in err, (expected, err)
 
 
 # %% ../nbs/6_making_videos/64_make_video.ipynb #5a53309b
@@ -202,7 +202,7 @@ def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_
         with safe_open(EMBEDDED / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
             bias = file.get_tensor("conv_in.bias")
         save_file({"model.diffusion_model.label_emb.0.0.weight": bias}, f"{folder}/anime.safetensors")
-        for said, *words in (
+        for expected, *words in (
             ("--config", "--model", f"{folder}/anime.safetensors"),
             (
                 "cannot be loaded",
@@ -221,7 +221,7 @@ def test_a_one_file_checkpoint_without_a_config_or_with_too_little_in_it_is_one_
             assert (
                 code == 2
                 and last.startswith("tav: error: ")
-                and said in last
+                and expected in last
                 and all(line.startswith("tav: needs ") for line in before)
             ), err
 
@@ -243,10 +243,10 @@ def test_a_base_whose_vae_takes_4_or_16_pixels_together_makes_videos_of_its_own_
             base, factor, out = base_with_vae(folder, levels), 2 ** (levels - 1), f"{folder}/out.webp"
             assert read_base_size(base) == (16 * factor, factor)
             words = "generate", GIRL, "--model", base, "--adapter", EMBEDDED_ADAPTER, "-o", out, "--num-frames", 2
-            code, said, err = tav(*words, "--steps", 1, "--height", right, "--width", 64)
+            code, printed, err = tav(*words, "--steps", 1, "--height", right, "--width", 64)
             assert (code, read_video(out)[0].shape) == (0, (2, right, 64, 3)), err
             for height, width in ((wrong, 64), (64, wrong)):
-                code, said, err = tav(*words, "--height", height, "--width", width)
+                code, printed, err = tav(*words, "--height", height, "--width", width)
                 assert code == 2 and f"must be a multiple of {factor}, not {wrong}; {near} are near\n" in err, err
             try:
                 generate(GIRL, load_video_pipeline(base, EMBEDDED_ADAPTER), num_frames=2, height=wrong, width=64)
@@ -255,7 +255,7 @@ def test_a_base_whose_vae_takes_4_or_16_pixels_together_makes_videos_of_its_own_
             else:
                 raise AssertionError("a height of half a latent")
             video = write_video(render(random_scene(3), 2, right, 64).frames, f"{folder}/given.webp", 8)
-            code, said, err = tav(
+            code, printed, err = tav(
                 *words, "--steps", 1, "--strength", 1, "--video", video, "--height", right, "--width", 64
             )
             assert (code, read_video(out)[0].shape) == (0, (2, right, 64, 3)), err

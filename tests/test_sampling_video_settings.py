@@ -39,22 +39,20 @@ def test_every_mistake_of_a_direction_is_one_line_before_pytorch_is_loaded_and_m
     program = """
 import contextlib, io, json, os, sys
 from tav_nb.cli.main import main
-for said, *words in json.loads(sys.argv[1]):
+for reason, *words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(["generate", *words])
     err = err.getvalue()
-    if code != 2 or out.getvalue() or not err.startswith("tav: error: ") or err.count("\\n") != 1 or said not in err:
-        sys.exit(f"{words} ended with {code}: {err}, not {said!r}")
+    if code != 2 or out.getvalue() or not err.startswith("tav: error: ") or err.count("\\n") != 1 or reason not in err:
+        sys.exit(f"{words} ended with {code}: {err}, not {reason!r}")
 if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit(f"{slow} was loaded")
 """
     with tempfile.TemporaryDirectory() as folder:
-        picture, film, bare, odd = (
-            f"{folder}/{name}" for name in ("picture.png", "film.webp", "bare.webp", "odd.webp")
-        )
-        Image.fromarray(render(random_scene(3), 1, 64, 64).frames[0]).save(picture)
+        image, clip, bare, odd = (f"{folder}/{name}" for name in ("image.png", "clip.webp", "bare.webp", "odd.webp"))
+        Image.fromarray(render(random_scene(3), 1, 64, 64).frames[0]).save(image)
         frames = render(random_scene(3), 3, 64, 64).frames
         for path, settings in (
-            (film, {"prompt": "a girl", "steps": 2}),
+            (clip, {"prompt": "a girl", "steps": 2}),
             (bare, {}),
             (odd, {"prompt": "a girl", "steps": "many"}),
         ):
@@ -69,12 +67,12 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
             ("seed for frame 16", "a girl", "--seeds", "16: 1"),
             ("--motion", "a girl", "--motion", "-1"),
             ("no such image", "a girl", "--first-frame", f"{folder}/no.png"),
-            ("the first frame is 64 x 64 pixels, the video 128 x 128", "a girl", "--first-frame", picture),
+            ("the first frame is 64 x 64 pixels, the video 128 x 128", "a girl", "--first-frame", image),
             (
                 "the last frame is 64 x 64 pixels, the video 64 x 72",
                 "a girl",
                 "--last-frame",
-                picture,
+                image,
                 "--width",
                 "64",
                 "--height",
@@ -87,11 +85,11 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
                 "tav_nb/__init__.py" if os.path.exists("tav_nb/__init__.py") else sys.executable,
             ),
             ("no.mp4", "a girl", "--extend", f"{folder}/no.mp4"),
-            ("says nothing about its own", "--extend", bare),
+            ("has none in its settings", "--extend", bare),
             ("odd.webp: its settings", "--extend", odd),
-            ("either", "--extend", film, "--first-frame", picture),
-            ("the video before is 64 x 64 pixels, the video 128 x 64", "--extend", film, "--width", "128"),
-            ("but the new video has 4 frames", "--extend", film, "0: a girl 4: a boy", "--num-frames", "4"),
+            ("either", "--extend", clip, "--first-frame", image),
+            ("the video before is 64 x 64 pixels, the video 128 x 64", "--extend", clip, "--width", "128"),
+            ("but the new video has 4 frames", "--extend", clip, "0: a girl 4: a boy", "--num-frames", "4"),
             ("there is no prompt",),
         ]
         run = subprocess.run([sys.executable, "-c", program, json.dumps(mistakes)], stderr=subprocess.PIPE, text=True)
@@ -100,7 +98,7 @@ if slow := {"torch", "diffusers", "transformers"} & sys.modules.keys(): sys.exit
 
 
 # %% ../nbs/6_making_videos/65_video_settings.ipynb #232c769f
-def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_a_terminal_s_codes():
+def test_metadata_of_a_wrong_type_is_refused_in_one_line_or_shown_without_a_terminal_s_codes():
     wrong = dict(
         prompt=[1],
         negative_prompt=7,
@@ -120,7 +118,7 @@ def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_
         width=7,
     )
     with tempfile.TemporaryDirectory() as folder:
-        path, frames = f"{folder}/film.webp", np.zeros((2, 16, 16, 3), np.uint8)
+        path, frames = f"{folder}/clip.webp", np.zeros((2, 16, 16, 3), np.uint8)
         for settings in [{name: value} for name, value in wrong.items()] + [
             {"prompt": "a \ud800 girl"},
             {"prompt": "a" * 10**5},
@@ -129,17 +127,19 @@ def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_
             {"prompt": None},
         ]:
             write_video(frames, path, 8, settings)
-            code, said, err = tav("generate", "--extend", path)
+            code, printed, err = tav("generate", "--extend", path)
             assert (
                 code == 2
-                and said == ""
+                and printed == ""
                 and err.startswith("tav: error: ")
                 and err.count("\n") == 1
                 and len(err) < 400
-                and "film.webp" in err
+                and "clip.webp" in err
             ), (settings, err[:500])
-            code, said, err = tav("info", path)
-            assert (code, err) == (0, "") and json.loads(said) == settings and printable(said, keep="\n") == said
+            code, printed, err = tav("info", path)
+            assert (
+                (code, err) == (0, "") and json.loads(printed) == settings and printable(printed, keep="\n") == printed
+            )
         for context in ({"kind": "attention"}, {"loop": True}, {}):  # without its length
             write_video(frames, path, 8, {"prompt": "a girl", "context": context})
             assert job_of("--extend", path).request.context in (None, Context())
@@ -149,8 +149,10 @@ def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_
             8,
             hostile := {"prompt": "\x1b]0;x\x07\x9b2J\x7f \u202etxt.exe \u2028 \ud800 \U000e0041 \u5973 \u00e9"},
         )
-        said = tav("info", path)[1]
-        assert json.loads(said) == hostile and "\u5973 \u00e9" in said and printable(said, keep="\n") == said
+        printed = tav("info", path)[1]
+        assert (
+            json.loads(printed) == hostile and "\u5973 \u00e9" in printed and printable(printed, keep="\n") == printed
+        )
         name = f"{folder}/\x1b[2Jfilm.mp4"
         for words in (
             ("info", name),
@@ -164,7 +166,7 @@ def test_metadata_that_somebody_made_up_is_refused_in_one_line_or_shown_without_
             ("generate", "a girl", "--noise", "\x1b[2J"),
             ("generate", "a girl", "-o", name + "/x.mp4"),
         ):
-            code, said, err = tav(*words)
+            code, printed, err = tav(*words)
             assert code == 2 and "\\x1b[2J" in err and printable(err, keep="\n") == err and err.count("\n") == 1, (
                 words,
                 err,

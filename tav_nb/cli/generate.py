@@ -96,7 +96,7 @@ def job_fields(args: argparse.Namespace) -> dict:
     if extend:
         values, before = continue_video(extend, limits, values, print_message)
     if "prompt" not in values:
-        about = f", and {extend} says nothing about its own" if extend else ""
+        about = f", and {extend} has none in its settings" if extend else ""
         raise UsageError(f"there is no prompt{about}")
     keyframes = replace(read_options(Keyframes, values), before=before)
     context = read_options(ContextOptions, values).resolve()
@@ -153,7 +153,7 @@ def write_finished(
     settings: VideoSettings,  # with the frames a second
     replace: bool = True,  # what is there under this name; else the next free name is taken
 ) -> Path:
-    "Write the finished video; where it cannot be written, keep it elsewhere and name the place in a `UsageError`"
+    "Write the finished video; where it cannot be written, keep it elsewhere and name that path in a `UsageError`"
     fps = settings["fps"]
     try:
         return (write_video if replace else write_beside_others)(frames, path, fps, settings)

@@ -45,10 +45,10 @@ def info_command(args: argparse.Namespace) -> None:
     if path.suffix == ".safetensors" or (path / "temporal_adapter.safetensors").exists():
         from tav_nb.models import adapter_file as adapter
 
-        found = adapter.read_adapter_metadata(path)
+        settings = adapter.read_adapter_metadata(path)
     else:
-        found = read_metadata(path)
-    show_json(found)
+        settings = read_metadata(path)
+    show_json(settings)
 
 # %% ../../nbs/6_making_videos/13_cli.ipynb #870bea5b
 COMMANDS = {
@@ -75,8 +75,8 @@ def make_parser() -> Parser:
 # %% ../../nbs/6_making_videos/13_cli.ipynb #52a00007
 def main(
     argv: Sequence[str] | None = None,  # the words after `tav`; those of the command line unless given
-    # 0 if all went well, 2 if the command cannot be carried out, 130 if it was interrupted, 141 if nobody reads what it
-    # prints
+    # 0 if all went well, 2 if the command cannot be carried out, 130 if it was interrupted, 141 if the pipe that it
+    # prints to was closed
 ) -> int:
     "The command `tav`."
     argv = sys.argv[1:] if argv is None else argv

@@ -28,11 +28,10 @@ from ..models.base_config import read_base_size
 from ..sampling.request import PipelineOptions, read_options
 from ..utils.arguments import UsageError, at_least
 from ..utils.schema import printable
-from ..utils.terminal import environment_defaults, show
+from ..utils.terminal import environment_defaults, print_message, show
 
 if TYPE_CHECKING:
     from tav_nb.data import buckets, report
-from ..utils.terminal import print_message
 
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #e5140897
 MOST_FRAMES = 1000  # of a clip to train on
@@ -59,7 +58,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         "--drawing-fps",
         type=at_least(0.1, float, 1000),
         metavar="N",
-        help="drawings a second where the source does not say, as in the Anita dataset (12)",
+        help="drawings a second where the source does not state them, as in the Anita dataset (12)",
     )
     add(
         "--fps",
@@ -99,7 +98,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def add_selection(parser: argparse.ArgumentParser, default: ShotOptions) -> None:
-    "Options that say which clips are kept, and how they become latents"
+    "Options for which clips are kept, and how they become latents"
     add = parser.add_argument
     add(
         "--min-motion",
@@ -128,10 +127,14 @@ def add_selection(parser: argparse.ArgumentParser, default: ShotOptions) -> None
         metavar="PIXELS",
         help="clips get about as many pixels as a square with this side (what the model was made for)",
     )
-    add("--flip", action="store_true", help="also keep a mirrored copy where the caption says neither left nor right")
+    add(
+        "--flip",
+        action="store_true",
+        help="also keep a mirrored copy of clips whose caption has neither left nor right",
+    )
     add_options(add, PipelineOptions, ["model", "config", "device", "dtype"])
-    add("--limit", type=at_least(1), metavar="N", help="only the first N files, to try things out")
-    add("--dry-run", action="store_true", help="decide, and show the decisions, but load no model and encode nothing")
+    add("--limit", type=at_least(1), metavar="N", help="only the first N files, for a trial")
+    add("--dry-run", action="store_true", help="choose the clips and report them, but load no model and encode nothing")
     add("--page", metavar="FILE", help="the page that shows every clip (report.html in OUT)")
     add("--workers", type=at_least(1, most=256), default=2, metavar="N", help="threads that read videos ahead (2)")
     add_limits(parser)
@@ -273,9 +276,9 @@ def plan_items(
     progress.start("looking")
     encoding, rows = options.encoding, []
     for group in by_file(mark_copies(items)):
-        found = [clip.row for clip in plan_file(group, options.shots, encoding)[1]]
-        progress(group, found)
-        rows += found
+        clip_rows = [clip.row for clip in plan_file(group, options.shots, encoding)[1]]
+        progress(group, clip_rows)
+        rows += clip_rows
     return rows
 
 # %% ../../nbs/4_real_clips/66_prepare.ipynb #45707403

@@ -48,7 +48,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         type=at_least(64, most=16_384),
         default=512,
         metavar="PIXELS",
-        help="look at frames of at most this size (512)",
+        help="measure frames of at most this size (512)",
     )
     add(
         "--region",

@@ -45,7 +45,11 @@ def add_train(parser: Parser) -> None:
     add("out", metavar="OUT", help="folder for the adapter, checkpoints, previews and the log")
     add("--config", metavar="NAME", help=f"settings to begin with: a .toml file, or one of {', '.join(preset_names())}")
     add("--resume", action="store_true", help="go on with the run in OUT from its last checkpoint")
-    add("--dry-run", action="store_true", help="say what would be trained and whether it fits, and stop there")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained and whether it fits in memory, and stop there",
+    )
     add_options(add, PipelineOptions, ["device"])
     add(
         "--processes",
@@ -85,7 +89,7 @@ class TrainOptions:
 
     cache: str
     out: str
-    settings: dict  # those that were given, in place of the file's
+    settings: dict  # those of the command line, in place of the file's
     config: str | None  # a file or a preset to begin with
     resume: bool
     dry_run: bool
@@ -135,7 +139,7 @@ def train_command(args: argparse.Namespace) -> None:
         except AgreedError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
             if isinstance(error, LostProcessError) and process.is_worker:
-                raise SystemExit(process.EXIT_CONNECTION_LOST) from None  # the launcher knows which one
+                raise SystemExit(process.EXIT_CONNECTION_LOST) from None  # the launcher reports which one
             if os.environ.get("RANK", "0") != "0":
                 raise SystemExit(2) from None
             raise

@@ -38,31 +38,34 @@ _key = r"(?:^|(?<=\s))([-+]?\d[\d.]*):"
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #dfdd1af8
 def parse_frame_values(
-    given: str | int | dict,  # '0: a girl stands 24: a girl walks', {0: ..., 24: ...}, or one value for the whole video
+    values: str
+    | int
+    | dict,  # '0: a girl stands 24: a girl walks', {0: ..., 24: ...}, or one value for the whole video
     what: str = "prompt",  # or 'seed', whose values are numbers
 ) -> dict[int, str | int]:  # {frame: value}, in the order of frames
     "What holds from which frame on. Raises `KeyframeError`: out of order, unreadable, nothing behind a colon"
-    if isinstance(given, dict):
-        pairs = sorted(given.items(), key=lambda item: _frame(item[0], what))
-    elif isinstance(given, int):
-        pairs = [(0, given)]
+    if isinstance(values, dict):
+        pairs = sorted(values.items(), key=lambda item: _frame(item[0], what))
+    elif isinstance(values, int):
+        pairs = [(0, values)]
     else:
-        before, *pieces = re.split(_key + (r"(?!\d)" if what == "prompt" else ""), given)
-        pairs = list(zip(pieces[::2], pieces[1::2])) or [(0, before)]
-        if pieces and before.strip():
+        text_before, *pieces = re.split(_key + (r"(?!\d)" if what == "prompt" else ""), values)
+        pairs = list(zip(pieces[::2], pieces[1::2])) or [(0, text_before)]
+        if pieces and text_before.strip():
             raise KeyframeError(
-                f"{before.strip()[:40]!r} stands before the first frame: {what}s by frame look like '{_looks[what]}'"
+                f"{text_before.strip()[:40]!r} stands before the first frame: {what}s by frame look like"
+                f" '{_examples[what]}'"
             )
     return _checked([(_frame(key, what), _value(value, what, key)) for key, value in pairs], what)
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #179cff08
-_looks = {"prompt": "0: a girl stands 24: a girl walks", "seed": "0: 1 24: 7"}
+_examples = {"prompt": "0: a girl stands 24: a girl walks", "seed": "0: 1 24: 7"}
 
 
 def _frame(key, what):
     if not re.fullmatch(r"\d+", str(key)):
         raise KeyframeError(
-            f"{key!r} is not the number of a frame: they are whole and begin with 0, as in {_looks[what]!r}"
+            f"{key!r} is not the number of a frame: they are whole and begin with 0, as in {_examples[what]!r}"
         )
     return int(key)
 
@@ -74,7 +77,7 @@ def _value(value, what, key):
         raise KeyframeError(f"no prompt for frame {key}" if key else "the prompt is empty")
     if not (re.fullmatch(r"\d+", str(value).strip()) and int(value) < 2**63):
         raise KeyframeError(
-            f"{str(value).strip()!r} is not a seed: seeds are whole numbers from 0 on, as in {_looks[what]!r}"
+            f"{str(value).strip()!r} is not a seed: seeds are whole numbers from 0 on, as in {_examples[what]!r}"
         )
     return int(value)
 
@@ -94,9 +97,9 @@ def interpolate_embeddings(
     num_frames: int,  # f
 ) -> "torch.Tensor":  # f ...
     "An embedding for each frame, linear between key frames, constant outside"
-    place = np.interp(range(num_frames), frames, range(len(frames)))  # f, in key frames
-    before = place.astype(int)
-    after, share = np.minimum(before + 1, len(frames) - 1), embeddings.new_tensor(place - before)
+    position = np.interp(range(num_frames), frames, range(len(frames)))  # f, in key frames
+    before = position.astype(int)
+    after, share = np.minimum(before + 1, len(frames) - 1), embeddings.new_tensor(position - before)
     return embeddings[before.tolist()].lerp(embeddings[after.tolist()], share.view(-1, *[1] * (embeddings.ndim - 1)))
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #019e5339
@@ -129,7 +132,7 @@ def check_image_size(image: np.ndarray, what: str, height: int | None, width: in
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #8c897bf5
 class KnownFrames:
-    """Frames of a video that are given, and the noise in which they appear: at each step they are put back, as noisy as
+    """Frames of a video that are known, and the noise in which they appear: at each step they are put back, as noisy as
     that step
     """
 
@@ -147,7 +150,7 @@ class KnownFrames:
         latents: "torch.Tensor",  # f c h w
         t: "torch.Tensor | None" = None,  # the step's time; None after the last
     ) -> "torch.Tensor":  # f c h w
-        "The video's latents with the known frames in their places"
+        "The video's latents, with the known frames put in"
         if not self.where:
             return latents
         if t is not None and getattr(self.scheduler, "begin_index", 0) is None:
@@ -193,17 +196,17 @@ def invert_ddim(
 def condition_noise(
     noise: "torch.Tensor",  # f c h w, as drawn
     where: list[int],  # numbers of k frames
-    given: "torch.Tensor",  # k c h w: the noise that those frames shall have
+    known_noise: "torch.Tensor",  # k c h w: the noise that those frames shall have
     correlation: "torch.Tensor",  # f f, of the frames (`noise_correlation`)
 ) -> "torch.Tensor":  # f c h w
-    "Noise with the law of `noise` in which some frames are given"
+    "Noise with the law of `noise` in which some frames are known"
     import torch
 
     correlation = correlation.double()
     carried = correlation[:, where] @ torch.linalg.pinv(
         correlation[where][:, where]
     )  # f k, also where frames have all in common
-    return noise + torch.einsum("fk,kchw->fchw", carried.to(noise), given - noise[where])
+    return noise + torch.einsum("fk,kchw->fchw", carried.to(noise), known_noise - noise[where])
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #b680962f
 @contextmanager
@@ -279,8 +282,8 @@ def check_keyframes(
     multiple: int = 8,
 ) -> None:
     "Raises `KeyframeError`, one line, for prompts, seeds or images that such a video cannot have"
-    for what, given in dict(prompt=prompt, seed=keyframes.seeds).items():
-        last = max(parse_frame_values(given, what), default=0) if given is not None else 0
+    for what, values in dict(prompt=prompt, seed=keyframes.seeds).items():
+        last = max(parse_frame_values(values, what), default=0) if values is not None else 0
         if last >= num_frames:
             raise KeyframeError(
                 f"there is a {what} for frame {last}, but the {'new ' * bool(keyframes.context_frames)}video has"
@@ -297,8 +300,8 @@ def join_videos(keyframes: "Keyframes", frames: np.ndarray) -> np.ndarray:
 def seeds_by_frame(keyframes: "Keyframes", seed: int) -> tuple[dict[int, int], int]:
     "`{frame: seed}` and the number of frames drawn before the first one of the window"
     length = 0 if keyframes.before is None else len(keyframes.before)
-    given = parse_frame_values(keyframes.seeds, "seed") if keyframes.seeds is not None else {}
-    return {0: seed} | {frame + length: one for frame, one in given.items()}, length - keyframes.context_frames
+    seeds = parse_frame_values(keyframes.seeds, "seed") if keyframes.seeds is not None else {}
+    return {0: seed} | {frame + length: one for frame, one in seeds.items()}, length - keyframes.context_frames
 
 # %% ../../nbs/6_making_videos/32_directing.ipynb #1b1efb47
 def encode_known_image(pipe: "StableDiffusionXLPipeline", image: np.ndarray) -> "torch.Tensor":
@@ -329,10 +332,10 @@ def prepare_known_frames(
         return KnownFrames([], None, None, pipe.scheduler), latents
     where, noise = list(images), latents / pipe.scheduler.init_noise_sigma
     clean = torch.stack([encode_known_image(pipe, image) for image in images.values()])  # k c h w
-    if given := where[context_frames:]:
+    if keyframe_indices := where[context_frames:]:
 
         def of(x):
-            return x[-len(latents) :][given]  # of the half with the prompt, (g f) ... -> k ...
+            return x[-len(latents) :][keyframe_indices]  # of the half with the prompt, (g f) ... -> k ...
 
         text = dict(
             encoder_hidden_states=of(unet_kwargs["encoder_hidden_states"]),

@@ -64,7 +64,7 @@ def load_control(pipe: DiffusionPipeline, where: str | Path) -> ControlNetModel:
         check_complete(SimpleNamespace(components=dict(ControlNet=control)), where, messages)
     except (ModelError, PipelineError) as error:
         raise PipelineError(str(error)) from None
-    except Exception as error:  # missing or broken files: many classes, one answer
+    except Exception as error:  # missing or broken files: many classes of errors, one message
         raise PipelineError(str(loading_error(where, error, " as a ControlNet"))) from error
     for name in "cross_attention_dim", "block_out_channels", "addition_embed_type":
         if control.config[name] != pipe.unet.config[name]:

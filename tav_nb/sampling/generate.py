@@ -246,15 +246,15 @@ def start_latents(
     loop: bool = False,
 ) -> torch.Tensor:
     "Latents `f c h w` to start from, scaled for the scheduler, which has its timesteps already"
-    seeds, gone = seeds_by_frame(keyframes, seed)  # frames of a video that goes on, but are too far back
+    seeds, skipped = seeds_by_frame(keyframes, seed)  # frames of a video that goes on, but are too far back
     shape = (
         1,
-        gone + num_frames,
+        skipped + num_frames,
         pipe.unet.config.in_channels,
         height // pipe.vae_scale_factor,
         width // pipe.vae_scale_factor,
     )
-    latents = noise_by_seed(shape, noise, noise_strength, seeds, loop)[0, gone:]  # b f c h w -> f c h w
+    latents = noise_by_seed(shape, noise, noise_strength, seeds, loop)[0, skipped:]  # b f c h w -> f c h w
     return latents.to(pipe._execution_device) * pipe.scheduler.init_noise_sigma
 
 # %% ../../nbs/2_method/09_inference.ipynb #73348f36

@@ -48,9 +48,9 @@ def check_lora(pipe: StableDiffusionXLPipeline, path: Path) -> dict[str, torch.T
                 " would be another LoRA"
             )
     layers = {
-        found[1]: value
+        match[1]: value
         for key, value in tensors.items()
-        if (found := _lora_key.fullmatch(key)) and found[2] in ("A", "down")
+        if (match := _lora_key.fullmatch(key)) and match[2] in ("A", "down")
     }
     if not layers:
         raise PipelineError(f"{path}: no LoRA layer in it")
@@ -115,12 +115,12 @@ def original_layer_name(
     counted through
     """
     if not (
-        found := re.fullmatch(
+        match := re.fullmatch(
             r"(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name
         )
     ):
         return _first_names.get(name, name)
-    way, level, kind, layer, rest = found.groups(default=0)
+    way, level, kind, layer, rest = match.groups(default=0)
     attention, layer, level = int(kind == "attentions"), int(layer), int(level)
     if kind == "resnets":
         rest = _first_resnet.get(rest, rest)
@@ -136,7 +136,7 @@ def original_layer_name(
 
 def layer_names(pipe: StableDiffusionXLPipeline) -> dict[str, dict[str, str]]:
     "`{part: {name in any program, with underscores: its own name}}` for all layers that a LoRA can change"
-    found, per_level = {}, pipe.unet.config.layers_per_block + 1
+    names, per_level = {}, pipe.unet.config.layers_per_block + 1
     for part in _prefixes:
         modules = getattr(pipe, part).named_modules() if getattr(pipe, part) else ()
         layers = [
@@ -149,8 +149,8 @@ def layer_names(pipe: StableDiffusionXLPipeline) -> dict[str, dict[str, str]]:
             if part == "unet"
             else (lambda name: (name, f"text_model.{name}", name.removeprefix("text_model.")))
         )
-        found[part] = {other.replace(".", "_"): name for name in layers for other in others(name)}
-    return found
+        names[part] = {other.replace(".", "_"): name for name in layers for other in others(name)}
+    return names
 
 
 def find_layer(
@@ -175,14 +175,14 @@ def rename_lora(
     names = layer_names(pipe)
     state, alphas, lost = {}, {}, []
     for key, value in tensors.items():
-        if not (found := _lora_key.fullmatch(key)):
+        if not (match := _lora_key.fullmatch(key)):
             raise PipelineError(f"{path}: {printable(key)[:80]} is no part of a LoRA that is known here")
-        if not (layer := find_layer(found[1], names)):
-            lost.append(found[1])
-        elif found[3]:
+        if not (layer := find_layer(match[1], names)):
+            lost.append(match[1])
+        elif match[3]:
             alphas[f"{layer}.alpha"] = float(value)
         else:
-            state[layer + _own_suffix[layer.startswith("text")][found[2] in ("B", "up")]] = value
+            state[layer + _own_suffix[layer.startswith("text")][match[2] in ("B", "up")]] = value
     if lost:
         known, count = (
             any(
@@ -246,8 +246,8 @@ def load_one_lora(pipe: StableDiffusionXLPipeline, name: str, path: Path) -> Non
             f"{path}: does not fit this base ({printable(' '.join(str(error).split()))[:200]})"
         ) from error
     count = len(state) // 2
-    if (found := lora_layers(pipe, name)) != count:
-        raise PipelineError(f"{path}: a LoRA for another base: of its {count} layers {found} have a place in this one")
+    if (loaded := lora_layers(pipe, name)) != count:
+        raise PipelineError(f"{path}: a LoRA for another base: of its {count} layers {loaded} have a place in this one")
 
 
 def load_renamed(

@@ -60,9 +60,9 @@ class Memory:
         return ", ".join(parts + ["parts of the model in turn"] * self.offload)
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #89799427
-def map_batch(tree: Any, take: Callable[[torch.Tensor], torch.Tensor], size: int) -> Any:
-    "The same tree with `take(tensor)` for each tensor that has `size` entries"
-    return tree_map(lambda x: take(x) if isinstance(x, torch.Tensor) and x.ndim and len(x) == size else x, tree)
+def map_batch(tree: Any, select: Callable[[torch.Tensor], torch.Tensor], size: int) -> Any:
+    "The same tree with `select(tensor)` for each tensor that has `size` entries"
+    return tree_map(lambda x: select(x) if isinstance(x, torch.Tensor) and x.ndim and len(x) == size else x, tree)
 
 
 def predict(
@@ -122,13 +122,13 @@ def run_by_frames(forward: Callable, at_once: int, *args, **kwargs) -> Any:
 
 # %% ../../nbs/6_making_videos/30_fitting.ipynb #c41229a6
 def run_by_positions(forward: Callable, at_once: int, x: torch.Tensor, *args) -> torch.Tensor:
-    "`forward` of a temporal layer for tokens `[(b f), s, c]`, some places `s` at a time"
+    "`forward` of a temporal layer for tokens `[(b f), s, c]`, some positions `s` at a time"
     n, s, _ = x.shape
     if n <= at_once:
         return forward(x, *args)
-    out, places = torch.empty_like(x), max(1, s * at_once // n)
-    for start in range(0, s, places):
-        out[:, start : start + places] = forward(x[:, start : start + places], *args)
+    out, positions = torch.empty_like(x), max(1, s * at_once // n)
+    for start in range(0, s, positions):
+        out[:, start : start + positions] = forward(x[:, start : start + positions], *args)
         if x.is_meta:
             break
     return out

@@ -72,7 +72,7 @@ def build_on_meta(
                 text_encoder=CLIPTextModel(configs["text_encoder"]),
                 text_encoder_2=CLIPTextModelWithProjection(configs["text_encoder_2"]),
             )
-        except Exception as error:  # values that do not go together: many classes, one answer
+        except Exception as error:  # values that do not go together: many classes of errors, one message
             raise loading_error(where, error) from error
     parts = dict(unet=unet, vae=vae, **encoders)
     for part in parts.values():
@@ -80,13 +80,13 @@ def build_on_meta(
     with quiet(), torch.device("meta"):
         if adapter:
             load_adapter(unet, adapter)  # raises an error if it does not fit
-    found = SimpleNamespace(
+    model = SimpleNamespace(
         where=where, unet=unet, vae=vae, sizes={name: weight_bytes(part) for name, part in parts.items()}
     )
     for module in unet.modules():
         if blocks := getattr(module, "transformer_blocks", None):
             module.transformer_blocks = blocks[:1]
-    return found
+    return model
 
 # %% ../../nbs/6_making_videos/87_memory_estimate.ipynb #954938c2
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def estimate_memory(
         vae, decoding = estimate_decoding(
             model, num_frames, height, width, memory, on_cpu
         )  # its weights in 32 bits, if it decodes so
-    except Exception as error:  # parts that do not go together: many classes, one answer
+    except Exception as error:  # parts that do not go together: many classes of errors, one message
         raise loading_error(model.where, error) from error
     if memory.offload and not on_cpu:
         return MemoryEstimate(model.sizes["unet"], model.sizes["unet"] + denoising, vae + decoding)
@@ -274,9 +274,9 @@ def minimum_estimate(
     stored of them, the first skip, a decoded frame, and on a CPU all finished frames
     """
     scale, about = vae_factor(model.vae.config.block_out_channels), model.unet.config
-    places = num_frames * (height // scale) * (width // scale)
+    latent_pixels = num_frames * (height // scale) * (width // scale)
     weights = sum(model.sizes.values()) if on_cpu else model.sizes["unet"]
-    denoising = places * (3 * 4 * about.in_channels + model.unet.dtype.itemsize * about.block_out_channels[0])
+    denoising = latent_pixels * (3 * 4 * about.in_channels + model.unet.dtype.itemsize * about.block_out_channels[0])
     decoding = 3 * height * width * (model.vae.dtype.itemsize + on_cpu * 2 * num_frames)
     return MemoryEstimate(weights, weights + denoising, (weights if on_cpu else model.sizes["vae"]) + decoding)
 
@@ -326,8 +326,10 @@ def longest_that_fits(
 ) -> int:
     "The largest number of frames that fits, 0 if there is none"
     one, all_frames = need(1).total, need(num_frames).total
-    guess = int(1 + (room / MEMORY_MARGIN - one) * (num_frames - 1) / max(1, all_frames - one)) if num_frames > 1 else 0
-    return next((n for n in range(min(guess, num_frames - 1), max(1, guess - 3), -1) if fits(n)), 0)
+    interpolated = (
+        int(1 + (room / MEMORY_MARGIN - one) * (num_frames - 1) / max(1, all_frames - one)) if num_frames > 1 else 0
+    )
+    return next((n for n in range(min(interpolated, num_frames - 1), max(1, interpolated - 3), -1) if fits(n)), 0)
 
 
 def too_large_message(

@@ -77,10 +77,10 @@ def generate_with_stock(
     start = initial_noise(
         pipe, request.num_frames, height, width, request.noise, request.noise_strength, request.seed
     ).to(call["prompt_embeds"])
-    takes = signature(pipe.__call__).parameters
-    if "strength" not in takes or "mask_image" in takes and options.get("strength") == 1:
+    parameters = signature(pipe.__call__).parameters
+    if "strength" not in parameters or "mask_image" in parameters and options.get("strength") == 1:
         call["latents"] = start
-    if "height" in takes:
+    if "height" in parameters:
         call.update(height=height, width=width)
 
     def after_step(_, step, t, tensors):
@@ -229,28 +229,28 @@ def stock_pipeline(
     control_scale: float = 1.0,  # weight of the control
     ip_image: Image.Image | np.ndarray | None = None,  # for an IP-Adapter
 ) -> tuple[DiffusionPipeline, dict[str, Any]]:
-    """`(pipeline, arguments)` for `generate_with_stock`: the stock class for what is given, and what it is called with
+    """`(pipeline, arguments)` for `generate_with_stock`: the stock class for these inputs, and what it is called with
     besides
     """
     parts = {} if control is None else dict(controlnet=controlnet)
     kind = ("ControlNet" if parts else "") + ("" if video is None else "Img2Img" if mask is None else "Inpaint")
     other = switch_pipeline(pipe, getattr(diffusers, f"StableDiffusionXL{kind}Pipeline"), **parts)
-    given, per_frame = {}, lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 255  # f h w c -> f c h w
+    arguments, per_frame = {}, lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 255  # f h w c -> f c h w
     if video is not None:
-        given.update(
+        arguments.update(
             image=per_frame(video) if kind == "ControlNetInpaint" else video_latents(other, video), strength=strength
         )
     if kind == "ControlNetInpaint":
         other._encode_vae_image = partial(encode_vae_image, other.vae)
     if mask is not None:
-        given.update(mask_image=per_frame(mask[..., None] * np.uint8(255)))
+        arguments.update(mask_image=per_frame(mask[..., None] * np.uint8(255)))
     if control is not None:
-        given.update(
+        arguments.update(
             {
                 "image" if video is None else "control_image": per_frame(control),
                 "controlnet_conditioning_scale": control_scale,
             }
         )
     if ip_image is not None:
-        given.update(ip_adapter_image=ip_image)
-    return other, given
+        arguments.update(ip_adapter_image=ip_image)
+    return other, arguments

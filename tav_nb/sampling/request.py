@@ -177,7 +177,7 @@ class VideoRequest:
 
     @property
     def guided(self) -> bool:
-        "Is there guidance by the prompt, as far as the request says?"
+        "False if the request itself switches guidance by the prompt off"
         return self.guidance_scale is None or self.guidance_scale > 1
 
     def settings(self) -> dict:

@@ -61,7 +61,7 @@ VideoSettings = TypedDict(
 OLD_SETTINGS = {"fitting": "memory", "fitted": "memory_settings"}  # names in videos of earlier versions
 
 # %% ../../nbs/6_making_videos/65_video_settings.ipynb #83a88921
-OWN_MODEL, OWN_ADAPTER = "the tiny SDXL of tav_nb", "beside the model"  # what a video says in place of a name
+OWN_MODEL, OWN_ADAPTER = "the tiny SDXL of tav_nb", "beside the model"  # in the settings of a video, in place of a name
 INHERITED = [
     name
     for request in (VideoRequest, Keyframes)
@@ -72,9 +72,9 @@ INHERITED = [
 
 def read_video_settings(path: Path | str) -> VideoSettings:
     "The settings inside a video, each of its type and within its bounds; raises `TavError` for others"
-    found = {OLD_SETTINGS.get(name, name): value for name, value in read_metadata(path).items()}
+    values = {OLD_SETTINGS.get(name, name): value for name, value in read_metadata(path).items()}
     try:
-        settings = check_type(found, VideoSettings, "its settings cannot be used here")
+        settings = check_type(values, VideoSettings, "its settings cannot be used here")
         for name in ("prompt", "negative_prompt"):
             check_text(settings.get(name) or "")
     except TavError as error:
@@ -84,21 +84,21 @@ def read_video_settings(path: Path | str) -> VideoSettings:
 
 def inherited_options(settings: VideoSettings) -> dict:
     "The options of a video that one which continues it takes over, by their names"
-    taken = {name: settings[name] for name in INHERITED if settings.get(name) is not None}
+    options = {name: settings[name] for name in INHERITED if settings.get(name) is not None}
     if context := settings.get("context"):
         names = dict(context="kind", context_length="length", context_overlap="overlap")
-        taken |= {option: context.get(name) for option, name in names.items()}
-    return taken
+        options |= {option: context.get(name) for option, name in names.items()}
+    return options
 
 
 def named_files(settings: dict) -> list[str]:
     "Model, adapter and what else comes from files, as words of a command"
-    given = [(option, settings.get(option)) for option in ("model", "config", "adapter")]
-    given += [("lora", f"{name}:{weight:g}") for name, weight in settings.get("lora") or ()]
-    given += [("textual-inversion", name) for name in settings.get("textual_inversion") or ()]
+    files = [(option, settings.get(option)) for option in ("model", "config", "adapter")]
+    files += [("lora", f"{name}:{weight:g}") for name, weight in settings.get("lora") or ()]
+    files += [("textual-inversion", name) for name in settings.get("textual_inversion") or ()]
     return [
         f"--{option} {shlex.quote(printable(name))}"
-        for option, name in given
+        for option, name in files
         if name and name not in (OWN_MODEL, OWN_ADAPTER)
     ]
 
