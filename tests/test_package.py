@@ -150,6 +150,22 @@ def test_public_functions_annotate_parameters_and_returns():
     assert not found, found
 
 
+FIGURATIVE = set(
+    "answers asked bell deaf dice ferry film films hear heard hearing nobody picture pictures polite question questions"
+    " said say sealed seam seats spell told unheard visitors".split()
+)  # instead: predictions, generator, video, attend, frame or image, UNet call, conditioning, log_line, test split, ...
+
+
+def test_identifiers_are_terms_of_the_field():
+    found = []
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for name in (getattr(node, kind, None) for kind in ("id", "attr", "arg", "name")):
+                if isinstance(name, str) and FIGURATIVE & set(name.lower().split("_")):
+                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '')} {name}")
+    assert not found, found
+
+
 def test_every_import_inside_the_package_finds_its_name():
     "Imports in functions are run late: a name that was renamed would be missed until then"
     for name, path in modules().items():

@@ -102,7 +102,7 @@ def damage_line(path, rng):
     return f"value: {how}"
 
 
-def sealed_again(folder, change=lambda state: None):
+def with_new_checksum(folder, change=lambda state: None):
     "A checkpoint whose checksums are those of what it holds now"
     state = json.loads((folder / "state.json").read_text())["state"]
     change(state)
@@ -112,7 +112,7 @@ def sealed_again(folder, change=lambda state: None):
 
 def damage_state(folder, rng):
     how = []
-    sealed_again(folder, lambda state: how.append(damage_value(state, rng)))
+    with_new_checksum(folder, lambda state: how.append(damage_value(state, rng)))
     return f"sealed value: {how[0]}"
 
 
@@ -132,7 +132,7 @@ def damage_tensor(folder, rng):
     if how == "more":
         tensors["another.weight"] = torch.zeros(3)
     save_file(tensors, path, {} if how == "header" else about)
-    sealed_again(folder)
+    with_new_checksum(folder)
     return f"sealed tensor: {how}"
 
 
