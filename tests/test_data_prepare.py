@@ -533,7 +533,8 @@ def test_what_cannot_be_prepared_is_one_line():
             (lambda: run(items_, tmp + "/file"), "cannot be a cache"),
             (lambda: run([items_[0]] * 2, tmp + "/o"), "the name"),
             (lambda: run(items_, tmp + "/o", options=EncodeOptions(resolution=32)), "at least 64"),
-            (lambda: EncodeOptions(multiple=12), "multiple of 8"),
+            (lambda: EncodeOptions(multiple=0), "multiple must be at least 1"),
+            (lambda: run(items_, tmp + "/o", options=EncodeOptions(multiple=9)), "multiple must be a multiple of"),
         ]
         for attempt, word in cases:
             try:

@@ -38,8 +38,8 @@ class EncodeOptions:
     at_once: int = 4
 
     def __post_init__(self):
-        if self.multiple < 8 or self.multiple % 8:
-            raise EncodeError(f"multiple must be a multiple of 8, not {self.multiple}")
+        if self.multiple < 1:
+            raise EncodeError(f"multiple must be at least 1, not {self.multiple}")
         if self.resolution is not None and not self.multiple <= self.resolution <= MAX_SIDE:
             raise EncodeError(
                 f"resolution must be at least {self.multiple} and at most {MAX_SIDE}, not {self.resolution}"

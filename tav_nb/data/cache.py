@@ -32,6 +32,7 @@ from tav_nb.data.cache_format import (
     ROW,
     SCHEMA,
     Record,
+    latents_fit_row,
 )
 from tav_nb.data.cache_reader import (
     CacheError,
@@ -84,8 +85,7 @@ def read_clip(path: Path, row: dict[str, Any] | None = None) -> dict:
         arrays = read_arrays(path)
         if not {*CLIP_ARRAYS, "meta"} <= arrays.keys() or check_arrays(arrays) or check_finite_arrays(arrays):
             return {}
-        frames, _, height, width = arrays["latents"].shape
-        if row and (frames, height, width) != (row["frames"], row["height"] // 8, row["width"] // 8):
+        if row and not latents_fit_row(arrays["latents"].shape, row):
             return {}
         return arrays | {"meta": parse_json(str(arrays["meta"]), dict[str, Any], path)}
     except (OSError, SchemaError):

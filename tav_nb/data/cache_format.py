@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'CLIPS', 'RECORDS', 'EMPTY_CAPTION', 'MANIFEST', 'CACHE_INFO', 'REPORT', 'CLIP_ARRAYS', 'SHAPES_OF', 'ROW',
-           'EMPTY_ROW', 'FileName', 'ManifestCount', 'VALUES', 'RecordRow', 'Row', 'Record', 'CacheInfo']
+           'EMPTY_ROW', 'FileName', 'ManifestCount', 'VALUES', 'RecordRow', 'latents_fit_row', 'Row', 'Record',
+           'CacheInfo']
 
 # %% ../../nbs/internals/102_cache_format.ipynb #2ce52d8a
 from typing import Annotated, Any, NotRequired, TypedDict
@@ -40,6 +41,13 @@ SHAPES_OF = dict(
     hold_mask=("b", 1),  # f
     fps=("f", 0),
 )  # kind of number, number of axes
+
+
+def latents_fit_row(shape: tuple[int, ...], row: dict[str, Any]) -> bool:
+    "Whether latents `[f, 4, h, w]` have the frames and size of a row, at any factor between pixels and latents"
+    frames, _, height, width = shape
+    factor = row["height"] // max(1, height)
+    return frames == row["frames"] and (height * factor, width * factor) == (row["height"], row["width"])
 
 # %% ../../nbs/internals/102_cache_format.ipynb #8ec2c15e
 ROW = {

@@ -212,6 +212,11 @@ class Encoder:
         self.options = replace(
             options, resolution=options.resolution or pipe.default_sample_size * pipe.vae_scale_factor
         )
+        if options.multiple % pipe.vae_scale_factor:
+            raise EncodeError(
+                f"multiple must be a multiple of {pipe.vae_scale_factor}, the pixels of one latent of this base, not"
+                f" {options.multiple}"
+            )
         if not buckets(self.options.resolution, options.multiple, options.max_aspect):
             raise EncodeError(
                 f"resolution {self.options.resolution}: no size with sides that are multiples of {options.multiple}"

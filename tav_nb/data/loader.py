@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .cache_format import CLIP_ARRAYS, CLIPS, EMPTY_CAPTION
+from .cache_format import CLIP_ARRAYS, CLIPS, EMPTY_CAPTION, latents_fit_row
 from tav_nb.data.cache_reader import (
     PREPARE_AGAIN,
     CacheError,
@@ -224,15 +224,12 @@ class ClipLoader:
     def clip(self, number: int, length: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         "One clip of a batch"
         row = self.clips[number]
-        path, shape = (
-            self.folder / CLIPS / f"{row['clip']}.npz",
-            (row["frames"], 4, row["height"] // 8, row["width"] // 8),
-        )
+        path = self.folder / CLIPS / f"{row['clip']}.npz"
         arrays = read_npz(path, finite=self.finite)
-        if arrays["latents"].shape != shape:
+        if not latents_fit_row(arrays["latents"].shape, row):
             raise CacheError(
-                f"{path}: is not the clip of the manifest, {arrays['latents'].shape} instead of {shape};"
-                f" {PREPARE_AGAIN}"
+                f"{path}: is not the clip of the manifest, latents of {arrays['latents'].shape} for {row['frames']}"
+                f" frames of {row['width']} x {row['height']}; {PREPARE_AGAIN}"
             )
         for name in CLIP_ARRAYS[1:3]:
             if arrays[name].shape != self.empty_embeds[name].shape:
