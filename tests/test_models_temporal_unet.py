@@ -41,6 +41,7 @@ from tav_nb.models.temporal_unet import (
     without_temporal,
 )
 from tav_nb.models.windows import Context
+from tav_nb.utils.errors import TavError
 
 # %% ../nbs/2_method/02_unet.ipynb #8a037155
 TINY = dict(
@@ -261,6 +262,23 @@ def test_taken_out_again_the_unet_is_the_stock_one_with_its_original_keys():
         assert not patched._forward_pre_hooks
         assert torch.equal(patched(**call_inputs()).sample, stock(**call_inputs()).sample)
         assert remove_temporal(patched) is patched, "removing twice does no harm"
+
+
+# %% ../nbs/2_method/02_unet.ipynb #68541196
+def test_settings_that_cannot_be_used_change_nothing():
+    stock = tiny_unet()
+    keys = list(stock.state_dict())
+    for wrong in (
+        dict(conv_size=4),
+        dict(start="spatial", attention_ratio=2.0),
+        dict(start="there"),
+        dict(num_heads=3),
+    ):
+        try:
+            add_temporal(stock, **wrong)
+            raise AssertionError(f"{wrong} went through")
+        except TavError:
+            assert list(stock.state_dict()) == keys and not hasattr(stock, "temporal"), wrong
 
 
 # %% ../nbs/2_method/02_unet.ipynb #72ec93b9

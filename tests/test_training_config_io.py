@@ -144,6 +144,8 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
         ("zeros = 0.6\nempty = 0.6", "together"),
         ("zeros = 0.6\nuncond_zero_prob = 0.6", "former name"),
         ("adam8bit = true\nadam_offload = true", "--optimizer adamw"),
+        ("conv_size = 4", "0, 3 or 5, not 4"),
+        ('start = "spatial"\nattention_ratio = 2', "--start random"),
         ("lengths = [32]", "max_frames is 24"),
         ("model = 3", "a text"),
         ("adapter = '?'", "--adapter"),

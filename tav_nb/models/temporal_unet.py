@@ -25,7 +25,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
 from .temporal_attention import TemporalSelfAttention
-from .temporal_block import copy_spatial_attention, make_temporal_layer
+from .temporal_block import check_spatial_start, copy_spatial_attention, make_temporal_layer
 from .windows import Context, Windows, plan_windows
 from ..utils.errors import TavError
 
@@ -239,7 +239,9 @@ def add_temporal(
     )
     for block in temporal_blocks(unet).values():  # settings that do not go together change nothing
         with torch.device("meta"):
-            make_temporal_layer(block, **structure)
+            layer = make_temporal_layer(block, **structure)
+        if start == "spatial":
+            check_spatial_start(layer, block)
     for name, block in temporal_blocks(unet).items():
         with block.norm1.weight.device:
             block.temporal_attn = make_temporal_layer(block, **structure)

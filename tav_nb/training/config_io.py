@@ -127,6 +127,13 @@ def check_config(config: TrainConfig) -> TrainConfig:
                 f"{name} has to be given: --{name.replace('_', '-')}"
                 f" ({next(f.metadata['help'] for f in fields(config) if f.name == name)})"
             )
+    if config.conv_size not in (0, 3, 5):
+        raise ConfigError(f"conv_size must be 0, 3 or 5, not {config.conv_size}")
+    if config.start == "spatial" and config.attention_ratio > 1:
+        raise ConfigError(
+            f"start spatial has channels for an attention_ratio of at most 1, not {config.attention_ratio:g}: --start"
+            " random"
+        )
     if config.optimizer == "adamw8bit" and config.offload_optimizer:
         raise ConfigError(
             "adamw8bit and offload_optimizer are two ways to the same end; the second changes no number:"
