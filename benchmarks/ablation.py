@@ -23,19 +23,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
-from tav_nb.toy.captions import caption
-from tav_nb.toy.reader import read_scene, score_readings
+from tav_nb.toy.reader import read_scene
 from tav_nb.toy.scenes import random_scene
-from tav_nb.toy.tiny_sdxl import environment, sample_latents, start_noise, write_result
+from tav_nb.toy.tiny_sdxl import environment, start_noise, write_result
 from tav_nb.toy.training_data import (
     drop_conditioning,
     embed_captions,
     embed_tokens,
     images_to_latents,
-    latents_to_images,
     random_ids,
     read_captions,
     render_frames,
@@ -49,7 +48,6 @@ from tav_nb.training.muon import Muon
 from tav_nb.training.step import clip_generator, flat_gradient_buffer, make_noisy_batch, per_clip_loss, timestep_tables
 
 FRAMES, BATCH = 16, 16
-SCENES = dict(validation=3 * 10**8, test=6 * 10**8)  # where the seeds begin
 MUON = dict(optimizer="muon", lr=6e-3, other_lr=1e-2)
 FULL = dict(conv_size=3, ff_ratio=1.0, start="spatial")
 NARROW = dict(FULL, attention_ratio=0.5, ff_ratio=2 / 3)  # the parameters of plain attention
@@ -263,26 +261,16 @@ def train(row, seed, updates, data, device, measure=False):
     return pipe, config, record
 
 
-@torch.no_grad()
-def score(pipe, config, n, scenes_from, workers, device, steps=20, keep=None):
+def score(pipe, config, n, scenes_from, workers, steps=20, keep=None):
     "What the reader of the cartoon world finds in videos of `n` scenes"
-    scenes = [random_scene(scenes_from + i, ("held out", "train")[i % 2]) for i in range(n)]
-    captions = [caption(scene, scenes_from + i, complete=True) for i, scene in enumerate(scenes)]
+    scenes, captions = draw_scenes(n, scenes_from)
     noise = start_noise(n, config.noise, config.noise_strength, FRAMES, seed=scenes_from // 10**8)
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        latents = sample_latents(pipe, captions, noise, FRAMES, steps, chunk=64)
-    frames = latents_to_images(pipe.vae, latents.float().flatten(0, 1)).cpu().numpy()
-    frames = frames.reshape(n, FRAMES, *frames.shape[1:])
+    frames = sample_frames(pipe, captions, noise, steps)
     if keep:
-        from PIL import Image
-
-        some = frames[1:12:2, ::3]  # six scenes, six frames of each
-        Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in some])).save(keep)
+        save_sheet(frames, keep)
     with worker_pool(workers) as pool:
         readings = pool.map(read_scene, list(frames), chunksize=4)
-    scores = score_readings(scenes, readings)
-    values = {name: value[0] if isinstance(value, tuple) else value for name, value in scores.items()}
-    return {name: None if value != value else round(value, 4) for name, value in values.items()}
+    return mean_scores(scenes, readings)
 
 
 def run_row(job):
@@ -295,7 +283,7 @@ def run_row(job):
         pipe, config, record = train(row, seed, args.updates, data, device)
         keep = args.sheets and Path(args.sheets) / f"{row.replace(' ', '_').replace(',', '')}-{seed}.png"
         record["score"] = score(
-            pipe, config, args.videos, SCENES[args.scenes], args.readers, device, 2 if args.toy else 20, keep
+            pipe, config, args.videos, SCENES[args.scenes], args.readers, 2 if args.toy else 20, keep
         )
     except Exception as error:
         record = dict(error=f"{type(error).__name__}: {error}")
