@@ -48,6 +48,8 @@ from tav_nb.training.muon import Muon
 from tav_nb.training.step import clip_generator, flat_gradient_buffer, make_noisy_batch, per_clip_loss, timestep_tables
 
 FRAMES, BATCH = 16, 16
+# what a row that names nothing else has: neither the block nor the rates of the preset
+PLAIN = dict(conv_size=0, ff_ratio=0.0, start="random", other_lr=None)
 MUON = dict(optimizer="muon", lr=6e-3, other_lr=1e-2)
 FULL = dict(conv_size=3, ff_ratio=1.0, start="spatial")
 NARROW = dict(FULL, attention_ratio=0.5, ff_ratio=2 / 3)  # the parameters of plain attention
@@ -177,9 +179,9 @@ def count(unet, parameters, device):
 
 def build(row, seed, device):
     "`(pipe, config, parameters, optimizer, counts)` of a row"
-    settings = dict(ROWS[row])
+    settings = PLAIN | ROWS[row]
     peer = settings.pop("peer", None)
-    config = replace(read_config("toon-gpu"), max_frames=24, seed=seed, **settings)
+    config = replace(read_config("toy"), max_frames=24, seed=seed, **settings)
     pipe = load_pipeline()
     torch.manual_seed(seed)
     if peer:

@@ -1,4 +1,4 @@
-"""Training curves of the preset `toon-gpu` from several seeds; loss, held-out loss, and what the reader of the cartoon
+"""Training curves of the preset `toy` from several seeds; loss, held-out loss, and what the reader of the cartoon
 world measures in sampled videos.
 
 python benchmarks/learning.py [--seeds 0 1 2] [--seconds 100] [--clips 2500 | --cache CACHE] [--out
@@ -118,11 +118,12 @@ def main():
             "cpu",
             1,
             replace(
-                read_config("toon-gpu"),
+                read_config("toy"),
                 steps=3,
                 eval_every=2,
                 batch_size=1,
                 lengths=(4,),
+                length_shares="",
                 held_out=1,
                 workers=0,
                 dtype="float32",
@@ -133,7 +134,7 @@ def main():
         else (
             "cuda",
             args.workers,
-            replace(read_config("toon-gpu"), eval_every=args.eval_every, preview_every=0, checkpoint_every=10**6),
+            replace(read_config("toy"), eval_every=args.eval_every, preview_every=0, checkpoint_every=10**6),
         )
     )
     if args.toy:
@@ -157,7 +158,7 @@ def main():
         command="python " + " ".join(sys.argv),
         torch=torch.__version__,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        preset="toon-gpu",
+        preset="toy",
         clips=clips,
         videos=args.videos,
         seconds=args.seconds,

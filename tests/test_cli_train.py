@@ -54,7 +54,7 @@ if {"torch", "diffusers", "matplotlib"} & sys.modules.keys(): sys.exit("somethin
             ("mixed or progressive", ["--noise", "pink"]),
             ("true or false", ["--compile", "perhaps"]),
             ("nearest is 'batch_size'", ["--config", f"{folder}/mine.toml"]),
-            ("did you mean toon-cpu?", ["--config", "toon_cpu"]),
+            ("did you mean toy-cpu?", ["--config", "toy_cpu"]),
             ("model has to be given", ["--config", "a100-20gb-768"]),
             ("unrecognized", ["--batchsize", "3"]),
             ("together", ["--uncond-zero-prob", "0.6", "--empty", "0.6"]),
@@ -76,10 +76,10 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
     def read(*words):
         return read_train(make_parser().parse_args(["train", "cache", "out", *words])).resolve()
 
-    assert read() == TrainConfig() and read("--config", "toon-cpu") == read_config("toon-cpu")
+    assert read() == TrainConfig() and read("--config", "toy-cpu") == read_config("toy-cpu")
     changed = read(
         "--config",
-        "toon-cpu",
+        "toy-cpu",
         "--lr",
         "2e-3",
         "--lengths",
@@ -92,7 +92,7 @@ def test_options_of_train_override_a_file_and_a_resumed_run_keeps_its_own():
         "run",
     )
     assert changed == replace(
-        read_config("toon-cpu"), lr=2e-3, lengths=(4, 8), optimizer="adamw8bit", noise_strength=None, adapter="run"
+        read_config("toy-cpu"), lr=2e-3, lengths=(4, 8), optimizer="adamw8bit", noise_strength=None, adapter="run"
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(f"{folder}/run.json").write_text(json.dumps(dict(config=asdict(changed), clips="0" * 12, micro_steps=8)))

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from tav_nb.data.cache_format import CLIP_ARRAYS
 from tav_nb.data.cache_reader import CacheError, read_manifest, read_npz
 
 
@@ -47,8 +48,23 @@ def test_the_manifest_and_the_arrays_of_a_clip_are_checked_when_they_are_read():
         for wrong, words in (
             (dict(hold_mask=np.zeros(7, bool)), "have 7 and 8 frames"),
             (dict(fps=np.float32(0)), "fps is 0.0"),
+            (dict(text_embeds=np.zeros((3, 77, 4), np.float16)), "pooled_embeds are float16 with 1 axes"),
+            (
+                dict(text_embeds=np.zeros((3, 77, 4), np.float16), pooled_embeds=np.zeros((2, 4), np.float16)),
+                "embeddings are of 2 and 3 captions",
+            ),
+            (
+                dict(text_embeds=np.zeros((0, 77, 4), np.float16), pooled_embeds=np.zeros((0, 4), np.float16)),
+                "embeddings are of 0 captions",
+            ),
             (dict(pooled_embeds=np.full(4, np.nan, np.float16)), "pooled_embeds has numbers that are not finite"),
         ):
             np.savez(clip, **arrays | wrong)
             assert words in refusal(lambda: read_npz(clip)), words
+        np.savez(clip, **arrays | dict(pooled_embeds=np.full(4, np.nan, np.float16)))
         assert np.isnan(read_npz(clip, finite=False)["pooled_embeds"]).all()
+        several = dict(text_embeds=np.zeros((3, 77, 4), np.float16), pooled_embeds=np.zeros((3, 4), np.float16))
+        np.savez(clip, **arrays | several)
+        assert read_npz(clip)["pooled_embeds"].shape == (3, 4)
+        np.savez(clip, **several)
+        assert "text_embeds are float16 with 3 axes" in refusal(lambda: read_npz(clip, CLIP_ARRAYS[1:3]))

@@ -17,7 +17,7 @@ import torch
 from pyarrow import parquet
 
 from tav_nb.data.cache_reader import CacheError, read_manifest, read_npz
-from tav_nb.data.loader import ClipLoader, check_cache_model, cut_clip, plan_epoch, stream_batches
+from tav_nb.data.loader import ClipLoader, Plan, check_cache_model, cut_clip, plan_epoch, stream_batches
 from tav_nb.data.prepare import prepare
 from tav_nb.data.sources import open_source
 from tav_nb.models.base import load_pipeline
@@ -189,6 +189,41 @@ def test_a_caption_is_dropped_in_both_ways_with_the_given_probabilities_and_comp
     assert set(seen) == {3, 0, -1} and abs(seen[0] / 3000 - 0.05) < 0.012 and abs(seen[-1] / 3000 - 0.1) < 0.017, seen
 
 
+# %% ../nbs/4_real_clips/19_loader.ipynb #547ce84c
+def test_one_of_several_captions_is_drawn_for_a_clip_with_its_pooled_vector():
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip(f"{folder}/clip.npz", 20)
+        arrays = read_npz(f"{folder}/clip.npz")
+    numbers = np.arange(1, 4, dtype=np.float16)
+    several = dict(
+        text_embeds=numbers[:, None, None] * np.ones((77, 128)), pooled_embeds=numbers[:, None] * np.ones(64)
+    )
+    drawn = Counter()
+    for seed in range(300):
+        clips = [cut_clip(one, 8, None, (0, 0), np.random.default_rng(seed)) for one in (arrays, arrays | several)]
+        assert torch.equal(clips[0]["latents"], clips[1]["latents"]), "a caption changes no other number"
+        assert clips[1]["prompt_embeds"].shape == (77, 128) and clips[1]["pooled"].shape == (64,)
+        values = {*clips[1]["prompt_embeds"].unique().tolist(), *clips[1]["pooled"].unique().tolist()}
+        assert len(values) == 1
+        drawn[values.pop()] += 1
+    assert set(drawn) == {1, 2, 3} and min(drawn.values()) > 70, drawn
+
+
+# %% ../nbs/4_real_clips/19_loader.ipynb #d70e2260
+def test_a_share_decides_how_often_a_batch_has_each_of_the_lengths_that_its_clips_fill():
+    clips = [dict(frames=16, height=64, width=64)] * 40 + [dict(frames=24, height=64, width=64)] * 10
+    shares, drawn = {8: 0.05, 16: 0.6, 24: 0.35}, Counter()
+    for epoch in range(400):
+        for some, length in plan_epoch(clips, (8, 16, 24), 5, 0, epoch, shares):
+            drawn[min(some) < 40, length] += 1
+    assert drawn[True, 24] == 0 and abs(drawn[True, 8] / 3200 - 0.05 / 0.65) < 0.02
+    for length, share in shares.items():
+        assert abs(drawn[False, length] / 800 - share) < 0.05, drawn
+    plain, shared = Plan(clips, [8, 16, 24], 5, 0), Plan(clips, [8, 16, 24], 5, 0, shares)
+    assert plain.identity != shared.identity and shared.of(clips[:40]).shares == shares
+    assert {length for _, length in shared.batches or shared.plan(0)} <= set(shares)
+
+
 # %% ../nbs/4_real_clips/19_loader.ipynb #6cedc3f6
 def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order():
     with tempfile.TemporaryDirectory() as folder:
@@ -223,6 +258,14 @@ def test_another_seed_and_another_epoch_give_other_batches():
         one = write_cache(f"{folder}/one", [(24, 64, 64)])
         starts = {ClipLoader(one, 1, lengths=8).batch(epoch)["frame_times"][0, 0].item() for epoch in range(60)}
         assert len(starts) > 12, "a long clip shows all of its frames over the epochs"
+
+
+# %% ../nbs/4_real_clips/19_loader.ipynb #ed42c83f
+def test_a_loader_takes_the_shares_of_its_lengths():
+    with tempfile.TemporaryDirectory() as folder:
+        loader = ClipLoader(write_cache(folder, [(16, 64, 64)] * 9), 1, {16: 0.9, 8: 0.1})
+        drawn = Counter(loader.batch(step)["latents"].shape[1] for step in range(200))
+        assert loader.plan.lengths == [8, 16] and set(drawn) == {8, 16} and drawn[16] > 160
 
 
 # %% ../nbs/4_real_clips/19_loader.ipynb #61b4f160

@@ -9,8 +9,10 @@ import numpy as np
 from tav_nb.data.latents import encode_text
 from tav_nb.data.loader import ClipLoader
 from tav_nb.models.base import load_pipeline
+from tav_nb.models.vae import encode_frames
 from tav_nb.toy.captions import caption
-from tav_nb.toy.live import TrainingPlot, cache_command, toon_cache
+from tav_nb.toy.live import TrainingPlot, cache_command, clip_captions, encode_captions, seeds_with_pans, toon_cache
+from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 
 
@@ -35,6 +37,24 @@ def test_a_cache_of_the_cartoon_world_is_one_that_the_loader_takes():
         number = batch["clip"].tolist().index(0)
         expected, _ = encode_text(pipe, caption(random_scene(3, "train"), 3))
         assert np.array_equal(batch["prompt_embeds"][number].numpy(), expected)
+        frames = render(random_scene(3, "train"), 4, 64, 64).frames
+        assert np.array_equal(batch["latents"][number].numpy(), encode_frames(pipe.vae, frames, np.zeros(4, bool), 4))
+
+
+# %% ../nbs/5_training/26_live.ipynb #3e6ae0bc
+def test_a_cache_has_clips_of_several_lengths_with_several_captions_of_which_each_is_drawn():
+    with tempfile.TemporaryDirectory() as folder:
+        pipe, seeds = load_pipeline(), seeds_with_pans(3, 0.67)
+        assert sum(random_scene(seed, "train").pan != 0 for seed in seeds) == 2
+        assert seeds_with_pans(3, first=4) == [4, 5, 6]
+        cache = toon_cache(f"{folder}/cache", seeds, pipe, [4, 4, 8], 64, captions=3)
+        loader = ClipLoader(cache, 1, (4, 8), uncond_zero_prob=0, uncond_empty_prob=0, pipe=pipe)
+        assert [row["frames"] for row in loader.clips] == [4, 4, 8]
+        texts = clip_captions(seeds[2], 3)
+        assert len(set(texts)) == 3 and texts[0] == caption(random_scene(seeds[2], "train"), seeds[2])
+        expected = [embeds.tobytes() for embeds in encode_captions(pipe, texts)[0]]
+        drawn = [loader.clip(2, 8, np.random.default_rng(i))["prompt_embeds"].numpy().tobytes() for i in range(40)]
+        assert set(drawn) == set(expected)
 
 
 # %% ../nbs/5_training/26_live.ipynb #455a0c5f

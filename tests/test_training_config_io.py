@@ -147,11 +147,15 @@ def test_a_wrong_type_and_a_wrong_value_are_refused_in_one_line_that_says_what_w
         ("conv_size = 4", "0, 3 or 5, not 4"),
         ('start = "spatial"\nattention_ratio = 2', "--start random"),
         ("lengths = [32]", "max_frames is 24"),
+        ('length_shares = "8:1,16"', "pairs of positive numbers"),
+        ('length_shares = "8:1,8:2"', "pairs of positive numbers"),
+        ('expected_loss = "1:0"', "pairs of positive numbers"),
+        ('lengths = [8, 16]\nlength_shares = "16:1"', "lengths 8,16"),
         ("model = 3", "a text"),
         ("adapter = '?'", "--adapter"),
     ):
         assert expected in refusal(lambda: read_text(text)), (text, refusal(lambda: read_text(text)))
-    assert "did you mean toon-cpu?" in refusal(lambda: read_config("toon_cpu")) and "there are" in refusal(
+    assert "did you mean toy-cpu?" in refusal(lambda: read_config("toy_cpu")) and "there are" in refusal(
         lambda: read_config("xyz")
     )
 
@@ -273,7 +277,14 @@ def test_words_of_the_command_line_mean_what_the_file_means():
 
 # %% ../nbs/5_training/45_config_io.ipynb #60a6768e
 def test_every_preset_is_right_and_what_is_written_is_read_again():
-    assert preset_names() == ["a100-20gb-1024", "a100-20gb-768", "toon-cpu", "toon-gpu"]
+    assert preset_names() == [
+        "a100-20gb-1024",
+        "a100-20gb-768",
+        "a100-20gb-768-muon",
+        "toy",
+        "toy-cpu",
+        "toy-long",
+    ]
     for name in preset_names():
         config = merge_options(read_config(name), {"adapter": "", "model": ""})
         assert check_config(config) and read_text(config_to_toml(config)) == config

@@ -154,7 +154,7 @@ compare("write_video", lambda: write_video(frames, folder / "clips/a.mp4"))
 compare("read_video", lambda: read_video(folder / "clips/a.mp4"))
 compare("measure_video", lambda: measure_video(frames))
 (folder / "clips/a.txt").write_text("a girl waves")
-settings = "--config", "toon-cpu", "--steps", "1", "--held-out", "0", "--preview-every", "0"
+settings = "--config", "toy-cpu", "--steps", "1", "--held-out", "0", "--preview-every", "0"
 for words in (
     ("generate", "a girl waves", *size, "-o", folder / "made.mp4"),
     ("generate", "a girl waves", "--lora", folder / "none.safetensors", *size, "-o", folder / "made.mp4"),

@@ -32,8 +32,8 @@ CLIP_ARRAYS = (
 )
 SHAPES_OF = dict(
     latents=("f", 4),  # f 4 h w
-    text_embeds=("f", 2),  # 77 D
-    pooled_embeds=("f", 1),  # P
+    text_embeds=("f", 2),  # 77 D; with several captions n 77 D
+    pooled_embeds=("f", 1),  # P; with several captions n P
     original_size=("iu", 1),  # (height, width), as the next two
     crop_top_left=("iu", 1),
     target_size=("iu", 1),

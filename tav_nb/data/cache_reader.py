@@ -88,13 +88,18 @@ def check_arrays(arrays: dict) -> str:
     """What is wrong with a clip's arrays, or with those of `_empty.npz`; empty if nothing is. Numbers have to be
     finite: see `check_finite_arrays`
     """
+    several = "latents" in arrays and "text_embeds" in arrays and arrays["text_embeds"].ndim == 3
     for name in arrays.keys() & SHAPES_OF.keys():
         kinds, axes = SHAPES_OF[name]
+        axes += several and name in CLIP_ARRAYS[1:3]
         if arrays[name].dtype.kind not in kinds or arrays[name].ndim != axes:
             return f"{name} are {arrays[name].dtype} with {arrays[name].ndim} axes"
     frames = {name: len(arrays[name]) for name in ("latents", "frame_times", "hold_mask") if name in arrays}
     if len(set(frames.values())) > 1:
         return f"its arrays have {' and '.join(map(str, sorted(set(frames.values()))))} frames"
+    captions = {len(arrays[name]) for name in CLIP_ARRAYS[1:3] if several and name in arrays}
+    if len(captions) > 1 or 0 in captions:
+        return f"its embeddings are of {' and '.join(map(str, sorted(captions)))} captions"
     for name in ("original_size", "crop_top_left", "target_size"):
         if name in arrays and not (
             arrays[name].shape == (2,) and 0 <= arrays[name].min() and arrays[name].max() < 2**24

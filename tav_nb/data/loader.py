@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,18 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #ab168859
 def plan_epoch(
-    clips: Sequence[dict[str, Any]], lengths: Sequence[int], size: int, seed: int, epoch: int
+    clips: Sequence[dict[str, Any]],
+    lengths: Sequence[int],
+    size: int,
+    seed: int,
+    epoch: int,
+    shares: Mapping[int, float] | None = None,
 ) -> list[tuple[list[int], int]]:
     """The batches of an epoch, in order: clip numbers `[size]` and a length each; every clip is in at least one
 
     - `clips`: dicts with frames, height and width
     - `lengths`: the numbers of frames that a batch may have; no clip is shorter than the shortest
+    - `shares`: of each length, how often it is drawn among those that the clips of a batch fill; None draws all alike
     """
     rng, groups, batches = np.random.default_rng([seed, epoch]), defaultdict(list), []
     for number, clip in enumerate(clips):
@@ -48,10 +54,12 @@ def plan_epoch(
         groups[clip["height"], clip["width"], longest].append(number)
     for (*_, longest), members in sorted(groups.items()):
         fitting = [length for length in lengths if length <= longest]
+        p = np.array([shares[length] for length in fitting]) if shares else None
+        p = p if p is None else p / p.sum()
         order = np.resize(
             rng.permutation(members), -(-len(members) // size) * size
         )  # a last batch is filled up from the front
-        batches += [(some.tolist(), int(rng.choice(fitting))) for some in order.reshape(-1, size)]  # (n b) -> n b
+        batches += [(some.tolist(), int(rng.choice(fitting, p=p))) for some in order.reshape(-1, size)]  # (n b) -> n b
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #1668cbdf
@@ -64,12 +72,16 @@ def cut_clip(
 ) -> dict[str, torch.Tensor]:
     """`length` frames of a clip from a random one on, perhaps without its caption, as tensors for `adapter_loss`
 
-    - `arrays`: of its `.npz`; `empty`: those of the empty caption
+    - `arrays`: of its `.npz`, with one caption or with several, of which one is drawn; `empty`: those of the empty
+      caption
     - `uncond_probs`: probabilities of zeros instead of the caption, and of the empty caption
     """
     start, u = rng.integers(len(arrays["latents"]) - length + 1), rng.random()
     window, (zeros, nothing) = slice(start, start + length), uncond_probs
     text = empty if zeros <= u < zeros + nothing else arrays
+    if text["text_embeds"].ndim == 3:
+        number = rng.integers(len(text["text_embeds"]))
+        text = {name: text[name][number] for name in CLIP_ARRAYS[1:3]}
     scale = np.float16(u >= zeros)  # 0 or 1
     sizes = [arrays[name] for name in ("original_size", "crop_top_left", "target_size")]
     clip = dict(
@@ -105,18 +117,18 @@ class Plan:
         lengths: Sequence[int],  # in ascending order
         size: int,  # clips in a step, over all ranks
         seed: int,
+        shares: Mapping[int, float] | None = None,  # of the lengths, as in `plan_epoch`
     ):
-        self.clips, self.lengths, self.size, self.seed, self.epoch, self.batches = (
-            clips,
-            lengths,
-            size,
-            seed,
-            None,
-            None,
-        )
-        self.length = len(
-            plan_epoch(clips, lengths, size, seed, 0)
-        )  # of all epochs, for the groups are always the same
+        self.clips, self.lengths, self.size, self.seed, self.shares = clips, lengths, size, seed, shares
+        self.epoch = self.batches = None
+        self.length = len(self.plan(0))  # of all epochs, for the groups are always the same
+
+    def plan(self, epoch: int) -> list[tuple[list[int], int]]:
+        return plan_epoch(self.clips, self.lengths, self.size, self.seed, epoch, self.shares)
+
+    def of(self, clips: Sequence[dict[str, Any]]) -> "Plan":
+        "The same for other clips"
+        return Plan(clips, self.lengths, self.size, self.seed, self.shares)
 
     def __len__(self):
         return self.length  # steps in an epoch
@@ -124,17 +136,16 @@ class Plan:
     def __getitem__(self, step):  # clip numbers [size], length
         epoch, index = divmod(step, self.length)
         if self.epoch != epoch:  # the last one is kept
-            self.epoch, self.batches = epoch, plan_epoch(self.clips, self.lengths, self.size, self.seed, epoch)
+            self.epoch, self.batches = epoch, self.plan(epoch)
         return self.batches[index]
 
     @property
     def identity(self) -> str:
-        """12 hex digits that change with everything that the steps depend on: clips, what they were made from, lengths,
-        size, seed
+        """12 hex digits that change with everything that the steps depend on: clips, what they were made from, lengths
+        and their shares, size, seed
         """
-        return hashlib.sha256(
-            json.dumps([self.clips, self.lengths, self.size, self.seed], sort_keys=True).encode()
-        ).hexdigest()[:12]
+        about = [self.clips, self.lengths, self.size, self.seed, *([self.shares] if self.shares else [])]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/4_real_clips/19_loader.ipynb #6d8cdcee
 def check_arguments(
@@ -161,13 +172,8 @@ class ClipLoader:
         self,
         folder: Path | str,  # a cache made by `tav prepare`
         batch_size: int = 2,  # clips in a batch of each rank
-        lengths: Sequence[int] | int = (
-            8,
-            12,
-            16,
-            20,
-            24,
-        ),  # frames that a batch may have; clips shorter than the shortest are left out
+        # frames that a batch may have, or the share of each; clips shorter than the shortest are left out
+        lengths: Sequence[int] | Mapping[int, float] | int = (8, 12, 16, 20, 24),
         seed: int = 0,
         rank: int = 0,  # which of
         world: int = 1,  # so many processes this one is
@@ -177,7 +183,8 @@ class ClipLoader:
         # raise `CacheError` for a clip with numbers that are not finite; False leaves that to the caller
         finite: bool = True,
     ):
-        lengths = sorted(set(np.atleast_1d(lengths).tolist()))
+        shares = lengths if isinstance(lengths, Mapping) else None
+        lengths = sorted(set(shares or np.atleast_1d(lengths).tolist()))
         check_arguments(batch_size, lengths, rank, world, uncond_zero_prob, uncond_empty_prob)
         self.finite = finite
         self.folder, self.uncond_probs, self.positions = (
@@ -201,7 +208,7 @@ class ClipLoader:
         if pipe is not None:
             check_cache_model(folder, pipe)
         self.empty_embeds = read_npz(self.folder / EMPTY_CAPTION, CLIP_ARRAYS[1:3])
-        self.plan = Plan(self.clips, lengths, batch_size * world, seed)
+        self.plan = Plan(self.clips, lengths, batch_size * world, seed, shares)
 
     def __len__(self):
         return len(self.plan)  # steps in an epoch
@@ -232,10 +239,11 @@ class ClipLoader:
                 f" frames of {row['width']} x {row['height']}; {PREPARE_AGAIN}"
             )
         for name in CLIP_ARRAYS[1:3]:
-            if arrays[name].shape != self.empty_embeds[name].shape:
+            expected = self.empty_embeds[name].shape
+            if arrays[name].shape[-len(expected) :] != expected:
                 raise CacheError(
                     f"{path}: its {name} have the shape {arrays[name].shape}, those of _empty.npz"
-                    f" {self.empty_embeds[name].shape}; {PREPARE_AGAIN}"
+                    f" {expected}; {PREPARE_AGAIN}"
                 )
         return {**cut_clip(arrays, length, self.empty_embeds, self.uncond_probs, rng), "clip": torch.tensor(number)}
 

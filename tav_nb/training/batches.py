@@ -20,7 +20,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ..data.cache_reader import CacheError
-from ..data.loader import ClipLoader, Plan, StepDataset
+from ..data.loader import ClipLoader, StepDataset
 from ..models.temporal_attention import sinusoidal_positions
 from ..models.temporal_unet import temporal_modules
 from ..utils.errors import TavError
@@ -88,7 +88,7 @@ def held_out_split(loader: ClipLoader, count: int, seed: int) -> ClipLoader | No
     held_out_loader.clips = [row for row in loader.clips if source_file(row) in held_out]
     held_out_loader.uncond_probs = (0, 0)
     loader.clips = [row for row in loader.clips if source_file(row) not in held_out]
-    loader.plan = Plan(loader.clips, loader.plan.lengths, loader.plan.size, loader.plan.seed)
+    loader.plan = loader.plan.of(loader.clips)
     return held_out_loader
 
 # %% ../../nbs/5_training/55_batches.ipynb #c79b4e96

@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta
 
 import tav_nb
-from .config import OLD_NAMES, OLD_VALUES, RESUMABLE_FIELDS, ConfigError, TrainConfig
+from .config import OLD_NAMES, OLD_VALUES, RESUMABLE_FIELDS, ConfigError, TrainConfig, number_pairs
 from ..utils.arguments import is_hub_id
 from ..utils.schema import SchemaError, parse_json
 
@@ -92,6 +92,11 @@ def check_option(name: str, value: Any, where: str = "") -> Any:
         if type(value) is not kind:
             raise wrong(TYPE_DESCRIPTIONS[kind])
         numbers = [] if kind in (str, bool) else [value]
+    if about["pairs"]:
+        try:
+            number_pairs(value)
+        except ValueError:
+            raise wrong("pairs of positive numbers, such as 8:0.1,16:0.9") from None
     if about["choices"] and value not in about["choices"]:
         raise wrong(" or ".join(about["choices"]))
     if not all(about["lowest"] <= number <= about["highest"] and number < about["below"] for number in numbers):
@@ -143,6 +148,11 @@ def check_config(config: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"uncond_zero_prob {config.uncond_zero_prob:g} and uncond_empty_prob {config.uncond_empty_prob:g} are"
             " shares of all captions, together at most 1"
+        )
+    if config.length_shares and list(number_pairs(config.length_shares)) != list(config.lengths):
+        raise ConfigError(
+            f"length_shares {config.length_shares} has to state a share for each of lengths"
+            f" {','.join(map(str, config.lengths))}, and for no other"
         )
     if not config.adapter and max(config.lengths) > config.max_frames:
         raise ConfigError(f"lengths go up to {max(config.lengths)} frames, but max_frames is {config.max_frames}")

@@ -34,7 +34,7 @@ from ..models.geglu_kernel import fuse_geglu
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules
 from .batches import has_sinusoidal_positions, held_out_split
-from .config import TrainConfig
+from .config import TrainConfig, number_pairs
 from .config_io import check_config, check_unchanged, config_to_toml, load_run_config, resume_config
 from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
@@ -75,10 +75,11 @@ def check_optional_packages(config: TrainConfig) -> None:
 
 def open_clips(config: TrainConfig, cache: Path | str) -> tuple[ClipLoader, ClipLoader | None]:
     "`(loader, held_out)` for a cache; raises `CacheError` if it was made for another resolution or has no clips"
+    shares = {int(length): share for length, share in number_pairs(config.length_shares).items()}
     loader = ClipLoader(
         cache,
         config.batch_size,
-        config.lengths,
+        shares or config.lengths,
         config.seed,
         uncond_zero_prob=config.uncond_zero_prob,
         uncond_empty_prob=config.uncond_empty_prob,

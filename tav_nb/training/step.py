@@ -41,10 +41,11 @@ from tav_nb.training.checkpoint import (
     read_tensors_checked,
     save_checkpoint,
 )
-from .config import TrainConfig
+from .config import TrainConfig, number_pairs
 from .cuda_graphs import CudaGraphRunner
 from .ema import ExponentialMovingAverage
 from tav_nb.training.losses import (
+    balance_weights,
     clip_errors,
     lr_factor,
     noisy_and_target,
@@ -65,7 +66,10 @@ def timestep_tables(
     "The weight of a loss at each timestep, and how often each is drawn"
     alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
     weights = timestep_weights(alphas, kind, config.weighting, config.gamma)
-    return weights.to(device), timestep_density(alphas, config.timesteps).to(device)
+    density = timestep_density(alphas, config.timesteps)
+    if config.expected_loss:
+        weights = balance_weights(weights, density, alphas, number_pairs(config.expected_loss))
+    return weights.to(device), density.to(device)
 
 
 def clip_generator(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
