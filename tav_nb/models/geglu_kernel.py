@@ -79,7 +79,7 @@ class GEGLUFunction(torch.autograd.Function):
 
 def geglu(x: torch.Tensor) -> torch.Tensor:
     "`hidden * gelu(gate)` of `[..., 2 c]`: `[..., c]`, in one kernel on a GPU"
-    if x.is_cuda and triton:
+    if x.is_cuda and triton and not torch.compiler.is_compiling():  # which fuses it itself
         return GEGLUFunction.apply(x)
     hidden, gate = x.chunk(2, dim=-1)
     return hidden * F.gelu(gate)

@@ -33,7 +33,7 @@ class TemporalConvolution(nn.Module):
     def forward(self, tokens: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
         "Tokens `[b, f, s, c]` in, the same shape out; with `windows` each window is a clip, and outputs are blended"
         f, radius = tokens.shape[1], self.size // 2
-        if windows is None and tokens.is_cuda and triton:
+        if windows is None and tokens.is_cuda and triton and not torch.compiler.is_compiling():
             return TemporalConvFunction.apply(tokens, self.weight)  # the same in one kernel
         if windows is None:
             weight = self.weight.to(tokens.dtype)
