@@ -11,10 +11,13 @@ from tav_nb.models.temporal_unet import add_temporal, temporal_modules
 from tav_nb.sampling.noise import noise_correlation
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import Scene
-from tav_nb.toy.tiny_model import FRAMES, SIZE, WIDTH_TEXT, make_unet
-from tav_nb.toy.train_unet import EXPECTED_LOSS, ProbedUNet, adapter_tables, alphas_cumprod
+from tav_nb.toy.tiny_model import FRAMES, SIZE, WIDTH_TEXT, make_scheduler, make_unet
+from tav_nb.toy.train_unet import ProbedUNet, alphas_cumprod
 from tav_nb.toy.training_data import images_to_latents
+from tav_nb.training.config import number_pairs
+from tav_nb.training.config_io import read_config
 from tav_nb.training.losses import timestep_weights
+from tav_nb.training.step import timestep_tables
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #3e70077c
@@ -76,14 +79,16 @@ def test_importance_is_the_v_loss_with_the_upper_bound_of_min_snr():
 
 # %% ../nbs/internals/99_train_unet.ipynb #02085928
 def test_balanced_weights_bring_noise_levels_nearer_to_each_other_and_keep_the_mean():
-    a, (often, after) = alphas_cumprod("cpu"), adapter_tables()
+    config = read_config("toy-long")
+    a, (after, often) = alphas_cumprod("cpu"), timestep_tables(make_scheduler(), config)
+    expected_loss = number_pairs(config.expected_loss)
     before = timestep_weights(a, "v_prediction", "min-snr-x0")
     torch.testing.assert_close((after * often).sum(), (before * often).sum())
     sigma = ((1 - a) / a).sqrt()
-    at = [int((sigma - s).abs().argmin()) for s in EXPECTED_LOSS]
+    at = [int((sigma - s).abs().argmin()) for s in expected_loss]
 
     def share(w):
-        return torch.tensor([w[t] * loss for t, loss in zip(at, EXPECTED_LOSS.values())])  # of the loss, as it comes in
+        return torch.tensor([w[t] * loss for t, loss in zip(at, expected_loss.values())])  # of the loss, as it comes in
 
     torch.testing.assert_close(
         share(after) / share(after)[4],
@@ -95,6 +100,6 @@ def test_balanced_weights_bring_noise_levels_nearer_to_each_other_and_keep_the_m
 
 # %% ../nbs/internals/99_train_unet.ipynb #fa76b524
 def test_the_density_is_a_density_that_prefers_noise_and_never_forgets_the_rest():
-    p = adapter_tables()[0]
+    p = timestep_tables(make_scheduler(), read_config("toy-long"))[1]
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))
     assert p[900] > 2 * p[100] and p.min() >= 0.5 / 1000

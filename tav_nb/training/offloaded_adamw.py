@@ -104,13 +104,14 @@ class OffloadedAdamW(torch.optim.AdamW):
 # %% ../../nbs/internals/35_moments.ipynb #5f17013d
 def parameter_chunks(parameters: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
     "Lists of those parameters that have gradients, each of `size` bytes or little more"
-    chunk = []
+    chunk, filled = [], 0
     for parameter in parameters:
         if parameter.grad is not None:
             chunk.append(parameter)
-        if sum(p.nbytes for p in chunk) >= size:
+            filled += parameter.nbytes
+        if filled >= size:
             yield chunk
-            chunk = []
+            chunk, filled = [], 0
     if chunk:
         yield chunk
 
