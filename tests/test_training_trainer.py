@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -271,6 +272,64 @@ def tav_train(out, *words):
         "cpu",
     ]
     return [str(word) for word in ["train", CACHE, out, *usual, *words]]
+
+
+# %% ../nbs/5_training/24_trainer.ipynb #15c22626
+FORKING = """
+import json, os, sys
+import torch
+import tav_nb.training.trainer
+from tav_nb.cli.main import main
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    pids = []
+    for words, variables in json.loads(line):
+        pids.append(os.fork())
+        if not pids[-1]:
+            os.environ |= variables
+            code = 70
+            with open(os.devnull, "w") as sys.stdout:
+                try: code = main(words)
+                except SystemExit as end: code = end.code
+                finally: os._exit(code)
+    print(json.dumps(pids), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+"""
+
+
+@contextmanager
+def tav_processes():
+    """A function that starts commands in processes of their own, and a function that returns their exit codes. All are
+    forks of one process, so that PyTorch is loaded once
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def start(*commands):
+            "The ids of processes; a command is its words, and its environment variables"
+            process.stdin.write(json.dumps(commands) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield start, lambda: json.loads(process.stdout.readline())
+        process.stdin.close()
+
+
+# the whole temporal block, with Muon
+BLOCK = "--optimizer muon --attention-ratio 0.5 --conv-size 3 --ff-ratio 1.0 --start spatial".split()
+
+
+def assert_same_tensors(expected, *runs):
+    "The newest checkpoints of the runs have the tensors of `expected`, bit for bit"
+    tensors, state = state_of(expected)
+    for run in runs:
+        other, other_state = state_of(run)
+        assert other.keys() == tensors.keys() and other_state == state, run
+        different = [key for key in tensors if not torch.equal(tensors[key], other[key])]
+        assert not different, (run, different)
+    return tensors
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #b51c0002
@@ -728,6 +787,43 @@ def test_forty_updates_equal_twenty_and_kill_nine_and_twenty_more():
             assert torch.equal(entire[0][key], dead[0][key]), key
 
 
+# %% ../nbs/5_training/24_trainer.ipynb #bbf5749f
+@pytest.mark.long
+def test_with_muon_forty_updates_equal_twenty_and_kill_nine_and_twenty_more_offloaded_or_not():
+    words = *BLOCK, "--lengths", 8, "--accumulation", 1, "--steps", 40, "--workers", 0, "--held-out", 0
+    words = *words, "--checkpoint-every", 20
+    offload = {"inside": "false", "offloaded": "true"}
+    with tempfile.TemporaryDirectory() as place, tav_processes() as (start, exit_codes):
+        start([tav_train(f"{place}/whole", *words), {}])
+        assert exit_codes() == [0]
+        pids = start(
+            *([tav_train(f"{place}/{run}", *words, "--offload-optimizer", offload[run]), {}] for run in offload)
+        )
+        left = {pid: Path(place, run, "log.jsonl") for run, pid in zip(offload, pids)}
+        while left:
+            for pid, log in list(left.items()):
+                assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE, log
+                if log.exists() and '"step": 22,' in log.read_text():
+                    os.kill(pid, signal.SIGKILL)
+                    del left[pid]
+            time.sleep(0.002)
+        assert exit_codes() == [-9, -9]
+        assert all(find_checkpoint(f"{place}/{run}")[1]["step"] == 20 for run in offload)
+        start(*([["train", CACHE, f"{place}/{run}", "--resume", "--device", "cpu"], {}] for run in offload))
+        assert exit_codes() == [0, 0]
+        tensors = assert_same_tensors(f"{place}/whole", *(f"{place}/{run}" for run in offload))
+        assert find_checkpoint(f"{place}/whole")[1]["step"] == 40
+        for run in offload:
+            assert json.loads(Path(place, run, "run.json").read_text())["config"]["offload_optimizer"] == (
+                run != "inside"
+            )
+        kinds = {(file, name.split("|")[1]) for file, name in tensors if "|" in name}
+        assert kinds == {("optimizer.safetensors", key) for key in ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")}
+        trained = {name.split("|")[0] for file, name in tensors if "|" in name}
+        assert all(any(part in name for name in trained) for part in ("to_qkv", "conv.weight", "feed_forward.proj_in"))
+        assert all(not torch.equal(tensors[FILE_NAME, name], tensors["weights.safetensors", name]) for name in trained)
+
+
 # %% ../nbs/5_training/24_trainer.ipynb #278ad324
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_accumulation():
@@ -757,6 +853,33 @@ def test_two_processes_equal_one_with_twice_the_accumulation():
         assert one.keys() == two.keys()
         for key in one:
             torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-6)
+
+
+# %% ../nbs/5_training/24_trainer.ipynb #d9788dbc
+@pytest.mark.long
+def test_with_muon_two_processes_equal_one_with_twice_the_accumulation_offloaded_or_not():
+    from socket import socket
+
+    words = *BLOCK, "--lengths", 8, "--steps", 6, "--workers", 0, "--held-out", 0, "--checkpoint-every", 6
+    with tempfile.TemporaryDirectory() as place, tav_processes() as (start, exit_codes):
+        for accumulation, offload in ((1, "false"), (1, "true"), (2, "true")):
+            one, two = (f"{place}/{name}{accumulation}{offload}" for name in ("one", "two"))
+            with socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            connection = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            command = tav_train(two, *words, "--accumulation", accumulation, "--offload-optimizer", offload)
+            start(
+                [tav_train(one, *words, "--accumulation", 2 * accumulation), {}],
+                *([command, dict(RANK=rank, LOCAL_RANK=rank, **connection)] for rank in "01"),
+            )
+            assert exit_codes() == [0, 0, 0]
+            if accumulation == 1:  # then both add the same two gradients
+                assert_same_tensors(one, two)
+            entire, both = state_of(one)[0], state_of(two)[0]
+            assert entire.keys() == both.keys()
+            for key in entire:
+                torch.testing.assert_close(entire[key], both[key], rtol=1e-3, atol=1e-5)
 
 
 # %% ../nbs/5_training/24_trainer.ipynb #494c2b53
