@@ -4,6 +4,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import pytest
@@ -12,11 +13,13 @@ from diffusers import UNet2DConditionModel
 
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
+from tav_nb.training.checkpoint import optimizer_tensors
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import check_config, merge_options, parse_option
 from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
-from tav_nb.training.memory import estimate_training_memory, suggest_settings, training_inputs
+from tav_nb.training.memory import estimate_training_memory, optimizer_state_bytes, suggest_settings, training_inputs
 from tav_nb.training.offloaded_adamw import CHUNK_BYTES
+from tav_nb.training.step import make_optimizer
 
 # %% ../nbs/5_training/12_a100.ipynb #ea322901
 SDXL = dict(
@@ -180,6 +183,34 @@ def test_settings_that_need_less_have_a_smaller_estimate():
         with patch("tav_nb.training.memory.CHUNK_BYTES", 1000):
             assert of(offload_optimizer=True, cuda_graphs=True).moments == 6000
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
+
+
+# %% ../nbs/5_training/12_a100.ipynb #e98cedf7
+def test_the_estimate_of_the_optimizer_s_state_is_its_bytes_after_an_update():
+    structure, state = dict(attention_ratio=0.5, conv_size=3, ff_ratio=1.0), {}
+    unet = add_temporal(UNet2DConditionModel(**MICRO), 8, **structure)
+    for parameter in train_only_temporal(unet):
+        parameter.grad = torch.randn_like(parameter)
+    weights, names = (
+        sum(p.nbytes for p in train_only_temporal(unet)),
+        list(map(str, range(len(train_only_temporal(unet))))),
+    )
+    for kind in ("muon", "adamw", "adamw8bit")[: 3 if find_spec("torchao") else 2]:
+        for offload in (False, True)[: 1 if kind == "adamw8bit" else 2]:
+            config = TrainConfig(optimizer=kind, offload_optimizer=offload, **structure)
+            optimizer = make_optimizer(unet, config)
+            with patch.object(
+                torch, "compile", lambda function, **options: function
+            ):  # torchao's update, which is slow to compile
+                optimizer.step()
+            tensors = optimizer_tensors(optimizer, names)
+            state[kind] = sum(tensor.nbytes for name, tensor in tensors.items() if not name.endswith("|step"))
+            counters = sum(tensor.nbytes for name, tensor in tensors.items() if name.endswith("|step"))
+            assert optimizer_state_bytes(unet, config) == state[kind] and counters <= 4 * len(names)
+            with as_if(MICRO):
+                need = estimate_training_memory(config, 8, 64, 64, torch.float32, dict(max_frames=8, **structure), True)
+            assert (need.moments, need.checkpoint) == (state[kind], 2 * weights + state[kind])
+    assert state["adamw"] == 2 * weights and 1 < state["muon"] / weights < 1.1, "matrices have one moment with Muon"
 
 
 # %% ../nbs/5_training/12_a100.ipynb #c7e9cd40
