@@ -85,6 +85,8 @@ class Muon(OffloadedAdamW):
         **kwargs,
     ):
         super().__init__(params, lr=lr, weight_decay=weight_decay, offload=offload, **kwargs)
+        # so `GradScaler` itself unscales gradients and skips updates: `muon_update` does neither
+        self._step_supports_amp_scaling = False
         for group in self.param_groups:
             group.setdefault("parts", 1)
             group.setdefault("momentum", momentum)
