@@ -26,7 +26,8 @@ def orthogonalize(
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        a = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, a, x, beta=3.4445)
     return x if wide else x.mT
 
 # %% ../../nbs/internals/36_muon.ipynb #0252b54b
@@ -55,11 +56,14 @@ def muon_update(
     torch._foreach_lerp_(momenta, [p.grad for p in parameters], 1 - momentum)
     shapes = {}
     for p, mean in zip(parameters, momenta):
-        gradient = as_matrices(p.grad.lerp(mean, momentum), parts).flatten(2)  # Nesterov's
-        shapes.setdefault(gradient.shape, []).append((p, gradient))
+        matrices = as_matrices(p, parts)
+        shapes.setdefault((*matrices.shape[:2], matrices[0, 0].numel()), []).append((p, mean))
     torch._foreach_mul_(parameters, 1 - lr * weight_decay)
     for shape, pairs in shapes.items():
-        move = orthogonalize(torch.cat([gradient for _, gradient in pairs])) * (lr * (0.2 * max(shape[1:]) ** 0.5))
+        move = orthogonalize(
+            torch.cat([as_matrices(p.grad.lerp(mean, momentum), parts).flatten(2) for p, mean in pairs])  # Nesterov's
+        )
+        move = move * (lr * (0.2 * max(shape[1:]) ** 0.5))
         for (p, _), part in zip(pairs, move.split(parts)):
             view = as_matrices(p, parts)
             view.sub_(part.reshape(view.shape))
