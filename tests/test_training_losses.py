@@ -328,6 +328,16 @@ def test_the_learning_rate_rises_and_falls():
     assert abs(moved - 0.01 * lr_factor(0)) < 1e-6
 
 
+# %% ../nbs/2_method/08_training.ipynb #5f7a34da
+def test_every_schedule_rises_in_the_warm_up_and_ends_at_a_twentieth():
+    for schedule in ("cosine", "linear", "trapezoid"):
+        factors = [lr_factor(step / 100, 0.1, schedule) for step in range(101)]
+        assert factors[0] == 0.01 and math.isclose(factors[5], 0.5) and math.isclose(factors[10], 1)
+        assert all(a >= b for a, b in zip(factors[10:], factors[11:])) and math.isclose(factors[100], 0.05)
+    assert math.isclose(lr_factor(0.55, 0.1, "linear"), 0.525) and lr_factor(0.8, 0.1, "trapezoid") == 1
+    assert math.isclose(lr_factor(0.91, 0.1, "trapezoid"), 0.05 + 0.95 / 2)
+
+
 # %% ../nbs/2_method/08_training.ipynb #edc6d3c4
 def test_the_adapter_ends_with_the_average_of_its_weights():
     def last_weights(ema_decay, steps=4):

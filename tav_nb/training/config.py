@@ -273,8 +273,9 @@ class TrainConfig:
     )
     schedule: str = config_field(
         "cosine",
-        "schedule of the learning rate: cosine, down to a twentieth at the end, or constant",
-        ("cosine", "constant"),
+        "schedule of the learning rate after the warm-up: cosine or linear, down to a twentieth at the end; constant;"
+        " or trapezoid, constant and then down in a line over the last fifth",
+        ("cosine", "linear", "trapezoid", "constant"),
         also="scheduler lr_scheduler lr_schedule",
     )
     max_norm: float = config_field(

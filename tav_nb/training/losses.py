@@ -225,11 +225,15 @@ def parameter_groups(
 def lr_factor(
     progress: float,  # from 0 to 1
     warmup: float = 0.05,  # share of the training in which the rate rises
+    schedule: str = "cosine",  # or "linear"; or "trapezoid", constant and then down in a line over the last fifth
 ) -> float:
-    "Factor of the learning rate: up in a line over the first twentieth, down a cosine to a twentieth"
+    "Factor of the learning rate: up in a line over the first twentieth, down to a twentieth"
     if progress < warmup:
         return max(progress / warmup, 0.01)
-    return 0.05 + 0.95 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+    rest = (progress - warmup) / (1 - warmup)
+    if schedule == "cosine":
+        return 0.05 + 0.95 * (1 + math.cos(math.pi * rest)) / 2
+    return 0.05 + 0.95 * (1 - rest if schedule == "linear" else min(1.0, (1 - rest) / 0.2))
 
 # %% ../../nbs/2_method/08_training.ipynb #6bb39021
 class Updates:

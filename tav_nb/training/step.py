@@ -284,9 +284,9 @@ def apply_gradients(train_state: "TrainState", finite_gradients: bool) -> None:
     config = train_state.config
     warm = config.warmup_steps / config.steps
     factor = (
-        lr_factor(train_state.step / config.steps, warm)
-        if config.schedule == "cosine"
-        else min(1.0, max(train_state.step / max(config.warmup_steps, 1), 0.01))
+        min(1.0, max(train_state.step / max(config.warmup_steps, 1), 0.01))
+        if config.schedule == "constant"
+        else lr_factor(train_state.step / config.steps, warm, config.schedule)
     )
     for group, lr in zip(train_state.optimizer.param_groups, train_state.lrs):
         group["lr"] = lr * factor
