@@ -159,7 +159,8 @@ def main():
     start, tried, chosen, report = time.perf_counter(), [], [], []
     with worker_pool(args.workers) as pool:
         sampler = Sampler(pipe, pool, args.device)
-        sample_frames(pipe, scenes["test"][1][:64], scenes["test"][2][:64], 1, GUIDANCE)  # CUDA chooses its kernels
+        if args.device == "cuda":  # cuDNN measures its kernels
+            sample_frames(pipe, scenes["test"][1][:64], scenes["test"][2][:64], 1)
         sampler.run(scenes["validation"], tried, settings)
         chosen = [choose([row for row in tried if row["steps"] == steps]) for steps in args.steps]
         final = [(row["steps"], Guidance(**row["guidance"])) for row in chosen]

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from tav_nb.models.temporal_unet import temporal_modules, without_temporal
-from tav_nb.sampling.generate import embedded_pipeline
+from tav_nb.models.messages import quiet
+from tav_nb.models.temporal_unet import temporal_modules, temporal_state_dict, without_temporal
+from tav_nb.sampling.generate import embedded_pipeline, generate
 from tav_nb.sampling.lora import load_loras, lora_layers, original_layer_name
 from tav_nb.sampling.pipelines import PipelineError, generate_with_stock
 
@@ -41,11 +43,11 @@ def counted(pipe, *args, **kwargs):
 _cross = r".*attn2\.(to_q|to_out\.0)"
 
 
-def make_lora(pipe, seed=0, scale=0.2):
+def make_lora(pipe, seed=0, scale=0.2, layers=_cross):
     "A LoRA that PEFT made, `{key: tensor}` without prefix, of rank 4"
     torch.manual_seed(seed)
     with without_temporal(pipe.unet):
-        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=_cross), "made")
+        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=layers), "made")
         tensors = get_peft_model_state_dict(pipe.unet, adapter_name="made")
     pipe.unload_lora_weights()
     return {key: torch.randn_like(value) * scale for key, value in tensors.items()}
@@ -113,6 +115,30 @@ def replaced(tensors, *pairs):
     for old, new in pairs:
         tensors = {key.replace(old, new): value for key, value in tensors.items()}
     return tensors
+
+
+# %% ../nbs/6_making_videos/86_lora.ipynb #9ebd508a
+_few_steps = (
+    r".*(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out"
+    r"|conv1|conv2|conv_shortcut|time_emb_proj|samplers\.0\.conv)"
+)
+
+
+def few_step_layouts(pipe):
+    "One LoRA in the names of peft, of LCM-LoRA and of SDXL-Lightning"
+    tensors = {f"unet.{key}": value for key, value in make_lora(pipe, scale=0.1, layers=_few_steps).items()}
+    per_level = pipe.unet.config.layers_per_block + 1
+
+    def kohya(layer, rename=str):
+        return "lora_unet_" + rename(layer.removeprefix("unet.")).replace(".", "_")
+
+    return dict(
+        peft=tensors,
+        lcm=with_alpha(tensors, kohya, alpha=4.0),  # of the rank: the whole LoRA
+        lightning=with_alpha(
+            tensors, lambda layer: kohya(layer, lambda name: original_layer_name(name, per_level)), alpha=4.0
+        ),
+    )
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e2db193f
@@ -258,6 +284,57 @@ def test_several_loras_have_each_their_weight():
         half = made((both, 1.0))
         assert far(made((one, 0.5), (two, 0.0)), half) < 0.1 < far(made((one, 0.5), (two, 1.0)), half)
     load_loras(base, [])
+
+
+# %% ../nbs/6_making_videos/86_lora.ipynb #492f73af
+@pytest.mark.long
+def test_a_lora_for_few_steps_acts_in_videos_and_images_with_its_scheduler_and_leaves_the_adapter_as_it_was():
+    base, own = embedded_pipeline(), embedded_pipeline().scheduler
+    with quiet():
+        schedulers = dict(
+            own=own,
+            lcm=diffusers.LCMScheduler.from_config(own.config),
+            lightning=diffusers.EulerDiscreteScheduler.from_config(own.config, timestep_spacing="trailing"),
+        )
+
+    def made(scheduler):
+        "A video by `generate`, one by the stock pipeline, and images"
+        base.scheduler, words = schedulers[scheduler], small | dict(steps=2)
+        return [
+            generate(girl, base, **words),
+            generate_with_stock(base, girl, **words),
+            generate(girl, base, images=True, **words),
+        ]
+
+    def same(one, other):
+        return all((video == again).all() for video, again in zip(one, other))
+
+    adapter, keys = temporal_state_dict(base.unet), set(base.unet.state_dict())
+    adapter = {name: value.clone() for name, value in adapter.items()}
+    plain, layouts, changed = {name: made(name) for name in schedulers}, few_step_layouts(base), []
+    kinds = {re.search(r"attn1|attn2|ff\.net|conv|proj", key)[0] for key in layouts["peft"]}
+    assert kinds == {"attn1", "attn2", "ff.net", "conv", "proj"}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for layout, tensors in layouts.items():
+                save_file(tensors, path := Path(folder, f"{layout}.safetensors"))
+                load_loras(base, [(path, 1.0)])
+                assert lora_layers(base, "lora_0") == len(layouts["peft"]) // 2
+                changed.append(made("lightning"))
+                beside = temporal_state_dict(base.unet)
+                assert beside.keys() == adapter.keys() and all(
+                    torch.equal(beside[key], adapter[key]) for key in adapter
+                )
+        assert same(changed[0], changed[1]) and same(changed[0], changed[2]), "in each layout it is the same LoRA"
+        for scheduler in schedulers:
+            with_lora = changed[0] if scheduler == "lightning" else made(scheduler)
+            assert min(far(*pair) for pair in zip(with_lora, plain[scheduler])) > 0.5, scheduler
+            assert far(with_lora[0], with_lora[2]) > 0.1, "the adapter acts as well"
+        load_loras(base, [])
+        assert set(base.unet.state_dict()) == keys and all(same(plain[name], made(name)) for name in schedulers)
+    finally:
+        base.scheduler = own
+        load_loras(base, [])
 
 
 # %% ../nbs/6_making_videos/86_lora.ipynb #e1296bc9

@@ -33,6 +33,7 @@ from ..models.base_config import BaseSize, has_local_config, read_base_size
 from ..models.messages import quiet
 from ..sampling.conditioning import check_keyframes, join_videos
 from ..sampling.extend import USUAL_FPS, continue_video, with_rate
+from ..sampling.quality import QUALITIES, QUALITY_HELP, names_embedded, quality_options
 from tav_nb.sampling.request import (
     ContextOptions,
     Keyframes,
@@ -75,6 +76,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"frames a second when played (those of --video, --control or --extend; else {USUAL_FPS:g})",
     )
+    add("--quality", choices=QUALITIES, default=argparse.SUPPRESS, help=QUALITY_HELP)
     either = parser.add_mutually_exclusive_group().add_argument
     add_options(either, PipelineOptions, ["adapter"])
     add_options(either, VideoRequest, ["images"])
@@ -93,8 +95,13 @@ def job_fields(args: argparse.Namespace) -> dict:
     "The fields of the `VideoJob` that a command line describes"
     values = {name: value for name, value in vars(args).items() if value is not None}
     limits, extend, before = read_limits(values), values.get("extend"), None
+    pipeline, sources = read_options(PipelineOptions, values), read_options(SourceOptions, values)
+    by_quality = quality_options(
+        values.pop("quality", None), values, names_embedded(pipeline), sources.use_stock_pipeline
+    )
     if extend:
         values, before = continue_video(extend, limits, values, print_message)
+    values |= by_quality
     if "prompt" not in values:
         about = f", and {extend} has none in its settings" if extend else ""
         raise UsageError(f"there is no prompt{about}")
@@ -103,8 +110,8 @@ def job_fields(args: argparse.Namespace) -> dict:
     return dict(
         prompt=values["prompt"],
         request=replace(read_options(VideoRequest, values), keyframes=keyframes, context=context),
-        pipeline=read_options(PipelineOptions, values),
-        sources=read_options(SourceOptions, values),
+        pipeline=pipeline,
+        sources=sources,
         memory=read_options(MemoryOptions, values),
         limits=limits,
         fps=values.get("fps"),

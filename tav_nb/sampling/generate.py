@@ -38,7 +38,9 @@ from tav_nb.sampling.conditioning import (
 from .guidance import Guidance, apply_guidance, noise_level, resolve_guidance
 from .memory import Memory, map_batch, offload_parts, predict
 from .noise import neighbour_correlation, noise_correlation
+from .quality import has_embedded_adapter, quality_options
 from .request import Keyframes, VideoRequest
+from .step_noise import correlated_step_noise
 from ..utils.errors import TavError
 
 # %% ../../nbs/2_method/09_inference.ipynb #aeb0f004
@@ -351,7 +353,8 @@ def sample_video(
         pipe, images, keyframes.context_frames, latents, unet_kwargs, correlation, request.steps
     )
     pipe.maybe_free_model_hooks()  # text encoders leave the GPU, if parts are there in turn
-    with motion_strength(pipe.unet, keyframes.motion):
+    step_noise = correlated_step_noise(pipe.scheduler, *noise, *seeds_by_frame(keyframes, request.seed), loop)
+    with motion_strength(pipe.unet, keyframes.motion), step_noise:
         for step, t in enumerate(pipe.scheduler.timesteps):
             latents = denoise_step(pipe, known.inject(latents, t), t, guidance, unet_kwargs, windows, memory)
             if step == 0:
@@ -369,12 +372,15 @@ def generate(
     pipe: StableDiffusionXLPipeline | None = None,  # a pipeline from `load_video_pipeline`; None for the embedded one
     request: VideoRequest | None = None,  # None for the defaults
     callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
-    **options,  # fields of `VideoRequest`, in place of those of `request`
+    # draft, good or best (chapter 110): steps and guidance, in place of those of `request`
+    quality: str | None = None,
+    **options,  # fields of `VideoRequest`, in place of those of `request` and `quality`
 ) -> np.ndarray:  # uint8 [F, H, W, 3]
     """The frames of a video. Raises `TavError` for what cannot be done (`ModelError` if the tiny model has no word of
     the prompt); parts of the pipeline that are offloaded leave the GPU, whatever happens
     """
     pipe, prompts = pipe or embedded_pipeline(), parse_frame_values(prompt)
+    options |= quality_options(quality, options, has_embedded_adapter(pipe.unet))
     request = resolve_request(pipe, prompts, replace(request or VideoRequest(), **options))
     note_all_unread_words(pipe, prompts, request)
     try:

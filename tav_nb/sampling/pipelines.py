@@ -26,7 +26,9 @@ from ..models.vae import encode_frames, safe_vae, scale_latents, upcast_vae
 from .generate import check_latents, check_request, decode_frames, note_all_unread_words, resolve_noise
 from .guidance import resolve_guidance
 from .noise import correlated_noise
+from .quality import has_embedded_adapter, quality_options
 from .request import VideoRequest
+from .step_noise import correlated_step_noise
 from ..utils.errors import TavError
 
 # %% ../../nbs/6_making_videos/31_pipelines.ipynb #a34d7215
@@ -60,11 +62,13 @@ def generate_with_stock(
     prompt: str,
     request: VideoRequest | None = None,  # stock pipelines have no guidance but the prompt's, and no keyframes
     callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
+    quality: str | None = None,  # as in `generate`: steps, and guidance by the prompt
     # fields of `VideoRequest` in place of those of `request`, and what this pipeline takes besides: image, strength,
     # mask_image, ip_adapter_image, ...
     **options,
 ) -> np.ndarray:  # uint8 [F, H, W, 3]
     "The frames of a video from a stock pipeline. Raises `TavError` for what cannot be done"
+    options |= quality_options(quality, options, has_embedded_adapter(pipe.unet), prompt_guidance_only=True)
     names = {field.name for field in fields(VideoRequest)} & options.keys()
     request = replace(request or VideoRequest(), **{name: options.pop(name) for name in names})
     made_for = pipe.unet.config.sample_size * pipe.vae_scale_factor
@@ -89,7 +93,9 @@ def generate_with_stock(
         return tensors
 
     pipe.scheduler.num_frames = request.num_frames  # for its hooks
-    with replaced_noise(pipe.scheduler, start):
+    noise = resolve_noise(pipe, request.noise, request.noise_strength)
+    step_noise = correlated_step_noise(pipe.scheduler, *noise, {0: request.seed})
+    with replaced_noise(pipe.scheduler, start), step_noise:
         latents = pipe(
             **call,
             num_inference_steps=request.steps,
