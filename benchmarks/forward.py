@@ -25,6 +25,9 @@ ADAPTERS = {
     "attention of half the width": dict(attention_ratio=0.5),
     "attention of half the width, convolution": dict(attention_ratio=0.5, conv_size=3),
     "block: half the width, convolution, feed-forward 2/3": BLOCK,
+    "block: half the width, convolution, feed-forward 1/3": BLOCK | dict(ff_ratio=1 / 3),
+    "block: a quarter of the width, convolution, feed-forward 2/3": BLOCK | dict(attention_ratio=0.25),
+    "block: a quarter of the width, convolution, feed-forward 5/6": BLOCK | dict(attention_ratio=0.25, ff_ratio=5 / 6),
 }
 
 
@@ -45,20 +48,25 @@ def inputs(config, clips, frames, pixels, device, dtype):
 
 @torch.no_grad()
 def measure(call, device, calls):
-    "Median milliseconds, and the most memory in GiB"
+    """Milliseconds of one of `calls` calls, launched one after another without waiting: the median of five such rows;
+    and the most memory in GiB
+    """
     cuda, times = device == "cuda", []
-    for i in range(2 + calls):
+    for i in range(6):
         if cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        call()
+        for _ in range(calls if i else 2):
+            call()
         if cuda:
             torch.cuda.synchronize()
-        if i > 1:
-            times.append(1e3 * (time.perf_counter() - start))
+        if i:
+            times.append(1e3 * (time.perf_counter() - start) / calls)
     peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None
-    return dict(milliseconds=round(sorted(times)[len(times) // 2], 2), peak_gib=peak)
+    return dict(
+        milliseconds=round(sorted(times)[2], 2), range=[round(min(times), 2), round(max(times), 2)], peak_gib=peak
+    )
 
 
 def animatediff(unet, config):
@@ -79,7 +87,7 @@ def main():
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--pixels", type=int, default=768)
-    parser.add_argument("--calls", type=int, default=10)
+    parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--toy", action="store_true")
     args = parser.parse_args()
     device, dtype, config = (
@@ -111,6 +119,8 @@ def main():
             fuse_geglu(unet)
             add("stock, fused GEGLU", unet)
         for name, settings in ADAPTERS.items():
+            if not fused and settings not in ({}, BLOCK):
+                continue
             with torch.device(device):
                 add_temporal(unet, **settings)
             layers = list(temporal_modules(unet).values())

@@ -81,6 +81,15 @@ def test_a_window_of_a_whole_clip_is_the_clip_and_places_are_computed_each_by_it
     torch.testing.assert_close(block(x, 24), torch.cat([block(x[:, i : i + 1], 24) for i in range(5)], dim=1))
 
 
+# %% ../nbs/2_method/100_temporal_block.ipynb #00fc5578
+def test_the_sum_with_the_input_is_the_input_plus_the_residual_in_windows_as_well():
+    windows = plan_windows(9, Context(length=4, overlap=2), 6).on("cpu")
+    for sizes in (dict(conv_size=3), dict(ff_ratio=1.0), dict(conv_size=5, ff_ratio=0.5)):
+        block, x = randomize_weights(TemporalBlock(16, 4, 6, **sizes)).double(), torch.randn(9, 5, 16).double()
+        for clip in ((3,), (9, windows)):
+            torch.testing.assert_close(block(x, *clip, add_input=True), x + block(x, *clip), atol=1e-12, rtol=1e-12)
+
+
 # %% ../nbs/2_method/100_temporal_block.ipynb #3db584e6
 def test_with_neither_convolution_nor_feed_forward_layer_the_layer_is_the_design_document_s_with_its_keys():
     from diffusers.models.attention import BasicTransformerBlock

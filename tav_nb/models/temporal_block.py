@@ -30,16 +30,18 @@ class TemporalConvolution(nn.Module):
             raise TavError(f"a convolution over {size} frames: 3 or 5 would be right")
         self.size, self.weight = size, nn.Parameter(torch.zeros(size, dim))
 
-    def forward(self, tokens: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
-        "Tokens `[b, f, s, c]` in, the same shape out; with `windows` each window is a clip, and outputs are blended"
+    def forward(self, tokens: torch.Tensor, windows: Windows | None = None, *added: torch.Tensor) -> torch.Tensor:
+        """Tokens `[b, f, s, c]` in, the same shape out; with `windows` each window is a clip, and outputs are blended.
+        Up to two tensors of the same shape are `added` to the output
+        """
         f, radius = tokens.shape[1], self.size // 2
         if windows is None and tokens.is_cuda and triton and not torch.compiler.is_compiling():
-            return TemporalConvFunction.apply(tokens, self.weight)  # the same in one kernel
+            return TemporalConvFunction.apply(tokens, self.weight, *added)  # the same in one kernel
         if windows is None:
             weight = self.weight.to(tokens.dtype)
             padded = F.pad(tokens, (0, 0, 0, 0, radius, radius))
-            return sum(padded[:, i : i + f] * weight[i] for i in range(self.size))
-        out = 0
+            return sum([padded[:, i : i + f] * weight[i] for i in range(self.size)], sum(added))
+        out = sum(added)
         for offset, weight in zip(range(-radius, radius + 1), self.weight):
             neighbor_weights = windows.neighbor_weights[MAX_OFFSET + offset][:, None, None]  # f 1 1
             out = out + tokens.roll(-offset, dims=1) * (neighbor_weights * weight.float()).to(tokens.dtype)
@@ -73,18 +75,28 @@ class TemporalBlock(TemporalSelfAttention):
     - `ff_ratio`: width of the feed-forward layer over `dim`; 0 for none
     """
 
+    adds_input = True  # `forward` takes `add_input`
+
     def __init__(self, dim: int, *args, conv_size: int = 0, ff_ratio: float = 0.0, **kwargs):
         super().__init__(dim, *args, **kwargs)
         self.conv = TemporalConvolution(dim, conv_size) if conv_size else None
         self.feed_forward = TemporalFeedForward(dim, ff_ratio) if ff_ratio else None
 
-    def forward(self, x: torch.Tensor, num_frames: int, windows: Windows | None = None) -> torch.Tensor:
-        "The residual for the tokens `x` `[(b f), s, c]`, of the same shape"
+    def forward(
+        self, x: torch.Tensor, num_frames: int, windows: Windows | None = None, add_input: bool = False
+    ) -> torch.Tensor:
+        """The residual for the tokens `x` `[(b f), s, c]`, of the same shape; with `add_input` the sum of both, which
+        is computed in fewer steps
+        """
         tokens = self.normalized_clips(x, num_frames, windows)
-        residual = self.attention_residual(tokens, windows)
+        hidden, added = self.attention_residual(tokens, windows), [x] if add_input else []
         if self.conv:
-            residual = residual + self.conv(tokens, windows).flatten(0, 1)
-        return residual + self.feed_forward(x + residual) if self.feed_forward else residual
+            hidden = self.conv(tokens, windows, *[t.view_as(tokens) for t in (hidden, *added)]).flatten(0, 1)
+        elif add_input:
+            hidden = x + hidden
+        if not self.feed_forward:
+            return hidden
+        return hidden + self.feed_forward(hidden if add_input else x + hidden)
 
 
 def make_temporal_layer(

@@ -5,6 +5,8 @@ __all__ = ['BLOCK_SIZE', 'BLOCK_ROWS', 'BLOCK_CHANNELS', 'ROWS_PER_PROGRAM', 'te
            'temporal_conv_weight_kernel', 'convolve', 'TemporalConvFunction', 'weight_gradient']
 
 # %% ../../nbs/internals/101_temporal_conv_kernel.ipynb #6d2cba5c
+from collections.abc import Sequence
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -12,19 +14,22 @@ from .attention_kernel import jit, tl, triton
 
 # %% ../../nbs/internals/101_temporal_conv_kernel.ipynb #33d5d43d
 BLOCK_SIZE = 1024  # values of a program
-BLOCK_ROWS, BLOCK_CHANNELS, ROWS_PER_PROGRAM = 16, 64, 64  # of the kernel for the gradient of the weights
+BLOCK_ROWS, BLOCK_CHANNELS, ROWS_PER_PROGRAM = 16, 64, 16  # of the kernel for the gradient of the weights
 
 
 @jit
 def temporal_conv_kernel(
     x,  # b f (s c)
     weight,  # k c
+    first,  # b f (s c): added to the output
+    second,  # b f (s c): added to the output
     out,  # b f (s c)
     frames,
     size,
     channels: tl.constexpr,
     radius: tl.constexpr,
     flip: tl.constexpr,
+    added: tl.constexpr,  # 0, 1 or 2: how many of `first` and `second` there are
     block: tl.constexpr,
 ):
     offsets = tl.program_id(0) * block + tl.arange(0, block)
@@ -37,7 +42,12 @@ def temporal_conv_kernel(
             tap = 2 * radius - i if flip else i
             value = tl.load(x + clip + other * size + offsets, mask & (other >= 0) & (other < frames), 0.0)
             total += value.to(tl.float32) * tl.load(weight + tap * channels + channel, mask, 0.0).to(tl.float32)
-        tl.store(out + clip + frame * size + offsets, total.to(out.dtype.element_ty), mask)
+        place = clip + frame * size + offsets
+        if added > 0:
+            total += tl.load(first + place, mask, 0.0).to(tl.float32)
+        if added > 1:
+            total += tl.load(second + place, mask, 0.0).to(tl.float32)
+        tl.store(out + place, total.to(out.dtype.element_ty), mask)
 
 
 @jit
@@ -73,32 +83,37 @@ def temporal_conv_weight_kernel(
     tl.store(partial + (partial_row + taps[:, None]) * channels + channel[None, :], total, kept)
 
 # %% ../../nbs/internals/101_temporal_conv_kernel.ipynb #35fc471f
-def convolve(x: torch.Tensor, weight: torch.Tensor, flip: bool) -> torch.Tensor:
-    "The convolution `[b, f, s, c]` with `weight` `[k, c]`, with `flip` in the other order"
+def convolve(x: torch.Tensor, weight: torch.Tensor, flip: bool, added: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+    """The convolution `[b, f, s, c]` with `weight` `[k, c]`, with `flip` in the other order; plus up to two tensors of
+    the same size
+    """
     b, f, s, c = x.shape
     out, size = torch.empty_like(x), s * c
     grid = triton.cdiv(size, BLOCK_SIZE), b
-    temporal_conv_kernel[grid](
-        x, weight, out, f, size, channels=c, radius=len(weight) // 2, flip=flip, block=BLOCK_SIZE
-    )
+    first, second = [*added, x, x][:2]  # those beyond `added` are not read
+    options = dict(channels=c, radius=len(weight) // 2, flip=flip, added=len(added), block=BLOCK_SIZE)
+    temporal_conv_kernel[grid](x, weight, first, second, out, f, size, **options)
     return out
 
 
 class TemporalConvFunction(torch.autograd.Function):
-    "Depthwise convolution over the frames of `[b, f, s, c]` with a weight `[k, c]`, computed in fp32, rounded once"
+    """Depthwise convolution over the frames of `[b, f, s, c]` with a weight `[k, c]`, plus up to two tensors of the
+    same shape; computed in fp32, rounded once
+    """
 
     @staticmethod
-    def forward(context, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(context, x: torch.Tensor, weight: torch.Tensor, *added: torch.Tensor) -> torch.Tensor:
         x, weight = x.contiguous(), weight.contiguous()
         context.save_for_backward(x, weight)
-        return convolve(x, weight, False)
+        return convolve(x, weight, False, [tensor.contiguous() for tensor in added])
 
     @staticmethod
     @once_differentiable
-    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, weight), dout = context.saved_tensors, dout.contiguous()
         dx = convolve(dout, weight, True) if context.needs_input_grad[0] else None
-        return dx, weight_gradient(x, dout, weight) if context.needs_input_grad[1] else None
+        dweight = weight_gradient(x, dout, weight) if context.needs_input_grad[1] else None
+        return dx, dweight, *[dout if needed else None for needed in context.needs_input_grad[2:]]
 
 
 def weight_gradient(x: torch.Tensor, dout: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

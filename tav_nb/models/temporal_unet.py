@@ -57,8 +57,10 @@ class TemporalResidual:
         ]
 
     def __call__(self, x, clip):
-        layer = self.modules["temporal_attn"]
-        return x + (layer(x, *clip) if isinstance(clip, tuple) else layer(x, clip))
+        layer, clip = self.modules["temporal_attn"], clip if isinstance(clip, tuple) else (clip,)
+        if getattr(layer, "adds_input", False):
+            return layer(x, *clip, add_input=True)
+        return x + layer(x, *clip)
 
     def remove(self, block: BasicTransformerBlock) -> None:
         for hook in self.hooks:
