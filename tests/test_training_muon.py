@@ -2,9 +2,38 @@
 
 from unittest.mock import patch
 
+import pytest
 import torch
 
 from tav_nb.training.muon import Muon, as_matrices, orthogonalize
+
+
+# %% ../nbs/internals/36_muon.ipynb #ea57584e
+def both(updates, offload=False, device="cpu"):
+    """Weights of so many updates by `Muon` and by `torch.optim.Muon`, each as matrices, and what they were before: one
+    weight of three square matrices, one of two wide ones, one tall and one wide one
+    """
+    torch.manual_seed(0)
+    parts, start = (3, 2, 1, 1), [torch.randn(shape) * 0.1 for shape in ((96, 32), (80, 64), (64, 24), (24, 64))]
+    ours = [torch.nn.Parameter(x.to(device, copy=True)) for x in start]
+    theirs = [[torch.nn.Parameter(m.to(device, copy=True)) for m in x.chunk(n)] for x, n in zip(start, parts)]
+    settings = dict(lr=1e-2, weight_decay=0.1, momentum=0.95)
+    one = Muon([dict(params=[p], parts=n) for p, n in zip(ours, parts)], offload=offload, **settings)
+    two = torch.optim.Muon([m for split in theirs for m in split], adjust_lr_fn="match_rms_adamw", **settings)
+    for update in range(updates):
+        for p, split in zip(ours, theirs):
+            p.grad = torch.randn(p.shape).to(device) * 10.0 ** (update % 3 - 2)  # of changing size, as in a training
+            for m, gradient in zip(split, p.grad.chunk(len(split))):
+                m.grad = gradient.clone()
+        one.step(), two.step()
+    one.synchronize()
+    split = [[m.detach().cpu() for p, n in zip(weights, parts) for m in p.chunk(n)] for weights in (ours, start)]
+    return split[0], [m.detach().cpu() for split in theirs for m in split], split[1]
+
+
+def largest_difference(ours, theirs, start):
+    "Of a matrix, as a share of what it has moved"
+    return max(((a - b).norm() / (b - old).norm()).item() for a, b, old in zip(ours, theirs, start, strict=True))
 
 
 # %% ../nbs/internals/36_muon.ipynb #b8808a5d
@@ -75,33 +104,6 @@ def test_on_plain_matrices_it_is_the_library_s_muon():
 
 # %% ../nbs/internals/36_muon.ipynb #ae505707
 def test_queries_keys_and_values_in_one_weight_are_updated_as_by_the_library_s_muon_in_three():
-    def both(updates, offload=False, device="cpu"):
-        """Weights of so many updates by `Muon` and by `torch.optim.Muon`, each as matrices, and what they were before: one
-        weight of three square matrices, one of two wide ones, one tall and one wide one
-        """
-        torch.manual_seed(0)
-        parts, start = (3, 2, 1, 1), [torch.randn(shape) * 0.1 for shape in ((96, 32), (80, 64), (64, 24), (24, 64))]
-        ours = [torch.nn.Parameter(x.to(device, copy=True)) for x in start]
-        theirs = [[torch.nn.Parameter(m.to(device, copy=True)) for m in x.chunk(n)] for x, n in zip(start, parts)]
-        settings = dict(lr=1e-2, weight_decay=0.1, momentum=0.95)
-        one = Muon([dict(params=[p], parts=n) for p, n in zip(ours, parts)], offload=offload, **settings)
-        two = torch.optim.Muon([m for split in theirs for m in split], adjust_lr_fn="match_rms_adamw", **settings)
-        for update in range(updates):
-            for p, split in zip(ours, theirs):
-                p.grad = torch.randn(p.shape).to(device) * 10.0 ** (
-                    update % 3 - 2
-                )  # of changing size, as in a training
-                for m, gradient in zip(split, p.grad.chunk(len(split))):
-                    m.grad = gradient.clone()
-            one.step(), two.step()
-        one.synchronize()
-        split = [[m.detach().cpu() for p, n in zip(weights, parts) for m in p.chunk(n)] for weights in (ours, start)]
-        return split[0], [m.detach().cpu() for split in theirs for m in split], split[1]
-
-    def largest_difference(ours, theirs, start):
-        "Of a matrix, as a share of what it has moved"
-        return max(((a - b).norm() / (b - old).norm()).item() for a, b, old in zip(ours, theirs, start, strict=True))
-
     if hasattr(torch.optim, "Muon"):
         with patch.object(torch.Tensor, "bfloat16", torch.Tensor.float):  # the library's products in float32 too
             exact = {
@@ -112,6 +114,15 @@ def test_queries_keys_and_values_in_one_weight_are_updated_as_by_the_library_s_m
         assert 1e-4 < min(rounded.values()) and max(rounded.values()) < 0.03, (
             rounded
         )  # the library's rounds to bfloat16
+
+
+# %% ../nbs/internals/36_muon.ipynb #17dd336b
+@pytest.mark.cuda
+def test_on_a_gpu_it_is_the_library_s_muon_as_well_and_offloaded_moments_change_no_bit():
+    for updates in (1, 10) if hasattr(torch.optim, "Muon") else ():
+        assert largest_difference(*both(updates, device="cuda")) < 0.05  # both round to bfloat16
+        inside, offloaded = (both(updates, offload, "cuda")[0] for offload in (False, True))
+        assert all(torch.equal(a, b) for a, b in zip(inside, offloaded, strict=True))
 
 
 # %% ../nbs/internals/36_muon.ipynb #528523f8
