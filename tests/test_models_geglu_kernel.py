@@ -41,6 +41,51 @@ print("equal")
         assert done.stdout == "equal\n", done.stderr
 
 
+# %% ../nbs/internals/37_gates.ipynb #e9701be2
+@pytest.mark.long
+def test_a_gradient_written_over_the_input_is_the_same_and_a_second_backward_pass_is_refused():
+    PROOF = """
+import torch
+from tav_nb.models.geglu_kernel import geglu, GEGLUFunction
+for rows, inner in (((7, 2), 40), ((9,), 2560)):
+    torch.manual_seed(inner)
+    proj, x, above = torch.nn.Linear(4, 2 * inner), torch.randn(*rows, 4, requires_grad=True), torch.randn(*rows, inner)
+    gradients, places = [], []
+    for overwrite in (False, True):
+        projected = proj(x)
+        projected.register_hook(lambda g: places.append(g.data_ptr() == projected.data_ptr()))
+        out = GEGLUFunction.apply(projected, overwrite)
+        gradients.append(torch.autograd.grad(out, [x, proj.weight], above, retain_graph=True))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients)) and places == [False, True], places
+    try: torch.autograd.grad(out, x, above), print("a second backward pass")
+    except RuntimeError as error: assert "no second backward pass" in str(error), error
+print("equal")
+"""
+    if find_spec("triton"):
+        done = subprocess.run(
+            [sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1")
+        )
+        assert done.stdout == "equal\n", done.stderr
+
+
+# %% ../nbs/internals/37_gates.ipynb #0d24494f
+def test_on_the_meta_device_the_gate_keeps_its_input_alone_and_its_gradient_takes_no_memory():
+    from tav_nb.utils.memory_trace import StorageCounter
+
+    if find_spec("triton"):
+        with torch.device("meta"), StorageCounter() as counter:
+            gates = fuse_geglu(torch.nn.Sequential(GEGLU(64, 256)))
+            gates.requires_grad_(False)
+            x = torch.empty(1024, 64, requires_grad=True)
+            start = counter.now
+            out = gates(x)
+            assert counter.now - start == 4 * 1024 * 3 * 256
+            counter.peak = counter.now
+            out.backward(torch.empty_like(out))
+            # the gradient of the output is the fourth; that of x comes last
+            assert counter.peak - start == 4 * 1024 * (4 * 256 + 64)
+
+
 # %% ../nbs/internals/37_gates.ipynb #15cb0fae
 def test_the_kernels_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time():
     if find_spec("triton"):

@@ -54,33 +54,45 @@ def geglu_backward(x, dout, dx, size, inner: tl.constexpr, block: tl.constexpr):
 
 # %% ../../nbs/internals/37_gates.ipynb #29a1f39a
 class GEGLUFunction(torch.autograd.Function):
-    "`hidden * gelu(gate)` of `[..., 2 c]`, whose halves are hidden and gate: `[..., c]` (GEGLU, arXiv 2002.05202)"
+    """`hidden * gelu(gate)` of `[..., 2 c]`, whose halves are hidden and gate: `[..., c]` (GEGLU, arXiv 2002.05202)
+
+    With `overwrite` the gradient of `x` is written over `x`, which nothing else may read after the forward pass.
+    """
 
     @staticmethod
-    def forward(context, x: torch.Tensor) -> torch.Tensor:
+    def forward(context, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
         x = x.contiguous()
         context.save_for_backward(x)
+        context.overwrite, context.overwritten = overwrite, False
         out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-        geglu_forward[(triton.cdiv(out.numel(), BLOCK_SIZE),)](
-            x, out, out.numel(), inner=out.shape[-1], block=BLOCK_SIZE
-        )
+        if not x.is_meta:
+            geglu_forward[(triton.cdiv(out.numel(), BLOCK_SIZE),)](
+                x, out, out.numel(), inner=out.shape[-1], block=BLOCK_SIZE
+            )
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(context, dout: torch.Tensor) -> torch.Tensor:
+    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if context.overwritten:
+            raise RuntimeError("geglu(overwrite=True): its input is overwritten, so there is no second backward pass")
         x, dout = *context.saved_tensors, dout.contiguous()
-        dx = torch.empty_like(x)
-        geglu_backward[(triton.cdiv(dout.numel(), BLOCK_SIZE),)](
-            x, dout, dx, dout.numel(), inner=dout.shape[-1], block=BLOCK_SIZE
-        )
-        return dx
+        context.overwritten = context.overwrite
+        dx = x.detach() if context.overwrite else torch.empty_like(x)
+        if not x.is_meta:
+            geglu_backward[(triton.cdiv(dout.numel(), BLOCK_SIZE),)](
+                x, dout, dx, dout.numel(), inner=dout.shape[-1], block=BLOCK_SIZE
+            )
+        return dx, None
 
 
-def geglu(x: torch.Tensor) -> torch.Tensor:
+def geglu(
+    x: torch.Tensor,
+    overwrite: bool = False,  # its gradient is written over `x`, which nothing else may read after the forward pass
+) -> torch.Tensor:
     "`hidden * gelu(gate)` of `[..., 2 c]`: `[..., c]`, in one kernel on a GPU"
-    if x.is_cuda and triton and not torch.compiler.is_compiling():  # which fuses it itself
-        return GEGLUFunction.apply(x)
+    if (x.is_cuda or x.is_meta) and triton and not torch.compiler.is_compiling():  # which fuses it itself
+        return GEGLUFunction.apply(x, overwrite)
     hidden, gate = x.chunk(2, dim=-1)
     return hidden * F.gelu(gate)
 
@@ -89,9 +101,9 @@ class FusedGEGLU(GEGLU):
     "diffusers' gate with its weights and keys as they are, in one kernel on a GPU"
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if not hidden_states.is_cuda:
+        if hidden_states.device.type not in ("cuda", "meta"):
             return super().forward(hidden_states, *args, **kwargs)
-        return geglu(self.proj(hidden_states))
+        return geglu(self.proj(hidden_states), overwrite=type(self.proj) is torch.nn.Linear)
 
 
 def fuse_geglu(unet: torch.nn.Module) -> torch.nn.Module:
