@@ -17,7 +17,13 @@ from tav_nb.training.checkpoint import optimizer_tensors
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import check_config, merge_options, parse_option
 from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
-from tav_nb.training.memory import estimate_training_memory, optimizer_state_bytes, suggest_settings, training_inputs
+from tav_nb.training.memory import (
+    LIBRARY_BYTES,
+    estimate_training_memory,
+    optimizer_state_bytes,
+    suggest_settings,
+    training_inputs,
+)
 from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 from tav_nb.training.step import make_optimizer
 
@@ -179,9 +185,10 @@ def test_settings_that_need_less_have_a_smaller_estimate():
             and of(optimizer="adamw8bit").activations == most.activations
         )
         recorded = of(offload_optimizer=True, cuda_graphs=True)
-        assert recorded.moments == most.moments < 6 * CHUNK_BYTES and recorded.activations == most.activations
+        assert recorded.moments == most.moments < 5 * CHUNK_BYTES
+        assert recorded.activations == most.activations + LIBRARY_BYTES
         with patch("tav_nb.training.memory.CHUNK_BYTES", 1000):
-            assert of(offload_optimizer=True, cuda_graphs=True).moments == 6000
+            assert of(offload_optimizer=True, cuda_graphs=True).moments == 5000
     assert most.gradients == most.adapter and abs(most.moments / most.adapter - 2) < 0.1
 
 

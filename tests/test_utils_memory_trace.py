@@ -3,7 +3,27 @@
 import torch
 import torch.nn.functional as F
 
-from tav_nb.utils.memory_trace import FunctionOverride, free_bytes, limited_memory, usable_bytes
+from tav_nb.utils.memory_trace import (
+    FunctionOverride,
+    StorageCounter,
+    conv_workspace_bytes,
+    free_bytes,
+    limited_memory,
+    usable_bytes,
+)
+
+
+# %% ../nbs/internals/47_memory_trace.ipynb #29b7a101
+def test_the_workspace_of_a_convolution_is_what_is_copied_and_counts_only_while_it_runs():
+    conv = torch.nn.Conv2d(3, 8, 3, padding=1, device="meta").requires_grad_(False)
+    with StorageCounter(workspace=conv_workspace_bytes) as live, torch.device("meta"):
+        x = torch.empty(2, 3, 16, 16, requires_grad=True)
+        conv(x).sum()
+        image, output, weight = x.nbytes, 2 * 8 * 16 * 16 * 4, conv.weight.nbytes
+        assert live.peak == 2 * image + 2 * output + weight and live.now == image, (live.peak, live.now)
+        conv(x).backward(torch.empty(2, 8, 16, 16))
+        # three each: x, its gradient and a copy of that; the output, its gradient and a copy of that
+        assert live.peak == 3 * image + 3 * output + weight
 
 
 # %% ../nbs/internals/47_memory_trace.ipynb #78423025
