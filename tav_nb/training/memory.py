@@ -138,7 +138,7 @@ def training_inputs(
 LIBRARY_BYTES = 2**26  # cuBLAS keeps 32 MiB in each of two threads, and in a recording as much again
 HEAP_LIMIT = 2**25  # bytes from which on the C library gives a tensor pages of its own, which are returned at once
 HEAP_SHARE = dict(
-    none=1.35, blocks=2.75, offload=2.75
+    none=1.5, blocks=3.25, offload=3.25
 )  # bytes of heap for a byte of smaller ones, with fragmentation; measured
 
 
