@@ -22,12 +22,12 @@ def draw_scenes(n, first):
 
 
 @torch.no_grad()
-def sample_frames(pipe, captions, noise, steps=20, guidance: Guidance = GUIDANCE):
+def sample_frames(pipe, captions, noise, steps=20, guidance: Guidance = GUIDANCE, scheduler=None):
     "Videos for captions, uint8 [N, F, H, W, 3]; on a GPU 64 at once and in bfloat16"
     device, num_frames = pipe.unet.device.type, noise.shape[1]
     chunk = 64 if device == "cuda" else 1
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        latents = sample_latents(pipe, captions, noise, num_frames, steps, guidance, chunk)
+        latents = sample_latents(pipe, captions, noise, num_frames, steps, guidance, chunk, scheduler)
     frames = latents_to_images(pipe.vae, latents.float().flatten(0, 1), 2 * chunk).cpu().numpy()
     return frames.reshape(len(noise), num_frames, *frames.shape[1:])
 

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 
 from ..models.adapter_file import EMBEDDED_ADAPTER, load_adapter, save_adapter
 from ..models.scheduler import SDXLAnime_BestHQScheduler
@@ -68,6 +68,7 @@ def sample_latents(
     steps: int = 20,
     guidance: Guidance = GUIDANCE,
     chunk: int = 32,  # clips at once
+    scheduler: SchedulerMixin | None = None,  # None is DPM++ 2M Karras
 ) -> torch.Tensor:  # [B, F, 4, h, w]
     "Latents for many captions at once, by the steps of `generate`"
     device, out = pipe.unet.device, []
@@ -79,7 +80,7 @@ def sample_latents(
         # the denoising steps of `generate`, for clips (b f) instead of one clip f
         sampler = SimpleNamespace(
             unet=pipe.unet,
-            scheduler=SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config),
+            scheduler=scheduler or SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config),
             _execution_device=device,
         )
         set_timesteps(sampler, f, steps)
