@@ -169,6 +169,9 @@ def test_an_error_that_all_frames_share_costs_nothing_more_and_one_of_each_frame
     shared, own = torch.randn(3, 1, 4, 32, 32).expand(-1, 8, -1, -1, -1), torch.randn(3, 8, 4, 32, 32)
     torch.testing.assert_close(clip_errors(shared, 5.0), clip_errors(shared))
     torch.testing.assert_close(clip_errors(own, 1.0), 3 * clip_errors(own), rtol=0.05, atol=0)
+    torch.testing.assert_close(clip_errors(own, 1.0, (1, 2)), 5 * clip_errors(own), rtol=0.05, atol=0)
+    ramp = torch.arange(6.0).view(1, 6, 1, 1, 1).expand(1, 6, 2, 2, 2)  # its change is the lag
+    torch.testing.assert_close(clip_errors(ramp, 2.0, (1, 4, 6)), ramp.square().mean((1, 2, 3, 4)) + 2 * (1 + 16))
     torch.testing.assert_close(clip_errors(own[:, :1], 1.0), own[:, :1].square().mean(dim=(1, 2, 3, 4)))
 
 

@@ -4,7 +4,7 @@ import torch
 
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.losses import noisy_and_target
-from tav_nb.training.step import clip_generator, make_noisy_batch
+from tav_nb.training.step import clip_generator, draw_timestep, make_noisy_batch
 
 
 # %% ../nbs/5_training/51_step.ipynb #32f9fb99
@@ -24,3 +24,16 @@ def test_batch_draws_equal_those_of_its_clips():
             assert timesteps[i] == torch.multinomial(density, 1, generator=generator)
             assert torch.equal(noise[i : i + 1], correlated_noise((1, 5, 4, 8, 8), kind, 0.7, generator))
         assert torch.equal(noisy, noisy_and_target(latents, noise, alphas, timesteps)[0])
+
+
+# %% ../nbs/5_training/51_step.ipynb #e9630910
+def test_with_strata_the_clips_of_an_update_share_out_the_timesteps_and_each_timestep_is_as_probable_as_before():
+    density = torch.rand(1000) + 0.1
+    ends = density.cumsum(0) / density.sum()
+    drawn = torch.tensor(
+        [[draw_timestep(density, clip_generator(0, 8 * u + j), j, 8).item() for j in range(8)] for u in range(400)]
+    )
+    for j in range(8):
+        assert (ends[drawn[:, j]] >= j / 8 - 1e-6).all() and (ends[(drawn[:, j] - 1).clamp(min=0)] <= (j + 1) / 8).all()
+    parts = torch.stack([(ends[drawn] > lower) & (ends[drawn] <= lower + 0.05) for lower in torch.arange(0, 1, 0.05)])
+    assert (parts.float().mean((1, 2)) - 0.05).abs().max() < 0.01  # 3,200 draws in 20 equally probable parts

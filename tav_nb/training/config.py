@@ -219,6 +219,14 @@ class TrainConfig:
         highest=1e6,
         also="temporal_loss flicker temporal_consistency",
     )
+    temporal_difference_lags: tuple[int, ...] = config_field(
+        (1,),
+        "distances in frames over which that change is measured; 1 is flicker, a longer one the way that something"
+        " moves, such as a camera",
+        lowest=1,
+        highest=100_000,
+        also="lags",
+    )
     gamma: float = config_field(
         5.0,
         "upper bound of the signal-to-noise ratio in the weighting; the paper's 5",
@@ -239,6 +247,12 @@ class TrainConfig:
         "even, or high-noise: half of them in proportion to the noise level, because motion is decided in heavy noise",
         ("even", "high-noise"),
         also="timestep_sampling timestep_bias_strategy",
+    )
+    stratified_timesteps: bool = config_field(
+        False,
+        "the clips of an update share out the timesteps: each is drawn from a part of its own, all equally probable;"
+        " gradients vary less",
+        also="stratified",
     )
     position_offsets: bool = config_field(
         True,

@@ -152,14 +152,15 @@ def draw_timesteps(
 def clip_errors(
     error: torch.Tensor,  # [B, F, C, H, W]
     temporal_difference_weight: float = 0.0,  # of the mean square of the error's change from frame to frame
+    lags: tuple[int, ...] = (1,),  # distances in frames over which the change is taken, each with this weight
 ) -> torch.Tensor:  # [B]
-    "Mean square of an error over each clip, with that of its temporal difference"
+    "Mean square of an error over each clip, with those of its temporal differences over lags below its length"
     squares = error.square().mean(dim=(1, 2, 3, 4))
-    return (
-        squares + temporal_difference_weight * error.diff(dim=1).square().mean(dim=(1, 2, 3, 4))
-        if temporal_difference_weight and error.shape[1] > 1
-        else squares
-    )
+    for lag in lags if temporal_difference_weight else ():
+        if lag < error.shape[1]:
+            change = error[:, lag:] - error[:, :-lag]
+            squares = squares + temporal_difference_weight * change.square().mean(dim=(1, 2, 3, 4))
+    return squares
 
 # %% ../../nbs/2_method/08_training.ipynb #89ec5b5b
 @dataclass(frozen=True)

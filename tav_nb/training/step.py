@@ -77,20 +77,36 @@ def clip_generator(seed: int, number: int, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
 
 
-def draw_timestep(density: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [1]
-    "`torch.multinomial(density, 1)`, bit-equal, without its check of `density`, for which Python waits for the GPU"
+def draw_timestep(
+    density: torch.Tensor,  # [T]
+    generator: torch.Generator,
+    stratum: int = 0,
+    strata: int = 1,  # parts of the timesteps that are equally probable
+) -> torch.Tensor:  # [1]
+    """A timestep from one of several parts. With one part it is `torch.multinomial(density, 1)`, bit-equal, without its
+    check of `density`, for which Python waits for the GPU
+    """
+    if strata > 1:
+        ends = density.cumsum(0)
+        at = (stratum + torch.rand(1, generator=generator, device=density.device)) / strata * ends[-1]
+        return torch.searchsorted(ends, at).clamp(max=len(density) - 1)
     return (density / torch.empty_like(density).exponential_(1, generator=generator)).argmax(keepdim=True)
 
 
 def make_noisy_batch(
-    scheduler: SchedulerMixin, latents: torch.Tensor, numbers: Sequence[int], config: TrainConfig, density: torch.Tensor
+    scheduler: SchedulerMixin,
+    latents: torch.Tensor,  # [B, F, C, H, W]
+    numbers: Sequence[int],  # of the clips in the training
+    config: TrainConfig,
+    density: torch.Tensor,  # [T], of the timesteps
+    strata: int = 1,  # parts of the timesteps, which consecutive clips share out
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`(noisy, target, timesteps)` for clips whose numbers in the training are `numbers`: noisy latents, the target of
-    the prediction, and the timestep of each clip
-    """
+    "`(noisy, target, timesteps)`: noisy latents, the target of the prediction, and the timestep of each clip"
     latents = latents.float()
     generators = [clip_generator(config.seed, number, latents.device) for number in numbers]
-    timesteps = torch.cat([draw_timestep(density, generator) for generator in generators])
+    timesteps = torch.cat(
+        [draw_timestep(density, generator, n % strata, strata) for n, generator in zip(numbers, generators)]
+    )
     # the numbers of a clip are those of `correlated_noise`; all clips are correlated together
     shared, own = torch.empty_like(latents[:, :1]), torch.empty_like(latents)
     for i, generator in enumerate(generators):
@@ -112,7 +128,11 @@ def per_clip_loss(
 ) -> torch.Tensor:
     "Weighted errors of the UNet's predictions: `[B]`"
     return (
-        clip_errors(predict_clips(unet, noisy, timesteps, clips) - target, config.temporal_difference_weight)
+        clip_errors(
+            predict_clips(unet, noisy, timesteps, clips) - target,
+            config.temporal_difference_weight,
+            config.temporal_difference_lags,
+        )
         * weights[timesteps]
     )  # b f c h w -> b
 
@@ -212,7 +232,10 @@ def micro_step(
     )
     numbers = range(number * config.batch_size, (number + 1) * config.batch_size)
     with shifted_positions(train_state.unet, int(offset)):
-        noisy_batch = make_noisy_batch(train_state.scheduler, clips["latents"], numbers, config, train_state.tables[1])
+        strata = train_state.clips_a_step if config.stratified_timesteps else 1
+        noisy_batch = make_noisy_batch(
+            train_state.scheduler, clips["latents"], numbers, config, train_state.tables[1], strata
+        )
         losses = train_state.step_fn(
             *noisy_batch, clips["prompt_embeds"], clips["pooled"], clips["time_ids"], clips["finite"]
         )
