@@ -40,12 +40,13 @@ from tav_nb.toy.training_data import (
     render_frames,
     worker_pool,
 )
+from tav_nb.training.batch_losses import clip_generator, make_noisy_batch, per_clip_loss, timestep_tables
 from tav_nb.training.config_io import read_config
 from tav_nb.training.cuda_graphs import CudaGraphRunner
 from tav_nb.training.ema import ExponentialMovingAverage
 from tav_nb.training.losses import lr_factor, parameter_groups
 from tav_nb.training.muon import Muon
-from tav_nb.training.step import clip_generator, flat_gradient_buffer, make_noisy_batch, per_clip_loss, timestep_tables
+from tav_nb.training.step import flat_gradient_buffer
 
 FRAMES, BATCH = 16, 16
 # what a row that names nothing else has: neither the block nor the rates of the preset

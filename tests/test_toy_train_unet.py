@@ -14,10 +14,10 @@ from tav_nb.toy.scenes import Scene
 from tav_nb.toy.tiny_model import FRAMES, SIZE, WIDTH_TEXT, make_scheduler, make_unet
 from tav_nb.toy.train_unet import ProbedUNet, alphas_cumprod
 from tav_nb.toy.training_data import images_to_latents
+from tav_nb.training.batch_losses import timestep_tables
 from tav_nb.training.config import number_pairs
 from tav_nb.training.config_io import read_config
 from tav_nb.training.losses import timestep_weights
-from tav_nb.training.step import timestep_tables
 
 
 # %% ../nbs/internals/99_train_unet.ipynb #3e70077c

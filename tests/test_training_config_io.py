@@ -7,9 +7,10 @@ import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from tav_nb.training.config import OLD_NAMES, RESUMABLE_FIELDS, ConfigError, TrainConfig
+from tav_nb.training.config import OLD_NAMES, ConfigError, TrainConfig
 from tav_nb.training.config_io import (
     FIELD_TYPES,
+    RESUMABLE_FIELDS,
     changed_fields,
     check_config,
     check_option,

@@ -31,6 +31,7 @@ from tav_nb.data.loader import ClipLoader
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, FILE_NAME, read_adapter_metadata
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, temporal_modules
+from tav_nb.training.batch_losses import batch_losses, timestep_tables
 from tav_nb.training.batches import held_out_split, micro_batches, shifted_positions
 from tav_nb.training.checkpoint import (
     CheckpointError,
@@ -49,15 +50,7 @@ from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
 from tav_nb.training.memory import TrainMemoryEstimate, estimate_preview_memory, estimate_training_memory
 from tav_nb.training.run_log import RunLog
 from tav_nb.training.setup import batch_shapes, build_train_state, check_memory, largest_batch
-from tav_nb.training.step import (
-    TrainState,
-    batch_losses,
-    micro_step,
-    restore_train_state,
-    save_train_state,
-    timestep_tables,
-    update_step,
-)
+from tav_nb.training.step import TrainState, micro_step, restore_train_state, save_train_state, update_step
 from tav_nb.training.trainer import train
 from tav_nb.utils.errors import VideoError
 from tav_nb.utils.schema import parse_json

@@ -20,7 +20,8 @@ from ..data.cache_reader import read_manifest
 from ..data.loader import ClipLoader
 from ..sampling.generate import decode_frames, denoise_step, encode_conditioning, start_latents
 from ..sampling.guidance import resolve_guidance
-from .step import TrainState, batch_losses
+from .batch_losses import batch_losses
+from .step import TrainState
 
 # %% ../../nbs/5_training/52_previews.ipynb #f8aae81a
 @torch.no_grad()
