@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tav_nb.training.muon import Muon, as_matrices, orthogonalize
+from tav_nb.utils.memory_trace import StorageCounter
 
 
 # %% ../nbs/internals/36_muon.ipynb #ea57584e
@@ -144,6 +145,21 @@ def test_each_of_its_matrices_moves_evenly_however_the_weight_is_stored():
         torch.testing.assert_close(
             move, orthogonalize(gradient[None])[0] * 0.2 * 32**0.5, atol=1e-3, rtol=1e-3
         )  # queries, keys and values each by itself
+
+
+# %% ../nbs/internals/36_muon.ipynb #7225d24a
+def test_temporary_tensors_of_an_update_are_those_of_the_matrices_of_one_shape():
+    weights = [torch.nn.Parameter(torch.randn(64, 32 * n)) for n in (4, 5, 6, 7) for _ in range(4)]
+    for p in weights:
+        p.grad = torch.randn_like(p)
+    optimizer = Muon(weights)
+    optimizer.step()
+    with StorageCounter() as counter:
+        for p in weights:
+            counter.sizes |= {t.untyped_storage()._cdata: 0 for t in (p, p.grad, optimizer.state[p]["momentum_buffer"])}
+        optimizer.step()
+    largest = sum(p.nbytes for p in weights[-4:])
+    assert 2 * largest < counter.peak < 2.5 * largest, counter.peak / largest
 
 
 # %% ../nbs/internals/36_muon.ipynb #484c45f0
