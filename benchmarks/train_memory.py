@@ -72,11 +72,17 @@ ROWS = {
     "profile, started one by one": (768, dict(offload_optimizer=True, cuda_graphs=False), "profile"),
     "Muon": (768, dict(optimizer="muon", offload_optimizer=True), ""),
     "Muon, block": (768, dict(optimizer="muon", offload_optimizer=True, **BLOCK), ""),
+    "Muon, block, checkpoints outside": (
+        768,
+        dict(optimizer="muon", offload_optimizer=True, gradient_checkpointing="offload", **BLOCK),
+        "",
+    ),
     "Muon, block, 1024 px": (1024, dict(optimizer="muon", offload_optimizer=True, **BLOCK), ""),
     "bfloat16": (768, dict(offload_optimizer=True, dtype="bfloat16"), ""),
     "autocast": (768, dict(cuda_graphs=False), "autocast"),
     "the library's attention": (768, dict(offload_optimizer=True), "library"),
     "the library's gates": (768, dict(offload_optimizer=True), "gates"),
+    "all inputs kept": (768, dict(offload_optimizer=True), "inputs"),
     "cuDNN chooses": (768, dict(offload_optimizer=True), "benchmark"),
     "channels last": (768, dict(offload_optimizer=True), "channels"),
     "residual blocks kept, 1 x 8": (768, dict(offload_optimizer=True, batch_size=1), "resnets"),
@@ -130,7 +136,10 @@ def vary(variant, gpu):
     if variant == "library":
         tav_nb.models.attention_kernel.triton = None  # as before chapter 34
     if variant == "gates":
-        setup.fuse_geglu = lambda unet: unet  # as before chapter 37
+        setup.fuse_geglu = memory.fuse_geglu = lambda unet: unet  # as before chapter 37
+    if variant == "inputs":  # every block and every convolution keeps its own input
+        gradient_checkpointing.replace_convolutions = lambda unet: None
+        gradient_checkpointing.will_checkpoint = lambda module: False
     if variant == "benchmark":
         torch.backends.cudnn.benchmark = True
     if variant == "channels":
