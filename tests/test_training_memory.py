@@ -26,6 +26,7 @@ from tav_nb.training.memory import (
 )
 from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 from tav_nb.training.step import make_optimizer
+from tav_nb.utils.memory_trace import usable_bytes
 
 # %% ../nbs/5_training/12_a100.ipynb #ea322901
 SDXL = dict(
@@ -278,3 +279,19 @@ def test_shorter_clips_are_suggested_with_settings_that_can_be_used_together():
             for name, value in zip(words[::2], words[1::2], strict=True)
         }
         check_config(merge_options(config, values))
+
+
+# %% ../nbs/5_training/12_a100.ipynb #5f6fe105
+@pytest.mark.slow
+def test_sdxl_is_estimated_at_no_more_than_12_2_gib_with_muon_and_fits_below_18_5_gib_at_1024_px_and_with_24_frames():
+    usual = TrainConfig(batch_size=2, lengths=(8,), optimizer="muon", offload_optimizer=True)
+    block = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)
+    with as_if(SDXL):
+        for changes, frames, side, most in (
+            ({}, 8, 768, 12.2),
+            (block, 8, 768, 12.2),
+            (block, 8, 1024, 15.5),
+            (dict(batch_size=1, lengths=(24,)), 24, 768, 14.5),
+        ):
+            need = estimate_training_memory(replace(usual, **changes), frames, side, side)
+            assert need.total < most * 2**30 < usable_bytes(18.5 * 2**30), (changes, str(need))
