@@ -47,12 +47,13 @@ def run_command(module, *words, log, **options):
     return time.perf_counter() - start
 
 
-def draw_cache(folder, toy, clips, workers, num_frames=16, size=128):
+def draw_cache(folder, toy, clips, workers, size=128, pans=None):
     "A cache that is not there yet; returns the seconds that it took"
     if (Path(folder) / "manifest.parquet").exists():
         return 0.0
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    options = dict(clips=clips, num_frames=num_frames, size=size, captions=3, device="cuda", workers=workers)
+    options = dict(clips=clips, num_frames=16, size=size, captions=3, device="cuda", workers=workers)
+    options |= {} if pans is None else dict(pans=pans)
     if toy:
         options |= dict(clips=3, num_frames=4, device="cpu", workers=1)
     seconds = run_command("tav_nb.toy.live", folder, log=f"{folder}.log", **options)
@@ -154,12 +155,13 @@ def main():
     add_common_options(parser, "toon_train.json")
     parser.add_argument("--updates", type=int, nargs="*", default=[300, 600])
     parser.add_argument("--cache", help="folder of the clips; drawn if it is not there")
+    parser.add_argument("--pans", type=float, help="share of clips in which the camera moves (a third)")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE")
     args = parse_common_options(parser)
     options = dict(option.split("=", 1) for option in args.options) | (TOY if args.toy else {})
     with tempfile.TemporaryDirectory() as home:
         cache = args.cache or f"{home}/cache"
-        seconds = draw_cache(cache, args.toy, args.clips, args.workers)
+        seconds = draw_cache(cache, args.toy, args.clips, args.workers, pans=args.pans)
 
         def job(updates, seed):
             settings = options | dict(steps=2 if args.toy else updates, preview_every=0)
@@ -170,7 +172,7 @@ def main():
         jobs = [job(updates, seed) for updates in args.updates for seed in args.seeds]
 
         def save(records):
-            about = {name: getattr(args, name) for name in ("config", "clips", "videos", "scenes", "parallel")}
+            about = {name: getattr(args, name) for name in ("config", "clips", "pans", "videos", "scenes", "parallel")}
             about |= dict(options=options, cache_seconds=round(seconds, 1))
             device = "cpu" if args.toy else "cuda"
             write_result(args.out, command=" ".join(sys.argv), **about, **environment(device), rows=records)
