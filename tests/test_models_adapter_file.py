@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tav_nb.models.adapter_file import (
+    EMBEDDED_ADAPTER,
     FILE_NAME,
     FORMAT,
     AdapterError,
     base_fingerprint,
+    find_adapter,
     load_adapter,
     read_adapter_metadata,
     save_adapter,
@@ -135,6 +137,22 @@ write_safetensors(sys.argv[1], {name: torch.arange(5.0) for name in names}, meta
         with safe_open(files[0], "pt") as file:
             assert file.metadata() == {f"name {number}": f"name {number} \u20ac \n" for number in range(40)}
             assert torch.equal(file.get_tensor("name 7"), torch.arange(5.0)) and len(file.keys()) == 40
+
+
+# %% ../nbs/6_making_videos/03_adapter.ipynb #035d621e
+def test_the_adapter_of_the_package_has_a_name_and_a_folder_of_that_name_comes_first():
+    import os
+
+    here = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            assert find_adapter("tiny-adapter") == EMBEDDED_ADAPTER
+            Path("tiny-adapter").mkdir()
+            Path("tiny-adapter", FILE_NAME).write_bytes(b"")
+            assert find_adapter("tiny-adapter") == Path("tiny-adapter", FILE_NAME)
+        finally:
+            os.chdir(here)
 
 
 # %% ../nbs/6_making_videos/03_adapter.ipynb #2fe219bc

@@ -298,8 +298,12 @@ def read_adapter_tensors(path: str | os.PathLike, header: dict[str, str]) -> dic
 
 # %% ../../nbs/6_making_videos/03_adapter.ipynb #34de5dff
 def find_adapter(where: str | os.PathLike) -> Path:
-    "The file that `where` means: itself, the one in that folder or in its `unet`, or one on the Hub"
+    """The file that `where` means: itself, the one in that folder or in its `unet`, that of the package for
+    `tiny-adapter`, or one on the Hub
+    """
     path = Path(where)
+    if str(where) == EMBEDDED_ADAPTER.parent.name and not path.exists():
+        return EMBEDDED_ADAPTER
     if path.is_file():
         return path
     if path.is_dir():

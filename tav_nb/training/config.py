@@ -65,7 +65,8 @@ class TrainConfig:
     )
     adapter: str = config_field(
         "",
-        "adapter to begin with: a file, a folder, the output of another run; empty begins anew",
+        "adapter to begin with: a file, a folder, the output of another run, or tiny-adapter, the one of this"
+        " package; empty begins anew",
         also="resume_from init_from motion_module",
     )
     max_frames: int = config_field(
