@@ -26,6 +26,25 @@ from tav_nb.utils.notebook_tests import run_captured
 from tav_nb.utils.video_loading import read_metadata
 
 
+# %% ../nbs/2_method/110_few_steps.ipynb #cfde1b05
+def test_the_values_of_the_embedded_model_are_those_that_were_chosen_in_the_record():
+    import pytest
+
+    path = Path(tav_nb.__file__).parents[1] / "benchmarks/results/few_steps.json"
+    if not path.exists():
+        pytest.skip("python benchmarks/few_steps.py makes the record")
+    record = json.loads(path.read_text())
+    names = dict(scale="guidance_scale", min_sigma="guidance_min_sigma", temporal="temporal_guidance", steps="steps")
+    recommended = {names[name]: value for name, value in record["shipped"].items()}
+    measured = {
+        quality: {names[name]: value for name, value in values.items()} for quality, values in record["presets"].items()
+    }
+    table = {quality: recommended | values for quality, values in EMBEDDED_QUALITIES.items()}
+    assert table == measured, f"EMBEDDED_QUALITIES has {table}, the record {measured}"
+    metadata = embedded_pipeline().unet.temporal_config
+    assert {name: metadata[name] for name in recommended} == recommended, "the record is of another adapter"
+
+
 # %% ../nbs/2_method/110_few_steps.ipynb #be32d15a
 def test_good_is_what_generate_does_without_a_quality_and_other_qualities_are_what_they_stand_for():
     pipe, prompts = embedded_pipeline(), {0: "a girl in a blue dress"}
