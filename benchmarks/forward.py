@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import UNet2DConditionModel
+from peers import motion_model
 from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 from train_memory import TOY
@@ -69,18 +70,6 @@ def measure(call, device, calls):
     )
 
 
-def animatediff(unet, config):
-    "AnimateDiff-SDXL's modules in the same weights"
-    adapter = MotionAdapter(
-        block_out_channels=config["block_out_channels"],
-        motion_layers_per_block=config["layers_per_block"],
-        motion_num_attention_heads=8,
-        motion_norm_num_groups=config.get("norm_num_groups", 32),
-        use_motion_mid_block=False,
-    )
-    return UNetMotionModel.from_unet2d(unet, adapter)
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/forward.json"))
@@ -134,7 +123,7 @@ def main():
     with torch.device(device):
         stock = UNet2DConditionModel(**config).to(dtype).eval()
     del unet
-    motion = animatediff(stock, config).to(device, dtype).eval()
+    motion = motion_model(stock, use_mid_block=False).to(device, dtype).eval()
     del stock
     sample = call[0].unflatten(0, (args.clips, args.frames)).transpose(1, 2).contiguous()
     added = {name: value[:: args.frames] for name, value in added.items()}
