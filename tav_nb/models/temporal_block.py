@@ -35,7 +35,7 @@ class TemporalConvolution(nn.Module):
         Up to two tensors of the same shape are `added` to the output
         """
         f, radius = tokens.shape[1], self.size // 2
-        if windows is None and tokens.is_cuda and triton and not torch.compiler.is_compiling():
+        if windows is None and triton and tokens.device.type in ("cuda", "meta") and not torch.compiler.is_compiling():
             return TemporalConvFunction.apply(tokens, self.weight, *added)  # the same in one kernel
         if windows is None:
             weight = self.weight.to(tokens.dtype)

@@ -92,7 +92,8 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, flip: bool, added: Sequence[
     grid = triton.cdiv(size, BLOCK_SIZE), b
     first, second = [*added, x, x][:2]  # those beyond `added` are not read
     options = dict(channels=c, radius=len(weight) // 2, flip=flip, added=len(added), block=BLOCK_SIZE)
-    temporal_conv_kernel[grid](x, weight, first, second, out, f, size, **options)
+    if not x.is_meta:  # where memory is estimated without computing
+        temporal_conv_kernel[grid](x, weight, first, second, out, f, size, **options)
     return out
 
 
@@ -121,16 +122,8 @@ def weight_gradient(x: torch.Tensor, dout: torch.Tensor, weight: torch.Tensor) -
     (b, f, s, c), k = x.shape, len(weight)
     chunks = triton.cdiv(s, ROWS_PER_PROGRAM)
     partial = torch.empty(b * chunks, k, c, device=x.device, dtype=torch.float32)
-    temporal_conv_weight_kernel[(triton.cdiv(c, BLOCK_CHANNELS), chunks, b)](
-        x,
-        dout,
-        partial,
-        f,
-        s,
-        channels=c,
-        radius=k // 2,
-        rows_per_program=ROWS_PER_PROGRAM,
-        block_rows=BLOCK_ROWS,
-        block_channels=BLOCK_CHANNELS,
-    )
+    grid = triton.cdiv(c, BLOCK_CHANNELS), chunks, b
+    sizes = dict(rows_per_program=ROWS_PER_PROGRAM, block_rows=BLOCK_ROWS, block_channels=BLOCK_CHANNELS)
+    if not x.is_meta:
+        temporal_conv_weight_kernel[grid](x, dout, partial, f, s, channels=c, radius=k // 2, **sizes)
     return partial.sum(0).to(weight.dtype)
