@@ -222,7 +222,7 @@ for script in sys.argv[1:]:
 @pytest.mark.long
 def test_every_benchmark_answers_help():
     "In one process, for most of them load the same libraries"
-    helpers = {"bounds.py", "sdxl_config.py", "small_run.py", "toy_scores.py"}
+    helpers = {"bounds.py", "sdxl_config.py", "small_run.py", "peers.py", "toy_scores.py"}
     scripts = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if path.name not in helpers]
     pytest.importorskip("cv2")
     said = run(sys.executable, "-c", HELP, *map(str, scripts))
