@@ -9,7 +9,7 @@ Guidance is chosen on validation scenes, for each number of steps: the fewest UN
 quality is within one standard error of the best one. The report is on test scenes, with the chosen guidance and with
 the one that ships. The quality of a video is the share of its checks that are right, minus drift and jitter.
 `good` is what ships, `draft` the fewest UNet calls with four fifths of its quality, `best` the highest quality with
-20 steps or more if it differs from that of `good` by more than a standard error, else `good`.
+20 steps or more if it differs from that of `good` by more than two standard errors, else `good`.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def presets(rows, shipped):
         default=good,
     )
     best = max((row for row in rows if row["steps"] >= good["steps"]), key=lambda row: row["quality"])
-    if best["quality"] - good["quality"] <= np.hypot(best["error"], good["error"]):
+    if best["quality"] - good["quality"] <= 2 * np.hypot(best["error"], good["error"]):
         best = good
     return {
         name: dict(steps=row["steps"], **row["guidance"])

@@ -27,7 +27,7 @@ QUALITIES = dict(draft=dict(steps=10), good=dict(steps=20), best=dict(steps=30))
 EMBEDDED_QUALITIES = dict(
     draft=dict(steps=8, guidance_scale=2.5, guidance_min_sigma=0.5, temporal_guidance=0.0),
     good=dict(steps=20),
-    best=dict(steps=30),
+    best=dict(steps=20),
 )
 QUALITY_HELP = (
     "how good the video is, and how long it takes: sets steps and guidance unless they are given; "
