@@ -9,7 +9,6 @@ either is trained on. With `--base FOLDER` another tiny SDXL, such as the one of
 
 import argparse
 import gc
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -28,7 +27,7 @@ import torch
 from peers import FirstFrameUNet, MotionUNet, add_after_resnets, keep_every_second, move_behind_blocks
 from safetensors.torch import load_file, save_file
 from torch import nn
-from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
+from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet, tensors_hash
 
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
@@ -74,6 +73,8 @@ NARROW = dict(conv_size=3, attention_ratio=0.5, ff_ratio=2 / 3, start="spatial")
 ADAMW = dict(optimizer="adamw", lr=1e-3, other_lr=None)
 # the preset of `tav train` before Muon and the block
 FORMER = dict(ADAMW, num_heads=16, noise_strength=1.0, stratified_timesteps=False, temporal_difference_lags=(1,))
+# loss of the base alone at a sigma (benchmarks/levels.py), which balances the noise levels
+EXPECTED = "0.3:0.113,0.6:0.067,1:0.071,2:0.105,4:0.203,8:0.491,16:0.68,32:0.714"
 CHANGES = {  # of one thing in the block
     "random start": dict(start="random"),
     "no convolution": dict(conv_size=0),
@@ -104,6 +105,7 @@ CHANGES = {  # of one thing in the block
     "lags 1, 4, 8, 12": dict(temporal_difference_lags=(1, 4, 8, 12)),
     "timesteps not stratified": dict(stratified_timesteps=False),
     "even timesteps": dict(timesteps="even"),
+    "balanced noise levels": dict(expected_loss=EXPECTED),
     "behind the blocks": dict(variant="behind"),
     "every second block, feed-forward 3": dict(ff_ratio=3.0, variant="second"),
     "also at full resolution": dict(variant="resnets"),
@@ -132,6 +134,7 @@ ROWS = {
     "AnimateDiff's modules, strength 1, lag 1": dict(
         peer="animatediff", noise_strength=1.0, temporal_difference_lags=(1,)
     ),
+    "AnimateDiff's modules, balanced noise levels": dict(peer="animatediff", expected_loss=EXPECTED),
     "Text2Video-Zero's attention": dict(peer="first frame"),
 } | {f"block, {name}": BLOCK | change for name, change in CHANGES.items()}
 STRUCTURE = ("max_frames", "positions", "num_heads", "zero", "attention_ratio", "conv_size", "ff_ratio", "start")
@@ -293,14 +296,6 @@ def train(row, seed, updates, data, device, measure=False, compiled=False, base=
         record["weights"] = tensors_hash(parameters)
     pipe.unet.eval()
     return pipe, config, record
-
-
-def tensors_hash(tensors):
-    "The first 16 digits of SHA-256 of the bytes of tensors"
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def score(pipe, config, n, scenes_from, workers, steps=20, keep=None, guidance=GUIDANCE):
