@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention_kernel import short_attention
+from .norm_kernel import NormFunction, can_fuse_norm
 from .windowed_attention_kernel import can_fuse_windows, windowed_attention
 from .windows import Windows, blend_windows, slice_window
 from ..utils.errors import TavError
@@ -30,10 +31,27 @@ def sinusoidal_positions(
 
 # %% ../../nbs/2_method/01_attention.ipynb #e288e00a
 class LayerNorm(nn.LayerNorm):
-    "`nn.LayerNorm` in the dtype of its input, whatever dtype its parameters are kept in"
+    """`nn.LayerNorm` in the dtype of its input, whatever dtype its parameters are kept in
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+    With `positions` `[f, c]` or `with_input` the result of `x` `[b, f, s, c]` is a triple: the output, the same plus
+    positions (or None), and `x`, whose gradient is then added to that of the output in the same kernel. Without
+    `keep_output` the first may be None.
+    """
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        with_input: bool = False,
+        keep_output: bool = True,
+    ) -> torch.Tensor | tuple:
+        extras = with_input or positions is not None
+        if extras and can_fuse_norm(x, self.weight):
+            return NormFunction.apply(x, self.weight, self.bias, positions, self.eps, keep_output)
+        out = F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        if not extras:
+            return out
+        return out, None if positions is None else out + positions[:, None].to(out.dtype), x
 
 # %% ../../nbs/2_method/01_attention.ipynb #cc8418d3
 class Linear(nn.Linear):
@@ -153,9 +171,12 @@ class TemporalSelfAttention(nn.Module):
         q, k, v = (t.reshape(b, f, s * h, c // h) for t in qkv)  # b f s (h d) -> b f (s h) d
         return short_attention(q, k, v).reshape(b, f, s, c)  # b f (s h) d -> b f s (h d)
 
-    def attend_clip(self, tokens: torch.Tensor) -> torch.Tensor:
-        "Attention over all frames of normalized `tokens` `[b, f, s, c]`, with positions"
-        placed = tokens + self.positions(tokens.shape[1])[:, None].to(tokens.dtype)  # f 1 c
+    def add_positions(self, tokens: torch.Tensor) -> torch.Tensor:
+        "Normalized `tokens` `[b, f, s, c]` plus the positions of their frames"
+        return tokens + self.positions(tokens.shape[1])[:, None].to(tokens.dtype)  # f 1 c
+
+    def attend_clip(self, placed: torch.Tensor) -> torch.Tensor:
+        "Attention over all frames of normalized tokens with positions `[b, f, s, c]`"
         return self.attend(*self.project_qkv(placed))
 
     def attend_windows(self, windows: Windows, tokens: torch.Tensor) -> torch.Tensor:
@@ -165,7 +186,7 @@ class TemporalSelfAttention(nn.Module):
         if len(windows.starts) == 1:
 
             def attend_window(start):
-                return self.attend_clip(slice_window(tokens, start, windows.length, dim=1))
+                return self.attend_clip(self.add_positions(slice_window(tokens, start, windows.length, dim=1)))
 
             return blend_windows(attend_window, windows, dim=1)
         # b f s c and l c, three times each
@@ -185,14 +206,29 @@ class TemporalSelfAttention(nn.Module):
 
         With `windows` (chapter 29) frames attend only to frames of their windows, and a clip may have any length.
         """
-        return self.attention_residual(self.normalized_clips(x, num_frames, windows), windows)
+        tokens, placed, _ = self.normalized_clips(x, num_frames, windows, keep_tokens=False)
+        return self.attention_residual(tokens, placed, windows)
 
-    def normalized_clips(self, x: torch.Tensor, num_frames: int, windows: Windows | None = None) -> torch.Tensor:
-        "Normalized tokens `[b, f, s, c]` of `x` `[(b f), s, c]`; raises `TavError` unless these are whole clips"
+    def normalized_clips(
+        self, x: torch.Tensor, num_frames: int, windows: Windows | None = None, keep_tokens: bool = True
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """Normalized tokens `[b, f, s, c]` of `x` `[(b f), s, c]`, the same plus positions, and `x`, from where a skip
+        connection takes it. With `windows` the second is None, else without `keep_tokens` the first may be None.
+        Raises `TavError` unless `x` are whole clips
+        """
         check_num_frames(len(x), num_frames, num_frames if windows else self.max_frames)
-        return self.norm(x).unflatten(0, (-1, num_frames))
+        clips = x.unflatten(0, (-1, num_frames))
+        if windows is not None or type(self.norm) is not LayerNorm:  # such as a layer of another library
+            tokens = self.norm(x).view_as(clips)
+            return tokens, None if windows is not None else self.add_positions(tokens), x
+        tokens, placed, clips = self.norm(clips, positions=self.positions(num_frames), keep_output=keep_tokens)
+        return tokens, placed, clips.flatten(0, 1)
 
-    def attention_residual(self, tokens: torch.Tensor, windows: Windows | None = None) -> torch.Tensor:
-        "`gate * proj(attention over f)` of normalized tokens `[b, f, s, c]`: `[(b f), s, c]`"
-        attn_output = self.attend_clip(tokens) if windows is None else self.attend_windows(windows, tokens)
+    def attention_residual(
+        self, tokens: torch.Tensor | None, placed: torch.Tensor | None, windows: Windows | None = None
+    ) -> torch.Tensor:
+        """`gate * proj(attention over f)` of normalized tokens `[b, f, s, c]` with positions; in windows of `tokens`
+        without: `[(b f), s, c]`
+        """
+        attn_output = self.attend_clip(placed) if windows is None else self.attend_windows(windows, tokens)
         return self.project_out(attn_output.flatten(0, 1))

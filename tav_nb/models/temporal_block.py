@@ -62,9 +62,13 @@ class TemporalFeedForward(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        "Tokens `[..., c]` in, the same shape out"
-        return self.proj_out(geglu(self.proj_in(self.norm(x))))
+    def forward(self, x: torch.Tensor, add_input: bool = False) -> torch.Tensor:
+        "Tokens `[..., s, c]` in, the same shape out; with `add_input` the sum of both"
+        if not add_input or type(self.norm) is not LayerNorm:  # such as a layer of another library
+            out = self.proj_out(geglu(self.proj_in(self.norm(x))))
+            return x + out if add_input else out
+        tokens, _, x = self.norm(x, with_input=True)
+        return x + self.proj_out(geglu(self.proj_in(tokens)))
 
 # %% ../../nbs/2_method/100_temporal_block.ipynb #95541dbb
 class TemporalBlock(TemporalSelfAttention):
@@ -88,15 +92,15 @@ class TemporalBlock(TemporalSelfAttention):
         """The residual for the tokens `x` `[(b f), s, c]`, of the same shape; with `add_input` the sum of both, which
         is computed in fewer steps
         """
-        tokens = self.normalized_clips(x, num_frames, windows)
-        hidden, added = self.attention_residual(tokens, windows), [x] if add_input else []
+        tokens, placed, x = self.normalized_clips(x, num_frames, windows, keep_tokens=self.conv is not None)
+        hidden, added = self.attention_residual(tokens, placed, windows), [x] if add_input else []
         if self.conv:
             hidden = self.conv(tokens, windows, *[t.view_as(tokens) for t in (hidden, *added)]).flatten(0, 1)
         elif add_input:
             hidden = x + hidden
         if not self.feed_forward:
             return hidden
-        return hidden + self.feed_forward(hidden if add_input else x + hidden)
+        return self.feed_forward(hidden, add_input=True) if add_input else hidden + self.feed_forward(x + hidden)
 
 
 def make_temporal_layer(
