@@ -59,6 +59,36 @@ print("equal")
         assert done.stdout == "equal\n", done.stderr
 
 
+# %% ../nbs/internals/112_norm_kernel.ipynb #b138fc12
+@pytest.mark.long
+def test_a_block_with_the_kernels_is_the_block_without_closed_to_the_last_bit():
+    PROOF = """
+import torch
+from tav_nb.models import temporal_attention
+from tav_nb.models.temporal_block import TemporalBlock
+def run(block, x, fuse):
+    temporal_attention.can_fuse_norm = lambda *_: fuse
+    inputs = x.detach().requires_grad_(), *block.parameters()
+    out = block(inputs[0], 3, add_input=True)
+    return [out, *torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)]
+x = torch.randn(6, 5, 16)
+for sizes in (dict(conv_size=3, ff_ratio=1.0), dict(ff_ratio=1.0), dict(conv_size=3, positions="learned"), {}):
+    torch.manual_seed(0)
+    block = TemporalBlock(16, 4, inner_dim=8, **sizes)
+    assert torch.equal(run(block, x, True)[0], x)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for one, other in zip(run(block, x, True), run(block, x, False)):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+print("equal")
+"""
+    if find_spec("triton"):
+        done = subprocess.run(
+            [sys.executable, "-c", PROOF], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET="1")
+        )
+        assert done.stdout == "equal\n", done.stderr
+
+
 # %% ../nbs/internals/112_norm_kernel.ipynb #26696c18
 def test_the_kernels_of_the_norm_compile_for_an_a100_and_an_h100_and_move_16_bytes_at_a_time():
     if find_spec("triton"):
