@@ -311,6 +311,14 @@ def score(pipe, config, n, scenes_from, workers, steps=20, keep=None, guidance=G
     return mean_scores(scenes, readings) | dict(moving_camera=mean_scores(*zip(*moving)) if moving else None)
 
 
+def take_gpu(counter):
+    "Each process of the pool computes on the next GPU, in turn"
+    if torch.cuda.is_available():
+        with counter.get_lock():
+            torch.cuda.set_device(counter.value % torch.cuda.device_count())
+            counter.value += 1
+
+
 def run_row(job):
     "One row and seed, in a process of its own"
     row, seed, args, path = job
@@ -357,7 +365,7 @@ def main():
     parser.add_argument("--videos", type=int, default=256)
     parser.add_argument("--guidance", type=numbers, nargs="*", default=[astuple(GUIDANCE)], help="scale,sigma,temporal")
     parser.add_argument("--scenes", choices=SCENES, default="validation")
-    parser.add_argument("--parallel", type=int, default=4, help="trainings side by side")
+    parser.add_argument("--parallel", type=int, default=4, help="trainings side by side, on all GPUs in turn")
     parser.add_argument("--readers", type=int, default=4, help="processes that read the videos of one training")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw the clips")
     parser.add_argument("--sheets", type=Path, help="folder for images of some frames of each row")
@@ -386,7 +394,8 @@ def main():
         else:
             results, jobs = {}, [(row, seed, args, path) for seed in args.seeds for row in args.rows]
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(args.parallel, mp_context=context) as pool:
+            gpu = take_gpu, (context.Value("i", 0),)
+            with ProcessPoolExecutor(args.parallel, context, *gpu) as pool:
                 for done in as_completed([pool.submit(run_row, job) for job in jobs]):
                     row, seed, record = done.result()
                     results.setdefault(row, {})[str(seed)] = record
