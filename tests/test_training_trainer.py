@@ -464,7 +464,8 @@ def test_accumulating_four_times_one_clip_equals_a_batch_of_four():
 def test_with_muon_updates_of_four_micro_steps_of_one_clip_equal_updates_of_a_batch_of_four():
     def three_updates(**changes):
         "Weights of three updates of four clips each, and what they were before"
-        config = replace(BLOCK_CONFIG, max_norm=1e9, position_offsets=False, **changes)
+        loss = dict(stratified_timesteps=True, temporal_difference_lags=(1, 2))
+        config = replace(BLOCK_CONFIG, max_norm=1e9, position_offsets=False, **loss, **changes)
         train_state = small_train_state(config)
         start = [p.detach().clone() for p in train_state.parameters]
         batches = micro_batches(Numbered(config.batch_size), 0, 3 * config.accumulation)
