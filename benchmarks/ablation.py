@@ -47,6 +47,7 @@ from tav_nb.toy.training_data import (
 )
 from tav_nb.training.batch_losses import clip_generator, make_noisy_batch, per_clip_loss, timestep_tables
 from tav_nb.training.config import TrainConfig
+from tav_nb.training.config_io import FIELD_TYPES, check_option, parse_option
 from tav_nb.training.cuda_graphs import CudaGraphRunner
 from tav_nb.training.ema import ExponentialMovingAverage
 from tav_nb.training.losses import lr_factor, parameter_groups
@@ -188,9 +189,9 @@ def count(unet, parameters, device):
     return dict(parameters=sum(p.numel() for p in parameters), gflops=flops[0] / 1e9, gflops_base=flops[1] / 1e9)
 
 
-def build(row, seed, device, base=None):
+def build(row, seed, device, base=None, changes=()):
     "`(pipe, config, parameters, optimizer, counts)` of a row"
-    settings = RECIPE | ROWS[row]
+    settings = RECIPE | dict(changes) | ROWS[row]
     peer, variant = settings.pop("peer", None), settings.pop("variant", None)
     config = TrainConfig(max_frames=24, seed=seed, **settings)
     pipe = load_pipeline(base)
@@ -239,9 +240,9 @@ def compile_parts(unet):
             module.compile(dynamic=False)
 
 
-def train(row, seed, updates, data, device, measure=False, compiled=False, base=None):
+def train(row, seed, updates, data, device, measure=False, compiled=False, base=None, changes=()):
     "Train a row; returns `(pipe, config, record)`"
-    pipe, config, parameters, optimizer, record = build(row, seed, device, base)
+    pipe, config, parameters, optimizer, record = build(row, seed, device, base, changes)
     if not parameters:
         return pipe, config, record
     if compiled:
@@ -326,7 +327,8 @@ def run_row(job):
     torch.set_num_threads(1)
     data = {name: value.to(device) for name, value in load_file(path).items()}
     try:
-        pipe, config, record = train(row, seed, args.updates, data, device, compiled=args.compile, base=args.base)
+        options = dict(compiled=args.compile, base=args.base, changes=args.set)
+        pipe, config, record = train(row, seed, args.updates, data, device, **options)
         name, steps = re.sub(r"[^a-z0-9]+", "-", row.lower()), 2 if args.toy else 20
         if args.weights and (parameters := [p for p in pipe.unet.parameters() if p.requires_grad]):
             args.weights.mkdir(parents=True, exist_ok=True)
@@ -348,6 +350,14 @@ def run_row(job):
     return row, seed, record
 
 
+def setting(text):
+    "`(name, value)` of `NAME=VALUE`, a setting of `tav train`"
+    name, _, value = text.partition("=")
+    if name not in FIELD_TYPES:
+        raise argparse.ArgumentTypeError(f"{name}: no setting of a training has this name")
+    return name, check_option(name, parse_option(name, value))
+
+
 def numbers(text):
     return tuple(float(part) for part in text.split(","))
 
@@ -356,6 +366,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.json"))
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--set", type=setting, nargs="*", default=[], help="NAME=VALUE instead of the recipe's")
     parser.add_argument("--updates", type=int, default=1200)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--clips", type=int, default=3000)
@@ -388,7 +399,8 @@ def main():
         if args.time:
             data, results = {name: value.to(device) for name, value in load_file(path).items()}, {}
             for row in args.rows:
-                record = train(row, 0, 2 if args.toy else 100, data, device, True, args.compile, args.base)[2]
+                count = 2 if args.toy else 100
+                record = train(row, 0, count, data, device, True, args.compile, args.base, args.set)[2]
                 results[row] = dict(time=record)
                 print(row, record, flush=True)
         else:
@@ -406,9 +418,8 @@ def main():
 def write(args, device, rows):
     names = "updates", "clips", "pans", "videos", "scenes", "parallel", "compile", "base"
     settings = {name: getattr(args, name) for name in names}
-    base = tensors_hash(load_pipeline(args.base).unet.parameters())
-    where = environment(device)
-    write_result(args.out, command=" ".join(sys.argv), **settings, **where, base_weights=base, recipe=RECIPE, rows=rows)
+    values = dict(base_weights=tensors_hash(load_pipeline(args.base).unet.parameters()), recipe=RECIPE | dict(args.set))
+    write_result(args.out, command=" ".join(sys.argv), **settings, **environment(device), **values, rows=rows)
 
 
 if __name__ == "__main__":
