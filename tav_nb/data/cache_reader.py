@@ -89,7 +89,7 @@ def check_arrays(arrays: dict) -> str:
     finite: see `check_finite_arrays`
     """
     several = "latents" in arrays and "text_embeds" in arrays and arrays["text_embeds"].ndim == 3
-    for name in arrays.keys() & SHAPES_OF.keys():
+    for name in [name for name in SHAPES_OF if name in arrays]:
         kinds, axes = SHAPES_OF[name]
         axes += several and name in CLIP_ARRAYS[1:3]
         if arrays[name].dtype.kind not in kinds or arrays[name].ndim != axes:
