@@ -170,7 +170,7 @@ def json_type(value: Any) -> str:
 def check_signature(config: dict, cls: type, path: Path) -> None:
     "Raises `ModelError` for a value of a type that the parameter of `cls` with its name does not take"
     hints = get_type_hints(cls.__init__)
-    for name in config.keys() & inspect.signature(cls.__init__).parameters.keys():
+    for name in [name for name in inspect.signature(cls.__init__).parameters if name in config]:
         kinds, layer = accepted_json_types(hints.get(name)), [config[name]]
         while kinds and layer:
             if any(json_type(value) not in kinds for value in layer):
