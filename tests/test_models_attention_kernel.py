@@ -14,6 +14,7 @@ from tav_nb.models.attention_kernel import (
     MAX_SEQUENCES,
     backward_kernel,
     forward_kernel,
+    packed_attention,
     short_attention,
     triton,
 )
@@ -32,7 +33,7 @@ def test_more_sequences_than_one_launch_takes_give_the_same():
 def test_the_kernel_is_the_library_s_attention_forwards_and_backwards():
     PROOF = """
 import torch, torch.nn.functional as F
-from tav_nb.models.attention_kernel import ShortAttention
+from tav_nb.models.attention_kernel import PackedAttention, ShortAttention
 for f, d, n in ((1, 8, 3), (2, 40, 7), (8, 64, 1), (8, 64, 50), (12, 40, 11), (24, 32, 9), (33, 16, 2), (64, 8, 3)):
     torch.manual_seed(f)
     q, k, v = torch.randn(3, 2, f, n, d).requires_grad_()
@@ -42,6 +43,14 @@ for f, d, n in ((1, 8, 3), (2, 40, 7), (8, 64, 1), (8, 64, 50), (12, 40, 11), (2
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     for a, b in zip(torch.autograd.grad(found, (q, k, v), above), torch.autograd.grad(wanted, (q, k, v), above)):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+for h in (1, 2):
+    for f, d, s in ((1, 8, 3), (2, 40, 7), (8, 64, 5), (24, 32, 9)):
+        torch.manual_seed(f)
+        qkv, above = torch.randn(2, f, s, 3 * h * d).requires_grad_(), torch.randn(2, f, s, h * d)
+        parts = [t.unflatten(-1, (h, d)).flatten(2, 3) for t in qkv.chunk(3, dim=-1)]  # b f (s h) d
+        found, wanted = PackedAttention.apply(qkv, h), ShortAttention.apply(*parts).reshape(2, f, s, h * d)
+        assert torch.equal(found, wanted)
+        assert torch.equal(*[torch.autograd.grad(out, qkv, above)[0] for out in (found, wanted)])
 (slope,) = torch.autograd.grad(ShortAttention.apply(q, k, v).square().sum(), q, create_graph=True)
 try: slope.sum().backward(), print("a gradient of the gradient was made up")
 except RuntimeError as error: assert "once_differentiable" in str(error), error
@@ -60,8 +69,12 @@ def test_the_kernels_compile_for_an_a100_and_an_h100():
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        sizes = dict(frames=8, dim=64, padded_dim=64, block=BLOCK_M)
-        for kernel, tensors in ((forward_kernel, 4), (backward_kernel, 7)):
+        for kernel, tensors, packed_heads in (
+            (forward_kernel, 4, 0),
+            (backward_kernel, 7, 0),
+            (backward_kernel, 7, 10),
+        ):
+            sizes = dict(frames=8, dim=64, padded_dim=64, block=BLOCK_M, packed_heads=packed_heads)
             kinds = [*["*fp16"] * tensors, "i32", "fp32", *["constexpr"] * len(sizes)]
             source = ASTSource(
                 kernel,
@@ -94,3 +107,8 @@ def test_on_a_gpu_the_kernel_is_as_exact_as_the_library_s():
             errors.append([out.detach(), *torch.autograd.grad(out, (q, k, v), above)])
         for ours, theirs, exact in zip(*errors):
             assert far(ours, exact) < 2 * far(theirs, exact) + torch.finfo(kind).eps, kind
+    qkv = torch.randn(2, 8, 90, 3 * 640, device="cuda", dtype=torch.half, requires_grad=True)
+    parts = [t.reshape(2, 8, 900, 64) for t in qkv.chunk(3, dim=-1)]
+    outputs = packed_attention(qkv, 10), short_attention(*parts).reshape(2, 8, 90, 640)
+    assert torch.equal(*outputs)
+    assert torch.equal(*[torch.autograd.grad(out.float().square().sum(), qkv)[0] for out in outputs])

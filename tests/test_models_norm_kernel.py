@@ -67,7 +67,7 @@ import torch
 from tav_nb.models import temporal_attention
 from tav_nb.models.temporal_block import TemporalBlock
 def run(block, x, fuse):
-    temporal_attention.can_fuse_norm = lambda *_: fuse
+    temporal_attention.can_fuse_norm = temporal_attention.can_pack = lambda *_: fuse
     inputs = x.detach().requires_grad_(), *block.parameters()
     out = block(inputs[0], 3, add_input=True)
     return [out, *torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)]

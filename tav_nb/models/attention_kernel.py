@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLOCK_M', 'jit', 'MAX_SEQUENCES', 'block_offsets', 'softmax_weights', 'forward_kernel', 'backward_kernel', 'launch',
-           'ShortAttention', 'short_attention']
+           'ShortAttention', 'PackedAttention', 'short_attention', 'can_pack', 'packed_attention']
 
 # %% ../../nbs/internals/34_kernel.ipynb #689cd973
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -26,13 +26,26 @@ jit = triton.jit if triton else lambda function: function
 
 
 @jit
-def block_offsets(rows, frames: tl.constexpr, dim: tl.constexpr, padded_dim: tl.constexpr, block: tl.constexpr):
-    "Of each token of a block: its sequence, the offsets of its channels, and masks of tokens and channels that exist"
+def block_offsets(
+    rows,
+    frames: tl.constexpr,
+    dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    block: tl.constexpr,
+    packed_heads: tl.constexpr,
+):
+    """Of each token of a block: its sequence, the offsets of its channels, those in queries, keys or values, and
+    masks of tokens and channels that exist
+    """
     m, d = tl.arange(0, block), tl.arange(0, padded_dim)
     row = tl.program_id(0) * (block // frames) + m // frames
     mask = (m < block // frames * frames) & (row < rows)
     token = (tl.program_id(1) * frames + m % frames).to(tl.int64) * rows + row  # b f n
-    return row, token[:, None] * dim + d[None, :], mask, mask[:, None] & (d[None, :] < dim)
+    offsets = token[:, None] * dim + d[None, :]
+    inputs = offsets
+    if packed_heads > 0:  # three tensors of this many heads lie side by side in a row
+        inputs += (token // packed_heads * (2 * packed_heads * dim))[:, None]
+    return row, offsets, inputs, mask, mask[:, None] & (d[None, :] < dim)
 
 # %% ../../nbs/internals/34_kernel.ipynb #0c93f8b4
 @jit
@@ -46,13 +59,23 @@ def softmax_weights(q, k, row, mask, scale):
 
 @jit
 def forward_kernel(
-    q, k, v, out, rows, scale, frames: tl.constexpr, dim: tl.constexpr, padded_dim: tl.constexpr, block: tl.constexpr
+    q,
+    k,
+    v,
+    out,
+    rows,
+    scale,
+    frames: tl.constexpr,
+    dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    block: tl.constexpr,
+    packed_heads: tl.constexpr,
 ):
-    row, offsets, mask, channel_mask = block_offsets(rows, frames, dim, padded_dim, block)
+    row, offsets, inputs, mask, channel_mask = block_offsets(rows, frames, dim, padded_dim, block, packed_heads)
     q, k, v = (
-        tl.load(q + offsets, channel_mask, 0.0),
-        tl.load(k + offsets, channel_mask, 0.0),
-        tl.load(v + offsets, channel_mask, 0.0),
+        tl.load(q + inputs, channel_mask, 0.0),
+        tl.load(k + inputs, channel_mask, 0.0),
+        tl.load(v + inputs, channel_mask, 0.0),
     )
     weights = softmax_weights(q, k, row, mask, scale)
     tl.store(
@@ -75,30 +98,34 @@ def backward_kernel(
     dim: tl.constexpr,
     padded_dim: tl.constexpr,
     block: tl.constexpr,
+    packed_heads: tl.constexpr,
 ):
-    row, offsets, mask, channel_mask = block_offsets(rows, frames, dim, padded_dim, block)
+    row, offsets, inputs, mask, channel_mask = block_offsets(rows, frames, dim, padded_dim, block, packed_heads)
     q, k, v, dout = (
-        tl.load(q + offsets, channel_mask, 0.0),
-        tl.load(k + offsets, channel_mask, 0.0),
-        tl.load(v + offsets, channel_mask, 0.0),
+        tl.load(q + inputs, channel_mask, 0.0),
+        tl.load(k + inputs, channel_mask, 0.0),
+        tl.load(v + inputs, channel_mask, 0.0),
         tl.load(dout + offsets, channel_mask, 0.0),
     )
     weights = softmax_weights(q, k, row, mask, scale)
     dweights = tl.dot(dout, tl.trans(v), input_precision="ieee")
     dscores = (weights * (dweights - tl.sum(weights * dweights, 1)[:, None]) * scale).to(q.dtype)
     tl.store(
-        dv + offsets,
+        dv + inputs,
         tl.dot(tl.trans(weights.to(dout.dtype)), dout, input_precision="ieee").to(dq.dtype.element_ty),
         channel_mask,
     )
-    tl.store(dq + offsets, tl.dot(dscores, k, input_precision="ieee").to(dq.dtype.element_ty), channel_mask)
-    tl.store(dk + offsets, tl.dot(tl.trans(dscores), q, input_precision="ieee").to(dq.dtype.element_ty), channel_mask)
+    tl.store(dq + inputs, tl.dot(dscores, k, input_precision="ieee").to(dq.dtype.element_ty), channel_mask)
+    tl.store(dk + inputs, tl.dot(tl.trans(dscores), q, input_precision="ieee").to(dq.dtype.element_ty), channel_mask)
 
 # %% ../../nbs/internals/34_kernel.ipynb #ddb589c6
-def launch(kernel: Callable, *tensors: torch.Tensor) -> None:
-    "Run a kernel with one program for each block of sequences of each clip"
-    b, f, n, d = tensors[0].shape
+def launch(kernel: Callable, shape: Sequence[int], *tensors: torch.Tensor, packed_heads: int = 0) -> None:
+    """Run a kernel with one program for each block of sequences of each clip. `shape` is `b f n d`; with `packed_heads`
+    queries, keys and values are views of one tensor `b f s (3 h d)`
+    """
+    b, f, n, d = shape
     sizes = dict(frames=f, dim=d, padded_dim=max(16, triton.next_power_of_2(d)), block=BLOCK_M)
+    sizes |= dict(packed_heads=packed_heads)
     kernel[(triton.cdiv(n, BLOCK_M // f), b)](*tensors, n, d**-0.5, **sizes)
 
 
@@ -110,7 +137,7 @@ class ShortAttention(torch.autograd.Function):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         context.save_for_backward(q, k, v)
         out = torch.empty_like(q)
-        launch(forward_kernel, q, k, v, out)
+        launch(forward_kernel, q.shape, q, k, v, out)
         return out
 
     @staticmethod
@@ -118,8 +145,32 @@ class ShortAttention(torch.autograd.Function):
     def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, k, v = context.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
-        launch(backward_kernel, q, k, v, dout.contiguous(), dq, dk, dv)
+        launch(backward_kernel, q.shape, q, k, v, dout.contiguous(), dq, dk, dv)
         return dq, dk, dv
+
+
+class PackedAttention(torch.autograd.Function):
+    """The same for queries, keys and values side by side, `b f s (3 h d)`, as one linear layer gives them; so is their
+    gradient, and the layer has one multiplication for all three, forwards and backwards
+    """
+
+    @staticmethod
+    def forward(context, qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+        (b, f, s, c), qkv = qkv.shape, qkv.contiguous()
+        context.save_for_backward(qkv)
+        context.num_heads, context.sizes = num_heads, (b, f, s * num_heads, c // 3 // num_heads)
+        out = qkv.new_empty(b, f, s, c // 3)
+        launch(forward_kernel, context.sizes, *qkv.chunk(3, dim=-1), out, packed_heads=num_heads)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (qkv,) = context.saved_tensors
+        dqkv = torch.empty_like(qkv)
+        tensors = *qkv.chunk(3, dim=-1), dout.contiguous(), *dqkv.chunk(3, dim=-1)
+        launch(backward_kernel, context.sizes, *tensors, packed_heads=context.num_heads)
+        return dqkv, None
 
 # %% ../../nbs/internals/34_kernel.ipynb #14c80404
 MAX_SEQUENCES = 65_535  # CUDA's attention kernels take no more sequences in one launch
@@ -137,3 +188,16 @@ def short_attention(
     rows = [x.transpose(1, 2).split(MAX_SEQUENCES, dim=1) for x in (q, k, v)]  # b f n d -> b n f d
     pieces = [F.scaled_dot_product_attention(*piece) for piece in zip(*rows)]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)).transpose(1, 2)
+
+
+def can_pack(tokens: torch.Tensor) -> bool:
+    "Whether `packed_attention` takes queries, keys and values of `tokens` `[b, f, s, c]`; `torch.compile` fuses itself"
+    return bool(tokens.is_cuda and triton and tokens.shape[1] <= BLOCK_M and not torch.compiler.is_compiling())
+
+
+def packed_attention(
+    qkv: torch.Tensor,  # [b, f, s, 3 c]: queries, keys and values side by side
+    num_heads: int,
+) -> torch.Tensor:
+    "Attention over the frames on a GPU: `[b, f, s, c]`"
+    return PackedAttention.apply(qkv, num_heads)

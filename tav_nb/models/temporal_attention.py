@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention_kernel import short_attention
+from .attention_kernel import can_pack, packed_attention, short_attention
 from .norm_kernel import NormFunction, can_fuse_norm
 from .windowed_attention_kernel import can_fuse_windows, windowed_attention
 from .windows import Windows, blend_windows, slice_window
@@ -177,6 +177,8 @@ class TemporalSelfAttention(nn.Module):
 
     def attend_clip(self, placed: torch.Tensor) -> torch.Tensor:
         "Attention over all frames of normalized tokens with positions `[b, f, s, c]`"
+        if can_pack(placed):
+            return packed_attention(self.to_qkv(placed), self.num_heads)
         return self.attend(*self.project_qkv(placed))
 
     def attend_windows(self, windows: Windows, tokens: torch.Tensor) -> torch.Tensor:
