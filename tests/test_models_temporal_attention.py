@@ -36,7 +36,7 @@ def one_by_one(layer, x, num_frames):
 
 
 # %% ../nbs/2_method/01_attention.ipynb #6af1e86d
-def test_sinusoidal_positions_have_unit_scale_and_differ_between_every_two_frames():
+def test_sinusoidal_positions_have_a_mean_square_of_one_half_and_differ_between_every_two_frames():
     table = sinusoidal_positions(24, 64)
     torch.testing.assert_close(table.square().mean(dim=1), torch.full((24,), 0.5))
     apart = torch.cdist(table, table) + 99 * torch.eye(24)

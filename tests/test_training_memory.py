@@ -295,3 +295,24 @@ def test_sdxl_is_estimated_at_no_more_than_12_2_gib_with_muon_and_fits_below_18_
         ):
             need = estimate_training_memory(replace(usual, **changes), frames, side, side)
             assert need.total < most * 2**30 < usable_bytes(18.5 * 2**30), (changes, str(need))
+
+
+# %% ../nbs/5_training/12_a100.ipynb #c464eb02
+@pytest.mark.slow
+def test_the_figures_in_the_comments_of_the_presets_for_20_gb_are_the_estimates():
+    import re
+
+    from tav_nb.training.config_io import PRESET_FOLDER, read_config
+
+    for path in sorted(PRESET_FOLDER.glob("a100-20gb-*.toml")):
+        config = replace(read_config(path.stem), model="")
+
+        def rounded_gib(config, **changes):
+            with as_if(SDXL):
+                need = estimate_training_memory(replace(config, **changes), 8, config.resolution, config.resolution)
+            return f"{need.total / 2**30:.0f}"
+
+        text = path.read_text()
+        assert re.search(r"without it, (\d+) GiB", text)[1] == rounded_gib(config, gradient_checkpointing="none"), path
+        if said := re.search(r"(\d+) GiB instead of (\d+)", text):
+            assert said.groups() == (rounded_gib(config), rounded_gib(config, offload_optimizer=False)), path

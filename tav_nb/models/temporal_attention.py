@@ -23,8 +23,8 @@ def sinusoidal_positions(
     max_frames: int,  # how many frames get a position
     dim: int,  # width of a position, even
 ) -> torch.Tensor:
-    """Positions `[max_frames, dim]` of unit scale: sines and cosines of the frame number (Vaswani et al. 2017, section
-    3.5)
+    """Positions `[max_frames, dim]` with a mean square of 0.5: sines and cosines of the frame number (Vaswani et al.
+    2017, section 3.5)
     """
     angles = torch.arange(max_frames)[:, None] * torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # f (c/2) 2 -> f c
@@ -117,7 +117,7 @@ class TemporalSelfAttention(nn.Module):
     - `dim`: channels `c` of a token
     - `inner_dim`: channels of queries, keys and values, which `num_heads` must divide; None is `dim`
     - `max_frames`: the longest clip it has positions for
-    - `positions`: "sinusoidal", fixed and of unit scale, or "learned", a table that starts at 0.02
+    - `positions`: "sinusoidal", fixed and with a mean square of 0.5, or "learned", a table that starts at 0.02
     - `zero`: what starts at zero, "proj" or "gate". Exactly one of the two: with both, no gradient is ever nonzero
     """
 
