@@ -72,15 +72,16 @@ def test_a_wipe_has_the_left_of_one_and_the_right_of_the_other():
 # %% ../nbs/3_does_it_move/28_views.ipynb #1e385bd4
 def test_the_weights_times_the_values_are_what_the_layer_gives():
     torch.manual_seed(0)
-    layer, x = TemporalSelfAttention(24, num_heads=4), torch.randn(2 * 5, 3, 24)
-    torch.nn.init.normal_(layer.proj.weight)
-    weights = attention_weights(layer, x, 5)
-    assert weights.shape == (2, 3, 4, 5, 5)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 5))
-    tokens = layer.norm(x).reshape(2, 5, 3, 24) + layer.pos_emb[:5, None]
-    values = layer.to_qkv(tokens, parts=3)[2].unflatten(-1, (4, 6)).permute(0, 2, 3, 1, 4)  # b s h f d
-    out = (weights @ values).permute(0, 3, 1, 2, 4).reshape(10, 3, 24)
-    torch.testing.assert_close(layer.proj(out, gate=layer.gate), layer(x, 5), atol=1e-5, rtol=1e-4)
+    for inner_dim in (24, 8):
+        layer, x = TemporalSelfAttention(24, num_heads=4, inner_dim=inner_dim), torch.randn(2 * 5, 3, 24)
+        torch.nn.init.normal_(layer.proj.weight)
+        weights = attention_weights(layer, x, 5)
+        assert weights.shape == (2, 3, 4, 5, 5)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 4, 5))
+        tokens = layer.norm(x).reshape(2, 5, 3, 24) + layer.pos_emb[:5, None]
+        values = layer.to_qkv(tokens, parts=3)[2].unflatten(-1, (4, -1)).permute(0, 2, 3, 1, 4)  # b s h f d
+        out = (weights @ values).permute(0, 3, 1, 2, 4).reshape(10, 3, inner_dim)
+        torch.testing.assert_close(layer.proj(out, gate=layer.gate), layer(x, 5), atol=1e-5, rtol=1e-4)
 
 
 # %% ../nbs/3_does_it_move/28_views.ipynb #8ba42c31

@@ -191,13 +191,13 @@ def attention_weights(
     """softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several
     windows the weighted sum.
     """
-    (_, s, c), f, h = x.shape, num_frames, layer.num_heads
-    tokens = layer.norm(x).reshape(-1, f, s, c)  # b f s c
+    s, f, h = x.shape[1], num_frames, layer.num_heads
+    tokens = layer.norm(x).unflatten(0, (-1, f))  # b f s c
 
     def weights(part):
         q, k, _ = layer.project_qkv(part + layer.positions(part.shape[1])[:, None].to(x.dtype))
-        q, k = (t.float().unflatten(-1, (h, c // h)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
-        return (q @ k.mT * (c // h) ** -0.5).softmax(-1)
+        q, k = (t.float().unflatten(-1, (h, -1)).permute(0, 2, 3, 1, 4) for t in (q, k))  # b f s (h d) -> b s h f d
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
 
     if windows is None:
         return weights(tokens)
