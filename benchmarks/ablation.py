@@ -27,9 +27,9 @@ import torch
 from peers import FirstFrameUNet, MotionUNet, add_after_resnets, keep_every_second, move_behind_blocks
 from safetensors.torch import load_file, save_file
 from torch import nn
-from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet, tensors_hash
+from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
-from tav_nb.models.base import load_pipeline
+from tav_nb.models.base import load_pipeline, tensors_hash
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.toy.reader import read_scene

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from toy_scores import tensors_hash
 
-from tav_nb.models.base import load_pipeline
+from tav_nb.models.base import load_pipeline, tensors_hash
 from tav_nb.toy.tiny_model import save_tiny
 from tav_nb.toy.tiny_sdxl import environment, fast_kernels, write_result
 from tav_nb.toy.train_unet import BaseSettings, train_base

@@ -1,6 +1,5 @@
 "Videos of scenes of the cartoon world that are in no training, and what its reader finds in them."
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +45,3 @@ def save_sheet(frames, path: Path | str) -> None:
 
     some = frames[1:12:2, ::3]
     Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in some])).save(path)
-
-
-def tensors_hash(tensors):
-    "The first 16 digits of SHA-256 of the bytes of tensors"
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

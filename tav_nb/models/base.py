@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'REQUIRED_PARTS', 'VOCABULARY', 'SMALL_VOCABULARY', 'hub_reason', 'hub_file', 'cached_folder',
            'loading_error', 'check_loadable', 'find_model', 'find_config', 'check_device', 'read_part',
-           'read_prediction', 'check_finite_weights', 'check_tokens', 'check_complete', 'load_pipeline',
+           'read_prediction', 'check_finite_weights', 'check_tokens', 'check_complete', 'load_pipeline', 'tensors_hash',
            'vocabulary_words', 'check_prompt', 'note_unread_words']
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #d62054fd
+import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -289,6 +291,14 @@ def load_pipeline(
     for text in messages:
         note(text)
     return pipe
+
+# %% ../../nbs/6_making_videos/14_models.ipynb #a0f43daf
+def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
+    "The first 16 digits of SHA-256 of the bytes of tensors as float32, for records of what was measured with them"
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/6_making_videos/14_models.ipynb #df440530
 VOCABULARY = EMBEDDED.parent / "vocabulary.json"  # the words of the captions that the tiny model was trained on
