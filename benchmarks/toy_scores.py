@@ -33,10 +33,19 @@ def sample_frames(pipe, captions, noise, steps=20, guidance: Guidance = GUIDANCE
 
 
 def mean_scores(scenes, readings):
-    "The shares and means of `score_readings`, without intervals; None is not a number"
+    "The shares and means of `score_readings`, without intervals, and standard errors of means; None is not a number"
     scores = score_readings(scenes, readings)
     values = {name: value[0] if isinstance(value, tuple) else value for name, value in scores.items()}
+    smooth = [r.jitter for scene, r in zip(scenes, readings) if scene.hold == 1 and scene.action != "dance"]
+    errors = dict(jitter=standard_error(smooth), drift=standard_error([r.drift for r in readings]))
+    values |= {f"{name}_standard_error": value for name, value in errors.items()}
     return {name: None if value != value else round(value, 4) for name, value in values.items()}
+
+
+def standard_error(values):
+    "Of the mean of those values that are numbers"
+    finite = np.array(values)[np.isfinite(values)]
+    return float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else float("nan")
 
 
 def save_sheet(frames, path: Path | str) -> None:
