@@ -25,7 +25,7 @@ GUIDANCE_OPTIONS = "guidance_scale", "guidance_min_sigma", "temporal_guidance"
 QUALITIES = dict(draft=dict(steps=10), good=dict(steps=20), best=dict(steps=30))
 # of the embedded base with the embedded adapter: `presets` in benchmarks/results/few_steps.json
 EMBEDDED_QUALITIES = dict(
-    draft=dict(steps=8, guidance_scale=2.5, guidance_min_sigma=0.5, temporal_guidance=0.0),
+    draft=dict(steps=8),
     good=dict(steps=20),
     best=dict(steps=20),
 )
