@@ -2,7 +2,7 @@
 
 import torch
 
-from tav_nb.training.batch_losses import clip_generator, draw_timestep, make_noisy_batch
+from tav_nb.training.batch_losses import clip_generator, make_noisy_batch, stratified_timesteps
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.losses import noisy_and_target
 
@@ -31,7 +31,12 @@ def test_with_strata_the_clips_of_an_update_share_out_the_timesteps_and_each_tim
     density = torch.rand(1000) + 0.1
     ends = density.cumsum(0) / density.sum()
     drawn = torch.tensor(
-        [[draw_timestep(density, clip_generator(0, 8 * u + j), j, 8).item() for j in range(8)] for u in range(400)]
+        [
+            stratified_timesteps(
+                density, [clip_generator(0, n) for n in range(8 * u, 8 * u + 8)], range(8 * u, 8 * u + 8), 8
+            ).tolist()
+            for u in range(400)
+        ]
     )
     for j in range(8):
         assert (ends[drawn[:, j]] >= j / 8 - 1e-6).all() and (ends[(drawn[:, j] - 1).clamp(min=0)] <= (j + 1) / 8).all()

@@ -142,7 +142,7 @@ def describe_rows(
     chance: Mapping[str, float] | None = None,  # a measure's smallest difference that is more than chance
 ) -> str:
     """A sentence for each of `MEASURES`: the best and the worst of some rows, as Markdown; empty with less than two
-    rows. Rows that differ by less than `chance`, or whose ranges over seeds overlap, are not told apart
+    rows. Rows that differ by less than `chance`, or whose ranges over seeds overlap, are not distinguished
     """
     sentences = []
     for measure, better in MEASURES.items():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['noisy_and_target', 'min_snr_weight', 'timestep_weights', 'timestep_density', 'balance_weights', 'drop_captions',
-           'predict_clips', 'draw_timesteps', 'clip_errors', 'LossSettings', 'adapter_loss', 'parameter_groups',
-           'lr_factor', 'Updates', 'TrainingSettings', 'train_adapter']
+           'predict_clips', 'timesteps_at', 'draw_timesteps', 'clip_errors', 'LossSettings', 'adapter_loss',
+           'parameter_groups', 'lr_factor', 'Updates', 'TrainingSettings', 'train_adapter']
 
 # %% ../../nbs/2_method/08_training.ipynb #4992ab33
 import math
@@ -138,15 +138,20 @@ def predict_clips(
     return prediction.float().unflatten(0, (num_clips, num_frames))  # (b f) c h w -> b f c h w
 
 # %% ../../nbs/2_method/08_training.ipynb #743ab12d
+def timesteps_at(density: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    "The timesteps below which these shares, 0 to 1, of a density `[T]` lie"
+    ends = density.cumsum(0) / density.sum()
+    return torch.searchsorted(ends, shares).clamp(max=len(density) - 1)
+
+
 def draw_timesteps(
     count: int,
     density: torch.Tensor,  # [T], on the generator's device
     generator: torch.Generator,
 ) -> torch.Tensor:  # [count]
     "One timestep from each of `count` equal parts of the density"
-    ends = density.cumsum(0) / density.sum()
     at = torch.arange(count, device=generator.device) + torch.rand(count, generator=generator, device=generator.device)
-    return torch.searchsorted(ends, at / count).clamp(max=len(density) - 1)
+    return timesteps_at(density, at / count)
 
 # %% ../../nbs/2_method/08_training.ipynb #be513d39
 def clip_errors(
