@@ -27,7 +27,7 @@ help:
 	@echo "make lab                open the course in JupyterLab"
 	@echo "make lint               check the form of notebooks, modules, tests and benchmarks"
 	@echo "make export             write tav_nb/ and tests/ from the notebooks"
-	@echo "make readme             write README.md from nbs/index.ipynb"
+	@echo "make readme             write headings and contents from nbs/contents.toml, and README.md from nbs/index.ipynb"
 	@echo "make clean-notebooks    take out of the notebooks what does not belong into git"
 
 demo: $(VENV)/user

@@ -1,4 +1,4 @@
-"""Attention over a few frames: the kernel of chapter 34 beside PyTorch's own, on the sizes of SDXL's temporal layers,
+"""Attention over a few frames: `models.attention_kernel` beside PyTorch's own, on the sizes of SDXL's temporal layers,
 and the bytes that have to be moved.
 
 python benchmarks/attention.py [--out benchmarks/results/attention.json]       needs a GPU

@@ -5,11 +5,11 @@ with real clips, also at matched motion.
     benchmarks/results/consistency.json] python benchmarks/consistency.py --scenes 4 --pool 24 --steps 4 --device cpu
     --out /tmp/consistency.json        # a small one
 
-Every row samples the same test scenes (never in training) with the embedded model, and measures each video as chapter
-10 does. Means have 95 % intervals from 2000 bootstrap samples of scenes. A video that moves less is more consistent for
-that alone; so each is also compared with a real clip, of a pool of other scenes, whose motion is nearest: at matched
-motion a ratio of 1 is as good as real. Videos without a clip within 15 % of their motion are left out there, and their
-share is reported.
+Every row samples the same test scenes (never in training) with the embedded model, and measures each video with
+`evaluation.metrics`. Means have 95 % intervals from 2000 bootstrap samples of scenes. A video that moves less is more
+consistent for that alone; so each is also compared with a real clip, of a pool of other scenes, whose motion is
+nearest: at matched motion a ratio of 1 is as good as real. Videos without a clip within 15 % of their motion are left
+out there, and their share is reported.
 """
 
 import argparse

@@ -10,15 +10,16 @@ Every row samples the same test scenes (never in training) from the same noise. 
 by the cartoon world itself: a character that leaves on one side enters on the other, so even they do not score 1
 everywhere. What is measured, with 95 % intervals (Wilson for shares, 2000 bootstrap samples of scenes for means):
 
-- adjacent: 1 - mean difference of neighbouring frames; warping: chapter 10's error along the flow; motion: the length
-  of that flow. A frozen video has the best values: compare them only at similar motion
+- adjacent: 1 - mean difference of neighbouring frames; warping: the error of `evaluation.metrics` along the flow;
+  motion: the length of that flow. A frozen video has the best values: compare them only at similar motion
 - identity: does the last third show the same hair, style, outfit and place as the first? as_prompted: are they the
   caption's, in the last third?
 - direction: does each third in which a character is found move in the caption's direction? third: the same of single
   thirds, so that chance does not count three times
-- window_border: residual at the borders of windows (where one begins or ends) against elsewhere, chapter 10's score;
-  middle: the same half-way between borders; border: the one minus the other in the same video, which is 0 where
-  borders do not differ from the middle. Rows without windows are measured at the borders of `attention, overlap 12`
+- window_border: residual at the borders of windows (where one begins or ends) against elsewhere, a score of
+  `evaluation.metrics`; middle: the same half-way between borders; border: the one minus the other in the same video,
+  which is 0 where borders do not differ from the middle. Rows without windows are measured at the borders of
+  `attention, overlap 12`
 - jitter: standard deviation of the second difference of the position, without scenes held on twos and threes and dances
 - loop: residual from the last frame to the first against elsewhere
 """

@@ -1,5 +1,5 @@
-"""Attention in overlapping windows: the kernel of chapter 40 beside one window after the other, on the sizes of SDXL's
-temporal layers, and the bytes that have to be moved.
+"""Attention in overlapping windows: `models.windowed_attention_kernel` beside one window after the other, on the
+sizes of SDXL's temporal layers, and the bytes that have to be moved.
 
 python benchmarks/sliding.py [--out benchmarks/results/sliding.json]       needs a GPU
 """

@@ -134,9 +134,9 @@ def vary(variant, gpu):
 
         setup.set_gradient_checkpointing = memory.set_gradient_checkpointing = some
     if variant == "library":
-        tav_nb.models.attention_kernel.triton = None  # as before chapter 34
+        tav_nb.models.attention_kernel.triton = None  # as before chapter 'An attention kernel for short sequences'
     if variant == "gates":
-        setup.fuse_geglu = memory.fuse_geglu = lambda unet: unet  # as before chapter 37
+        setup.fuse_geglu = memory.fuse_geglu = lambda unet: unet  # as before chapter 'GEGLU in one kernel'
     if variant == "inputs":  # every block and every convolution keeps its own input
         gradient_checkpointing.replace_convolutions = lambda unet: None
         gradient_checkpointing.will_checkpoint = lambda module: False

@@ -1,5 +1,5 @@
-"""The widgets of chapter 11 in Chromium: over JupyterLab with the real chapter, saved and opened again, and without any
-kernel on a page of their own. Written by hand.
+"""The widgets of `evaluation.widgets` in Chromium: over JupyterLab with the real chapter, saved and opened again,
+and without any kernel on a page of their own. Written by hand.
 
 `make test-browser` runs it; pytest by itself leaves it out. It needs Playwright (`pip install playwright`, without its
 browsers) and a Chromium or Chrome of the system. TAV_SHOTS=FOLDER keeps screenshots there.

@@ -1541,7 +1541,7 @@ def test_sixteen_bits_train_as_well_as_thirty_two():
             torch.testing.assert_close(torch.tensor(losses), torch.tensor(all_losses[2]), rtol=0.03, atol=0)
         assert {type(module).__name__ for module in train_state.unet.modules() if "GEGLU" in type(module).__name__} == {
             "FusedGEGLU" if find_spec("triton") else "GEGLU"
-        }  # chapter 37
+        }  # chapter 'GEGLU in one kernel'
 
 
 # %% ../nbs/5_training/21_trainer.ipynb #d31cbe53

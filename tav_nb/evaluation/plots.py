@@ -186,7 +186,7 @@ def attention_weights(
     layer: TemporalSelfAttention,  # TemporalSelfAttention
     x: torch.Tensor,  # its input: tokens [(b f), s, c]
     num_frames: int,  # f
-    windows: Windows | None = None,  # through which a long video goes (chapter 29)
+    windows: Windows | None = None,  # through which a long video goes (chapter 'Long videos and loops')
 ) -> torch.Tensor:  # float32 [b, s, h, f, f]: for each place and head, how much each frame takes from each
     """softmax(q k^T / sqrt(d)), what the layer multiplies its values with (Vaswani et al. 2017, equation 1); of several
     windows the weighted sum.

@@ -196,7 +196,7 @@ class TemporalSelfAttention(nn.Module):
         if can_fuse_windows(qkv[0], windows):
             return windowed_attention(
                 *qkv, position_qkv, windows, self.num_heads
-            )  # the rest in one kernel (chapter 40)
+            )  # the rest in one kernel (chapter 'Windowed attention in one kernel')
 
         def window_qkv(start):
             return [slice_window(t, start, windows.length, dim=1) + p[:, None] for t, p in zip(qkv, position_qkv)]
@@ -206,7 +206,8 @@ class TemporalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, num_frames: int, windows: Windows | None = None) -> torch.Tensor:
         """The residual for the tokens `x` `[(b f), s, c]`: `gate * proj(attention over f)`, of the same shape
 
-        With `windows` (chapter 29) frames attend only to frames of their windows, and a clip may have any length.
+        With `windows` (chapter 'Long videos and loops') frames attend only to frames of their windows, and a clip may
+        have any length.
         """
         tokens, placed, _ = self.normalized_clips(x, num_frames, windows, keep_tokens=False)
         return self.attention_residual(tokens, placed, windows)

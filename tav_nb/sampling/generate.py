@@ -372,7 +372,7 @@ def generate(
     pipe: StableDiffusionXLPipeline | None = None,  # a pipeline from `load_video_pipeline`; None for the embedded one
     request: VideoRequest | None = None,  # None for the defaults
     callback: Callable | None = None,  # called after each step with (step, timestep, latents `f c h w`)
-    # draft, good or best (chapter 110): steps and guidance, in place of those of `request`
+    # draft, good or best (chapter 'Fewer steps'): steps and guidance, in place of those of `request`
     quality: str | None = None,
     **options,  # fields of `VideoRequest`, in place of those of `request` and `quality`
 ) -> np.ndarray:  # uint8 [F, H, W, 3]

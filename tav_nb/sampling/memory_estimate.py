@@ -112,7 +112,7 @@ def format_bytes(size: float) -> str:
 def unet_kwargs_on_meta(
     unet: UNet2DConditionModel, num_images: int, num_frames: int | None, tokens: int = 77
 ) -> dict[str, Any]:
-    "The arguments of a UNet besides the latents, as `encode_conditioning` of chapter 09 makes them, on `meta`"
+    "The arguments of a UNet besides the latents, as `encode_conditioning` makes them, on `meta`"
     about, empty = unet.config, partial(torch.empty, dtype=unet.dtype, device="meta")
     pooled = about.projection_class_embeddings_input_dim - 6 * about.addition_time_embed_dim
     unet_kwargs = dict(

@@ -153,7 +153,7 @@ class VideoRequest:
         Scale,
         "X",
     )
-    # away from the prediction without the adapter (chapter 38); None for what the adapter recommends, else 0
+    # away from the prediction without the adapter (chapter 'Guidance'); None for what the adapter recommends, else 0
     temporal_guidance: float | None = option(
         None,
         "steadier videos: scale of the guidance away from the prediction without the adapter, one UNet call more in a"
@@ -170,9 +170,10 @@ class VideoRequest:
     noise_strength: float | None = option(None, "how strong it is (as the adapter was trained)", Scale, "X")
     images: bool = option(False, "go on without an adapter: frames that are not related to each other", bool)
     keyframes: Keyframes = Keyframes()
-    # how a video longer than the adapter's is made, or a loop (chapter 29); None for windows inside the attention
+    # how a video longer than the adapter's is made, or a loop (chapter 'Long videos and loops'); None for windows
+    # inside the attention
     context: Context | None = None
-    # for videos that would not fit otherwise (chapter 30); None has everything in memory at once
+    # for videos that would not fit otherwise (chapter 'Memory for long videos'); None has everything in memory at once
     memory: "Memory | None" = None
 
     @property

@@ -34,7 +34,7 @@ from ..utils.video_loading import read_metadata
 
 # %% ../../nbs/internals/sampling_video_settings.ipynb #0b6c4e07
 class ContextSettings(TypedDict, total=False):
-    "How a long video was put together (chapter 29)"
+    "How a long video was put together (chapter 'Long videos and loops')"
 
     kind: Literal[CONTEXT_KINDS]
     length: WindowLength | None

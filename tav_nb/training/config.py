@@ -79,14 +79,15 @@ class TrainConfig:
     positions: str = config_field(
         "sinusoidal",
         "position encoding of a new adapter; sinusoidal is fixed, with a mean square of 0.5; learned is a table that"
-        " starts at 0.02 and learns later in the example of chapter 01; on videos the two were not measured alone",
+        " starts at 0.02 and learns later in the example of chapter 'Temporal self-attention';"
+        " on videos the two were not measured alone",
         ("sinusoidal", "learned"),
         also="pos_emb pos_embed position_encoding",
     )
     num_heads: int = config_field(
         0,
         "attention heads of each layer of a new adapter; 0 takes the number of its block, heads of 64 channels in SDXL;"
-        " more heads made steadier videos (chapter 16)",
+        " more heads made steadier videos (chapter 'Training the tiny SDXL')",
         highest=10_000,
         also="heads attention_heads num_attention_heads",
     )
@@ -100,13 +101,15 @@ class TrainConfig:
     )
     conv_size: int = config_field(
         0,
-        "of a new adapter: frames of a convolution over time beside the attention, 3 or 5; 0 for none (chapter 100)",
+        "of a new adapter: frames of a convolution over time beside the attention, 3 or 5; 0 for none"
+        " (chapter 'The temporal block')",
         highest=5,
         also="kernel_size temporal_conv",
     )
     ff_ratio: float = config_field(
         0.0,
-        "of a new adapter: hidden channels of a feed-forward layer over those of the block; 0 for none (chapter 100)",
+        "of a new adapter: hidden channels of a feed-forward layer over those of the block; 0 for none"
+        " (chapter 'The temporal block')",
         highest=16,
         also="feed_forward ff_mult mlp_ratio",
     )
@@ -196,7 +199,8 @@ class TrainConfig:
 
     noise: str = config_field(
         "mixed",
-        "correlation of the noise of the frames; progressive was better than mixed on the toy world (chapter 16);"
+        "correlation of the noise of the frames; progressive was better than mixed on the toy world"
+        " (chapter 'Training the tiny SDXL');"
         " stored in the adapter, because sampling has to use the same",
         ("mixed", "progressive", "independent"),
         also="noise_type",
@@ -209,15 +213,15 @@ class TrainConfig:
     )
     weighting: str = config_field(
         "min-snr",
-        "weights of timesteps in the loss: min-snr; min-snr-x0, which weights heavy noise as a v loss does (chapter"
-        " 16); none",
+        "weights of timesteps in the loss: min-snr; min-snr-x0, which weights heavy noise as a v loss does"
+        " (chapter 'Training the tiny SDXL'); none",
         ("min-snr", "min-snr-x0", "none"),
         also="loss_weighting min_snr",
     )
     temporal_difference_weight: float = config_field(
         1.0,
         "weight of a second loss, the change of the error from frame to frame: it measures flicker, not an error that"
-        " all frames share (chapter 08)",
+        " all frames share (chapter 'The training loss')",
         highest=1e6,
         also="temporal_loss flicker temporal_consistency",
     )
@@ -303,15 +307,15 @@ class TrainConfig:
     )
     optimizer: str = config_field(
         "adamw",
-        "muon, which makes each update of a matrix even in all directions (chapter 36); adamw; adamw8bit, whose moments"
-        " take 2.3 GiB less on SDXL and which needs torchao: pip install 'tav_nb[adam8bit]'",
+        "muon, which makes each update of a matrix even in all directions (chapter 'Optimisers'); adamw;"
+        " adamw8bit, whose moments take 2.3 GiB less on SDXL and which needs torchao: pip install 'tav_nb[adam8bit]'",
         ("muon", "adamw", "adamw8bit"),
         also="use_8bit_adam optim optimizer_type",
     )
     offload_optimizer: bool = config_field(
         False,
         "the optimiser's state is kept in the computer's memory and copied to the GPU for each update: 2.9 GiB less on"
-        " SDXL, bit-equal results (chapter 35)",
+        " SDXL, bit-equal results (tav_nb.training.offloaded_adamw)",
         also="optimizer_cpu_offload cpu_offload",
     )
     ema_decay: float = config_field(
@@ -334,8 +338,8 @@ class TrainConfig:
     gradient_checkpointing: str = config_field(
         "blocks",
         "gradient checkpointing: activations of a block are computed twice instead of kept; offload keeps the inputs of"
-        " the blocks in the computer's memory as well (activation offloading); none keeps all activations (chapter"
-        " 104)",
+        " the blocks in the computer's memory as well (activation offloading); none keeps all activations"
+        " (tav_nb.training.gradient_checkpointing)",
         ("blocks", "offload", "none"),
         also="grad_checkpointing activation_checkpointing activation_offloading",
     )
@@ -345,7 +349,7 @@ class TrainConfig:
     cuda_graphs: bool = config_field(
         True,
         "record a micro-step on a GPU as a CUDA graph, once for each shape of batch, and replay it, so that the GPU"
-        " does not wait for Python (chapter 39); not with gradient checkpointing offload",
+        " does not wait for Python (chapter 'CUDA graphs'); not with gradient checkpointing offload",
         also="cuda_graph graphs cudagraphs",
     )
     memory_limit: float = config_field(

@@ -93,7 +93,7 @@ class ActivationOffload:
 # %% ../../nbs/internals/training_gradient_checkpointing.ipynb #dd1f6b26
 def recompute(function: Callable, *args) -> Any:
     """Gradient checkpointing as diffusers does it, without the state of the random generators: nothing in SDXL's UNet
-    is random, and a CUDA graph (chapter 39) cannot read that state
+    is random, and a CUDA graph (chapter 'CUDA graphs') cannot read that state
     """
     return checkpoint(function.__call__, *args, use_reentrant=False, preserve_rng_state=False)
 

@@ -202,7 +202,7 @@ def estimate_training_memory(
     chunk_bytes = min(moments, 5 * CHUNK_BYTES)
     recorded = (
         config.cuda_graphs and config.gradient_checkpointing != "offload"
-    )  # then recordings keep the activations' memory (chapter 39)
+    )  # then recordings keep the activations' memory (chapter 'CUDA graphs')
     if cpu:
         return estimate(moments, counter.peak, adapter)
     activations = counter.peak + LIBRARY_BYTES * (2 if recorded else 1)

@@ -121,8 +121,8 @@ def check_memory(
         room -= min(kinds, MAX_GRAPHS) * GRAPH_BYTES
         if kinds > MAX_GRAPHS:
             log_line(
-                f"there are {kinds} kinds of batches, and {MAX_GRAPHS} at a time are recorded (chapter 39); with fewer"
-                " --lengths every micro-step would be a recorded one"
+                f"there are {kinds} kinds of batches, and {MAX_GRAPHS} at a time are recorded"
+                " (chapter 'CUDA graphs'); with fewer --lengths every micro-step would be a recorded one"
             )
     structure = None
     if config.adapter:

@@ -65,7 +65,7 @@ def flat_gradient_buffer(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def make_optimizer(unet: UNet2DConditionModel, config: TrainConfig) -> torch.optim.Optimizer:
-    "The optimiser that `config` names, on the groups of chapter 08; AdamW's betas are (0.9, 0.999)"
+    "The optimiser that `config` names, on the groups of chapter 'The training loss'; AdamW's betas are (0.9, 0.999)"
     muon = config.optimizer == "muon"
     groups = parameter_groups(unet, config.lr, config.weight_decay, config.other_lr, muon)
     if muon:

@@ -1,0 +1,161 @@
+"What the chapters promise as a whole: their table, their links, their order. Written by hand."
+
+import json
+import posixpath
+import re
+from pathlib import Path
+
+import pytest
+from test_package import ROOT, tracked
+
+from tav_nb.utils.contents import MARK, exported_module, notebooks_below, read_contents, read_notebook, write_contents
+
+NBS = ROOT / "nbs"
+CONTENTS = read_contents(NBS)
+NOTEBOOKS = {path: read_notebook(NBS / path) for path in ["index.ipynb", *notebooks_below(NBS)]}
+
+
+def texts(notebook):
+    "`(cell, kind, text)` of the sources and of the printed outputs of a notebook"
+    for number, cell in enumerate(notebook["cells"]):
+        yield number, cell["cell_type"], "".join(cell["source"])
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for text in [output.get("text", ""), *(data[kind] for kind in data if kind.startswith("text/"))]:
+                yield number, "output", "".join(text)
+
+
+def test_every_notebook_stands_in_the_table_and_the_table_has_no_other():
+    assert {chapter.path for chapter in CONTENTS.chapters} == NOTEBOOKS.keys() - {"index.ipynb"}
+    for group in CONTENTS.groups:
+        for chapter in group.chapters:
+            if group.package:
+                module = exported_module(NOTEBOOKS[chapter.path])
+                assert chapter.name == module.replace(".", "_").strip("_"), f"{chapter.path} exports {module}"
+                assert module.partition(".")[0] in (group.package, "__main__"), f"{chapter.path} is in another package"
+
+
+def test_headings_and_contents_are_those_of_the_table(tmp_path):
+    for path, notebook in [*NOTEBOOKS.items(), ("contents.toml", None)]:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        text = json.dumps(notebook) if notebook else (NBS / path).read_text(encoding="utf-8")
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    assert not write_contents(tmp_path), "run `make readme`"
+    for path, notebook in NOTEBOOKS.items():
+        marked = ["".join(cell["source"]).count(MARK) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+        assert sum(marked) == 1 and (path == "index.ipynb" or marked[0] == 1), path
+
+
+def slug(heading):
+    "The anchors that JupyterLab and GitHub give to a heading"
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)|`", lambda match: match[1] or "", heading).strip()
+    return {text.replace(" ", "-"), re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")}
+
+
+def anchors(path):
+    "Anchors of the headings in a notebook or a markdown file"
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+    else:
+        text = path.read_text(encoding="utf-8")
+    return set().union(*map(slug, re.findall(r"^#+ (.+)$", text, re.M)), {""})
+
+
+def broken_links(path, text):
+    "Relative links in the markdown of a file of the repository that lead to no file or to no heading"
+    code = re.sub(r"^```.*?^```|`[^`\n]*`(?!\])", "", text, flags=re.M | re.S)
+    for target in re.findall(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"', code):
+        name, _, anchor = "".join(target).partition("#")
+        if re.match(r"[a-z]+:|//|attachment:", name + ":" * name.startswith("data")):
+            continue
+        place = Path(posixpath.normpath((path.parent / name).as_posix())) if name else path
+        if not place.exists() or place.suffix in (".ipynb", ".md") and anchor not in anchors(place):
+            yield "".join(target)
+
+
+def test_relative_links_resolve():
+    found = {}
+    for path, notebook in NOTEBOOKS.items():
+        for number, kind, text in texts(notebook):
+            if kind == "markdown" and (broken := list(broken_links(NBS / path, text))):
+                found[f"{path}, cell {number}"] = broken
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"]:
+        if broken := list(broken_links(path, path.read_text(encoding="utf-8"))):
+            found[path.name] = broken
+    assert not found, found
+
+
+def test_a_link_to_nothing_is_found():
+    text = "[a](04_gone.ipynb) [b](../index.ipynb#Contents) [c](../index.ipynb#Nothing) `[d](e)` [f](https://g.h)"
+    assert list(broken_links(NBS / "2_method" / "x.ipynb", text)) == ["04_gone.ipynb", "../index.ipynb#Nothing"]
+
+
+def test_paths_of_notebooks_in_other_files_exist():
+    "Such as `nbs/<part>/<chapter>.ipynb` in CONTRIBUTING.md"
+    folders = "|".join({group.folder for group in CONTENTS.groups})
+    found = []
+    for path in tracked():
+        if path.suffix in (".py", ".md", ".toml", ".yml", ""):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            targets = re.findall(rf"\bnbs/(?:{folders})/\w+\.ipynb", text)
+            found += [f"{path.name}: {target}" for target in targets if not (ROOT / target).exists()]
+    assert not found, found
+
+
+def numbered_references(text):
+    'Places such as "chapter 12", also over the end of a line, a comment or a string'
+    joined = re.sub(r"\"\s*\n\s*f?\"|'\s*\n\s*f?'|\n\s*#?", " ", text)
+    return re.findall(r"\bchapters?\s+(?:no\.?\s+)?\d+[^.,;)]*", joined, re.I)
+
+
+def text_files():
+    "`(name, text)` of every cell, printed output and text file that is written by hand"
+    for path, notebook in NOTEBOOKS.items():
+        for number, _, text in texts(notebook):
+            yield f"{path}, cell {number}", text
+    for path in tracked():
+        if (
+            path.suffix in (".py", ".md", ".toml", ".yml", ".json", ".ini", ".html", ".js", "")
+            and path.stat().st_size < 2e6
+        ):
+            if path != Path(__file__):
+                yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8", errors="replace")
+
+
+def test_no_text_names_a_chapter_by_its_number():
+    "A chapter that is inserted would change it: a link with the title does not change, nor does the title in quotes"
+    found = {name: numbers for name, text in text_files() if (numbers := numbered_references(text))}
+    assert not found, found
+
+
+def test_titles_in_quotes_are_titles():
+    titles = {chapter.title for chapter in CONTENTS.chapters}
+    found = {
+        f"{name}: {title}"
+        for name, text in text_files()
+        for title in re.findall(r"\bchapter ['\"]([A-Z][^'\"\n]*)['\"]", text)
+        if title not in titles
+    }
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("as in Chapter 12.", 1),
+        ("chapters 3 and 4", 1),
+        ("# chapter\n    # 07 has it", 1),
+        ('"(chapter"\n    " 16)"', 1),
+        ("each chapter has 12 cells; the chapter 'CUDA graphs'", 0),
+    ],
+)
+def test_numbered_references_are_found(text, count):
+    assert len(numbered_references(text)) == count
+
+
+def test_chapters_need_only_chapters_before_them():
+    for chapter in CONTENTS.numbered:
+        after = [name for name in chapter.needs if not (CONTENTS[name].number or 0) < chapter.number]
+        internals = [name for name in chapter.needs if not CONTENTS[name].number]
+        assert not after and not internals, f"{chapter.path} needs {after + internals}"
