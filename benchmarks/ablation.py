@@ -248,8 +248,8 @@ def train(row, seed, updates, data, device, measure=False, compiled=False, base=
     if compiled:
         compile_parts(pipe.unet)
     scheduler = pipe.scheduler
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
     weights, density = timestep_tables(scheduler, config, device)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
     gradients, average = flat_gradient_buffer(parameters), ExponentialMovingAverage(parameters, 0.995, device=None)
     rates, losses = [group["lr"].item() for group in optimizer.param_groups], []
     empty, strata = (data["empty0"], data["empty1"]), BATCH if config.stratified_timesteps else 1
