@@ -18,13 +18,14 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 endif
 endif
 
-.PHONY: help demo test test-browser lab export readme clean-notebooks lint
+.PHONY: help demo test test-browser lab site export readme clean-notebooks lint
 
 help:
 	@echo "make demo               generate a video from a sentence: make demo SENTENCE='...'"
 	@echo "make test               run every chapter, then every test"
 	@echo "make test-browser       the widgets in a real browser: needs Chromium or Chrome"
 	@echo "make lab                open the course in JupyterLab"
+	@echo "make site               make a static site of the course in _site/"
 	@echo "make lint               check the form of notebooks, modules, tests and benchmarks"
 	@echo "make export             write tav_nb/ and tests/ from the notebooks"
 	@echo "make readme             write headings and contents from nbs/contents.toml, and README.md from nbs/index.ipynb"
@@ -44,9 +45,13 @@ test-browser: $(VENV)/browser
 lab: $(VENV)/dev
 	$(BIN)/jupyter lab nbs/index.ipynb
 
+site: $(VENV)/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file site/mkdocs.yml
+	@echo "The site: $(CURDIR)/_site/index.html"
+
 lint: $(VENV)/dev
-	$(BIN)/ruff format --check nbs benchmarks tests setup.py
-	$(BIN)/ruff check nbs tav_nb tests benchmarks setup.py
+	$(BIN)/ruff format --check nbs benchmarks site tests setup.py
+	$(BIN)/ruff check nbs tav_nb tests benchmarks site setup.py
 
 export: $(VENV)/dev
 	$(BIN)/nbdev-export
@@ -74,5 +79,11 @@ $(VENV)/dev: $(VENV)/user
 	@touch $@
 
 $(VENV)/browser: $(VENV)/dev
-	$(PIP) --editable '.[dev,browser]'
+	$(PIP) --editable '.[dev,browser,site]'
+	@touch $@
+
+# The site needs neither PyTorch nor the package's other requirements.
+$(VENV)/site: settings.ini constraints.txt | $(BIN)/pip
+	$(PIP) $$($(BIN)/python -c 'from configparser import ConfigParser as Parser; settings = Parser(); \
+		settings.read("settings.ini"); print(*settings["DEFAULT"]["site_requirements"].split())')
 	@touch $@

@@ -18,6 +18,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=settings["author"],
+    url=settings["repository"],
     keywords=settings["keywords"].split(),
     license=settings["license"],
     python_requires=f">={settings['min_python']}",
@@ -34,7 +35,7 @@ setup(
     extras_require={
         **{
             extra: settings[f"{extra}_requirements"].split()
-            for extra in ("prepare", "score", "widgets", "browser", "train", "adam8bit")
+            for extra in ("prepare", "score", "widgets", "browser", "site", "train", "adam8bit")
         },
         "dev": [
             name
