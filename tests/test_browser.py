@@ -314,7 +314,7 @@ def test_attention_is_read_block_by_block(page, lab):
     said = one.locator("[aria-live]").inner_text()
     row = lab.kernel("watcher.attention[watcher.blocks[watcher.block]].mean(0)[5].tolist()")
     assert (
-        said.startswith(f"Frame 5 looks most at {row.index(max(row))} ({max(row):.2f})")
+        said.startswith(f"Frame 5 attends most to {row.index(max(row))} ({max(row):.2f})")
         or abs(max(row) - float(said.split("(")[1].split(")")[0])) < 0.011
     ), (said, row)
     one.get_by_label("Block", exact=True).select_option("1")
@@ -351,7 +351,7 @@ def test_saved_and_opened_again_it_scrubs_before_any_cell_has_run(page, lab):
 
     open_later()
     page.locator(
-        ".jp-OutputArea-output img[src^='data:image/jpeg']"
+        ".jp-OutputArea-output img[src^='data:image/png']"
     ).first.wait_for()  # it may not run programs here: the still picture
     assert not page.locator(".tav").count()
     subprocess.run([sys.executable, "-m", "jupyter", "trust", str(later)], env=lab.env, check=True, capture_output=True)

@@ -58,16 +58,34 @@ def write_cache(folder, shapes, **more):
     "A cache of clips with these (frames, height, width); and one clip that was dropped"
     folder = Path(folder)
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    rows = [dict(clip="still-0", kept=False, frames=0, height=0, width=0, cache_key="", reason="still: nothing moves")]
+    rows = [
+        dict(
+            clip="still-0",
+            kept=False,
+            frames=0,
+            height=0,
+            width=0,
+            cache_key="",
+            reason="still: nothing moves",
+        )
+    ]
     for i, (frames, height, width) in enumerate(shapes):
         write_clip(folder / "clips" / f"clip-{i}.npz", frames, height, width, seed=i, **more)
         rows.append(
             dict(
-                clip=f"clip-{i}", kept=True, frames=frames, height=height, width=width, cache_key=f"key {i}", reason=""
+                clip=f"clip-{i}",
+                kept=True,
+                frames=frames,
+                height=height,
+                width=width,
+                cache_key=f"key {i}",
+                reason="",
             )
         )
     np.savez(
-        folder / "_empty.npz", text_embeds=np.full((77, 128), -1, np.float16), pooled_embeds=np.full(64, -1, np.float16)
+        folder / "_empty.npz",
+        text_embeds=np.full((77, 128), -1, np.float16),
+        pooled_embeds=np.full(64, -1, np.float16),
     )
     (folder / "cache.json").write_text(json.dumps(dict(model=MODEL, model_name="a model")))
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "manifest.parquet")
@@ -86,7 +104,9 @@ def toon_videos(folder, seeds, num_frames=22):
     "Videos of the cartoon world with their captions beside them"
     for seed in seeds:
         write_video(
-            render(replace(random_scene(seed), hold=1), num_frames).frames, f"{folder}/video{seed}.webp", fps=12
+            render(replace(random_scene(seed), hold=1), num_frames).frames,
+            f"{folder}/video{seed}.webp",
+            fps=12,
         )
         Path(folder, f"video{seed}.txt").write_text(caption(random_scene(seed), seed))
     return folder

@@ -47,7 +47,9 @@ def dissolve(a, b, count):
 
 
 def fade(a, b, count):
-    return np.concatenate([a[:-count], mixed(a[-count:], 0 * a[-count:]), mixed(0 * b[:count], b[:count]), b[count:]])
+    return np.concatenate(
+        [a[:-count], mixed(a[-count:], 0 * a[-count:]), mixed(0 * b[:count], b[:count]), b[count:]],
+    )
 
 
 # %% ../nbs/4_real_clips/16_shots.ipynb #4cbb04d3
@@ -61,7 +63,10 @@ def looked_at(frames, fps=24, name="video.mp4"):
 def close_dance():
     "Two seconds of a character dancing on threes, close to the camera, then something else"
     return np.concatenate(
-        [shot(3, 48, 3, 0.0, "snow", action="dance", speed=0.0, x=0.5, scale=2.2, outfit="red"), shot(9, 30, 2)]
+        [
+            shot(3, 48, 3, 0.0, "snow", action="dance", speed=0.0, x=0.5, scale=2.2, outfit="red"),
+            shot(9, 30, 2),
+        ]
     )
 
 

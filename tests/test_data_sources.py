@@ -42,7 +42,9 @@ def small_anita(root):
             there = Path(root) / production / scene / layer
             there.mkdir(parents=True)
             for i, frame in enumerate(frames, 1):
-                Image.fromarray(frame if layer == "composition" else 255 - frame // 2).save(there / f"{i:04d}.png")
+                Image.fromarray(frame if layer == "composition" else 255 - frame // 2).save(
+                    there / f"{i:04d}.png",
+                )
     return root
 
 

@@ -39,10 +39,16 @@ made = dict(
             "1": dict(parameters=10, score=dict(direction=0.9, gait=None, jitter=0.04, drift=0.1)),
         },
         "block, strength 1": {
-            "0": dict(parameters=10, score=dict(direction=0.8, jitter=0.01, moving_camera=dict(camera=0.25))),
+            "0": dict(
+                parameters=10,
+                score=dict(direction=0.8, jitter=0.01, moving_camera=dict(camera=0.25)),
+            ),
             "1": dict(parameters=10, score=dict(direction=0.84, jitter=0.01, moving_camera=None)),
         },
-        "peer": {"0": dict(parameters=20, score=dict(direction=0.4, jitter=0.05)), "1": dict(error="OSError: full")},
+        "peer": {
+            "0": dict(parameters=20, score=dict(direction=0.4, jitter=0.05)),
+            "1": dict(error="OSError: full"),
+        },
         "failed": {"0": dict(error="OSError: full")},
     },
 )

@@ -65,7 +65,13 @@ def cut_to(frames, others):
 def true_errors(clip):
     "Warping error of each pair from the true flow, at pixels whose part is still seen where it goes"
     errors = []
-    for now, after, here, there, flow in zip(clip.frames, clip.frames[1:], clip.labels, clip.labels[1:], clip.flow):
+    for now, after, here, there, flow in zip(
+        clip.frames,
+        clip.frames[1:],
+        clip.labels,
+        clip.labels[1:],
+        clip.flow,
+    ):
         same = (
             cv2.remap(
                 there,
@@ -97,7 +103,9 @@ def unsteady(clip, amount, seed=0):
 
 # %% ../nbs/3_does_it_move/12_metrics.ipynb #876eb900
 def both_errors(clips):
-    return np.array([[true_errors(clip).mean(), estimated_errors(clip.frames).mean()] for clip in clips]).T
+    return np.array(
+        [[true_errors(clip).mean(), estimated_errors(clip.frames).mean()] for clip in clips],
+    ).T
 
 
 # %% ../nbs/3_does_it_move/12_metrics.ipynb #74df1c4f
@@ -127,12 +135,25 @@ def tiny_clip(folder, seed=0):
 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, projection_dim=8)
+    small = dict(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        projection_dim=8,
+    )
     text = dict(vocab_size=50, bos_token_id=1, eos_token_id=2, **small)
     CLIPModel(
-        CLIPConfig(text_config=text, vision_config=dict(image_size=32, patch_size=8, **small), projection_dim=8)
+        CLIPConfig(
+            text_config=text,
+            vision_config=dict(image_size=32, patch_size=8, **small),
+            projection_dim=8,
+        )
     ).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+    ).save_pretrained(folder)
     return folder
 
 

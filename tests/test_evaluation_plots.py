@@ -134,9 +134,9 @@ def test_the_frames_are_as_bright_as_they_are_looked_at():
     assert [int(ax.images[0].get_array()[0, 0, 0]) for ax in axes[1:]] == [
         int(200 * (0.25 + 0.75 * weight)) for weight in (1 / 3, 1 / 3, 1)
     ]
-    assert (plot_attention(video, weights)[0].images[0].get_array() == weights.mean(0)).all() and axes[
-        2
-    ].get_title() == "0.20 <"
+    assert (plot_attention(video, weights)[0].images[0].get_array() == weights.mean(0)).all()
+    assert axes[2].get_title() == "1: 0.20" and axes[2].title.get_color() != axes[1].title.get_color()
+    assert (axes[0].get_xlabel(), axes[0].get_ylabel()) == ("attends to frame", "frame")
     plt.close("all")
 
 

@@ -46,7 +46,7 @@ def test_the_page_is_whole_needs_nothing_from_outside_and_shows_every_video():
     assert all(Image.open(io.BytesIO(data)).format == "JPEG" for data in images) and sum(map(len, images)) < 300_000
     chart = xml.etree.ElementTree.fromstring(curve_svg({"whole": table["whole.webp"]}, "motion"))
     xs = [float(point.split(",")[0]) for point in chart.find(".//polyline").get("points").split()]
-    assert len(xs) == 7 and xs == sorted(xs) and 44 < xs[0] < xs[-1] < 290
+    assert len(xs) == 7 and xs == sorted(xs) and 58 < xs[0] < xs[-1] < 290
     heights = [float(point.split(",")[1]) for point in chart.find(".//polyline").get("points").split()]
     assert (
         np.argmin(heights) == np.argmax(table["whole.webp"].scores.per_pair["motion"]) and curve_svg(table, "tof") == ""

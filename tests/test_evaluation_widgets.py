@@ -61,7 +61,7 @@ def test_the_kernel_sets_the_frame_is_notified_of_it_and_frames_beyond_the_end_d
     bundle = widget._repr_mimebundle_()[0]
     assert (
         "application/vnd.jupyter.widget-view+json" in bundle
-        and Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"]))).width > 100
+        and Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 100
         and not plt.get_fignums()
     )
     try:
@@ -101,7 +101,7 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_sends_
     )
     bundle = widget._repr_mimebundle_()[0]
     assert (
-        len(bundle["image/jpeg"]) > 3000
+        len(bundle["image/png"]) > 3000
         and sum(len(value) for value in state.values() if isinstance(value, bytes)) < 300_000
     )
 
@@ -113,7 +113,7 @@ def test_both_videos_have_the_same_size_length_and_moment_and_the_wipe_stays_wit
     first, second = (Image.open(io.BytesIO(data)) for data in (widget.sheet, widget.other))
     assert first.size == second.size and widget.count == 5 and widget.label == "left and right"
     widget.set_state({"wipe": 1.5, "mode": "side by side"})
-    assert (widget.wipe, widget.mode) == (1, "side by side") and len(widget._repr_mimebundle_()[0]["image/jpeg"]) > 2000
+    assert (widget.wipe, widget.mode) == (1, "side by side") and len(widget._repr_mimebundle_()[0]["image/png"]) > 2000
     noisy = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)
     widget = Compare(np.zeros_like(noisy), noisy)
     images = [Image.open(io.BytesIO(data)).size for data in (widget.sheet, widget.other)]

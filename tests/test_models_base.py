@@ -40,7 +40,12 @@ def no_network(*args, **kwargs):
     raise AssertionError("the network was used")
 
 
-offline = patch.multiple(socket, socket=no_network, create_connection=no_network, getaddrinfo=no_network)
+offline = patch.multiple(
+    socket,
+    socket=no_network,
+    create_connection=no_network,
+    getaddrinfo=no_network,
+)
 
 
 def same_weights(one, other):
@@ -61,7 +66,10 @@ def only_fp16(folder, shards=False):
         names = [f"{path.stem}.fp16-0000{n + 1}-of-00002.safetensors" for n in range(2)]
         for half, name in zip(halves, names):
             save_file(half, path.with_name(name), {"format": "pt"})
-        index = dict(metadata={}, weight_map={key: name for half, name in zip(halves, names) for key in half})
+        index = dict(
+            metadata={},
+            weight_map={key: name for half, name in zip(halves, names) for key in half},
+        )
         path.with_name(f"{path.stem}.safetensors.index.fp16.json").write_text(json.dumps(index))
     return Path(folder)
 

@@ -101,7 +101,12 @@ CONFIGS = [
         beta_schedule="linear",
         prediction_type="v_prediction",
     ),
-    dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", lower_order_final=False, euler_at_final=True),
+    dict(
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        lower_order_final=False,
+        euler_at_final=True,
+    ),
 ]
 
 

@@ -71,7 +71,10 @@ def call_inputs(num_frames=4, num_clips=2, dtype=torch.float32):
     "What SDXL's UNet is called with, for random latents: (b f) c h w"
     torch.manual_seed(1)
     batch = num_frames * num_clips
-    added_cond_kwargs = dict(text_embeds=torch.randn(batch, 32, dtype=dtype), time_ids=torch.zeros(batch, 6))
+    added_cond_kwargs = dict(
+        text_embeds=torch.randn(batch, 32, dtype=dtype),
+        time_ids=torch.zeros(batch, 6),
+    )
     return dict(
         sample=torch.randn(batch, 4, 8, 8, dtype=dtype),
         timestep=torch.tensor(500),
@@ -85,11 +88,16 @@ class TemporalBasicTransformerBlock(BasicTransformerBlock):
     def forward(self, hidden_states, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None,
                 timestep=None, cross_attention_kwargs=None, class_labels=None):  # fmt: skip
         num_frames = (cross_attention_kwargs or {}).get("num_frames")
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), attention_mask=attention_mask)
+        hidden_states = hidden_states + self.attn1(
+            self.norm1(hidden_states),
+            attention_mask=attention_mask,
+        )
         if num_frames is not None:
             hidden_states = hidden_states + self.temporal_attn(hidden_states, num_frames)
         hidden_states = hidden_states + self.attn2(
-            self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
+            self.norm2(hidden_states),
+            encoder_hidden_states,
+            encoder_attention_mask,
         )
         return hidden_states + self.ff(self.norm3(hidden_states))
 
@@ -157,7 +165,10 @@ def tiny_pipeline(cls=StableDiffusionXLPipeline, unet=None):
 
 def prompt(num_prompts=1):
     torch.manual_seed(4)
-    names = ("prompt_embeds", "negative_prompt_embeds"), ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    names = (
+        ("prompt_embeds", "negative_prompt_embeds"),
+        ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    )
     shapes = (num_prompts, 7, 64), (num_prompts, 32)
     return {name: torch.randn(shape) for pair, shape in zip(names, shapes) for name in pair}
 
@@ -165,11 +176,21 @@ def prompt(num_prompts=1):
 # %% ../nbs/2_method/04_unet.ipynb #2ba114dd
 def make_video(pipe, num_frames=4, video=True, **kwargs):
     "Latents of a short video, or of so many unrelated images: (b f) c h w"
-    arguments = dict(num_inference_steps=2, height=16, width=16, output_type="latent", guidance_scale=5.0, **prompt())
+    arguments = dict(
+        num_inference_steps=2,
+        height=16,
+        width=16,
+        output_type="latent",
+        guidance_scale=5.0,
+        **prompt(),
+    )
     generator = torch.Generator().manual_seed(0)
     random_adapter = dict(cross_attention_kwargs={"num_frames": num_frames}) if video else {}
     return pipe(
-        **{**arguments, **kwargs}, num_images_per_prompt=num_frames, generator=generator, **random_adapter
+        **{**arguments, **kwargs},
+        num_images_per_prompt=num_frames,
+        generator=generator,
+        **random_adapter,
     ).images
 
 
@@ -211,7 +232,12 @@ def offloads(folder):
     "`{name: function that offloads a UNet}`"
 
     def group(level, **more):
-        return lambda unet: unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), level, **more)
+        return lambda unet: unet.enable_group_offload(
+            torch.device("cpu"),
+            torch.device("cpu"),
+            level,
+            **more,
+        )
 
     return dict(
         model=lambda unet: accelerate.cpu_offload_with_hook(unet, "cpu"),
@@ -220,7 +246,11 @@ def offloads(folder):
         disk=lambda unet: accelerate.disk_offload(unet, f"{folder}/disk", "cpu"),
         blocks=group("block_level", num_blocks_per_group=1),
         leaves=group("leaf_level"),
-        blocks_on_disk=group("block_level", num_blocks_per_group=1, offload_to_disk_path=f"{folder}/blocks"),
+        blocks_on_disk=group(
+            "block_level",
+            num_blocks_per_group=1,
+            offload_to_disk_path=f"{folder}/blocks",
+        ),
         leaves_on_disk=group("leaf_level", offload_to_disk_path=f"{folder}/leaves"),
     )
 

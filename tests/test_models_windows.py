@@ -34,7 +34,12 @@ def randomize_weights(dim=16, max_frames=24, **options):
 
 
 def tokens(num_frames, positions=3, dim=16, clips=1):
-    return torch.randn(clips * num_frames, positions, dim, generator=torch.Generator().manual_seed(2))  # (b f) s c
+    return torch.randn(
+        clips * num_frames,
+        positions,
+        dim,
+        generator=torch.Generator().manual_seed(2),
+    )  # (b f) s c
 
 
 # %% ../nbs/6_making_videos/29_long_videos.ipynb #958007db

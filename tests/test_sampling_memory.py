@@ -23,9 +23,13 @@ def clip(num_frames=16, side=64):
     """
     pipe = load_video_pipeline()
     pipe.scheduler.set_timesteps(4)
-    unet_kwargs = encode_conditioning(pipe, "a girl with pink hair walks to the left", num_frames, side, side) | dict(
-        num_frames=num_frames
-    )
+    unet_kwargs = encode_conditioning(
+        pipe,
+        "a girl with pink hair walks to the left",
+        num_frames,
+        side,
+        side,
+    ) | dict(num_frames=num_frames)
     return pipe, start_latents(pipe, num_frames, side, side, "mixed", 1.0), unet_kwargs
 
 

@@ -43,7 +43,10 @@ def far(one, other):
     return np.abs(one.astype(float) - other).mean()
 
 
-girl, small = "a girl in a blue dress", dict(num_frames=2, height=64, width=64, steps=1, guidance_scale=1)
+girl, small = (
+    "a girl in a blue dress",
+    dict(num_frames=2, height=64, width=64, steps=1, guidance_scale=1),
+)
 guided = {**small, "steps": 2, "guidance_scale": 4}
 clip = render(Scene(action="walk left", speed=-0.02), num_frames=4, height=64, width=64).frames
 
@@ -53,7 +56,10 @@ def random_control(unet):
     "A ControlNet that has learned nothing, but has a lot to say"
     torch.manual_seed(0)
     with without_temporal(unet):
-        control = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 32, 32))
+        control = diffusers.ControlNetModel.from_unet(
+            unet,
+            conditioning_embedding_out_channels=(16, 32, 32, 32),
+        )
     for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
         torch.nn.init.normal_(layer.weight, std=0.02)
     torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.1)

@@ -60,9 +60,14 @@ def small_training(make, steps, before=None):
         model.load_state_dict(before[0])
         load_optimizer_tensors(optimizer, names, before[1])
     for step in steps:
-        model(torch.randn(8, 64, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        model(
+            torch.randn(8, 64, generator=torch.Generator().manual_seed(step)),
+        ).square().mean().backward()
         optimizer.step(), optimizer.zero_grad()
-    return {name: value.clone() for name, value in model.state_dict().items()}, optimizer_tensors(optimizer, names)
+    return {name: value.clone() for name, value in model.state_dict().items()}, optimizer_tensors(
+        optimizer,
+        names,
+    )
 
 
 # %% ../nbs/5_training/22_checkpoints.ipynb #dc7226bb

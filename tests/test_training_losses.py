@@ -44,7 +44,11 @@ def snow_clips(num_clips, num_frames, seed):
 
 
 # %% ../nbs/2_method/09_training_loss.ipynb #a48be09e
-scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # SDXL's
+scheduler = DDPMScheduler(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+)  # SDXL's
 alphas_cumprod = scheduler.alphas_cumprod
 
 

@@ -77,7 +77,11 @@ def as_if(unet):
 @contextmanager
 def tensors_alone():
     "Inside the `with`, `estimate_training_memory` counts what a CPU has as well: no workspaces and no fused kernels"
-    names = dict(LIBRARY_BYTES=0, conv_workspace_bytes=lambda *args: 0, fuse_geglu=lambda unet: unet)
+    names = dict(
+        LIBRARY_BYTES=0,
+        conv_workspace_bytes=lambda *args: 0,
+        fuse_geglu=lambda unet: unet,
+    )
     with patch.dict(estimate_training_memory.__globals__, names):
         yield
 
@@ -88,7 +92,9 @@ import gc
 
 def really(config, num_frames, side):
     "Peak of the CPU's memory in a real micro-step of the tiny model, weights included, as the profiler counts it"
-    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"))
+    unet = UNet2DConditionModel.from_config(
+        UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"),
+    )
     add_temporal(unet, config.max_frames)
     parameters = train_only_temporal(unet)
     for parameter in parameters:
@@ -100,14 +106,19 @@ def really(config, num_frames, side):
         {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()},
     )
     kwargs |= dict(
-        encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"), added_cond_kwargs=cond
+        encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"),
+        added_cond_kwargs=cond,
     )
     gc.collect()  # what others left behind must not be given back while we count
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        profile_memory=True,
+    ) as profile:
         unet(*args, **kwargs).sample.float().square().mean().backward()
     now = peak = 0
     for event in sorted(
-        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
     ):
         now += event.nbytes()
         peak = max(peak, now)

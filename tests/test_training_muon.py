@@ -15,12 +15,23 @@ def both(updates, offload=False, device="cpu"):
     weight of three square matrices, one of two wide ones, one tall and one wide one
     """
     torch.manual_seed(0)
-    parts, start = (3, 2, 1, 1), [torch.randn(shape) * 0.1 for shape in ((96, 32), (80, 64), (64, 24), (24, 64))]
+    parts, start = (
+        (3, 2, 1, 1),
+        [torch.randn(shape) * 0.1 for shape in ((96, 32), (80, 64), (64, 24), (24, 64))],
+    )
     ours = [torch.nn.Parameter(x.to(device, copy=True)) for x in start]
     theirs = [[torch.nn.Parameter(m.to(device, copy=True)) for m in x.chunk(n)] for x, n in zip(start, parts)]
     settings = dict(lr=1e-2, weight_decay=0.1, momentum=0.95)
-    one = Muon([dict(params=[p], parts=n) for p, n in zip(ours, parts)], offload=offload, **settings)
-    two = torch.optim.Muon([m for split in theirs for m in split], adjust_lr_fn="match_rms_adamw", **settings)
+    one = Muon(
+        [dict(params=[p], parts=n) for p, n in zip(ours, parts)],
+        offload=offload,
+        **settings,
+    )
+    two = torch.optim.Muon(
+        [m for split in theirs for m in split],
+        adjust_lr_fn="match_rms_adamw",
+        **settings,
+    )
     for update in range(updates):
         for p, split in zip(ours, theirs):
             p.grad = torch.randn(p.shape).to(device) * 10.0 ** (update % 3 - 2)  # of changing size, as in a training
@@ -43,12 +54,19 @@ def learn(make, steps=150):
     torch.manual_seed(0)
     teacher, net = (
         torch.nn.Sequential(
-            torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32)
+            torch.nn.Linear(32, 64),
+            torch.nn.Tanh(),
+            torch.nn.Linear(64, 64),
+            torch.nn.Tanh(),
+            torch.nn.Linear(64, 32),
         )
         for _ in range(2)
     )
     optimizers, losses = (
-        make([p for p in net.parameters() if p.ndim == 2], [p for p in net.parameters() if p.ndim == 1]),
+        make(
+            [p for p in net.parameters() if p.ndim == 2],
+            [p for p in net.parameters() if p.ndim == 1],
+        ),
         [],
     )
     for _ in range(steps):

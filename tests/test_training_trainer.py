@@ -123,17 +123,27 @@ def noise_cache(folder, shapes, model, bad=()):
             )
         )
     np.savez(
-        f"{folder}/_empty.npz", text_embeds=np.zeros((77, 128), np.float16), pooled_embeds=np.zeros(64, np.float16)
+        f"{folder}/_empty.npz",
+        text_embeds=np.zeros((77, 128), np.float16),
+        pooled_embeds=np.zeros(64, np.float16),
     )
     parquet.write_table(pyarrow.Table.from_pylist(rows), f"{folder}/manifest.parquet")
-    about = dict(model=model_fingerprint(load_pipeline(model)), model_name="micro", options=dict(resolution=64))
+    about = dict(
+        model=model_fingerprint(load_pipeline(model)),
+        model_name="micro",
+        options=dict(resolution=64),
+    )
     Path(folder, "cache.json").write_text(json.dumps(about))
     return folder
 
 
 HOME = tempfile.TemporaryDirectory()
 MICRO = micro_model(f"{HOME.name}/micro")
-CACHE = noise_cache(f"{HOME.name}/cache", [(8, 64, 64)] * 5 + [(6, 64, 64)] * 3 + [(4, 64, 128)] * 2, MICRO)
+CACHE = noise_cache(
+    f"{HOME.name}/cache",
+    [(8, 64, 64)] * 5 + [(6, 64, 64)] * 3 + [(4, 64, 128)] * 2,
+    MICRO,
+)
 SMALL = TrainConfig(
     model=MICRO,
     lengths=(4, 6, 8),
@@ -189,7 +199,8 @@ def gradients(config, **kwargs):
     train_state, kept = small_train_state(config), []
     train_state.optimizer.step = lambda *args, **kw: kept.extend(p.grad.clone() for p in train_state.parameters)
     update_stats = update_step(
-        train_state, micro_batches(Numbered(config.batch_size, **kwargs), 0, config.accumulation)
+        train_state,
+        micro_batches(Numbered(config.batch_size, **kwargs), 0, config.accumulation),
     )
     return kept, update_stats
 
@@ -217,7 +228,11 @@ def run_small(out, config=SMALL, cache=CACHE, resume=False, **kwargs):
     lines = []
     with (
         patch.object(SETUP, "load_pipeline", quick_pipeline),
-        patch.object(SETUP, "estimate_training_memory", lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25)),
+        patch.object(
+            SETUP,
+            "estimate_training_memory",
+            lambda *args: TrainMemoryEstimate(0, 0, 0, 0, 2**25),
+        ),
     ):
         train_state = train(config, cache, out, resume, "cpu", lines.append, bar=False, **kwargs)
     return train_state, lines
@@ -300,7 +315,10 @@ def tav_processes():
     forks of one process, so that PyTorch is loaded once
     """
     with subprocess.Popen(
-        [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", FORKING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
 
         def start(*commands):
@@ -404,7 +422,10 @@ def in_both(place, *cases):
     for one in sockets:
         one.close()
     done = subprocess.run(
-        [sys.executable, "-c", IN_BOTH, json.dumps([cases, ports, place])], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", IN_BOTH, json.dumps([cases, ports, place])],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert not done.returncode, done
     first, second = (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import TavError
+from ..utils.figures import COLORS, WIDTH, styled
 from ..utils.schema import check_type, parse_json
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def scored_rows(record: Mapping[str, Any], rows: Iterable[str]) -> list[str]:
     return [row for row in dict.fromkeys(rows) if any(measure_row(record, row, measure) for measure in MEASURES)]
 
 # %% ../../nbs/3_does_it_move/14_ablation.ipynb #02497dcc
+@styled
 def plot_rows(
     record: Mapping[str, Any],
     rows: Iterable[str],  # the first is on top; those without a score are left out
@@ -112,26 +114,24 @@ def plot_rows(
     if not shown:
         return None
     texts = [textwrap.fill((labels or {}).get(row, row), 27, break_on_hyphens=False) for row in shown]
-    size = 7, 0.8 + 0.2 * sum(1.2 + text.count("\n") for text in texts)
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=size, sharey=True, layout="constrained", facecolor="white")
+    size = WIDTH, 0.8 + 0.2 * sum(1.2 + text.count("\n") for text in texts)
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=size, sharey=True)
     for ax, (measure, better) in zip(axes, MEASURES.items()):
         spreads = [spread for row in everything if (spread := measure_row(record, row, measure))]
         low, high = min((s.low for s in spreads), default=0), max((s.high for s in spreads), default=1)
         margin = 0.12 * (high - low) or 0.1
         for place, row in enumerate(shown):
-            color, mark = ("#d55e00", "D") if row == reference else ("#0072b2", "o")
+            color, mark = (COLORS[1], "D") if row == reference else (COLORS[0], "o")
             if spread := measure_row(record, row, measure):
                 ax.plot((spread.low, spread.high), (place, place), color=color, lw=2, solid_capstyle="butt")
                 ax.plot(spread.mean, place, mark, color=color, ms=6)
         if reference and (spread := measure_row(record, reference, measure)):
-            ax.axvline(spread.mean, color="#d55e00", lw=1, ls="--", zorder=0)
+            ax.axvline(spread.mean, color=COLORS[1], lw=1, ls="--", zorder=0)
         ax.set(xlim=(low - margin, high + margin), ylim=(len(shown) - 0.5, -0.5))
-        ax.set_title(f"{measure}\n({better} is better)", fontsize=9)
-        ax.set_yticks(range(len(shown)), texts, fontsize=9)
+        ax.set_title(f"{measure}\n({better} is better)")
+        ax.set_yticks(range(len(shown)), texts)
         ax.set_xticks((low, high), [f"{value:.2g}" for value in (low, high)])
-        ax.tick_params(axis="x", labelsize=9)
-        ax.grid(axis="y", color="#dddddd", lw=0.6)
-        ax.set_axisbelow(True)
+        ax.grid(axis="y", lw=0.6)
     return figure
 
 # %% ../../nbs/3_does_it_move/14_ablation.ipynb #dbfc02b1

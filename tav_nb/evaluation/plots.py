@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from .flow import ConsistencyError, dis_flow
-from .metrics import METRICS, Scores
+from .metrics import METRIC_WORDS, METRICS, Scores
 from ..models.temporal_attention import TemporalSelfAttention
 from ..models.temporal_unet import temporal_modules
 from ..models.windows import Windows, slice_window
 from ..sampling.generate import embedded_pipeline, generate
 from ..sampling.noise import noise_correlation
+from ..utils.figures import MARK, TEXT, WIDTH, frame_axis, styled
 from ..utils.images import to_image, xt_slice
 
 if TYPE_CHECKING:
@@ -48,11 +49,10 @@ def _arrows(ax, frame, flow):
         (np.arange(columns) + 0.5) * width / columns - 0.5, (np.arange(rows) + 0.5) * height / rows - 0.5
     )
     ax.imshow(frame, interpolation="antialiased")
-    ax.quiver(
-        x, y, coarse[..., 0], coarse[..., 1], angles="xy", scale_units="xy", scale=1, color="#e0007a", width=0.006
-    )
+    ax.quiver(x, y, coarse[..., 0], coarse[..., 1], angles="xy", scale_units="xy", scale=1, color=MARK, width=0.008)
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #c9b9a609
+@styled
 def plot_scores(
     scores: dict[str, Scores] | Scores,  # dict of name: Scores, or one Scores
     names: Sequence[str] = (
@@ -68,7 +68,13 @@ def plot_scores(
     from matplotlib import pyplot as plt
 
     scores = scores if isinstance(scores, dict) else {"": scores}
-    axes = plt.subplots(1, len(names) + 1, figsize=(2.2 * (len(names) + 1), 2.2), layout="constrained", dpi=80)[1]
+    count = len(names) + 1
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.9 * rows + 0.4 * any(scores)), squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    axes = axes.flat[:count]
     for number, (video, score) in enumerate(scores.items()):
         still, colour = score.flags["still"], f"C{number}"
         for ax, name in zip(axes, names):
@@ -81,16 +87,13 @@ def plot_scores(
             mfc="none" if still else colour,
             label=video,
         )
-    axes[-1].set_title("warping_error, motion", fontsize=8)
-    axes[-1].set_xlabel(METRICS["motion"][1], fontsize=7)
+    axes[-1].set(xlabel=f"motion in {METRICS['motion'][1]}", ylabel="warping error")
     for ax, name in zip(axes, [*names, "warping_error"]):
         if METRICS[name][1].startswith("squared"):
             ax.set_yscale("symlog", linthresh=1e-4)
     axes[-1].set_ylim(bottom=0)
-    for ax in axes:
-        ax.tick_params(labelsize=6)
     if any(scores):
-        axes[-1].legend(fontsize=6)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, handlelength=1.4)
     return axes
 
 
@@ -103,12 +106,12 @@ def _curve(ax, score, name, **style):
     else:
         raise ConsistencyError(f"{name} was not measured per frame or per pair")
     finite = ~np.isnan(y)
-    ax.plot(x[finite], y[finite], lw=1, **style)
-    ax.set_title(name, fontsize=8)
-    ax.set_xlabel("frame", fontsize=7)
-    ax.set_ylabel(METRICS[name][1], fontsize=7)
+    ax.plot(x[finite], y[finite], **style)
+    ax.set(title=METRIC_WORDS[name], ylabel=METRICS[name][1])
+    frame_axis(ax)
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #208b1a42
+@styled
 def plot_consistency(
     frames: np.ndarray,  # uint8 [F, H, W, 3]
     scores: Scores,  # consistency.Scores of these frames
@@ -121,30 +124,33 @@ def plot_consistency(
 
     t, row = scores.worst if pair is None else pair, frames.shape[1] // 2 if row is None else row
     now, after = frames[t : t + 2]
-    axes = plt.subplots(1, 5 + len(names), figsize=(1.5 * (5 + len(names)), 1.6), layout="constrained", dpi=80)[1]
+    figure = plt.figure(figsize=(WIDTH, 3.4))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    axes = np.array([*above.subplots(1, 5), *np.ravel(below.subplots(1, len(names)))])
     for ax, image, title in zip(
         axes,
         (now, after, np.clip(np.abs(after.astype(int) - now) * 3, 0, 255)),
         (f"frame {t}", f"frame {t + 1}", "difference x 3"),
     ):
-        ax.imshow(image), ax.set_title(title, fontsize=8)
+        ax.imshow(image)
+        ax.set_title(title)
     _arrows(axes[3], now, dis_flow(now, after))
-    axes[3].set_title("flow", fontsize=8)
+    axes[3].set_title("flow")
     for ax in axes[:4]:
         ax.axis("off")
-    axes[0].axhline(row, color="#e0007a", lw=0.7)
-    xt_slice(frames, row, axes[4]).set_title(f"row {row}", fontsize=8)
-    axes[4].axhline(t + 0.5, color="#e0007a", lw=0.7)
+    axes[0].axhline(row, color=MARK, lw=1)
+    xt_slice(frames, row, axes[4]).set_title(f"row {row}")
+    axes[4].axhline(t + 0.5, color=MARK, lw=1)
     for ax, name in zip(axes[5:], names):
         _with_mark(ax, scores.per_pair[name], t, name)
     return axes
 
 
 def _with_mark(ax, values, t, name):
-    ax.plot(np.arange(len(values)) + 0.5, values, lw=1)
-    ax.axvline(t + 0.5, color="#e0007a", lw=0.7)
-    ax.set_title(name, fontsize=8)
-    ax.tick_params(labelsize=6)
+    ax.plot(np.arange(len(values)) + 0.5, values)
+    ax.axvline(t + 0.5, color=MARK, lw=1)
+    ax.set(title=METRIC_WORDS[name], ylabel=METRICS[name][1])
+    frame_axis(ax)
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #66c58a09
 def wipe_images(
@@ -157,6 +163,7 @@ def wipe_images(
     return np.concatenate([a[:, :x], b[:, x:]], 1)  # h w c
 
 
+@styled
 def plot_compare(
     a: np.ndarray,
     b: np.ndarray,  # uint8 [F, H, W, 3], of one size; as many frames as the shorter has
@@ -169,15 +176,16 @@ def plot_compare(
 
     frames = min(len(a), len(b))
     at = np.linspace(0, frames - 1, min(count, frames)).round().astype(int)
-    axes = plt.subplots(
-        3, len(at), figsize=(1.2 * len(at), 3.8 * a.shape[1] / a.shape[2]), layout="constrained", dpi=80, squeeze=False
-    )[1]
+    width = min(1.2, WIDTH / len(at))
+    size = width * len(at), 3 * (width * a.shape[1] / a.shape[2] + 0.26)
+    axes = plt.subplots(3, len(at), figsize=size, squeeze=False)[1]
     for i, t in enumerate(at):
         for ax, image in zip(axes[:, i], (a[t], wipe_images(a[t], b[t], fraction), b[t])):
-            ax.imshow(image, interpolation="antialiased"), ax.axis("off")
-        axes[1, i].axvline(a.shape[2] * fraction - 0.5, color="white", lw=0.7)
+            ax.imshow(image, interpolation="antialiased")
+            ax.axis("off")
+        axes[1, i].axvline(a.shape[2] * fraction - 0.5, color="white", lw=1)
     for ax, title in zip(axes[:, 0], (titles[0], f"{titles[0]} | {titles[1]}", titles[1])):
-        ax.set_title(title, fontsize=8, loc="left")
+        ax.set_title(title, loc="left")
     return axes
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #830f4e3a
@@ -257,10 +265,11 @@ def block_label(name: str) -> str:
     return f"{name.split('_')[0]} {'.'.join(words)}"
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #6dc4f073
+@styled
 def plot_attention(
     frames: np.ndarray,  # uint8 [F, H, W, 3]
     attention: np.ndarray,  # float32 [h, f, f], of one block
-    query: int | None = None,  # which frame looks; the middle one unless given
+    query: int | None = None,  # which frame attends; the middle one unless given
     head: int | None = None,  # which head; the mean of all unless given
     title: str = "",
 ) -> np.ndarray:  # array of axes: the matrix, then the frames
@@ -269,23 +278,24 @@ def plot_attention(
 
     query = len(frames) // 2 if query is None else query
     weights = attention.mean(0) if head is None else attention[head]
-    axes = plt.subplots(
-        1,
-        1 + len(frames),
-        figsize=(1.6 + 0.9 * len(frames), 1.5),
-        layout="constrained",
-        dpi=80,
-        width_ratios=[1.6, *[0.9] * len(frames)],
-    )[1]
-    axes[0].imshow(weights, cmap="magma", vmin=0)
-    axes[0].axhline(query, color="white", lw=0.7)
-    axes[0].set_title(title or f"head {'all' if head is None else head}", fontsize=8)
-    axes[0].tick_params(labelsize=6)
+    rows = 1 if len(frames) < 4 else 2 if len(frames) < 13 else 3
+    figure = plt.figure(figsize=(WIDTH, 2.6))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.6))
+    frame_axes = np.ravel(right.subplots(rows, -(-len(frames) // rows), squeeze=False))
+    for ax in frame_axes[len(frames) :]:
+        ax.remove()
+    axes = np.array([left.subplots(), *frame_axes[: len(frames)]])
+    image = axes[0].imshow(weights, vmin=0)
+    left.colorbar(image, ax=axes[0], label="weight", shrink=0.7)
+    axes[0].axhline(query, color="white", lw=1)
+    axes[0].set_title(title or f"head {'all' if head is None else head}")
+    frame_axis(axes[0], "attends to frame")
+    frame_axis(axes[0], axis="y")
     relative = weights[query] / weights[query].max()
     for t, ax in enumerate(axes[1:]):
         ax.imshow((to_image(frames[t]) * (0.25 + 0.75 * relative[t])).astype(np.uint8))
         ax.axis("off")
-        ax.set_title(f"{weights[query, t]:.2f}" + " <" * (t == query), fontsize=8)
+        ax.set_title(f"{t}: {weights[query, t]:.2f}", color=MARK if t == query else TEXT)
     return axes
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #cfc9927b
@@ -298,6 +308,7 @@ def noise_image(
     )  # f c h w -> f h w c
 
 
+@styled
 def plot_noise(
     results: dict[
         float, tuple[torch.Tensor, np.ndarray]
@@ -308,20 +319,25 @@ def plot_noise(
     "For each strength a row: correlations, the noise that it starts from, the video that it becomes."
     from matplotlib import pyplot as plt
 
-    axes = plt.subplots(
+    columns = 2 + 2 * count  # the first is twice as wide
+    width = min(1.1, WIDTH / columns)
+    figure, axes = plt.subplots(
         len(results),
-        1 + 2 * count,
-        figsize=(0.9 * (1 + 2 * count), 1.05 * len(results)),
-        layout="constrained",
-        dpi=80,
+        columns - 1,
+        figsize=(columns * width, (2 * width + 0.4) * len(results) + 0.2),
         squeeze=False,
-    )[1]
+        width_ratios=[2, *[1] * (2 * count)],
+    )
     for row, (strength, (start, frames)) in zip(axes, results.items()):
         at = np.linspace(0, len(frames) - 1, count).round().astype(int)
-        row[0].imshow(noise_correlation(len(frames), kind, strength), cmap="magma", vmin=0, vmax=1)
-        row[0].set_title(f"strength {strength:g}", fontsize=8)
+        row[0].imshow(noise_correlation(len(frames), kind, strength), vmin=0, vmax=1)
+        row[0].set_title(f"strength {strength:g}")
+        frame_axis(row[0])
+        frame_axis(row[0], axis="y")
         for ax, image in zip(row[1:], [*noise_image(start)[at], *frames[at]]):
             ax.imshow(image, interpolation="nearest")
-        for ax in row:
+        for ax in row[1:]:
             ax.axis("off")
+        row[1].set_title("start noise", loc="left")
+        row[1 + count].set_title("video", loc="left")
     return axes

@@ -13,12 +13,13 @@ import math
 import numpy as np
 from PIL import Image
 
-from .metrics import METRICS
+from .metrics import METRIC_WORDS, METRICS
 from .score import ScoredVideo, measured_metrics, short_number, verdict
+from ..utils.figures import COLORS
 from ..utils.pages import render_page
 
 # %% ../../nbs/internals/evaluation_score_page.ipynb #7899419d
-CURVE_COLOURS = "#2f7ed8", "#d9534f", "#2f9e5d", "#b58900", "#8e5bd0", "#d2691e", "#0f9fa8", "#c2528b"
+CURVE_COLOURS = COLORS
 
 
 def _scale(name):
@@ -56,11 +57,11 @@ def curve_values(
     last = max(len(one.video.frames) for one in scored.values()) - 1
 
     def to_pixels(x, y):
-        return 44 + 246 * x / last, 112 - 96 * (scale(y) - scale(low)) / (scale(high) - scale(low))
+        return 58 + 232 * x / last, 112 - 96 * (scale(y) - scale(low)) / (scale(high) - scale(low))
 
     _, unit, better, meaning = METRICS[name]
     return {
-        "name": name,
+        "name": METRIC_WORDS[name],
         "unit": unit,
         "better": better,
         "meaning": meaning,
@@ -147,7 +148,10 @@ def as_page(
         "score.html",
         title=title,
         videos=[_page_video(number, name, one, metrics) for number, (name, one) in enumerate(scored.items())],
-        metrics=[dict(zip(("name", "per", "unit", "better", "meaning"), (name, *METRICS[name]))) for name in metrics],
+        metrics=[
+            dict(zip(("name", "words", "per", "unit", "better", "meaning"), (name, METRIC_WORDS[name], *METRICS[name])))
+            for name in metrics
+        ],
         curves=[curve for name in curves_of if (curve := curve_values(scored, name))],
     )
 

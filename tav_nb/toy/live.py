@@ -34,6 +34,7 @@ from .scenes import random_scene
 from .training_data import embed_captions, worker_pool
 from ..utils.atomic_io import atomic_write
 from ..utils.errors import TavError
+from ..utils.figures import WIDTH, frame_axis, legend_outside, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,24 +181,25 @@ class TrainingPlot:
         points = [(event["step"], event[name]) for event in self.events if event["kind"] == kind]
         return tuple(zip(*points)) if points else ((), ())
 
+    @styled
     def figure(self) -> "Figure":
         "Losses and gates above, the newest preview below"
         from matplotlib import pyplot as plt
 
-        figure = plt.figure(figsize=(8, 3.4), dpi=80, layout="constrained")
+        figure = plt.figure(figsize=(WIDTH, 3.6))
         axes = figure.subplot_mosaic([["loss", "gate"], ["preview", "preview"]], height_ratios=(2, 1.1))
         axes["loss"].plot(*self.values("train", "loss"), lw=0.5, label="update")
         axes["loss"].plot(*self.values("held_out", "loss"), "o-", ms=3, label="held out")
-        axes["loss"].set(yscale="log", title="loss"), axes["loss"].legend(fontsize=7)
+        axes["loss"].set(yscale="log", ylabel="loss")
+        legend_outside(axes["loss"], "top")
         axes["gate"].plot(*self.values("train", "gate"))
-        axes["gate"].set(title="mean size of the gates"), axes["gate"].ticklabel_format(useOffset=False)
+        axes["gate"].set_ylabel("mean size of the gates")
+        frame_axis([axes["loss"], axes["gate"]], "update")
         axes["preview"].axis("off")
         if self.previews:
             step, frames = list(self.previews.items())[-1]
-            (
-                axes["preview"].imshow(np.concatenate(list(frames[:: max(1, len(frames) // 8)]), 1)),
-                axes["preview"].set_title(f"after {step} updates", fontsize=8),
-            )  # f h w c -> h (f w) c
+            axes["preview"].imshow(np.concatenate(list(frames[:: max(1, len(frames) // 8)]), 1))  # h (f w) c
+            axes["preview"].set_title(f"after {step} updates")
         plt.close(figure)
         return figure
 

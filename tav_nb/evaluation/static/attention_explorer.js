@@ -5,17 +5,22 @@ async function render({ model, el }) {
   const blocks = model.get('blocks')
   const heads = model.get('heads')
   const top = addElement(root, 'div', { class: 'tav-row' })
+  const captioned = (text) => {
+    const node = addElement(top, 'figure')
+    addElement(node, 'figcaption', {}, text)
+    return node
+  }
   const [square, matrix] = canvas(
-    top,
+    captioned('frame (row) attends to frame (column)'),
     180,
     180,
-    'How much each frame (row) weightsOfQuery at each (column)',
+    'How much each frame (row) attends to each frame (column)',
     180,
   )
   const side = Math.max(34, Math.floor(540 / n))
   const high = Math.round((side * model.get('height')) / model.get('width'))
   const [, strip] = canvas(
-    top,
+    captioned('the frames; a bar is the weight for the chosen frame'),
     n * side,
     high + 40,
     'The frames, as bright as the chosen one attends to them',
@@ -56,10 +61,10 @@ async function render({ model, el }) {
       strip.globalAlpha = 0.2 + (0.8 * look) / most
       strip.drawImage(image, ...frameRect(model, j), j * side, 40, side - 2, high)
       strip.globalAlpha = 1
-      strip.fillStyle = j == query ? '#e0007a' : '#3b8fe0'
+      strip.fillStyle = j == query ? '#d55e00' : '#56b4e9'
       strip.fillRect(j * side, 38 - (36 * look) / most, side - 2, (36 * look) / most)
     })
-    status.textContent = `Frame ${query} looks most at ${order
+    status.textContent = `Frame ${query} attends most to ${order
       .slice(0, 3)
       .map((j) => `${j} (${weightsOfQuery[j].toFixed(2)})`)
       .join(', ')}; evenly would be ${(1 / n).toFixed(2)}.`

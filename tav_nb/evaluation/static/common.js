@@ -18,7 +18,7 @@ function setTraits(model, values) {
   try {
     model.save_changes()
   } catch {
-    // a saved page has no kernel that could be told
+    // a saved page has no kernel
   }
 }
 
@@ -79,6 +79,7 @@ function player(root, model) {
     { type: 'button', class: 'tav-play', 'aria-label': 'Play' },
     '\u25b6',
   )
+  const text = addElement(bar, 'output')
   const range = addElement(bar, 'input', {
     type: 'range',
     min: 0,
@@ -87,7 +88,6 @@ function player(root, model) {
     class: 'tav-frame',
     'aria-label': 'Frame',
   })
-  const text = addElement(bar, 'output')
   const step = (by) => setTraits(model, { index: (model.get('index') + by + last + 1) % (last + 1) })
   let timer
   const play = (on) => {

@@ -4,16 +4,16 @@ async function render({ model, el }) {
   const w = model.get('width')
   const h = model.get('height')
   const gap = 4
-  const [view, context] = canvas(root, w, h, '')
   const modes = ['wipe', 'side by side']
   const titles = model.get('titles')
   const text = addElement(root, 'div', { class: 'tav-bar' })
   addElement(text, 'span', {}, `left: ${titles[0]}`)
   addElement(text, 'span', {}, `right: ${titles[1]}`)
+  const [view, context] = canvas(root, w, h, '')
   player(root, model)
   const bar = addElement(root, 'div', { class: 'tav-bar' })
   const [mode] = addSelect(bar, 'Show', modes, (i) => setTraits(model, { mode: modes[i] }))
-  const wipe = addElement(addElement(bar, 'label', {}, 'Edge '), 'input', {
+  const wipe = addElement(addElement(bar, 'label', {}, 'Edge between left and right'), 'input', {
     type: 'range',
     min: 0,
     max: 100,

@@ -15,7 +15,7 @@ function arrows(context, model, index) {
   const flow = model.get('flow')
   const w = model.get('width') / columns
   const h = model.get('height') / rows
-  context.strokeStyle = context.fillStyle = '#e0007a'
+  context.strokeStyle = context.fillStyle = '#d55e00'
   for (let y = 0; y < rows; y++) {
     for (let x = 0; x < columns; x++) {
       const at = 2 * ((index * rows + y) * columns + x)
@@ -48,11 +48,12 @@ async function render({ model, el }) {
     bar,
     'button',
     { type: 'button', class: 'tav-worst' },
-    `Worst pair: ${worst}, ${worst + 1}`,
+    `Go to the worst pair: ${worst}, ${worst + 1}`,
   )
   button.onclick = () => setTraits(model, { index: worst })
-  const [overlay] = addSelect(bar, 'Show', overlays, (i) => setTraits(model, { overlay: overlays[i] }))
-  const row = addElement(addElement(bar, 'label', {}, 'Row '), 'input', {
+  const words = ['the frame', 'the difference to the next frame, times 3', 'the optical flow to the next frame']
+  const [overlay] = addSelect(bar, 'Show', words, (i) => setTraits(model, { overlay: overlays[i] }))
+  const row = addElement(addElement(bar, 'label', {}, 'Row of pixels'), 'input', {
     type: 'range',
     min: 0,
     max: h - 1,
@@ -74,13 +75,13 @@ async function render({ model, el }) {
     if (model.get('overlay') == 'difference') changes(context, w, h, draw, pair)
     else draw(index)
     if (model.get('overlay') == 'flow') arrows(context, model, pair)
-    context.fillStyle = '#e0007aa0'
+    context.fillStyle = '#d55e00a0'
     context.fillRect(0, at, w, 1)
     for (let t = 0; t < count; t++) {
       const [x, y] = frameRect(model, t)
       time.drawImage(image, x, y + at, w, 1, 0, (t * h) / count, w, h / count + 0.5)
     }
-    time.strokeStyle = '#e0007a'
+    time.strokeStyle = '#d55e00'
     time.strokeRect(0.5, (index * h) / count + 0.5, w - 1, h / count - 1)
     for (const show of curves) show(index)
   })

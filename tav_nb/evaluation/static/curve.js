@@ -1,12 +1,12 @@
 function curve(parent, model, name) {
-  const { values, unit, shift } = model.get('curves')[name]
+  const { words, values, unit, shift } = model.get('curves')[name]
   const last = model.get('count') - 1
   const known = values.filter((y) => y !== null)
   const low = Math.min(...known) > 0.5 ? Math.min(...known) : 0
   const high = Math.max(...known, low + 1e-6)
   const draw = (tag) => document.createElementNS('http://www.w3.org/2000/svg', tag)
   const figure = addElement(parent, 'figure')
-  const caption = addElement(figure, 'figcaption', {}, name)
+  const caption = addElement(figure, 'figcaption', {}, words)
   const svg = figure.appendChild(draw('svg'))
   const x = (t) => 2 + (236 * t) / last
   const y = (v) => 48 - (44 * (v - low)) / (high - low)
@@ -14,7 +14,7 @@ function curve(parent, model, name) {
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value)
     return node
   }
-  set(svg, { viewBox: '0 0 240 52', role: 'img', 'aria-label': `${name} over the frames, ${unit}` })
+  set(svg, { viewBox: '0 0 240 52', role: 'img', 'aria-label': `${words} over the frames, ${unit}` })
   const box = set(draw('rect'), { x: 1, y: 1, width: 238, height: 50 })
   const mark = set(draw('line'), { y1: 1, y2: 51 })
   const line = set(draw('polyline'), {
@@ -28,6 +28,6 @@ function curve(parent, model, name) {
     const v = values[index]
     const where = x(Math.min(last, index + shift))
     set(mark, { x1: where, x2: where })
-    caption.textContent = `${name} ${v === null || v === undefined ? '\u2013' : v.toPrecision(3)}`
+    caption.textContent = `${words}: ${v === null || v === undefined ? '\u2013' : v.toPrecision(3)}`
   }
 }

@@ -5,28 +5,28 @@ async function render({ model, el }) {
   const top = addElement(root, 'div', { class: 'tav-row' })
   const figure = (text) => {
     const node = addElement(top, 'figure')
-    node.text = text
+    addElement(node, 'figcaption', {}, text)
     return node
   }
-  const parts = ['correlation of the frames', 'where they start', 'what they become'].map(figure)
+  const parts = ['correlation of frame (row) and frame (column)', 'the noise that the frame starts from', 'the frame'].map(figure)
   const [, matrix] = canvas(parts[0], 180, 180, 'Correlation of the noise of every two frames', 180)
   const w = model.get('width')
   const h = model.get('height')
   const [noisy, before] = canvas(parts[1], 64, 64, 'The noise of this frame', 180)
   const [, after] = canvas(parts[2], w, h, 'This frame of the result', 180)
-  for (const part of parts) addElement(part, 'figcaption', {}, part.text)
   noisy.classList.add('tav-sharp')
   before.imageSmoothingEnabled = false
   player(root, model)
   const bar = addElement(root, 'div', { class: 'tav-bar' })
-  const slider = addElement(addElement(bar, 'label', {}, 'Strength '), 'input', {
+  const label = addElement(bar, 'label', {}, 'Strength of the noise')
+  const text = addElement(label, 'span')
+  const slider = addElement(label, 'input', {
     type: 'range',
     min: 0,
     max: stops.length - 1,
     class: 'tav-strength',
     'aria-label': 'Strength of the noise',
   })
-  const text = addElement(bar, 'output')
   const status = addElement(root, 'div', { 'aria-live': 'polite' })
   const share = (a) => (a * a) / (1 + a * a)
   const related = (a, i, j) =>
