@@ -159,3 +159,51 @@ def test_chapters_need_only_chapters_before_them():
         after = [name for name in chapter.needs if not (CONTENTS[name].number or 0) < chapter.number]
         internals = [name for name in chapter.needs if not CONTENTS[name].number]
         assert not after and not internals, f"{chapter.path} needs {after + internals}"
+
+
+def code_cells(notebook):
+    "`(number, source, story)` of code cells; those that are exported or belong to tests are not of the story"
+    for number, cell in enumerate(notebook["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            yield number, source, not re.search(r"^#\| (export|test|setup)\b", source, re.M)
+
+
+def test_cells_of_the_story_are_not_wider_than_a_page():
+    "Exported cells and tests have ruff's 120 columns, comments and texts included"
+    found = []
+    for path, notebook in NOTEBOOKS.items():
+        for number, source, story in code_cells(notebook):
+            wide = max(map(len, source.splitlines()), default=0)
+            if wide > (100 if story and re.match(r"\d_\w+/\d", path) else 120):
+                found.append(f"{path}, cell {number}: {wide} columns")
+    assert not found, found
+
+
+def test_tables_in_outputs_are_not_wider_than_a_page():
+    "A row of a table has at least four columns, with two spaces or more between them"
+    found = []
+    for path, notebook in NOTEBOOKS.items():
+        for number, cell in enumerate(notebook["cells"]):
+            lines = "".join("".join(output.get("text", "")) for output in cell.get("outputs", [])).splitlines()
+            rows = [line for line in lines if len(re.findall(r"\S {2,}(?=\S)", line)) >= 3 and not line.startswith("#")]
+            if wide := max((len(row) for row in rows if len(row) > 100), default=0):
+                found.append(f"{path}, cell {number}: {wide} columns")
+    assert not found, found
+
+
+SMALL = r"fontsize=[0-8]\b|labelsize=[0-8]\b|font\.size\W+[0-8]\b|\bdpi=\d|figsize=\(([7-9]|\d\d)"
+
+
+def test_figures_keep_the_size_and_the_text_of_the_style():
+    "No text below nine points, no figure wider than the page, and none that is kept outside the style"
+    found = []
+    for path, notebook in NOTEBOOKS.items():
+        sources = [source for _, source, _ in code_cells(notebook)]
+        drawn = [n for n, cell in enumerate(notebook["cells"]) if "<Figure size" in json.dumps(cell.get("outputs", []))]
+        if drawn and not any("use_style()" in source for source in sources):
+            found.append(f"{path} has figures without use_style()")
+        for number, source, _ in code_cells(notebook):
+            if match := re.search(SMALL, source):
+                found.append(f"{path}, cell {number}: {match[0]}")
+    assert not found, found

@@ -11,7 +11,7 @@ async function render({ model, el }) {
     return node
   }
   const [square, matrix] = canvas(
-    captioned('frame (row) attends to frame (column)'),
+    captioned('row attends to column'),
     180,
     180,
     'How much each frame (row) attends to each frame (column)',
