@@ -36,11 +36,12 @@ def test_every_notebook_stands_in_the_table_and_the_table_has_no_other():
 
 
 def test_headings_and_contents_are_those_of_the_table(tmp_path):
-    for path, notebook in [*NOTEBOOKS.items(), ("contents.toml", None)]:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+    nbs = tmp_path / "nbs"
+    for path, notebook in [*NOTEBOOKS.items(), ("contents.toml", None), ("../settings.ini", None)]:
+        (nbs / path).parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(notebook) if notebook else (NBS / path).read_text(encoding="utf-8")
-        (tmp_path / path).write_text(text, encoding="utf-8")
-    assert not write_contents(tmp_path), "run `make readme`"
+        (nbs / path).write_text(text, encoding="utf-8")
+    assert not write_contents(nbs), "run `make readme`"
     for path, notebook in NOTEBOOKS.items():
         marked = ["".join(cell["source"]).count(MARK) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
         assert sum(marked) == 1 and (path == "index.ipynb" or marked[0] == 1), path

@@ -21,6 +21,7 @@ TOML = """
 [[part]]
 folder = "1_start"
 title = "Start"
+online = false
 [[part.chapter]]
 file = "sums"
 title = "Sums"
@@ -31,6 +32,7 @@ needs = []
 [[part]]
 folder = "2_more"
 title = "More"
+online = true
 [[part.chapter]]
 file = "products"
 title = "Products"
@@ -155,6 +157,29 @@ def test_headings_and_contents_follow_the_table_and_writing_them_twice_changes_n
         assert "| [01 Sums](1_start/01_sums.ipynb) | One and one. | 1 | `utils.sums` |" in index
         assert "| [02 Products](2_more/02_products.ipynb) | Two times two. | 3 | `utils.products` |" in index
         assert "<summary><code>utils</code>: Files (1)</summary>" in index
+
+
+# %% ../nbs/internals/utils_contents.ipynb #5b0e7a13
+def test_a_chapter_that_is_online_has_badges_and_one_cell_for_colab_and_others_have_neither():
+    with tempfile.TemporaryDirectory() as folder:
+        nbs = write_course(folder)
+        (nbs.parent / "settings.ini").write_text("[DEFAULT]\nrepository = https://github.com/me/it\n")
+        renumber(nbs)
+        write_contents(nbs)
+        assert write_contents(nbs) == []
+        online = read_notebook(nbs / "2_more/02_products.ipynb")["cells"]
+        offline = read_notebook(nbs / "1_start/01_sums.ipynb")["cells"]
+        heading = "".join(online[0]["source"])
+        colab = "https://colab.research.google.com/github/me/it/blob/main/nbs/2_more/02_products.ipynb"
+        binder = "https://mybinder.org/v2/gh/me/it/main?urlpath=lab/tree/nbs/2_more/02_products.ipynb"
+        assert f"(../badges/colab.svg)]({colab})" in heading and f"(../badges/binder.svg)]({binder})" in heading
+        source = "".join(online[1]["source"])
+        assert "clone -q --depth 1 https://github.com/me/it " in source and source.endswith("/nbs/2_more")
+        assert sum("google.colab" in "".join(cell["source"]) for cell in online) == 1
+        assert not any(word in "".join(cell["source"]) for cell in offline for word in ("badges", "google.colab"))
+        (nbs / TABLE).write_text(TOML.replace("online = true", "online = false"))
+        assert [path.name for path in write_contents(nbs)] == ["02_products.ipynb"]
+        assert "google.colab" not in (nbs / "2_more/02_products.ipynb").read_text()
 
 
 # %% ../nbs/internals/utils_contents.ipynb #fc71c89e
