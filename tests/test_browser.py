@@ -77,7 +77,7 @@ class Lab:
             file = self.home / "settings" / f"{name}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(values))
-        shutil.copy(ROOT / "nbs/3_does_it_move/13_widgets.ipynb", self.folder / "chapter.ipynb")
+        shutil.copy(ROOT / "nbs/3_does_it_move/14_widgets.ipynb", self.folder / "chapter.ipynb")
         self.port = free_port()
         homes = {
             name: str(self.home)
@@ -412,7 +412,7 @@ def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
 
 def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_path):
     pytest.importorskip("voila", reason="Voila is not installed: pip install voila")
-    shutil.copy(ROOT / "nbs/3_does_it_move/13_widgets.ipynb", tmp_path / "chapter.ipynb")
+    shutil.copy(ROOT / "nbs/3_does_it_move/14_widgets.ipynb", tmp_path / "chapter.ipynb")
     port = free_port()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     homes = {name: str(tmp_path / "home") for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}

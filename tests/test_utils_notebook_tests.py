@@ -285,6 +285,15 @@ def test_a_notebook_without_tests_leaves_no_test_file():
         assert not list((Path(folder) / "tests").iterdir())
 
 
+# %% ../nbs/internals/utils_notebook_tests.ipynb #f64acca3
+def test_tests_of_a_chapter_that_exports_nothing_go_to_a_file_with_the_name_of_the_chapter():
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_lesson(Path(folder), [], "07_sums")
+        write_nb(new_nb([mk_cell("#| test one\nassert 1", id="one")]), path)
+        NBProcessor(path, procs=TestCells, process=True)
+        assert [test.name for test in (Path(folder) / "tests").iterdir()] == ["test_chapter_sums.py"]
+
+
 # %% ../nbs/internals/utils_notebook_tests.ipynb #c3ee0ad0
 def test_links_in_the_readme_start_at_the_top_folder():
     assert rebase_links("[a](b.ipynb#c) ![d](../e.gif)", "nbs") == "[a](nbs/b.ipynb#c) ![d](e.gif)"

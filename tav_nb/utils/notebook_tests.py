@@ -101,6 +101,7 @@ def imported_names(source: str) -> dict[str, str]:
 # %% ../../nbs/internals/utils_notebook_tests.ipynb #5e979508
 class TestCells(Processor):
     """Writes the `#| test` and `#| setup` cells of a notebook to `tests/test_<default_exp>.py`, with `_` for each dot.
+    Those of a chapter that exports nothing go to `tests/test_chapter_<file name without number>.py`.
 
     `nbdev-export` runs it, for it stands in `export_procs` in pyproject.toml. Raises `ValueError` with notebook and
     cell where a cell cannot become a test.
@@ -125,7 +126,8 @@ class TestCells(Processor):
 
     def end(self) -> None:
         folder = self.config.config_path / "tests"
-        target = folder / f"test_{self.module.replace('.', '_')}.py" if self.tests else None
+        name = self.module or "chapter." + re.sub(r"^\d+_", "", self.notebook.stem)
+        target = folder / f"test_{name.replace('.', '_')}.py" if self.tests else None
         if target:
             folder.mkdir(exist_ok=True)
             target.write_text(self.test_file(target), encoding="utf-8", newline="\n")
