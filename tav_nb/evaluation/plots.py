@@ -71,10 +71,10 @@ def plot_scores(
     count = len(names) + 1
     columns = min(3, count)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.9 * rows + 0.4 * any(scores)), squeeze=False)
-    for ax in axes.flat[count:]:
-        ax.remove()
-    axes = axes.flat[:count]
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 1.9 * rows + 0.2), squeeze=False)
+    axes, free = axes.flat[:count], axes.flat[count:]
+    for ax in free:
+        ax.axis("off")
     for number, (video, score) in enumerate(scores.items()):
         still, colour = score.flags["still"], f"C{number}"
         for ax, name in zip(axes, names):
@@ -93,7 +93,11 @@ def plot_scores(
             ax.set_yscale("symlog", linthresh=1e-4)
     axes[-1].set_ylim(bottom=0)
     if any(scores):
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, handlelength=1.4)
+        handles = axes[0].get_legend_handles_labels()
+        if len(free):
+            free[0].legend(*handles, loc="center left")
+        else:
+            figure.legend(*handles, loc="outside lower left", ncols=6, handlelength=1.4)
     return axes
 
 
@@ -288,7 +292,8 @@ def plot_attention(
     image = axes[0].imshow(weights, vmin=0)
     left.colorbar(image, ax=axes[0], label="weight", shrink=0.7)
     axes[0].axhline(query, color="white", lw=1)
-    axes[0].set_title(title or f"head {'all' if head is None else head}")
+    axes[0].set_title(title or ("all heads" if head is None else f"head {head}"))
+    right.suptitle("frame: weight", size=9)
     frame_axis(axes[0], "attends to frame")
     frame_axis(axes[0], axis="y")
     relative = weights[query] / weights[query].max()

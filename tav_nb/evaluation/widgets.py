@@ -259,7 +259,7 @@ class AttentionExplorer(VideoWidget):
             self.attention[block],
             self.index,
             None if self.head < 0 else self.head,
-            f"{block}, head {'all' if self.head < 0 else self.head}",
+            f"{block}, {'all heads' if self.head < 0 else f'head {self.head}'}",
         )
 
 # %% ../../nbs/3_does_it_move/14_widgets.ipynb #a4e836d0

@@ -107,7 +107,7 @@ def legend_outside(
 # %% ../../nbs/internals/utils_figures.ipynb #3f87215f
 def quantize(
     image: Image.Image,  # RGBA
-    colors: int = 96,  # of the pixels that hide the page
+    colors: int = 128,  # of the pixels that hide the page
     edges: int = 24,  # of the pixels that the page is partly seen through
 ) -> bytes:
     "An image as a PNG with a palette that has transparency."
@@ -136,7 +136,7 @@ def quantize(
 
 def figure_png(
     figure: "Figure",
-    max_bytes: int = 14_000,  # more only if one dot for each pixel of the page takes more
+    max_bytes: int = 18_000,  # more only if one dot for each pixel of the page takes more
 ) -> tuple[bytes, dict[str, int]]:  # the PNG, and the size at which a page shows it: width and height in pixels
     "A figure as a small PNG without background."
     size = {name: round(inches * PAGE_DPI) for name, inches in zip(("width", "height"), figure.get_size_inches())}
