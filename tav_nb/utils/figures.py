@@ -105,6 +105,18 @@ def legend_outside(
     return ax.legend(**(place | dict(borderaxespad=0, handlelength=1.4) | options))
 
 # %% ../../nbs/internals/utils_figures.ipynb #3f87215f
+def _reduced(
+    image: Image.Image,  # RGB, one row
+    colors: int,
+) -> Image.Image:  # with a palette
+    "The image in few colours; what is small, such as hair before a wide sky, keeps its colour."
+    pixels = np.asarray(image)[0]
+    _, first, counts = np.unique(pixels >> 2, axis=0, return_index=True, return_counts=True)
+    sample = np.repeat(pixels[first], np.ceil(np.sqrt(counts)).astype(int), axis=0)
+    palette = Image.fromarray(sample[None]).quantize(colors, Image.Quantize.MEDIANCUT, kmeans=2)
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
 def quantize(
     image: Image.Image,  # RGBA
     colors: int = 128,  # of the pixels that hide the page
@@ -116,13 +128,13 @@ def quantize(
     hidden, palette = flat[:, 3], [np.zeros((1, 4), np.uint8)]
     indices = np.zeros(len(flat), np.uint8)
     kinds = (
-        (np.flatnonzero(hidden == 255), "RGB", colors, Image.Quantize.MEDIANCUT),
-        (np.flatnonzero((hidden > 8) & (hidden < 255)), "RGBA", edges, Image.Quantize.FASTOCTREE),
+        (np.flatnonzero(hidden == 255), "RGB"),
+        (np.flatnonzero((hidden > 8) & (hidden < 255)), "RGBA"),
     )
-    for where, mode, count, method in kinds:
+    for where, mode in kinds:
         if len(where):
             some = Image.fromarray(np.ascontiguousarray(flat[where][None, :, : len(mode)]))
-            reduced = some.quantize(count, method, dither=Image.Dither.NONE)
+            reduced = _reduced(some, colors) if mode == "RGB" else some.quantize(edges, Image.Quantize.FASTOCTREE)
             used, index = np.unique(np.asarray(reduced).ravel(), return_inverse=True)
             indices[where] = index + sum(map(len, palette))
             entries = np.array(reduced.getpalette("RGBA"), np.uint8).reshape(-1, 4)[used]
@@ -136,14 +148,14 @@ def quantize(
 
 def figure_png(
     figure: "Figure",
-    max_bytes: int = 18_000,  # more only if one dot for each pixel of the page takes more
+    max_bytes: int = 14_000,  # more only if one dot for each pixel of the page and 96 colours take more
 ) -> tuple[bytes, dict[str, int]]:  # the PNG, and the size at which a page shows it: width and height in pixels
     "A figure as a small PNG without background."
     size = {name: round(inches * PAGE_DPI) for name, inches in zip(("width", "height"), figure.get_size_inches())}
-    for density in (2, 1.5, 1):
+    for density, colors in ((2, 128), (1.5, 128), (1, 128), (1, 96)):
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=density * PAGE_DPI, transparent=True)
-        data = quantize(Image.open(file))
+        data = quantize(Image.open(file), colors)
         if len(data) <= max_bytes:
             break
     return data, size

@@ -85,7 +85,8 @@ def strip(
     "One row of frames a video, at equal distances from its first to its last."
     count = min(count, *map(len, videos)) if len(videos) > 1 else min(count, len(videos[0]))
     rows = [[video[round(i)] for i in np.linspace(0, len(video) - 1, count)] for video in videos]
-    axes = show_images([image for row in rows for image in row], columns=count, width=width)
+    images = [image for row in rows for image in row]
+    axes = show_images(images, [""] * len(images) if titles else None, columns=count, width=width)
     for ax, title in zip(axes[::count], titles or []):
         ax.set_title(title, loc="left")
     return axes
