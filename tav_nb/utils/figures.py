@@ -120,7 +120,7 @@ def _reduced(
 def quantize(
     image: Image.Image,  # RGBA
     colors: int = 128,  # of the pixels that hide the page
-    edges: int = 24,  # of the pixels that the page is partly seen through
+    edges: int = 12,  # of the pixels that the page is partly seen through
 ) -> bytes:
     "An image as a PNG with a palette that has transparency."
     pixels = np.asarray(image.convert("RGBA"))
