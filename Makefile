@@ -43,7 +43,7 @@ test-browser: $(VENV)/browser
 	$(BIN)/pytest -m browser -rs
 
 lab: $(VENV)/dev
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 site: $(VENV)/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file site/mkdocs.yml

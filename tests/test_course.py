@@ -9,6 +9,7 @@ import pytest
 from test_package import ROOT, tracked
 
 from tav_nb.utils.contents import MARK, exported_module, notebooks_below, read_contents, read_notebook, write_contents
+from tav_nb.utils.glossary import read_glossary, write_glossary
 
 NBS = ROOT / "nbs"
 CONTENTS = read_contents(NBS)
@@ -153,6 +154,24 @@ def test_titles_in_quotes_are_titles():
 )
 def test_numbered_references_are_found(text, count):
     assert len(numbered_references(text)) == count
+
+
+def plain(text):
+    "Text in which spaces, hyphens and underscores are the same"
+    return re.sub(r"[-_\s]+", " ", text.lower())
+
+
+def test_terms_are_sorted_and_stand_in_their_chapters(tmp_path):
+    terms = read_glossary(NBS)
+    names = [term.term.lower() for term in terms]
+    assert names == sorted(set(names)) and len(terms) >= 50
+    for term in terms:
+        text = " ".join(text for _, kind, text in texts(NOTEBOOKS[CONTENTS[term.chapter].path]) if kind != "output")
+        assert plain(term.words or term.term) in plain(text), f"{term.term} does not occur in {term.chapter}"
+        assert term.meaning.endswith(".") and "\n" not in term.meaning, term
+    for name in ("contents.toml", "glossary.toml", "index.ipynb", "glossary.ipynb"):
+        (tmp_path / name).write_bytes((NBS / name).read_bytes())
+    assert not write_glossary(tmp_path), "run `make readme`"
 
 
 def test_chapters_need_only_chapters_before_them():

@@ -31,6 +31,7 @@ from nbdev.process import NBProcessor, Processor
 from PIL import Image, ImageChops, ImageStat
 
 from .contents import write_contents
+from .glossary import write_glossary
 
 # %% ../../nbs/internals/utils_notebook_tests.ipynb #c0a16e1f
 def as_function(name: str, source: str) -> str:
@@ -268,11 +269,12 @@ def readme(notebook: str | Path) -> str:
 # %% ../../nbs/internals/utils_notebook_tests.ipynb #1fc9d79f
 def render_readme(folder: str | Path = ".") -> None:
     """Write README.md, of the project that `folder` is in, from its index notebook; before, headings and contents from
-    the table of contents, and where headings changed, the modules that have their lines.
+    the table of contents, the glossary from its own, and where headings changed, the modules that have their lines.
     """
     config = get_config(folder)
     if write_contents(config.nbs_path):
         nbdev_export(str(config.nbs_path))
+    write_glossary(config.nbs_path)
     text = readme(config.nbs_path / config.readme_nb)
     (config.config_path / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
