@@ -44,6 +44,17 @@ def test_a_strip_begins_with_the_first_frame_and_ends_with_the_last():
     assert np.array_equal(shown[0], video[0]) and np.array_equal(shown[-1], video[-1])
 
 
+# %% ../nbs/internals/utils_images.ipynb #78d00e64
+def test_a_long_title_of_a_strip_leaves_the_images_in_their_places():
+    title = "one title that is as long as five of the images are wide"
+    short, long = (strip(bounce(8), titles=[text]) for text in ("one", title))
+    plt.close("all")
+    places = [ax.get_position().x0 for ax in long]
+    assert places == [ax.get_position().x0 for ax in short] and np.ptp(np.diff(places)) < 1e-3
+    box = long[0]._left_title.get_window_extent()
+    assert long[0].get_title("left") == title and box.y1 <= long[0].figure.bbox.y1
+
+
 # %% ../nbs/internals/utils_images.ipynb #ee0e1535
 def test_a_contact_sheet_numbers_the_frames_it_shows():
     axes = contact_sheet(bounce(7), every=3)

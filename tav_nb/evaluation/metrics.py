@@ -183,6 +183,8 @@ METRIC_WORDS = {name: name.replace("_", " ") for name in METRICS} | {  # what fi
     "held": "held drawings",
     "tof": "difference of the flow",
     "drift": "colour drift",
+    "drawings_warping_error": "warping error of drawings",
+    "drawings_motion": "motion of drawings",
     "clip_all_pairs": "CLIP, all pairs",
 }
 

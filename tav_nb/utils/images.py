@@ -86,7 +86,12 @@ def strip(
     count = min(count, *map(len, videos)) if len(videos) > 1 else min(count, len(videos[0]))
     rows = [[video[round(i)] for i in np.linspace(0, len(video) - 1, count)] for video in videos]
     images = [image for row in rows for image in row]
-    axes = show_images(images, [""] * len(images) if titles else None, columns=count, width=width)
+    axes = show_images(images, ["X"] * len(images) if titles else None, columns=count, width=width)
+    if titles:
+        axes[0].figure.draw_without_rendering()
+        axes[0].figure.set_layout_engine("none")  # the places stay, however long the titles are
+        for ax in axes:
+            ax.set_title("")
     for ax, title in zip(axes[::count], titles or []):
         ax.set_title(title, loc="left")
     return axes
