@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
-sys.path.insert(0, str(ROOT))
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif", "image/svg+xml": "svg"}
 IMAGE_FILE = re.compile(r"\.(png|jpe?g|webp|gif|svg)$")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -64,8 +63,10 @@ def page_path(notebook: str) -> str:
 
 def navigation() -> list[dict[str, Any]]:
     "The pages in the order of nbs/contents.toml: home, the parts, the glossary, the internals by package"
+    sys.path.insert(0, str(ROOT))  # the package need not be installed
     from tav_nb.utils.contents import read_contents
 
+    sys.path.remove(str(ROOT))
     parts, internals = [{"Home": "index.md"}], []
     numbers = iter(range(1, 100))
     for group in read_contents(NBS).groups:
@@ -227,7 +228,7 @@ class Converter:
         if {"export", "exporti", "exports"} & directives.keys():
             return f"tav_nb/{str(self.module).replace('.', '/')}.py"
         if "setup" in directives:
-            return "For the tests below"
+            return "Shared with the tests"
         return notes[:1].upper() + notes[1:]
 
     def output(self, output: dict[str, Any], name: str) -> Iterator[str]:

@@ -56,6 +56,21 @@ def test_the_navigation_has_every_notebook_once():
     assert titles[0] == "Home" and titles[1] == "1. First video" and titles[-1] == "Internals"
 
 
+LOAD = """
+import importlib.util, sys
+before = list(sys.path)
+spec = importlib.util.spec_from_file_location("hooks", sys.argv[1])
+hooks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hooks)
+sys.path[:] = before  # as MkDocs does
+hooks.navigation()
+"""
+
+
+def test_the_navigation_needs_no_installed_package():
+    subprocess.run([sys.executable, "-I", "-S", "-c", LOAD, str(ROOT / "site" / "hooks.py")], check=True)
+
+
 def markdown(source, **metadata):
     return {"cell_type": "markdown", "id": "m", "metadata": metadata, "source": source}
 
