@@ -24,11 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import FirstFrameUNet, MotionUNet, add_after_resnets, keep_every_second, move_behind_blocks
+from peers import FirstFrameUNet, MotionUNet, add_after_resnets, keep_every_second, move_behind_blocks, see_neighbours
 from safetensors.torch import load_file, save_file
 from torch import nn
 from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
+from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
 from tav_nb.models.base import load_pipeline, tensors_hash
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.guidance import Guidance
@@ -110,6 +111,9 @@ CHANGES = {  # of one thing in the block
     "behind the blocks": dict(variant="behind"),
     "every second block, feed-forward 3": dict(ff_ratio=3.0, variant="second"),
     "also at full resolution": dict(variant="resnets"),
+    "neighbours": dict(variant="neighbours"),
+    "neighbours before attention too": dict(variant="neighbours before"),
+    "neighbours, feed-forward 4": dict(variant="neighbours", ff_ratio=4.0),
 }
 ROWS = {
     "design document": dict(
@@ -138,6 +142,8 @@ ROWS = {
     "AnimateDiff's modules, balanced noise levels": dict(peer="animatediff", expected_loss=EXPECTED),
     "Text2Video-Zero's attention": dict(peer="first frame"),
 } | {f"block, {name}": BLOCK | change for name, change in CHANGES.items()}
+GROWN = dict(conv_size=3, ff_ratio=1.0, num_heads=16, lr=2e-3, other_lr=2e-3, grown=True)
+ROWS |= {"shipped, grown": GROWN, "shipped, grown, strength 1": GROWN | dict(noise_strength=1.0)}
 STRUCTURE = ("max_frames", "positions", "num_heads", "zero", "attention_ratio", "conv_size", "ff_ratio", "start")
 LAYER = ("max_frames", "positions", "num_heads", "zero", "attention_ratio", "conv_size", "ff_ratio")
 
@@ -193,6 +199,7 @@ def build(row, seed, device, base=None, changes=()):
     "`(pipe, config, parameters, optimizer, counts)` of a row"
     settings = RECIPE | dict(changes) | ROWS[row]
     peer, variant = settings.pop("peer", None), settings.pop("variant", None)
+    grown = settings.pop("grown", False)
     config = TrainConfig(max_frames=24, seed=seed, **settings)
     pipe = load_pipeline(base)
     torch.manual_seed(seed)
@@ -204,12 +211,17 @@ def build(row, seed, device, base=None, changes=()):
     else:
         structure = {name: getattr(config, name) or None for name in STRUCTURE}
         add_temporal(pipe.unet, **structure)
+        if grown:
+            missing, unexpected = pipe.unet.load_state_dict(load_file(EMBEDDED_ADAPTER), strict=False)
+            assert not unexpected and not any("to_qkv" in name for name in missing)
         if variant == "behind":
             move_behind_blocks(pipe.unet)
         elif variant == "second":
             keep_every_second(pipe.unet)
         elif variant == "resnets":
             add_after_resnets(pipe.unet, **{name: getattr(config, name) for name in LAYER})
+        elif variant and variant.startswith("neighbours"):
+            see_neighbours(pipe.unet, before="before" in variant)
         train_only_temporal(pipe.unet)
         groups = parameter_groups(pipe.unet, config.lr, 0.0, config.other_lr, config.optimizer == "muon")
     parameters = [p for group in groups for p in group["params"]]

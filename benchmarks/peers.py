@@ -1,12 +1,14 @@
 "Other ways to make an image model's frames into a video, on the same frozen base and called in the same way."
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from diffusers import MotionAdapter, UNetMotionModel
 from torch import nn
 
 from tav_nb.models.temporal_block import make_temporal_layer
-from tav_nb.models.temporal_unet import temporal_blocks
+from tav_nb.models.temporal_unet import temporal_blocks, temporal_modules
 
 
 def motion_model(unet, use_mid_block=True, max_frames=32):
@@ -150,3 +152,48 @@ def add_after_resnets(unet, **structure):
     unet.register_forward_pre_hook(read_num_frames, with_kwargs=True, prepend=True)
     for resnet in (*unet.down_blocks[0].resnets, *unet.up_blocks[-1].resnets):
         add(resnet)
+
+
+def neighbour_sum(images, weight):
+    "Depthwise convolution of `[b, f, h, w, c]` with weights `[3, 3, 3, c]`; what lies outside counts as zero"
+    frames, height, width = images.shape[1:4]
+    padded = F.pad(images, (0, 0, 1, 1, 1, 1, 1, 1))
+    return sum(
+        padded[:, i : i + frames, j : j + height, k : k + width] * weight[i, j, k]
+        for i in range(3)
+        for j in range(3)
+        for k in range(3)
+    )
+
+
+class NeighbourConvolution(nn.Module):
+    "Depthwise convolution over three frames and over 3 by 3 tokens of each; square images"
+
+    compiled = None
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 3, 3, dim))
+
+    def forward(self, tokens, windows=None, *added):
+        b, f, s, c = tokens.shape
+        side, call = int(s**0.5), neighbour_sum
+        if tokens.is_cuda:
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+            call = self.compiled = self.compiled or torch.compile(neighbour_sum, dynamic=False)
+        return sum(added, call(tokens.view(b, f, side, side, c), self.weight.to(tokens.dtype)).reshape(tokens.shape))
+
+
+def see_neighbours(unet, before=False):
+    "Convolutions over time also see the tokens beside; with `before` what enters the attention has passed one too"
+    for layer in temporal_modules(unet).values():
+        dim = layer.conv.weight.shape[1]
+        layer.conv = NeighbourConvolution(dim)
+        if before:
+            layer.conv_before = NeighbourConvolution(dim)
+            layer.normalized_clips = partial(normalized_with_neighbours, layer, layer.normalized_clips)
+
+
+def normalized_with_neighbours(layer, normalized_clips, *args, **kwargs):
+    tokens, placed, x = normalized_clips(*args, **kwargs)
+    return tokens, placed + layer.conv_before(tokens).view_as(placed), x
