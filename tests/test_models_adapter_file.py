@@ -227,6 +227,23 @@ def test_it_can_be_loaded_into_layers_that_are_there_already():
         assert same_adapter(saved, there)
 
 
+# %% ../nbs/6_making_videos/28_adapter_file.ipynb #3ff5e0ae
+def test_an_adapter_gets_the_layers_that_it_lacks_and_computes_what_it_did_until_they_are_trained():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        file = save_adapter(saved := trained_unet(), folder)
+        metadata = load_adapter(extended := tiny_unet(), file, conv_size=3, ff_ratio=0.5)
+        assert metadata.items() >= dict(conv_size=3, ff_ratio=0.5).items() <= extended.temporal_config.items()
+        torch.manual_seed(2)
+        added_cond_kwargs = dict(text_embeds=torch.randn(4, 32), time_ids=torch.zeros(4, 6))
+        call = dict(
+            sample=torch.randn(4, 4, 8, 8), timestep=torch.tensor(9), encoder_hidden_states=torch.randn(4, 7, 64)
+        )
+        call |= dict(added_cond_kwargs=added_cond_kwargs, num_frames=4)
+        torch.testing.assert_close(extended(**call).sample, saved(**call).sample, rtol=0, atol=1e-6)
+        own = load_adapter(again := tiny_unet(), save_adapter(extended, f"{folder}/b.safetensors"), None, 5, 2.0)
+        assert (own["conv_size"], own["ff_ratio"]) == (3, 0.5) and same_adapter(extended, again)
+
+
 # %% ../nbs/6_making_videos/28_adapter_file.ipynb #127936d2
 def test_a_block_of_more_layers_is_saved_and_loaded_bit_for_bit_and_a_file_of_before_means_none_of_them():
     block = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)

@@ -7,7 +7,8 @@ __all__ = ['FILE_NAME', 'FORMAT', 'FORMAT_VERSION', 'EMBEDDED_ADAPTER', 'STRUCTU
            'ShortText', 'Checksum', 'METADATA_TYPES', 'FLOAT_DTYPES', 'base_fingerprint', 'describe_base',
            'AdapterError', 'adapter_path', 'sort_header', 'write_safetensors', 'parse_value', 'parse_header',
            'expected_shapes', 'content_checksum', 'adapter_tensors', 'save_adapter', 'refuse_file', 'open_adapter',
-           'read_adapter_tensors', 'find_adapter', 'read_adapter_metadata', 'check_fit', 'load_adapter']
+           'read_adapter_tensors', 'find_adapter', 'read_adapter_metadata', 'check_fit', 'extended_structure',
+           'load_adapter']
 
 # %% ../../nbs/6_making_videos/28_adapter_file.ipynb #b986ff26
 import hashlib
@@ -350,11 +351,25 @@ def check_fit(
             )
 
 # %% ../../nbs/6_making_videos/28_adapter_file.ipynb #9c832673
-def load_adapter(unet: torch.nn.Module, where: str | os.PathLike, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def extended_structure(metadata: dict[str, Any], conv_size: int = 0, ff_ratio: float = 0.0) -> dict[str, Any]:
+    "Arguments of `add_temporal` for an adapter, with the convolution and the feed-forward layer that it may lack"
+    more = dict(conv_size=conv_size, ff_ratio=ff_ratio)
+    return {name: metadata[name] or more.get(name, metadata[name]) for name in STRUCTURE}
+
+
+def load_adapter(
+    unet: torch.nn.Module,
+    where: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    conv_size: int = 0,
+    ff_ratio: float = 0.0,
+) -> dict[str, Any]:
     """Put an adapter's layers into `unet` and return its metadata
 
     - `where`: a `.safetensors` file, a folder that holds `temporal_adapter.safetensors`, or a Hub id
     - `dtype`: None keeps the file's. Any works with any base: the layers compute in the dtype of their input
+    - `conv_size`, `ff_ratio`: as in `TemporalBlock`. An adapter that lacks the layer gets it, and computes what it did
+      until the layer is trained; one that has the layer keeps its own
 
     Adds the layers of the metadata, if there are none. Raises `AdapterError`, and leaves the UNet as it was, if
     the file does not fit.
@@ -369,10 +384,12 @@ def load_adapter(unet: torch.nn.Module, where: str | os.PathLike, dtype: torch.d
         raise AdapterError(f"{path}: {error}") from None
     tensors = read_adapter_tensors(path, header)
     if not temporal_modules(unet):
+        metadata |= extended_structure(metadata, conv_size, ff_ratio)
         with torch.random.fork_rng(devices=[]):  # random weights of new layers, which those of the file replace
+            torch.default_generator.manual_seed(0)  # but for layers that the file lacks
             add_temporal(unet, **{name: metadata[name] for name in STRUCTURE})
     for name, layer in temporal_modules(unet).items():
-        state = {key: tensors[f"{name}.{key}"] for key in layer.state_dict()}
+        state = {key: tensors.get(f"{name}.{key}", start) for key, start in layer.state_dict().items()}
         layer.to(dtype or state["gate"].dtype).load_state_dict(state)
     unet.temporal_config.update(metadata)
     return metadata

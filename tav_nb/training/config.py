@@ -101,15 +101,15 @@ class TrainConfig:
     )
     conv_size: int = config_field(
         0,
-        "of a new adapter: frames of a convolution over time beside the attention, 3 or 5; 0 for none"
-        " (chapter 'The temporal block')",
+        "of an adapter that is new or lacks it: frames of a convolution over time beside the attention, 3 or 5;"
+        " 0 for none (chapter 'The temporal block')",
         highest=5,
         also="kernel_size temporal_conv",
     )
     ff_ratio: float = config_field(
         0.0,
-        "of a new adapter: hidden channels of a feed-forward layer over those of the block; 0 for none"
-        " (chapter 'The temporal block')",
+        "of an adapter that is new or lacks it: hidden channels of a feed-forward layer over those of the block;"
+        " 0 for none (chapter 'The temporal block')",
         highest=16,
         also="feed_forward ff_mult mlp_ratio",
     )

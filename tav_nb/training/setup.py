@@ -25,7 +25,7 @@ import tav_nb
 from ..data.cache_reader import PREPARE_AGAIN, CacheError, read_cache_info
 from ..data.loader import ClipLoader, check_cache_model
 from tav_nb.models.adapter_file import (
-    STRUCTURE,
+    extended_structure,
     load_adapter,
     read_adapter_metadata,
 )
@@ -126,7 +126,7 @@ def check_memory(
             )
     structure = None
     if config.adapter:
-        structure = {name: value for name, value in read_adapter_metadata(config.adapter).items() if name in STRUCTURE}
+        structure = extended_structure(read_adapter_metadata(config.adapter), config.conv_size, config.ff_ratio)
     cpu = torch.device(device).type == "cpu"
     need = estimate_training_memory(config, *size, dtype, structure, cpu)
     without_preview = need.total
@@ -175,7 +175,7 @@ def prepare_adapter(unet: UNet2DConditionModel, config: TrainConfig) -> None:
             config.start,
         )
     else:
-        about = load_adapter(unet, config.adapter, dtype=torch.float32)
+        about = load_adapter(unet, config.adapter, torch.float32, config.conv_size, config.ff_ratio)
         if about.get("noise", config.noise) != config.noise:
             raise TrainError(
                 f"{config.adapter}: learned with {about['noise']} noise, but noise is {config.noise}; --noise"
