@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
-from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
+from tav_nb.models.adapter_file import load_adapter
 from tav_nb.models.base import load_pipeline, tensors_hash
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.guidance import Guidance
@@ -134,6 +134,9 @@ ROWS = {
     "attention": {},
     "attention, spatial start": dict(start="spatial"),
     "block": BLOCK,
+    "block, from the shipped adapter": dict(
+        conv_size=3, ff_ratio=1.0, adapter="tiny-adapter", num_heads=16, lr=2e-3, other_lr=2e-3
+    ),
     "block, narrow": NARROW,
     "AnimateDiff's modules": dict(peer="animatediff"),
     "AnimateDiff's modules, strength 1, lag 1": dict(
@@ -142,8 +145,6 @@ ROWS = {
     "AnimateDiff's modules, balanced noise levels": dict(peer="animatediff", expected_loss=EXPECTED),
     "Text2Video-Zero's attention": dict(peer="first frame"),
 } | {f"block, {name}": BLOCK | change for name, change in CHANGES.items()}
-GROWN = dict(conv_size=3, ff_ratio=1.0, num_heads=16, lr=2e-3, other_lr=2e-3, grown=True)
-ROWS |= {"shipped, grown": GROWN, "shipped, grown, strength 1": GROWN | dict(noise_strength=1.0)}
 STRUCTURE = ("max_frames", "positions", "num_heads", "zero", "attention_ratio", "conv_size", "ff_ratio", "start")
 LAYER = ("max_frames", "positions", "num_heads", "zero", "attention_ratio", "conv_size", "ff_ratio")
 
@@ -199,7 +200,6 @@ def build(row, seed, device, base=None, changes=()):
     "`(pipe, config, parameters, optimizer, counts)` of a row"
     settings = RECIPE | dict(changes) | ROWS[row]
     peer, variant = settings.pop("peer", None), settings.pop("variant", None)
-    grown = settings.pop("grown", False)
     config = TrainConfig(max_frames=24, seed=seed, **settings)
     pipe = load_pipeline(base)
     torch.manual_seed(seed)
@@ -209,11 +209,10 @@ def build(row, seed, device, base=None, changes=()):
         pipe.unet = MotionUNet(pipe.unet)
         groups = pipe.unet.groups(config.lr, config.other_lr)
     else:
-        structure = {name: getattr(config, name) or None for name in STRUCTURE}
-        add_temporal(pipe.unet, **structure)
-        if grown:
-            missing, unexpected = pipe.unet.load_state_dict(load_file(EMBEDDED_ADAPTER), strict=False)
-            assert not unexpected and not any("to_qkv" in name for name in missing)
+        if config.adapter:
+            load_adapter(pipe.unet, config.adapter, torch.float32, config.conv_size, config.ff_ratio)
+        else:
+            add_temporal(pipe.unet, **{name: getattr(config, name) or None for name in STRUCTURE})
         if variant == "behind":
             move_behind_blocks(pipe.unet)
         elif variant == "second":
