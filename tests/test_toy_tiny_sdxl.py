@@ -14,6 +14,7 @@ from tav_nb.sampling.generate import generate, load_video_pipeline, resolve_nois
 from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_model import load_tiny, make_pipeline
 from tav_nb.toy.tiny_sdxl import (
+    STAGES,
     ScoreSettings,
     begin_stage,
     run_stage,
@@ -108,18 +109,21 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
 
     with TemporaryDirectory() as folder:
         base, adapter, records = Path(folder, "tiny-sdxl"), Path(folder, "tiny-adapter"), Path(folder, "results")
-        config = with_length(AdapterSettings(), None, 1).config
-        config = replace(
-            config, lengths=(8, 10), length_shares="8:1,10:1", batch_size=2, held_out=0, dtype="float32", workers=0
+        few = dict(
+            lengths=(8, 10), length_shares="8:1,10:1", batch_size=2, held_out=0, dtype="float32", workers=0, steps=1
         )
+        config, block = (replace(STAGES[stage].settings.config, **few) for stage in ("adapter", "block"))
+        config = replace(config, conv_size=0, ff_ratio=0.0)
         small = dict(
             text=TextSettings(captions=60, batch=16, steps=1),
             vae=VaeSettings(clips=2, batch=2, steps=1),
             base=BaseSettings(scenes=3, batch=3, steps=1),
             adapter=AdapterSettings(2, 1, (8, 10), 2, 0.5, config),
+            block=AdapterSettings(2, 1, (8, 10), 2, 0.5, block),
         )
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for stage, settings in small.items():
+                assert stage != "block" or read_adapter_metadata(adapter)["conv_size"] == 0
                 run_stage(stage, base, adapter, records, settings, "cpu", workers=1)
             trained = load_tiny(base).unet.state_dict()
             again, fresh = begin_stage("base", base).unet.state_dict(), make_pipeline().unet.state_dict()
@@ -131,6 +135,7 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
             torch.equal(v, trained[k]) for k, v in again.items()
         ), "a stage run twice begins from nothing twice"
         assert load_tiny(base)("a girl", num_inference_steps=1).images[0].size == (128, 128)
-        assert not [f for f in base.rglob("*.json") if folder in f.read_text()], "a path of this machine was saved"
+        saved = [*base.rglob("*.json"), *records.glob("*.json")]
+        assert not [f for f in saved if folder in f.read_text()], "a path of this machine was saved"
         about = read_adapter_metadata(adapter)
         assert about["noise"] == "progressive" and about["conv_size"] == 3 and about["max_frames"] == 24

@@ -283,6 +283,7 @@ def test_every_preset_is_right_and_what_is_written_is_read_again():
         "a100-20gb-768",
         "a100-20gb-768-muon",
         "toy",
+        "toy-block",
         "toy-cpu",
         "toy-long",
     ]

@@ -35,6 +35,7 @@ from .tiny_model import FRAMES, SIZE, load_tiny, make_pipeline, save_tiny
 from .train_encoders import TextSettings, VaeSettings, train_text, train_vae
 from .train_unet import AdapterSettings, BaseSettings, train_base, train_temporal
 from .training_data import embed_captions, images_to_latents, latents_to_images, render_frames, worker_pool
+from ..training.config_io import read_config
 from ..utils.atomic_io import atomic_write
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #edb146c8
@@ -238,6 +239,7 @@ STAGES = dict(
     vae=Stage(train_vae, VaeSettings()),
     base=Stage(train_base, BaseSettings()),
     adapter=Stage(train_temporal, AdapterSettings()),
+    block=Stage(train_temporal, AdapterSettings(config=read_config("toy-block"))),  # goes on from the adapter
 )
 
 
@@ -286,9 +288,11 @@ def run_stage(
 ) -> StableDiffusionXLPipeline:
     "Run one stage on the result of the stages before, save its result and record its loss curve"
     start, settings = time.time(), settings or STAGES[stage].settings
-    pipe = begin_stage(stage, folder, seed)
-    log = STAGES[stage].train(pipe, settings, device, seed, workers)
-    if stage == "adapter":
+    pipe, used = begin_stage(stage, folder, seed), settings
+    if isinstance(settings, AdapterSettings) and settings.config.adapter:  # the one of the package, or another folder's
+        used = replace(settings, config=replace(settings.config, adapter=str(adapter_folder)))
+    log = STAGES[stage].train(pipe, used, device, seed, workers)
+    if isinstance(settings, AdapterSettings):
         save_adapter(
             pipe.unet,
             adapter_folder,
@@ -324,7 +328,7 @@ def tiny_command(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         prog="python -m tav_nb.toy.tiny_sdxl",
         description=(
-            "Make the embedded SDXL and its adapter again, stage by stage: text, vae, base, adapter; then score."
+            "Make the embedded SDXL and its adapter again, stage by stage: text, vae, base, adapter, block; then score."
         ),
     )
     p.add_argument("stage", choices=[*STAGES, "score"])
@@ -348,8 +352,8 @@ def tiny_command(argv: Sequence[str] | None = None) -> None:
         "--scenes", type=int, default=512, help="scenes of the test split that are scored (default: %(default)s)"
     )
     args = p.parse_args(argv)
-    if args.stage == "adapter" and args.seconds:
-        p.error("the length of the stage adapter is stated as --steps")
+    if args.stage in ("adapter", "block") and args.seconds:
+        p.error(f"the length of the stage {args.stage} is stated as --steps")
     base, adapter = args.weights / "tiny-sdxl", args.weights / "tiny-adapter"
     if args.stage != "score":
         run_stage(
