@@ -412,7 +412,10 @@ def test_a_page_of_its_own_works_from_the_disk_in_the_dark(page, tmp_path):
 
 def test_voila_serves_the_chapter_as_a_page_with_a_kernel_behind_it(page, tmp_path):
     pytest.importorskip("voila", reason="Voila is not installed: pip install voila")
-    shutil.copy(ROOT / "nbs/3_does_it_move/14_widgets.ipynb", tmp_path / "chapter.ipynb")
+    chapter = (ROOT / "nbs/3_does_it_move/14_widgets.ipynb").read_text(encoding="utf-8")
+    shutil.copytree(ROOT / "nbs/badges", tmp_path / "badges")
+    # Voila looks for images from its root folder on and refuses a page with one above it
+    (tmp_path / "chapter.ipynb").write_text(chapter.replace("../badges", "badges"), encoding="utf-8")
     port = free_port()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     homes = {name: str(tmp_path / "home") for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
