@@ -18,7 +18,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 endif
 endif
 
-.PHONY: help demo test test-browser lab site export readme clean-notebooks lint
+.PHONY: help demo test test-browser lab site export readme readme-picture clean-notebooks lint
 
 help:
 	@echo "make demo               generate a video from a sentence: make demo SENTENCE='...'"
@@ -28,6 +28,7 @@ help:
 	@echo "make site               make a static site of the course in _site/"
 	@echo "make lint               check the form of notebooks, modules, tests and benchmarks"
 	@echo "make export             write tav_nb/ and tests/ from the notebooks"
+	@echo "make readme-picture     generate the image at the top of README.md: after the weights changed"
 	@echo "make readme             write headings and contents from nbs/contents.toml, and README.md from nbs/index.ipynb"
 	@echo "make clean-notebooks    take out of the notebooks what does not belong into git"
 
@@ -58,6 +59,9 @@ export: $(VENV)/dev
 
 readme: $(VENV)/dev
 	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import render_readme; render_readme()'
+
+readme-picture: $(VENV)/dev
+	$(BIN)/python benchmarks/readme_image.py
 
 clean-notebooks: $(VENV)/dev
 	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import drop_widgets, shrink_images; drop_widgets(); shrink_images()'

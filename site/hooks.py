@@ -62,7 +62,7 @@ def page_path(notebook: str) -> str:
 
 
 def navigation() -> list[dict[str, Any]]:
-    "The pages in the order of nbs/contents.toml: home, the parts, the glossary, the internals by package"
+    "The pages in the order of nbs/contents.toml: home, parts, what has been shown, glossary, internals by package"
     sys.path.insert(0, str(ROOT))  # the package need not be installed
     from tav_nb.utils.contents import read_contents
 
@@ -76,7 +76,8 @@ def navigation() -> list[dict[str, Any]]:
         else:
             parts.append({f"{next(numbers)}. {group.title}": pages})
     glossary = [{"Glossary": "glossary.md"}] if (NBS / "glossary.ipynb").exists() else []
-    return [*parts, *glossary, {"Internals": internals}]
+    shown = [{"What has been shown": "what_is_shown.md"}]
+    return [*parts, *shown, *glossary, {"Internals": internals}]
 
 
 def notebooks() -> list[str]:

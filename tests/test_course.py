@@ -78,7 +78,8 @@ def broken_links(path, text):
 
 def test_relative_links_resolve():
     found = {}
-    for path, notebook in NOTEBOOKS.items():
+    beside = {path.name: read_notebook(path) for path in NBS.glob("*.ipynb")}
+    for path, notebook in (NOTEBOOKS | beside).items():
         for number, kind, text in texts(notebook):
             if kind == "markdown" and (broken := list(broken_links(NBS / path, text))):
                 found[f"{path}, cell {number}"] = broken
@@ -232,6 +233,7 @@ def test_figures_keep_the_size_and_the_text_of_the_style():
 # chapters that have the form of the course, by name; when all have it, all are checked
 FORM = [
     "configuration",
+    "quickstart",
     "trainer",
 ]
 COLLAPSED = {"jp-MarkdownHeadingCollapsed": True}

@@ -2,9 +2,11 @@
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tav_nb.data.latents import encode_text
 from tav_nb.data.loader import ClipLoader
@@ -14,6 +16,27 @@ from tav_nb.toy.captions import caption
 from tav_nb.toy.live import TrainingPlot, cache_command, clip_captions, encode_captions, seeds_with_pans, toon_cache
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
+from tav_nb.training.config_io import read_config
+from tav_nb.training.trainer import train
+
+
+# %% ../nbs/2_method/11_training_on_a_laptop.ipynb #8261c3a4
+@pytest.mark.long
+def test_the_solution_of_exercise_1_two_updates_are_made_and_their_time_is_known():
+    with tempfile.TemporaryDirectory() as folder:
+        small = toon_cache(f"{folder}/cache", range(4), num_frames=8, size=64)
+        short = replace(read_config("toy-cpu"), steps=2, held_out=1, eval_every=2, preview_every=100)
+        plot, start = TrainingPlot(every=1e9), time.perf_counter()
+        train(short, small, f"{folder}/run", device="cpu", on_event=plot, bar=False, log_line=str)
+    steps, losses = plot.values("train", "loss")
+    print(f"{60 * len(steps) / (time.perf_counter() - start):.0f} updates a minute, start included")
+    assert steps == (1, 2)
+
+
+# %% ../nbs/2_method/11_training_on_a_laptop.ipynb #6ace9a52
+def test_the_solution_of_exercise_2_the_camera_moves_in_ten_of_twenty_scenes():
+    moving = [random_scene(seed, "train").pan != 0 for seed in seeds_with_pans(20, 0.5)]
+    assert sum(moving) == 10
 
 
 # %% ../nbs/2_method/11_training_on_a_laptop.ipynb #cbaa85f1

@@ -22,6 +22,7 @@ from tav_nb.utils.notebook_tests import (
     as_function,
     drop_widgets,
     early_names,
+    fill_figures,
     images_similar,
     imported_names,
     merge_imports,
@@ -301,6 +302,21 @@ def test_links_in_the_readme_start_at_the_top_folder():
         rebase_links('<img src="f.png"> [g](https://h.i) [j](#k)', "nbs")
         == '<img src="nbs/f.png"> [g](https://h.i) [j](#k)'
     )
+
+
+# %% ../nbs/internals/utils_notebook_tests.ipynb #650b15ca
+def test_figures_in_the_index_are_those_of_the_records():
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "score.json").write_text('{"a row": {"walk": [0.971, 3]}}')
+        text = "<!--= score.json: a row > walk > 0; .0% -->1 %<!--/--> "
+        text += "<!--= score.json: a row > walk > 1 * 60 / 8; .1f --><!--/-->"
+        filled = fill_figures(text, Path(folder))
+        assert (
+            "-->97 %<!--/-->" in filled and "-->22.5<!--/-->" in filled and fill_figures(filled, Path(folder)) == filled
+        )
+        with contextlib.suppress(KeyError):
+            fill_figures(text.replace("a row", "no row"), Path(folder))
+            raise AssertionError("a key that is not there gave a figure")
 
 
 # %% ../nbs/internals/utils_notebook_tests.ipynb #d552140a

@@ -309,7 +309,7 @@ def move_notebooks(nbs: Path, moves: dict[str, str], others: Iterable[Path]) -> 
         (nbs / new).write_text(rewrite_links(texts[old], old, new, moves), encoding="utf-8", newline="\n")
     for path in others:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        inside = "index.ipynb" if path == nbs / "index.ipynb" else None
+        inside = path.name if path.parent == nbs and path.suffix == ".ipynb" else None
         if ".ipynb" in text and (rewritten := rewrite_links(text, inside, inside, moves)) != text:
             path.write_text(rewritten, encoding="utf-8", errors="surrogateescape", newline="\n")
 
@@ -329,7 +329,8 @@ def renumber(nbs: Path, others: Iterable[Path] = ()) -> dict[str, str]:
     paths = {found[chapter.name]: chapter.path for chapter in contents.chapters}
     moved = {old: new for old, new in paths.items() if old != new}
     if moved:
-        move_notebooks(nbs, {path: path for path in found.values()} | {"index.ipynb": "index.ipynb"} | paths, others)
+        beside = {path.name: path.name for path in nbs.glob("*.ipynb")}  # such as the index
+        move_notebooks(nbs, {path: path for path in found.values()} | beside | paths, others)
     return moved
 
 
