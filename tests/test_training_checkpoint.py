@@ -33,6 +33,31 @@ from tav_nb.training.checkpoint import (
 from tav_nb.utils.atomic_io import ASIDE, hidden_name
 
 
+# %% ../nbs/5_training/23_checkpoints.ipynb #0ca6f826
+def train_small(updates, start=None, moments=None):
+    "`(weights, moments, losses)` of a network of two layers after these updates"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 16))
+    optimizer, losses = torch.optim.AdamW(net.parameters(), lr=1e-2), []
+    if start:
+        net.load_state_dict(start)
+    if moments:
+        optimizer.load_state_dict(moments)
+    for update in updates:
+        x = torch.randn(32, 16, generator=torch.Generator().manual_seed(update))
+        loss = (net(x) - x.flip(1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return net.state_dict(), optimizer.state_dict(), losses
+
+
+# %% ../nbs/5_training/23_checkpoints.ipynb #15eb8781
+def save_by_hand(path, weights, moments):
+    torch.save(dict(weights=weights, moments=moments), path)
+
+
 # %% ../nbs/5_training/23_checkpoints.ipynb #2ce7908f
 def three(folder, size=1000):
     "A run with three checkpoints"
@@ -70,6 +95,87 @@ def small_training(make, steps, before=None):
     )
 
 
+# %% ../nbs/5_training/23_checkpoints.ipynb #a6f5d0c8
+def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
+    with tempfile.TemporaryDirectory() as folder:
+        write = three(folder)
+        before = {path.name: (path / "state.json").read_bytes() for path in list_checkpoints(folder)}
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for limit in (1000, 4000, 0):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                save_checkpoint(folder, 40, write, {})
+            except CheckpointError as error:
+                assert "step-00000040: cannot be written" in str(error) and "\n" not in str(error), error
+            else:
+                raise AssertionError("it was not noticed")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert {
+                path.name: (path / "state.json").read_bytes() for path in list_checkpoints(folder)
+            } == before and len(list((Path(folder) / "checkpoints").iterdir())) == 3
+        save_checkpoint(folder, 40, write, {})
+        assert find_checkpoint(folder)[1] == dict(step=40) and len(list_checkpoints(folder)) == 3
+
+
+# %% ../nbs/5_training/23_checkpoints.ipynb #a26a4590
+def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
+    def make(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-2, fused=True)
+
+    entire = small_training(make, range(8))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tensors in zip(("weights", "optimizer"), small_training(make, range(4))):
+            save_file(tensors, f"{folder}/{name}")
+        half = [load_file(f"{folder}/{name}") for name in ("weights", "optimizer")]
+    resume_config = small_training(make, range(4, 8), half)
+    for before, after in zip(entire, resume_config):
+        assert before.keys() == after.keys() and len(before) >= 4
+        for name in before:
+            assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(small_training(make, range(4, 8), (half[0], {}))[0]["0.weight"], entire[0]["0.weight"]), (
+        "without its memory it goes elsewhere"
+    )
+
+
+# %% ../nbs/5_training/23_checkpoints.ipynb #713ef91f
+def test_the_solution_of_exercise_1_moments_take_half_of_a_checkpoint_of_adamw():
+    after, state, _ = train_small(range(2))
+    moment_bytes = sum(s[name].nbytes for s in state["state"].values() for name in ("exp_avg", "exp_avg_sq"))
+    weight_bytes = sum(tensor.nbytes for tensor in after.values())
+    print(f"{moment_bytes / (moment_bytes + 2 * weight_bytes):.0%}")
+    assert moment_bytes == 2 * weight_bytes
+
+
+# %% ../nbs/5_training/23_checkpoints.ipynb #011a64de
+def test_the_solution_of_exercise_2_what_was_written_halfway_is_no_checkpoint_and_the_older_ones_stay():
+    def write_half(part):
+        save_file({"weight": torch.zeros(10)}, part / "weights.safetensors")
+        raise OSError("no power")
+
+    with tempfile.TemporaryDirectory() as place:
+        three(place)
+        try:
+            save_checkpoint(place, 40, write_half, {})
+        except CheckpointError as error:
+            print(str(error).replace(place, "RUN"))
+        assert [one.name for one in list_checkpoints(place)] == [f"step-000000{step}" for step in (30, 20, 10)]
+        assert find_checkpoint(place)[1]["step"] == 30
+
+
+# %% ../nbs/5_training/23_checkpoints.ipynb #63df230f
+def test_the_solution_of_exercise_3_a_checksum_finds_damage_and_no_forgery():
+    with tempfile.TemporaryDirectory() as place:
+        three(place)
+        path = list_checkpoints(place)[0] / "state.json"
+        record = json.loads(path.read_text())
+        record["state"]["loss"] = 0.0
+        path.write_text(json.dumps(record))
+        assert find_checkpoint(place, lambda line: print(line.replace(place, "RUN")))[1]["step"] == 20  # noticed
+        path.write_text(json.dumps(with_checksum(record["state"], record["files"])))
+        assert find_checkpoint(place)[1] == dict(loss=0.0, step=30)  # who can write the file can write the checksum
+
+
 # %% ../nbs/5_training/23_checkpoints.ipynb #dc7226bb
 def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_used():
     with tempfile.TemporaryDirectory() as folder:
@@ -103,29 +209,6 @@ def test_any_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_is_us
         else:
             raise AssertionError("a damaged checkpoint was used")
     assert find_checkpoint(folder) == (None, None)
-
-
-# %% ../nbs/5_training/23_checkpoints.ipynb #a6f5d0c8
-def test_a_full_disk_in_the_middle_of_writing_keeps_the_last_good_checkpoint():
-    with tempfile.TemporaryDirectory() as folder:
-        write = three(folder)
-        before = {path.name: (path / "state.json").read_bytes() for path in list_checkpoints(folder)}
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        for limit in (1000, 4000, 0):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            try:
-                save_checkpoint(folder, 40, write, {})
-            except CheckpointError as error:
-                assert "step-00000040: cannot be written" in str(error) and "\n" not in str(error), error
-            else:
-                raise AssertionError("it was not noticed")
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert {
-                path.name: (path / "state.json").read_bytes() for path in list_checkpoints(folder)
-            } == before and len(list((Path(folder) / "checkpoints").iterdir())) == 3
-        save_checkpoint(folder, 40, write, {})
-        assert find_checkpoint(folder)[1] == dict(step=40) and len(list_checkpoints(folder)) == 3
 
 
 # %% ../nbs/5_training/23_checkpoints.ipynb #055f4817
@@ -301,26 +384,6 @@ def test_a_state_that_is_no_state_and_tensors_that_are_others_or_not_finite_are_
             ) and said in line, line
         path.write_bytes(path.read_bytes()[:50])
         assert "cannot be read" in refused(lambda: read_tensors_checked(path, {}))
-
-
-# %% ../nbs/5_training/23_checkpoints.ipynb #a26a4590
-def test_an_optimiser_goes_on_from_its_tensors_bit_for_bit():
-    def make(parameters):
-        return torch.optim.AdamW(parameters, lr=1e-2, fused=True)
-
-    entire = small_training(make, range(8))
-    with tempfile.TemporaryDirectory() as folder:
-        for name, tensors in zip(("weights", "optimizer"), small_training(make, range(4))):
-            save_file(tensors, f"{folder}/{name}")
-        half = [load_file(f"{folder}/{name}") for name in ("weights", "optimizer")]
-    resume_config = small_training(make, range(4, 8), half)
-    for before, after in zip(entire, resume_config):
-        assert before.keys() == after.keys() and len(before) >= 4
-        for name in before:
-            assert torch.equal(before[name], after[name]), name
-    assert not torch.equal(small_training(make, range(4, 8), (half[0], {}))[0]["0.weight"], entire[0]["0.weight"]), (
-        "without its memory it goes elsewhere"
-    )
 
 
 # %% ../nbs/5_training/23_checkpoints.ipynb #d2771e1f

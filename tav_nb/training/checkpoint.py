@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD_LOCKS', 'CheckpointError', 'file_checksum', 'with_checksum', 'save_checkpoint', 'check_disk', 'list_checkpoints',
-           'CheckpointRecord', 'check_checkpoint', 'find_checkpoint', 'check_run_folder', 'lock_run',
-           'optimizer_tensors', 'load_optimizer_tensors', 'eight_bit_state', 'read_tensors_checked', 'read_moments']
+           'CheckpointRecord', 'check_checkpoint', 'find_checkpoint', 'optimizer_tensors', 'load_optimizer_tensors',
+           'eight_bit_state', 'read_tensors_checked', 'read_moments', 'check_run_folder', 'lock_run']
 
 # %% ../../nbs/5_training/23_checkpoints.ipynb #41ac8970
 import hashlib
@@ -166,60 +166,6 @@ def find_checkpoint(
         raise CheckpointError(f"{damaged[0]}, and no other is whole; a new run needs another folder")
     return None, None
 
-# %% ../../nbs/5_training/23_checkpoints.ipynb #5d7dd420
-HELD_LOCKS = set()  # open files of the locks that this process holds
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in HELD_LOCKS])
-
-
-def check_run_folder(run: Path, resume: bool) -> None:
-    "Raises `CheckpointError` unless `run` can begin in there, or with `resume` go on"
-    try:
-        if run.exists() and not run.is_dir():
-            raise CheckpointError(f"{run}: is a file, but a run needs a folder")
-        there = (run / "run.json").exists()
-        others = not there and run.exists() and [path.name for path in run.iterdir() if path.name != ".lock"]
-    except OSError as error:
-        raise CheckpointError(f"{run}: cannot be read ({error.strerror})") from None
-    if resume and not there:
-        raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
-    if there and not resume:
-        raise CheckpointError(f"{run}: holds a run already; --resume goes on with it, a new one needs another folder")
-    if others:
-        raise CheckpointError(f"{run}: holds other files; a run needs a folder of its own")
-
-
-@contextmanager
-def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
-    """Inside the `with`, the folder `run` is locked by this process. Raises `CheckpointError` if it holds another run,
-    or with `resume` if it holds none, or if another process has the lock
-    """
-    run = Path(run)
-    with suppress(OSError):  # what killed processes left unfinished
-        for folder in (run, run / "checkpoints", run / "previews"):
-            if folder.is_dir():
-                remove_stale(folder)
-    check_run_folder(run, resume)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        # the file stays, also after a kill; only the lock on it counts, which the system removes when its process ends
-        lock = open(run / ".lock", "w")
-    except OSError as error:
-        raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{run}: a run is going on in there right now") from None
-        except OSError:
-            pass  # some file systems have no locks, and Windows has no fcntl
-        check_run_folder(run, resume)  # again, because another run may have started and ended meanwhile
-        HELD_LOCKS.add(lock)
-        try:
-            yield run
-        finally:
-            HELD_LOCKS.discard(lock)
-
 # %% ../../nbs/5_training/23_checkpoints.ipynb #517abc99
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
     "An optimiser's state as `{name|key: tensor}`, on the CPU; `names` are those of its parameters, in order"
@@ -320,3 +266,57 @@ def read_moments(path: Path, names: list[str], optimizer: torch.optim.Optimizer)
                 else {f"{name}|{moment}": parameter.shape}
             )
     return read_tensors_checked(path, expected)
+
+# %% ../../nbs/5_training/23_checkpoints.ipynb #5d7dd420
+HELD_LOCKS = set()  # open files of the locks that this process holds
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in HELD_LOCKS])
+
+
+def check_run_folder(run: Path, resume: bool) -> None:
+    "Raises `CheckpointError` unless `run` can begin in there, or with `resume` go on"
+    try:
+        if run.exists() and not run.is_dir():
+            raise CheckpointError(f"{run}: is a file, but a run needs a folder")
+        there = (run / "run.json").exists()
+        others = not there and run.exists() and [path.name for path in run.iterdir() if path.name != ".lock"]
+    except OSError as error:
+        raise CheckpointError(f"{run}: cannot be read ({error.strerror})") from None
+    if resume and not there:
+        raise CheckpointError(f"{run}: holds no run to go on with; leave out --resume to begin one")
+    if there and not resume:
+        raise CheckpointError(f"{run}: holds a run already; --resume goes on with it, a new one needs another folder")
+    if others:
+        raise CheckpointError(f"{run}: holds other files; a run needs a folder of its own")
+
+
+@contextmanager
+def lock_run(run: Path | str, resume: bool = False) -> Iterator[Path]:
+    """Inside the `with`, the folder `run` is locked by this process. Raises `CheckpointError` if it holds another run,
+    or with `resume` if it holds none, or if another process has the lock
+    """
+    run = Path(run)
+    with suppress(OSError):  # what killed processes left unfinished
+        for folder in (run, run / "checkpoints", run / "previews"):
+            if folder.is_dir():
+                remove_stale(folder)
+    check_run_folder(run, resume)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        # the file stays, also after a kill; only the lock on it counts, which the system removes when its process ends
+        lock = open(run / ".lock", "w")
+    except OSError as error:
+        raise CheckpointError(f"{run}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl and fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{run}: a run is going on in there right now") from None
+        except OSError:
+            pass  # some file systems have no locks, and Windows has no fcntl
+        check_run_folder(run, resume)  # again, because another run may have started and ended meanwhile
+        HELD_LOCKS.add(lock)
+        try:
+            yield run
+        finally:
+            HELD_LOCKS.discard(lock)
