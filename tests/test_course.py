@@ -236,6 +236,7 @@ FORM = [
     "configuration",
     "quickstart",
     "trainer",
+    "training_on_a_laptop",
 ]
 COLLAPSED = {"jp-MarkdownHeadingCollapsed": True}
 
