@@ -58,7 +58,7 @@ def test_the_command_makes_the_same_frames_as_the_lines_of_python():
 
     with tempfile.TemporaryDirectory() as folder:
         words = [SENTENCE, "--seed", 1, "--num-frames", 4, "--steps", 2, "--device", "cpu", "-o", f"{folder}/walk"]
-        code, out, err = run_captured(main, ["generate", *words])
+        code, out, err = run_captured(main, "generate", *words)
         assert code == 0, err
         images = [np.asarray(Image.open(path)) for path in sorted(Path(f"{folder}/walk").glob("*.png"))]
     assert np.array_equal(images, generate(SENTENCE, seed=1, num_frames=4, steps=2))
