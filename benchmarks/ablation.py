@@ -29,13 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.adapter_file import load_adapter
 from tav_nb.models.base import load_pipeline, tensors_hash
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.toy.reader import read_scene
 from tav_nb.toy.scenes import random_scene
-from tav_nb.toy.tiny_sdxl import GUIDANCE, environment, start_noise, write_result
+from tav_nb.toy.tiny_sdxl import GUIDANCE, start_noise
 from tav_nb.toy.training_data import (
     drop_conditioning,
     embed_captions,
@@ -430,7 +431,15 @@ def write(args, device, rows):
     names = "updates", "clips", "pans", "videos", "scenes", "parallel", "compile", "base"
     settings = {name: getattr(args, name) for name in names}
     values = dict(base_weights=tensors_hash(load_pipeline(args.base).unet.parameters()), recipe=RECIPE | dict(args.set))
-    write_result(args.out, command=" ".join(sys.argv), **settings, **environment(device), **values, rows=rows)
+    write_record(
+        args.out,
+        ("text", "vae", "unet"),
+        command=" ".join(sys.argv),
+        **settings,
+        **environment(device),
+        **values,
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python benchmarks/attention.py [--out benchmarks/results/attention.json]       n
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -13,6 +12,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.attention_kernel import short_attention
 
 LAYERS = {
@@ -87,18 +87,14 @@ def main():
             rows.append(row)
             print(row, flush=True)
             del q, k, v, above, out
-    args.out.write_text(
-        json.dumps(
-            dict(
-                command="python benchmarks/attention.py",
-                device=torch.cuda.get_device_name(),
-                torch=torch.__version__,
-                copy_bytes_a_second=rate,
-                rows=rows,
-            ),
-            indent=1,
-        )
-        + "\n"
+    write_record(
+        args.out,
+        (),
+        command="python benchmarks/attention.py",
+        device=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        copy_bytes_a_second=rate,
+        rows=rows,
     )
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.base import load_pipeline, tensors_hash
 from tav_nb.toy.tiny_model import save_tiny
-from tav_nb.toy.tiny_sdxl import environment, fast_kernels, write_result
+from tav_nb.toy.tiny_sdxl import fast_kernels
 from tav_nb.toy.train_unet import BaseSettings, train_base
 
 
@@ -55,11 +56,11 @@ def main():
         **environment(device),
         parameters=sum(p.numel() for p in pipe.unet.parameters()),
         parameters_of_the_package=before,
-        weights=tensors_hash(load_pipeline(args.folder).unet.parameters()),
+        unet_weights=tensors_hash(load_pipeline(args.folder).unet.parameters()),
         log=log,
     )
     if not args.toy:
-        write_result(args.out, **values)
+        write_record(args.out, ("text", "vae"), **values)
     print({name: value for name, value in values.items() if name != "log"})
 
 

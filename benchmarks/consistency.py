@@ -23,11 +23,12 @@ import numpy as np
 import torch
 
 from tav_nb.evaluation.metrics import measure_video
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.sampling.generate import load_video_pipeline, resolve_noise
 from tav_nb.toy.captions import caption
 from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_model import FRAMES
-from tav_nb.toy.tiny_sdxl import GUIDANCE, environment, sample_latents, scenes_for_tests, start_noise, write_result
+from tav_nb.toy.tiny_sdxl import GUIDANCE, sample_latents, scenes_for_tests, start_noise
 from tav_nb.toy.training_data import images_to_latents, latents_to_images, render_frames, worker_pool
 
 METRICS = (
@@ -165,7 +166,7 @@ def main():
             name,
             decode(sample_latents(pipe, captions, starts, args.frames if on else None, args.steps, chunk=args.chunk)),
         )
-    write_result(
+    write_record(
         args.out,
         command=f"python {' '.join(sys.argv)}",
         scenes=args.scenes,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from toon_train import TOY, Job, add_common_options, draw_cache, parse_common_options, run_jobs
 
-from tav_nb.toy.tiny_sdxl import environment, write_result
+from tav_nb.evaluation.records import environment, write_record
 
 UPDATES = 600
 
@@ -104,7 +104,14 @@ def main():
             about = {name: getattr(args, name) for name in ("config", "clips", "videos", "scenes", "parallel")}
             device = "cpu" if args.toy else "cuda"
             about |= dict(updates=UPDATES, cache_seconds=seconds)
-            write_result(args.out, command=" ".join(sys.argv), **about, **environment(device), rows=records)
+            write_record(
+                args.out,
+                ("text", "vae", "unet"),
+                command=" ".join(sys.argv),
+                **about,
+                **environment(device),
+                rows=records,
+            )
 
         run_jobs(jobs, args.parallel, save)
 

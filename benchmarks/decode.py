@@ -30,6 +30,7 @@ from PIL import Image
 from tav_nb.data.clips import plan, read_windows
 from tav_nb.data.scan import scan
 from tav_nb.data.shots import ShotOptions
+from tav_nb.evaluation.records import write_record
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 
@@ -180,7 +181,7 @@ def main():
             repeated(path, long, args.minutes * 60 // args.seconds)
             result["memory"] = dict(about, minutes=args.minutes, **memory(long))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(args.out, (), **result)
     print(json.dumps(result))
 
 

@@ -13,7 +13,6 @@ change in grey levels from a known frame to the next, over the median change on 
 """
 
 import argparse
-import json
 import platform
 import sys
 import time
@@ -21,13 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.metadata import version
 from multiprocessing import get_context
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from tav_nb.evaluation.flow import dis_flow
+from tav_nb.evaluation.records import write_record
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.conditioning import KnownFrames, encode_known_image, join_videos, prepare_known_frames
 from tav_nb.sampling.generate import decode_frames, generate, load_video_pipeline
@@ -219,8 +218,7 @@ def main():
     means = summary(rows)
     for way, figures in means.items():
         print(f"{way:16}", *(f"{name} {value:.3f}" for name, value in figures.items()))
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(dict(about=about, means=means), indent=1) + "\n")
+    write_record(args.out, about=about, means=means)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from tav_nb.data.cache import read_clip
 from tav_nb.data.prepare import prepare
 from tav_nb.data.shots import ShotOptions
 from tav_nb.data.sources import open_source
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.base import load_pipeline
 from tav_nb.models.messages import quiet
 from tav_nb.utils.video_writer import write_video
@@ -203,7 +204,7 @@ def main():
         runs=runs,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(args.out, (), **result)
     print(json.dumps(result))
 
 

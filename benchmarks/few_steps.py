@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.generate import resolve_noise
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.toy.reader import CHECKS, read_scene
 from tav_nb.toy.tiny_model import FRAMES, load_tiny
-from tav_nb.toy.tiny_sdxl import GUIDANCE, environment, start_noise, write_result
+from tav_nb.toy.tiny_sdxl import GUIDANCE, start_noise
 from tav_nb.toy.training_data import worker_pool
 
 STEPS = (4, 6, 8, 10, 15, 20, 30)
@@ -161,7 +162,7 @@ def main():
     if args.presets:
         record = json.loads(args.out.read_text())
         record |= dict(share_of_good=SHARE_OF_GOOD, presets=presets(record["validation"], record["shipped"]))
-        return write_result(args.out, **record)
+        return write_record(args.out, **record)
     if args.sheets:
         args.sheets.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
@@ -186,7 +187,7 @@ def main():
         sampler.run(scenes["test"], report, sorted(final, key=lambda pair: pair[0]), args.sheets)
     pairs = [(row["steps"], row["guidance"]) for row in chosen]
     tried, report = ([summary(row, pairs) for row in rows] for rows in (tried, report))
-    write_result(
+    write_record(
         args.out,
         command="python " + " ".join(sys.argv).split(" --out")[0].split(" --sheets")[0],
         scenes={name: len(some[0]) for name, some in scenes.items()},

@@ -16,9 +16,9 @@ from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 from train_memory import TOY
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.geglu_kernel import fuse_geglu
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
-from tav_nb.toy.tiny_sdxl import environment, write_result
 
 BLOCK = dict(attention_ratio=0.5, conv_size=3, ff_ratio=2 / 3)
 ADAPTERS = {
@@ -135,8 +135,8 @@ def main():
         row["times_stock"] = round(row["milliseconds"] / stock_ms, 3)
     settings = {name: getattr(args, name) for name in ("clips", "frames", "pixels", "calls")}
     flops = counter.get_total_flops()
-    write_result(
-        args.out, command=" ".join(sys.argv), **settings, **environment(device), flops_of_stock=flops, rows=rows
+    write_record(
+        args.out, (), command=" ".join(sys.argv), **settings, **environment(device), flops_of_stock=flops, rows=rows
     )
 
 

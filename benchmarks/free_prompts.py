@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.sampling.generate import generate, load_video_pipeline
 from tav_nb.toy.reader import CHECKS, read_scene, wilson_interval
 from tav_nb.toy.scenes import Scene
@@ -56,16 +57,11 @@ def main():
     }
     for name, (share, low, high, count) in table.items():
         print(f"{name:12} {share:.2f}   {low:.2f} to {high:.2f}, of {count}")
-    args.out.write_text(
-        json.dumps(
-            dict(
-                command="python benchmarks/free_prompts.py",
-                table=table,
-                videos=[{k: bool(v) for k, v in f.items()} for f in results],
-            ),
-            indent=1,
-        )
-        + "\n"
+    write_record(
+        args.out,
+        command="python benchmarks/free_prompts.py",
+        table=table,
+        videos=[{k: bool(v) for k, v in f.items()} for f in results],
     )
 
 

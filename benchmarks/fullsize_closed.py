@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from sdxl_config import UNET
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_modules
 
 
@@ -90,7 +91,7 @@ def main():
         with_adapter=cost_adapter,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(args.out, (), **result)
     print(json.dumps(result))
 
 

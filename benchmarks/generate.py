@@ -15,6 +15,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from tav_nb.evaluation.records import write_record
+
 PROMPT = "a girl with pink hair and a blue dress walks to the left"
 
 
@@ -59,7 +61,7 @@ def main():
         median_wall_s=statistics.median(r["wall_s"] for r in runs),
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(args.out, **result)
     print(json.dumps(result))
 
 

@@ -23,13 +23,13 @@ from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.adapter_file import save_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal
 from tav_nb.models.vae import decode_slice
 from tav_nb.sampling.memory import predict
 from tav_nb.sampling.memory_estimate import load_configs, unet_kwargs_on_meta
-from tav_nb.utils.atomic_io import atomic_write
 from tav_nb.utils.memory_trace import GPU_FUNCTIONS, FunctionOverride
 
 # stabilityai/stable-diffusion-xl-base-1.0: vae/config.json, text_encoder/config.json, text_encoder_2/config.json
@@ -319,7 +319,7 @@ def main():
 
     def write():
         result["time_per_frame_72_over_24"] = flatness(rows)
-        atomic_write(args.out, json.dumps(result, indent=1) + "\n")
+        write_record(args.out, (), **result)
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.guidance import Guidance
 from tav_nb.toy.tiny_model import load_tiny
-from tav_nb.toy.tiny_sdxl import ScoreSettings, environment, format_score, score_table, write_result
+from tav_nb.toy.tiny_sdxl import ScoreSettings, format_score, score_table
 
 # (least noise that is guided, temporal guidance): none, each of both on its own, the one that ships, then more and less
 # of both
@@ -68,7 +69,7 @@ def main():
         )
         print(guidance, format_score(score), flush=True)
         if not args.toy:
-            write_result(
+            write_record(
                 args.out,
                 command="python " + " ".join(sys.argv).split(" --out")[0],
                 scenes=args.scenes,

@@ -26,6 +26,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from toy_scores import SCENES, draw_scenes, mean_scores, sample_frames, save_sheet
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.messages import quiet
@@ -37,7 +38,7 @@ from tav_nb.sampling.step_noise import DrawnNoise
 from tav_nb.toy.reader import read_scene
 from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_model import FRAMES, SIZE, load_tiny
-from tav_nb.toy.tiny_sdxl import GUIDANCE, environment, start_noise, write_result
+from tav_nb.toy.tiny_sdxl import GUIDANCE, start_noise
 from tav_nb.toy.training_data import embed_tokens, images_to_latents, read_captions, render_frames, worker_pool
 
 LAYERS = (
@@ -164,7 +165,7 @@ def main():
         pipe = load_tiny(EMBEDDED, args.device)
         load_adapter(pipe.unet, EMBEDDED_ADAPTER)
         rows = score_rows(pipe, path, pool, args)
-    write_result(
+    write_record(
         args.out,
         command="python " + " ".join(sys.argv).split(" --out")[0].split(" --sheets")[0],
         **{name: getattr(args, name) for name in ("batch", "rank", "lr", "scale", "clips", "videos")},

@@ -6,12 +6,12 @@ python benchmarks/levels.py [--clips 24] [--out benchmarks/results/tiny_levels.j
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.sampling.noise import correlated_noise
@@ -80,18 +80,13 @@ def main():
                     )
                 )
                 print(rows[-1], flush=True)
-    args.out.write_text(
-        json.dumps(
-            dict(
-                command="python benchmarks/levels.py",
-                clips=args.clips,
-                device="cpu",
-                torch=torch.__version__,
-                rows=rows,
-            ),
-            indent=1,
-        )
-        + "\n"
+    write_record(
+        args.out,
+        command="python benchmarks/levels.py",
+        clips=args.clips,
+        device="cpu",
+        torch=torch.__version__,
+        rows=rows,
     )
 
 

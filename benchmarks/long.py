@@ -40,6 +40,7 @@ import numpy as np
 import torch
 
 from tav_nb.evaluation.metrics import measure_video
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.windows import Context, plan_windows
 from tav_nb.sampling import generate as inference
 from tav_nb.sampling.guidance import resolve_guidance
@@ -47,7 +48,7 @@ from tav_nb.toy.captions import caption
 from tav_nb.toy.reader import read_scene, wilson_interval
 from tav_nb.toy.rendering import render
 from tav_nb.toy.tiny_model import SIZE
-from tav_nb.toy.tiny_sdxl import environment, scenes_for_tests, write_result
+from tav_nb.toy.tiny_sdxl import scenes_for_tests
 from tav_nb.toy.training_data import worker_pool
 
 ROWS = {  # name: (Context, is the noise shuffled?)
@@ -194,7 +195,7 @@ def keep(path, about, name, values):
             old.get(name) == about[name] for name in ("scenes", "frames", "steps", "guidance", "longest", "noise")
         )
         rows = old["table"] if alike else {}
-        write_result(
+        write_record(
             path,
             **about,
             **(dict(note=old["note"]) if alike and "note" in old else {}),

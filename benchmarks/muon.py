@@ -23,8 +23,8 @@ from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 from train_memory import BLOCK, TOY, matrix_rate
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.temporal_unet import add_temporal
-from tav_nb.toy.tiny_sdxl import environment, write_result
 from tav_nb.training.losses import parameter_groups
 from tav_nb.training.muon import Muon
 from tav_nb.utils.memory_trace import StorageCounter
@@ -189,7 +189,7 @@ def main():
     )
     print({name: value for name, value in result.items() if name != "rows"})
     if args.out or not args.toy:
-        write_result(args.out or Path("benchmarks/results/muon.json"), **result)
+        write_record(args.out or Path("benchmarks/results/muon.json"), (), **result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ adapter's 24 go through windows. A row whose call raised an error contains it.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ import diffusers
 import numpy as np
 import torch
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.sampling.generate import generate, load_video_pipeline
-from tav_nb.utils.atomic_io import atomic_write
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PROMPT = "a girl with pink hair walks to the left"
@@ -149,7 +148,7 @@ def main():
         about |= dict(
             torch=torch.__version__, diffusers=diffusers.__version__, accelerate=accelerate.__version__, all_equal=right
         )
-        atomic_write(args.out, json.dumps(about | dict(rows=rows), indent=1) + "\n")
+        write_record(args.out, (), **about, rows=rows)
     raise SystemExit(not right)
 
 

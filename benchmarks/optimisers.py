@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
 from tav_nb.sampling.noise import correlated_noise
@@ -168,7 +169,7 @@ def main():
     for row in args.only:
         result["rows"][row] = run(row, clips, args.steps)
         print(row, result["rows"][row], flush=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_record(args.out, ("text", "vae", "unet"), **result)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.base import EMBEDDED
 from tav_nb.toy.captions import caption
 from tav_nb.toy.rendering import render
@@ -25,7 +26,6 @@ from tav_nb.toy.scenes import random_scene
 from tav_nb.toy.tiny_model import SIZE, load_tiny
 from tav_nb.toy.train_unet import ProbedUNet, alphas_cumprod
 from tav_nb.toy.training_data import ATTRIBUTES, attribute_targets, embed_captions, images_to_latents
-from tav_nb.utils.atomic_io import atomic_write
 
 
 def probe_accuracy(x, y, train_fraction=0.7):
@@ -107,7 +107,7 @@ def main():
         )
     )
     record["rows"][args.name] = row
-    atomic_write(args.out, json.dumps(record, indent=1) + "\n")
+    write_record(args.out, ("text", "vae", "unet"), **record)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from PIL import Image
 
 from tav_nb.evaluation import metrics as consistency
 from tav_nb.evaluation import score, score_page
+from tav_nb.evaluation.records import write_record
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_writer import write_video
@@ -155,7 +156,7 @@ def main():
         parts=parts,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(args.out, (), **result)
     print(json.dumps(result, indent=1))
 
 

@@ -5,7 +5,6 @@ python benchmarks/sliding.py [--out benchmarks/results/sliding.json]       needs
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -15,9 +14,9 @@ import torch.nn.functional as F
 from attention import copy_rate, milliseconds
 
 import tav_nb.models.temporal_attention
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.temporal_attention import TemporalSelfAttention
 from tav_nb.models.windows import Context, plan_windows
-from tav_nb.utils.atomic_io import atomic_write
 
 LAYERS = {
     "32 x 32 places, 20 heads": (32 * 32, 1280, 60),
@@ -61,19 +60,14 @@ def main():
             rows.append(row)
             print(row, flush=True)
             del qkv, layer, output, exact
-    atomic_write(
+    write_record(
         args.out,
-        json.dumps(
-            dict(
-                command="python benchmarks/sliding.py",
-                device=torch.cuda.get_device_name(),
-                torch=torch.__version__,
-                copy_bytes_a_second=rate,
-                rows=rows,
-            ),
-            indent=1,
-        )
-        + "\n",
+        (),
+        command="python benchmarks/sliding.py",
+        device=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        copy_bytes_a_second=rate,
+        rows=rows,
     )
 
 

@@ -7,12 +7,12 @@ cores
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.adapter_file import EMBEDDED_ADAPTER, load_adapter
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
@@ -114,12 +114,7 @@ def main():
         ]
         own = [sampler.sample(i, scene, n, z) for (i, scene), n, z in zip(scenes, other, own)]
         again.append(row(pipe, scenes, own, times=times))
-    args.out.write_text(
-        json.dumps(
-            dict(command="python benchmarks/start.py", clips=len(scenes), steps=STEPS, real=real, again=again), indent=1
-        )
-        + "\n"
-    )
+    write_record(args.out, command="python benchmarks/start.py", clips=len(scenes), steps=STEPS, real=real, again=again)
 
 
 if __name__ == "__main__":

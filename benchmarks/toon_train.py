@@ -27,9 +27,9 @@ import torch
 from ablation import score
 from toy_scores import SCENES
 
+from tav_nb.evaluation.records import environment, write_record
 from tav_nb.models.adapter_file import load_adapter
 from tav_nb.models.base import load_pipeline
-from tav_nb.toy.tiny_sdxl import environment, write_result
 from tav_nb.training.config_io import load_run_config
 
 # settings of `tav train` with which a benchmark on the CPU takes seconds
@@ -175,7 +175,14 @@ def main():
             about = {name: getattr(args, name) for name in ("config", "clips", "pans", "videos", "scenes", "parallel")}
             about |= dict(options=options, cache_seconds=round(seconds, 1))
             device = "cpu" if args.toy else "cuda"
-            write_result(args.out, command=" ".join(sys.argv), **about, **environment(device), rows=records)
+            write_record(
+                args.out,
+                ("text", "vae", "unet"),
+                command=" ".join(sys.argv),
+                **about,
+                **environment(device),
+                rows=records,
+            )
 
         run_jobs(jobs, args.parallel, save)
 

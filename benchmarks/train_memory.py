@@ -33,6 +33,7 @@ from sdxl_config import UNET
 from torch.utils.flop_counter import FlopCounterMode
 
 from tav_nb.data.fingerprints import model_fingerprint
+from tav_nb.evaluation.records import write_record
 from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
 from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention
@@ -503,10 +504,7 @@ def main():
         if name:
             rows[name] = row
             print(f"[{time.time() - start:.0f}]", name, row, flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        part = args.out.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.replace(args.out)
+        write_record(args.out, (), **result)
 
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)

@@ -9,7 +9,6 @@ gone).
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-import tav_nb
+from tav_nb.evaluation.records import PARTS, weights_hash
 
 RESULTS = Path(__file__).parents[1] / "results"
 TAV = (sys.executable, "-c", "import sys; from tav_nb.cli.main import main; sys.exit(main())")
@@ -115,14 +114,6 @@ def table(rows):
     }
 
 
-def weights_hash():
-    "12 hex digits of the weights that ship"
-    digest = hashlib.sha256()
-    for path in sorted((Path(tav_nb.__file__).parent / "weights").rglob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def record(path, rows, packages=("torch", "diffusers", "transformers", "av", "numpy"), **about):
     """Write a table, every fault and the slowest and largest survivors to a JSON file; print the table; returns True if
     nothing failed
@@ -133,7 +124,7 @@ def record(path, rows, packages=("torch", "diffusers", "transformers", "av", "nu
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "weights": weights_hash(),
+        "weights": {part: weights_hash(part) for part in PARTS},
         **about,
         "tried": len(rows),
         "survived": len(rows) - len(faults),

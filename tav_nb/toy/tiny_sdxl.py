@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['GUIDANCE', 'SCORE_ROWS', 'StageSettings', 'STAGES', 'batch_conditioning', 'sample_latents', 'scenes_for_tests',
-           'start_noise', 'ScoreSettings', 'score_clips', 'score_table', 'format_score', 'environment', 'write_result',
-           'Stage', 'with_length', 'begin_stage', 'fast_kernels', 'run_stage', 'tiny_command']
+           'start_noise', 'ScoreSettings', 'score_clips', 'score_table', 'format_score', 'Stage', 'with_length',
+           'begin_stage', 'fast_kernels', 'run_stage', 'tiny_command']
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #80680955
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 
+from ..evaluation.records import PARTS, environment, write_record
 from ..models.adapter_file import EMBEDDED_ADAPTER, load_adapter, save_adapter
 from ..models.scheduler import SDXLAnime_BestHQScheduler
 from ..sampling.generate import denoise_step, resolve_noise, set_timesteps
@@ -36,7 +36,6 @@ from .train_encoders import TextSettings, VaeSettings, train_text, train_vae
 from .train_unet import AdapterSettings, BaseSettings, train_base, train_temporal
 from .training_data import embed_captions, images_to_latents, latents_to_images, render_frames, worker_pool
 from ..training.config_io import read_config
-from ..utils.atomic_io import atomic_write
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #edb146c8
 # colours are cleanest with a scale of 2.5, more of it paints dresses in two colours; the rest by
@@ -200,27 +199,6 @@ def format_score(score: dict) -> str:
     )
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #54491d17
-def environment(device: torch.device | str) -> dict[str, str]:
-    "Device and versions with which a recorded figure was measured"
-    import diffusers
-    import transformers
-
-    cuda = torch.device(device).type == "cuda"
-    return dict(
-        device=torch.cuda.get_device_name(device) if cuda else "cpu",
-        torch=torch.__version__,
-        diffusers=diffusers.__version__,
-        transformers=transformers.__version__,
-    )
-
-
-def write_result(path: Path | str, **values) -> None:
-    "Write a result as JSON, completely or not at all"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(values, indent=1) + "\n")
-
-
 StageSettings = TextSettings | VaeSettings | BaseSettings | AdapterSettings
 
 
@@ -309,8 +287,10 @@ def run_stage(
         )
     else:
         save_tiny(pipe, folder)
-    write_result(
+    write_record(
         Path(results, f"tiny_{stage}.json"),
+        [dict(base="unet", block="adapter").get(stage, stage)],
+        Path(folder).parent,
         command=f"python -m tav_nb.toy.tiny_sdxl {stage}",
         seconds=round(time.time() - start, 1),
         seed=seed,
@@ -369,8 +349,10 @@ def tiny_command(argv: Sequence[str] | None = None) -> None:
     start, pipe = time.time(), load_tiny(base, args.device)
     meta = load_adapter(pipe.unet, adapter)
     table = score_table(pipe, ScoreSettings(args.scenes, meta["noise"], meta["noise_strength"]))
-    write_result(
+    write_record(
         args.results / "tiny_score.json",
+        PARTS,
+        args.weights,
         command="python -m tav_nb.toy.tiny_sdxl score",
         scenes=args.scenes,
         seconds=round(time.time() - start, 1),
