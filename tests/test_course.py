@@ -234,6 +234,8 @@ def test_figures_keep_the_size_and_the_text_of_the_style():
 FORM = [
     "checkpoints",
     "configuration",
+    "memory",
+    "optimisers",
     "quickstart",
     "trainer",
     "training_on_a_laptop",

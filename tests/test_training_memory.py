@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,6 +11,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from tav_nb.models.base import EMBEDDED
 from tav_nb.models.temporal_unet import add_temporal, train_only_temporal
@@ -28,7 +33,94 @@ from tav_nb.training.offloaded_adamw import CHUNK_BYTES
 from tav_nb.training.step import make_optimizer
 from tav_nb.utils.memory_trace import usable_bytes
 
-# %% ../nbs/5_training/24_memory.ipynb #ea322901
+
+# %% ../nbs/5_training/24_memory.ipynb #fe8ba211
+class CountByHand(TorchDispatchMode):
+    "`history`: MiB of the storages that live, after each operation"
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.now, self.history = set(), 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known:
+                    self.known.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.history.append(self.now / 2**20)
+        return out
+
+    def free(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+# %% ../nbs/5_training/24_memory.ipynb #d2186212
+def step_of_eight_blocks(checkpointed, device="meta", size=1024, rows=4096):
+    "The count of a forward and a backward pass of eight blocks of two layers"
+    with torch.device(device):
+        blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size)) for _ in range(8)
+        ).requires_grad_(False)
+        x = torch.zeros(rows, size, requires_grad=True)
+    count = CountByHand()
+    count.known = {p.untyped_storage()._cdata for p in [x, *blocks.parameters()]}  # activations only
+    with count:
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
+        x.sum().backward()
+    return count
+
+
+# %% ../nbs/5_training/24_memory.ipynb #11403132
+import gc
+
+
+def tiny_step(config, num_frames, side):
+    "The UNet of the tiny model with its adapter, and the arguments of a call, with real tensors"
+    unet = UNet2DConditionModel.from_config(
+        UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"),
+    )
+    add_temporal(unet, config.max_frames)
+    parameters = train_only_temporal(unet)
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    set_gradient_checkpointing(unet, config.gradient_checkpointing)
+    args, kwargs = training_inputs(unet, config.batch_size, num_frames, side, side)
+    args, cond = (
+        [torch.zeros_like(x, device="cpu") for x in args],
+        {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()},
+    )
+    kwargs |= dict(
+        encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"),
+        added_cond_kwargs=cond,
+    )
+    return unet, args, kwargs
+
+
+# %% ../nbs/5_training/24_memory.ipynb #8a84327a
+def really(config, num_frames, side):
+    "Peak of the CPU's memory in a real micro-step of the tiny model, weights included, as the profiler counts it"
+    unet, args, kwargs = tiny_step(config, num_frames, side)
+    lasting = [*unet.parameters(), *unet.buffers(), *(p.grad for p in unet.parameters() if p.grad is not None)]
+    lasting += [*args, *kwargs["added_cond_kwargs"].values(), kwargs["encoder_hidden_states"]]
+    gc.collect()  # what others left behind must not be given back while we count
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        unet(*args, **kwargs).sample.float().square().mean().backward()
+    now = peak = 0
+    events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return sum(tensor.nbytes for tensor in lasting) + peak
+
+
+# %% ../nbs/5_training/24_memory.ipynb #6920b4bf
 SDXL = dict(
     sample_size=128,
     in_channels=4,
@@ -46,7 +138,7 @@ SDXL = dict(
     projection_class_embeddings_input_dim=2816,
 )
 
-
+# %% ../nbs/5_training/24_memory.ipynb #4679e1e8
 MICRO = dict(
     SDXL,
     block_out_channels=[64, 64],
@@ -61,6 +153,7 @@ MICRO = dict(
 )
 
 
+# %% ../nbs/5_training/24_memory.ipynb #c6a745d9
 @contextmanager
 def as_if(unet):
     """Inside the `with`, every model has this UNet, as far as `estimate_training_memory` can see; a small one is
@@ -82,60 +175,13 @@ def tensors_alone():
         conv_workspace_bytes=lambda *args: 0,
         fuse_geglu=lambda unet: unet,
     )
-    with patch.dict(estimate_training_memory.__globals__, names):
+    scope = estimate_training_memory.__globals__
+    before = {name: scope[name] for name in names}
+    scope.update(names)
+    try:
         yield
-
-
-# %% ../nbs/5_training/24_memory.ipynb #3bf90fa3
-import gc
-
-
-def really(config, num_frames, side):
-    "Peak of the CPU's memory in a real micro-step of the tiny model, weights included, as the profiler counts it"
-    unet = UNet2DConditionModel.from_config(
-        UNet2DConditionModel.load_config(EMBEDDED, subfolder="unet"),
-    )
-    add_temporal(unet, config.max_frames)
-    parameters = train_only_temporal(unet)
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    set_gradient_checkpointing(unet, config.gradient_checkpointing)
-    args, kwargs = training_inputs(unet, config.batch_size, num_frames, side, side)
-    args, cond = (
-        [torch.zeros_like(x, device="cpu") for x in args],
-        {k: torch.zeros_like(x, device="cpu") for k, x in kwargs["added_cond_kwargs"].items()},
-    )
-    kwargs |= dict(
-        encoder_hidden_states=torch.zeros_like(kwargs["encoder_hidden_states"], device="cpu"),
-        added_cond_kwargs=cond,
-    )
-    gc.collect()  # what others left behind must not be given back while we count
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU],
-        profile_memory=True,
-    ) as profile:
-        unet(*args, **kwargs).sample.float().square().mean().backward()
-    now = peak = 0
-    for event in sorted(
-        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
-        key=lambda e: e.start_ns(),
-    ):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return (
-        sum(
-            t.nbytes
-            for t in [
-                *unet.parameters(),
-                *unet.buffers(),
-                *(p.grad for p in parameters),
-                *args,
-                *cond.values(),
-                kwargs["encoder_hidden_states"],
-            ]
-        )
-        + peak
-    )
+    finally:
+        scope.update(before)
 
 
 # %% ../nbs/5_training/24_memory.ipynb #007d5de7
@@ -146,6 +192,34 @@ def test_the_estimate_is_within_7_per_cent_of_what_the_allocator_really_gave_out
             need = estimate_training_memory(config, num_frames, 64, 64, torch.float32)
         real = really(config, num_frames, 64)
         assert abs((need.total - need.moments) / real - 1) < 0.07, (kind, need.total - need.moments, real)
+
+
+# %% ../nbs/5_training/24_memory.ipynb #bec63f4d
+def test_the_solution_of_exercise_1_activations_double_with_the_rows_and_weights_do_not():
+    for checkpointed in (False, True):
+        one, two = (max(step_of_eight_blocks(checkpointed, rows=rows).history) for rows in (4096, 8192))
+        print(f"{one:.0f} MiB, {two:.0f} MiB")
+        assert 1.9 < two / one < 2.1
+    config = TrainConfig(batch_size=1, cuda_graphs=False)
+    short, long = (estimate_training_memory(config, frames, 64, 64, torch.float32) for frames in (4, 8))
+    assert short.base == long.base and short.moments == long.moments and short.activations < long.activations
+
+
+# %% ../nbs/5_training/24_memory.ipynb #c3648c44
+def test_the_solution_of_exercise_2_an_adapter_of_half_the_width_needs_a_little_more_than_half_of_the_memory():
+    wide, narrow = (
+        estimate_training_memory(TrainConfig(attention_ratio=ratio), 8, 64, 64, torch.float32) for ratio in (1.0, 0.5)
+    )
+    print(f"{narrow.adapter / wide.adapter:.2f} of the weights, {narrow.moments / wide.moments:.2f} of the moments")
+    assert 0.5 < narrow.adapter / wide.adapter < 0.6  # norms, gates and the output's biases keep their size
+    assert narrow.base == wide.base
+
+
+# %% ../nbs/5_training/24_memory.ipynb #fdcaefb6
+def test_the_solution_of_exercise_3_on_meta_the_count_is_that_of_real_tensors():
+    for checkpointed in (False, True):
+        counts = [step_of_eight_blocks(checkpointed, device, 32, 64).history for device in ("cpu", "meta")]
+        assert max(counts[0]) == max(counts[1]) > 0
 
 
 # %% ../nbs/5_training/24_memory.ipynb #c12a0002

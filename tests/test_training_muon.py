@@ -9,6 +9,58 @@ from tav_nb.training.muon import Muon, as_matrices, orthogonalize
 from tav_nb.utils.memory_trace import StorageCounter
 
 
+# %% ../nbs/5_training/25_optimisers.ipynb #947e2b57
+class MuonByHand:
+    "Momentum, made orthogonal with the singular value decomposition; for matrices only"
+
+    def __init__(self, weights, lr, momentum=0.95):
+        self.weights, self.lr, self.momentum = list(weights), lr, momentum
+        self.means = [torch.zeros_like(p) for p in self.weights]
+
+    @torch.no_grad()
+    def step(self):
+        for p, mean in zip(self.weights, self.means):
+            mean.lerp_(p.grad, 1 - self.momentum)
+            u, _, v = torch.linalg.svd(p.grad.lerp(mean, self.momentum), full_matrices=False)
+            p -= self.lr * 0.2 * max(p.shape) ** 0.5 * (u @ v)
+
+
+# %% ../nbs/5_training/25_optimisers.ipynb #f1f2c14c
+def three_layers():
+    layers = torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32)
+    return torch.nn.Sequential(*layers)
+
+
+def learn(make, steps=150):
+    "Losses of a small network that learns with the optimisers that `make(weights, rest)` returns"
+    torch.manual_seed(0)
+    teacher, net = three_layers(), three_layers()
+    matrices, rest = ([p for p in net.parameters() if p.ndim == n] for n in (2, 1))
+    optimizers, losses = make(matrices, rest), []
+    for _ in range(steps):
+        x = torch.randn(128, 32) * torch.logspace(0.5, -1, 32)
+        loss = (net(x) - 5 * teacher(x)).square().mean()
+        net.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# %% ../nbs/5_training/25_optimisers.ipynb #2da9c60d
+def with_adam(lr):
+    return lambda weights, rest: [torch.optim.Adam(weights + rest, lr)]
+
+
+def with_muon(lr):
+    return lambda weights, rest: [Muon(weights, lr), torch.optim.Adam(rest, lr)]
+
+
+def by_hand(lr):
+    return lambda weights, rest: [MuonByHand(weights, lr), torch.optim.Adam(rest, lr)]
+
+
 # %% ../nbs/5_training/25_optimisers.ipynb #ea57584e
 def both(updates, offload=False, device="cpu"):
     """Weights of so many updates by `Muon` and by `torch.optim.Muon`, each as matrices, and what they were before: one
@@ -48,44 +100,16 @@ def largest_difference(ours, theirs, start):
     return max(((a - b).norm() / (b - old).norm()).item() for a, b, old in zip(ours, theirs, start, strict=True))
 
 
-# %% ../nbs/5_training/25_optimisers.ipynb #b8808a5d
-def learn(make, steps=150):
-    "Losses of a small network that learns with the optimisers that `make(weights, rest)` returns"
-    torch.manual_seed(0)
-    teacher, net = (
-        torch.nn.Sequential(
-            torch.nn.Linear(32, 64),
-            torch.nn.Tanh(),
-            torch.nn.Linear(64, 64),
-            torch.nn.Tanh(),
-            torch.nn.Linear(64, 32),
-        )
-        for _ in range(2)
-    )
-    optimizers, losses = (
-        make(
-            [p for p in net.parameters() if p.ndim == 2],
-            [p for p in net.parameters() if p.ndim == 1],
-        ),
-        [],
-    )
-    for _ in range(steps):
-        x = torch.randn(128, 32) * torch.logspace(0.5, -1, 32)
-        loss = (net(x) - 5 * teacher(x)).square().mean()
-        net.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        losses.append(loss.item())
-    return losses
+# %% ../nbs/5_training/25_optimisers.ipynb #6ecf1e60
+def test_the_optimiser_by_hand_and_the_exported_one_teach_a_small_network_about_as_well():
+    hand, product = (min(sum(learn(make(lr))[-20:]) for lr in (0.01, 0.03)) for make in (by_hand, with_muon))
+    assert abs(product / hand - 1) < 0.1, (product, hand)
 
 
-def with_adam(lr):
-    return lambda weights, rest: [torch.optim.Adam(weights + rest, lr)]
-
-
-def with_muon(lr):
-    return lambda weights, rest: [Muon(weights, lr), torch.optim.Adam(rest, lr)]
+# %% ../nbs/5_training/25_optimisers.ipynb #cfeb890e
+def test_a_small_network_learns_faster_with_it():
+    adam, muon = (min(sum(learn(make(lr))[-20:]) for lr in (0.01, 0.03, 0.1)) for make in (with_adam, with_muon))
+    assert muon < 0.95 * adam, (muon, adam)
 
 
 # %% ../nbs/5_training/25_optimisers.ipynb #f492ae47
@@ -99,6 +123,39 @@ def test_directions_stay_and_their_lengths_become_even():
         u, _, v = torch.linalg.svd(x, full_matrices=False)
         inside = u.mT @ found @ v.mT  # nothing but the diagonal, where the directions are the same
         assert (inside - torch.diag_embed(torch.diagonal(inside, dim1=1, dim2=2))).abs().max() < 0.1
+
+
+# %% ../nbs/5_training/25_optimisers.ipynb #ef50e786
+def test_the_solution_of_exercise_1_each_repetition_makes_the_directions_more_even():
+    torch.manual_seed(0)
+    matrix, ratios = torch.randn(1, 32, 64) * torch.logspace(0, -1, 64), []
+    for count in range(1, 6):
+        values = torch.linalg.svdvals(orthogonalize(matrix, count))[0]
+        ratios.append((values[-1] / values[0]).item())
+    print([round(ratio, 2) for ratio in ratios])
+    assert ratios[0] < ratios[1] < ratios[2] < ratios[4] and ratios[4] > 0.5
+
+
+# %% ../nbs/5_training/25_optimisers.ipynb #4a0f3ea7
+def test_the_solution_of_exercise_2_as_one_matrix_the_largest_part_takes_most_of_the_step():
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 32, 32) * torch.tensor([1, 1, 100])[:, None, None]
+    as_three = orthogonalize(qkv).flatten(1).norm(dim=1)
+    as_one = orthogonalize(qkv.flatten(0, 1)[None])[0].unflatten(0, (3, 32)).flatten(1).norm(dim=1)
+    print(as_three.tolist(), as_one.tolist())
+    assert as_three.min() > 0.8 * as_three.max() and as_one[0] < 0.1 * as_one[2]
+
+
+# %% ../nbs/5_training/25_optimisers.ipynb #fac5cee1
+def test_the_solution_of_exercise_3_matrices_of_any_shape_move_by_the_same_root_mean_square():
+    torch.manual_seed(0)
+    for shape in ((32, 32), (32, 128), (128, 32)):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = torch.randn(shape)
+        Muon([weight], lr=1.0).step()
+        moved = weight.detach().square().mean().sqrt().item()
+        print(shape, round(moved, 3))
+        assert 0.15 < moved < 0.25
 
 
 # %% ../nbs/5_training/25_optimisers.ipynb #d0794535
@@ -203,9 +260,3 @@ def test_a_gradient_scaler_skips_an_update_without_finite_gradients_and_otherwis
         scaled = with_scaler(offload, scaler)
         assert scaler.get_scale() == 2.0**9 and len(plain) == len(scaled) == 4 + 2 + 2 * 3
         assert all(torch.equal(a, b) for a, b in zip(plain, scaled))
-
-
-# %% ../nbs/5_training/25_optimisers.ipynb #cfeb890e
-def test_a_small_network_learns_faster_with_it():
-    adam, muon = (min(sum(learn(make(lr))[-20:]) for lr in (0.01, 0.03, 0.1)) for make in (with_adam, with_muon))
-    assert muon < 0.95 * adam, (muon, adam)
