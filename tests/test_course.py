@@ -234,6 +234,7 @@ def test_figures_keep_the_size_and_the_text_of_the_style():
 FORM = [
     "checkpoints",
     "configuration",
+    "distributed",
     "memory",
     "optimisers",
     "quickstart",

@@ -167,6 +167,7 @@ def as_if(unet):
         yield
 
 
+# %% ../nbs/5_training/24_memory.ipynb #51c32596
 @contextmanager
 def tensors_alone():
     "Inside the `with`, `estimate_training_memory` counts what a CPU has as well: no workspaces and no fused kernels"
