@@ -36,7 +36,8 @@ from tav_nb.data.fingerprints import model_fingerprint
 from tav_nb.evaluation.records import write_record
 from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
-from tav_nb.models.temporal_attention import Linear, TemporalSelfAttention
+from tav_nb.models.layers import Linear
+from tav_nb.models.temporal_attention import TemporalSelfAttention
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import merge_options
 from tav_nb.training.memory import estimate_training_memory, training_inputs, unet_on_meta

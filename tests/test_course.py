@@ -236,8 +236,11 @@ FORM = [
     "configuration",
     "distributed",
     "memory",
+    "noise",
     "optimisers",
     "quickstart",
+    "temporal_attention",
+    "temporal_block",
     "trainer",
     "training_on_a_laptop",
 ]

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tav_nb.models.temporal_attention import LayerNorm, Linear, TemporalSelfAttention, sinusoidal_positions
+from tav_nb.models.attention_kernel import short_attention
+from tav_nb.models.temporal_attention import TemporalSelfAttention, sinusoidal_positions
 from tav_nb.models.windows import Context, plan_windows
 
 
-# %% ../nbs/2_method/03_temporal_attention.ipynb #092e8526
+# %% ../nbs/2_method/03_temporal_attention.ipynb #1cc7424e
 def randomize_weights(layer):
     "The same layer with random parameters, none of them zero"
     torch.manual_seed(1)
@@ -19,6 +20,39 @@ def randomize_weights(layer):
     return layer
 
 
+# %% ../nbs/2_method/03_temporal_attention.ipynb #c42a2b7a
+def frame_before(clips):
+    "What was there one frame ago; before the first frame comes the last: b f s c"
+    return clips.roll(1, dims=1)
+
+
+def learn(layer, wanted=frame_before, steps=300, lr=3e-3):
+    "Train the layer to give `wanted` of its input; returns its losses"
+    optimizer = torch.optim.Adam(layer.parameters(), lr=lr)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(16, 8, 32)  # two clips of eight frames: (b f) s c
+        target = wanted(x.unflatten(0, (2, 8))).flatten(0, 1)
+        loss = F.mse_loss(layer(x, 8), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #2d847dce
+def look(layer, x, num_frames):
+    "Attention weights of the first head, averaged over places: f g"
+    tokens = layer.norm(x).unflatten(0, (-1, num_frames))  # b f s c
+    tokens = tokens + layer.pos_emb[:num_frames, None]
+    q, k, _ = (t[..., : t.shape[-1] // layer.num_heads] for t in layer.to_qkv(tokens, parts=3))
+    scores = torch.einsum("bfsd,bgsd->bsfg", q, k) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1).mean(dim=(0, 1)).detach()
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #d548e538
 def one_by_one(layer, x, num_frames):
     "What `TemporalSelfAttention` computes, written as loops"
     clips = x.unflatten(0, (-1, num_frames))  # (b f) s c -> b f s c
@@ -33,68 +67,6 @@ def one_by_one(layer, x, num_frames):
             ]
             out[b, :, s] = layer.proj(torch.cat(heads, dim=-1))
     return layer.gate * out.flatten(0, 1)  # b f s c -> (b f) s c
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #6af1e86d
-def test_sinusoidal_positions_have_a_mean_square_of_one_half_and_differ_between_every_two_frames():
-    table = sinusoidal_positions(24, 64)
-    torch.testing.assert_close(table.square().mean(dim=1), torch.full((24,), 0.5))
-    apart = torch.cdist(table, table) + 99 * torch.eye(24)
-    assert apart.min() > 1, "two frames look alike"
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #28db5c66
-def test_sinusoidal_positions_are_the_paper_s():
-    table = sinusoidal_positions(24, 64)
-    angle = 7 / 10_000 ** (10 / 64)
-    torch.testing.assert_close(
-        table[7, 10:12], torch.tensor([angle, angle - math.pi / 2]).sin() * torch.tensor([1, -1])
-    )
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #4167d75b
-def test_the_layers_compute_in_the_dtype_of_their_input_and_train_in_their_own():
-    torch.manual_seed(0)
-    layer, x = nn.Sequential(LayerNorm(8), Linear(8, 8)), torch.randn(3, 8)
-    out = layer(x.to(torch.bfloat16))
-    out.float().sum().backward()
-    assert out.dtype == torch.bfloat16 and layer[1].weight.grad.dtype == torch.float32
-    torch.testing.assert_close(out.float(), layer(x), atol=0.03, rtol=0.03)
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #da9324ad
-def test_parts_and_gate_are_slices_and_multiples_of_the_plain_layer():
-    torch.manual_seed(0)
-    layer, x = Linear(8, 12), torch.randn(3, 8)
-    torch.testing.assert_close(torch.cat(layer(x, parts=3), dim=-1), layer(x))
-    torch.testing.assert_close(layer(x, gate=torch.tensor(0.3)), 0.3 * layer(x))
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #83e73852
-def test_the_gate_times_a_weight_stored_in_half_precision_is_not_rounded_again():
-    torch.manual_seed(0)
-    layer, x, gate = Linear(64, 64).half(), torch.randn(9, 64), torch.tensor([0.37])
-    exact = gate.double() * F.linear(x.double(), layer.weight.double(), layer.bias.double())
-    for kept in (gate.half(), gate):
-        exact = kept.double() * F.linear(x.double(), layer.weight.double(), layer.bias.double())
-        assert (layer(x, gate=kept) - exact).abs().max() < 1e-6 * exact.abs().max()
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #e3df67ef
-def test_called_with_x_alone_it_is_the_layer_that_it_is_a_subclass_of():
-    torch.manual_seed(0)
-    ours, x = Linear(8, 12), torch.randn(3, 8)
-    theirs = nn.Linear(8, 12)
-    theirs.load_state_dict(ours.state_dict())
-    assert torch.equal(ours(x), theirs(x))
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #8968679d
-def test_the_layer_computes_what_the_loops_compute():
-    for inner_dim in (None, 8, 24):
-        layer = TemporalSelfAttention(16, num_heads=4, positions="learned", inner_dim=inner_dim)
-        x = torch.randn(3 * 5, 7, 16)  # three clips of five frames, seven places
-        torch.testing.assert_close(randomize_weights(layer)(x, 5), one_by_one(layer, x, 5))
 
 
 # %% ../nbs/2_method/03_temporal_attention.ipynb #9d908521
@@ -115,6 +87,90 @@ def test_without_positions_shuffled_frames_give_shuffled_outputs_and_with_them_t
     assert not torch.allclose(layer(x[order], 4), layer(x, 4)[order], atol=0.01)
     layer.pos_emb.zero_()
     torch.testing.assert_close(layer(x[order], 4), layer(x, 4)[order])
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #b92b72c4
+def test_a_new_layer_adds_exactly_nothing():
+    x = torch.randn(8, 3, 16)
+    for zero in ("gate", "proj"):
+        layer = TemporalSelfAttention(16, zero=zero)
+        assert torch.equal(x + layer(x, 4), x), zero
+        assert torch.equal(x.half() + layer(x.half(), 4), x.half()), zero
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #9adf4721
+def test_the_solution_of_exercise_1_the_layer_learns_to_attend_to_the_frame_two_before():
+    torch.manual_seed(0)
+    layer = TemporalSelfAttention(32, num_heads=2)
+    learn(layer, lambda clips: clips.roll(2, dims=1))
+    attended = look(layer, torch.randn(64, 8, 32), 8).argmax(dim=1)
+    print("frames 0 to 7 attend most to", attended.tolist())
+    assert torch.equal(attended, torch.arange(-2, 6) % 8)
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #b1b0e705
+def test_the_solution_of_exercise_2_the_mean_of_all_frames_needs_no_positions_and_each_frame_attends_to_all_alike():
+    torch.manual_seed(0)
+    layer = TemporalSelfAttention(32, num_heads=2)
+    layer.pos_emb.zero_()
+    losses = learn(layer, lambda clips: clips.mean(dim=1, keepdim=True).expand_as(clips))
+    weights = look(layer, torch.randn(64, 8, 32), 8)
+    print(f"loss from {losses[0]:.3f} to {losses[-1]:.3f}; weights from {weights.min():.3f} to {weights.max():.3f}")
+    assert losses[-1] < losses[0] / 4 and (weights - 1 / 8).abs().max() < 0.05
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #595239f0
+def test_the_solution_of_exercise_3_a_learned_table_that_starts_at_1_learns_sooner_than_one_that_starts_at_0_02():
+    needed = {}
+    for scale in (1, 50):
+        torch.manual_seed(0)
+        layer = TemporalSelfAttention(32, num_heads=2, positions="learned")
+        layer.pos_emb.data *= scale
+        needed[scale] = next(step for step, loss in enumerate(learn(layer)) if loss < 0.5)
+    print(f"below 0.5 after {needed[1]} updates from 0.02, after {needed[50]} from 1")
+    assert needed[50] < needed[1]
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #6af1e86d
+def test_sinusoidal_positions_have_a_mean_square_of_one_half_and_differ_between_every_two_frames():
+    table = sinusoidal_positions(24, 64)
+    torch.testing.assert_close(table.square().mean(dim=1), torch.full((24,), 0.5))
+    apart = torch.cdist(table, table) + 99 * torch.eye(24)
+    assert apart.min() > 1, "two frames look alike"
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #28db5c66
+def test_sinusoidal_positions_are_the_paper_s():
+    table = sinusoidal_positions(24, 64)
+    angle = 7 / 10_000 ** (10 / 64)
+    torch.testing.assert_close(
+        table[7, 10:12], torch.tensor([angle, angle - math.pi / 2]).sin() * torch.tensor([1, -1])
+    )
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #8968679d
+def test_the_layer_computes_what_the_loops_compute():
+    for inner_dim in (None, 8, 24):
+        layer = TemporalSelfAttention(16, num_heads=4, positions="learned", inner_dim=inner_dim)
+        x = torch.randn(3 * 5, 7, 16)  # three clips of five frames, seven places
+        torch.testing.assert_close(randomize_weights(layer)(x, 5), one_by_one(layer, x, 5))
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #9e68393d
+def test_a_single_frame_is_a_clip_too():
+    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
+    x = torch.randn(5, 3, 16)
+    torch.testing.assert_close(layer(x, 1), one_by_one(layer, x, 1))
+
+
+# %% ../nbs/2_method/03_temporal_attention.ipynb #443caee4
+def test_short_attention_on_frames_is_the_attention_of_the_library():
+    tokens = torch.randn(2, 4, 6, 8)  # b f s c, with two heads of four channels
+    rows = tokens.view(2, 4, 6 * 2, 4).transpose(1, 2)  # b f (s h) d -> b (s h) f d
+    torch.testing.assert_close(
+        short_attention(*[tokens.view(2, 4, 6 * 2, 4)] * 3).transpose(1, 2),
+        F.scaled_dot_product_attention(rows, rows, rows),
+    )
 
 
 # %% ../nbs/2_method/03_temporal_attention.ipynb #f05be31c
@@ -191,13 +247,6 @@ def test_wrong_settings_are_named():
             assert str(*wrong.values()) in str(error)
 
 
-# %% ../nbs/2_method/03_temporal_attention.ipynb #9e68393d
-def test_a_single_frame_is_a_clip_too():
-    layer = randomize_weights(TemporalSelfAttention(16, num_heads=4))
-    x = torch.randn(5, 3, 16)
-    torch.testing.assert_close(layer(x, 1), one_by_one(layer, x, 1))
-
-
 # %% ../nbs/2_method/03_temporal_attention.ipynb #0b6a7e47
 def test_adapters_of_both_kinds_of_positions_have_the_same_keys_and_shapes():
     fixed, learned = (TemporalSelfAttention(16, positions=kind) for kind in ("sinusoidal", "learned"))
@@ -218,15 +267,6 @@ def test_in_half_precision_the_layer_gives_nearly_the_same_and_its_own_gradients
         torch.testing.assert_close(out.float(), exact, atol=0.08, rtol=0.05)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(layer(x, 4).float(), exact, atol=0.08, rtol=0.05)
-
-
-# %% ../nbs/2_method/03_temporal_attention.ipynb #b92b72c4
-def test_a_new_layer_adds_exactly_nothing():
-    x = torch.randn(8, 3, 16)
-    for zero in ("gate", "proj"):
-        layer = TemporalSelfAttention(16, zero=zero)
-        assert torch.equal(x + layer(x, 4), x), zero
-        assert torch.equal(x.half() + layer(x.half(), 4), x.half()), zero
 
 
 # %% ../nbs/2_method/03_temporal_attention.ipynb #bfd34138

@@ -25,15 +25,6 @@ def randomize_weights(layer):
     return layer
 
 
-# %% ../nbs/2_method/04_temporal_block.ipynb #7bfa5d24
-def test_a_new_block_adds_exactly_nothing_and_every_layer_of_it_learns_at_once():
-    block, x, target = TemporalBlock(16, 4, conv_size=3, ff_ratio=1.0), torch.randn(8, 3, 16), torch.randn(8, 3, 16)
-    assert torch.equal(block(x, 4), torch.zeros_like(x))
-    (block(x, 4) - target).square().sum().backward()
-    learning = {name for name, p in block.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert {"proj.weight", "conv.weight", "feed_forward.proj_out.weight"} <= learning
-
-
 # %% ../nbs/2_method/04_temporal_block.ipynb #27c54df0
 def test_the_convolution_is_the_library_s():
     for size in (3, 5):
@@ -52,6 +43,53 @@ def test_the_feed_forward_layer_is_the_library_s_with_the_same_weights():
     library.net[0].proj.load_state_dict(mine.proj_in.state_dict())
     library.net[2].load_state_dict(mine.proj_out.state_dict())
     torch.testing.assert_close(mine(x), library(mine.norm(x)))
+
+
+# %% ../nbs/2_method/04_temporal_block.ipynb #7bfa5d24
+def test_a_new_block_adds_exactly_nothing_and_every_layer_of_it_learns_at_once():
+    block, x, target = TemporalBlock(16, 4, conv_size=3, ff_ratio=1.0), torch.randn(8, 3, 16), torch.randn(8, 3, 16)
+    assert torch.equal(block(x, 4), torch.zeros_like(x))
+    (block(x, 4) - target).square().sum().backward()
+    learning = {name for name, p in block.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert {"proj.weight", "conv.weight", "feed_forward.proj_out.weight"} <= learning
+
+
+# %% ../nbs/2_method/04_temporal_block.ipynb #7719dd5b
+def test_the_solution_of_exercise_1_three_frames_leave_an_eighth_of_the_differences_five_frames_a_half_of_that():
+    torch.manual_seed(0)
+    clip, left = torch.randn(1, 24, 500, 1), {}
+    for size, weights in ((3, [1 / 4, 1 / 2, 1 / 4]), (5, [1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16])):
+        conv = TemporalConvolution(1, size)
+        conv.weight.data = torch.tensor(weights)[:, None]
+        left[size] = (conv(clip).diff(dim=1).square().mean() / clip.diff(dim=1).square().mean()).item()
+    print({size: round(part, 3) for size, part in left.items()})
+    assert abs(left[3] - 1 / 8) < 0.01 and abs(left[5] - 28 / 512) < 0.01
+
+
+# %% ../nbs/2_method/04_temporal_block.ipynb #170f439f
+def test_the_solution_of_exercise_2_three_convolutions_of_three_frames_reach_three_frames_to_each_side():
+    conv = TemporalConvolution(1, 3)
+    conv.weight.data.fill_(1)
+    clip = torch.zeros(1, 15, 1, 1)  # b f s c
+    clip[:, 7] = 1
+    for _ in range(3):
+        clip = conv(clip)
+    reached = clip.flatten().nonzero().flatten().tolist()
+    print("frames", reached)
+    assert reached == list(range(4, 11))
+
+
+# %% ../nbs/2_method/04_temporal_block.ipynb #767e8e15
+def test_the_solution_of_exercise_3_the_feed_forward_layer_has_as_many_parameters_as_attention_at_4_3():
+    def count(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    for ratio in (2 / 3, 4 / 3):
+        block = TemporalBlock(1280, 20, conv_size=3, ff_ratio=ratio)
+        conv, feed_forward = count(block.conv), count(block.feed_forward)
+        attention = count(block) - conv - feed_forward
+        print(f"ff_ratio {ratio:.2f}: attention {attention:,}, convolution {conv:,}, feed-forward {feed_forward:,}")
+    assert conv == 3 * 1280 < 0.001 * attention and abs(feed_forward / attention - 1) < 0.01
 
 
 # %% ../nbs/2_method/04_temporal_block.ipynb #11854058

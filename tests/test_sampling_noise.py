@@ -10,6 +10,35 @@ from tav_nb.sampling.noise import (
     noise_correlation,
 )
 
+# %% ../nbs/2_method/06_noise.ipynb #ed15c783
+F = 16  # frames
+walk = torch.linspace(-1.6, 1.6, F, dtype=torch.double)
+S = torch.ones(F, F) + 0.2 * walk.outer(walk)  # f f
+
+# %% ../nbs/2_method/06_noise.ipynb #648b32e4
+sigmas = torch.linspace(14.6 ** (1 / 7), 0.03 ** (1 / 7), 200).double() ** 7
+
+
+def sample(noise, R_trained):
+    "Clips `f b` that a denoiser trained with the correlation `R_trained` makes of noise `f b`"
+    x = sigmas[0] * noise
+    for now, then in zip(sigmas, sigmas[1:]):
+        clean = S @ torch.linalg.inv(S + now**2 * R_trained) @ x
+        x = clean + then / now * (x - clean)
+    return clean
+
+
+def walks(R_trained, R_sampled, num_clips=4000):
+    "Clips `f b` sampled from noise of the correlation `R_sampled`"
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(F, num_clips, generator=generator).double()
+    return sample(torch.linalg.cholesky(R_sampled) @ noise, R_trained)
+
+
+def motion_kept(clips):
+    "The variance around each clip's mean over that of real clips"
+    return (clips.var(dim=0, unbiased=False).mean() / (0.2 * walk**2).mean()).item()
+
 
 # %% ../nbs/2_method/06_noise.ipynb #f753263a
 def test_every_frame_has_unit_variance():
@@ -39,6 +68,44 @@ def test_frames_are_correlated_as_in_the_closed_form():
         noise = correlated_noise((2, 6, 4, 256, 256), kind, strength, torch.Generator().manual_seed(2))
         measured = torch.corrcoef(noise.transpose(0, 1).flatten(1))  # f f
         torch.testing.assert_close(measured, noise_correlation(6, kind, strength), atol=0.006, rtol=0)
+
+
+# %% ../nbs/2_method/06_noise.ipynb #9cb7f49f
+def test_matched_noise_keeps_motion_and_copied_noise_freezes_it():
+    R = noise_correlation(F, "independent").double()
+    draw = dict(shape=(1, F, 1, 50, 50), generator=torch.Generator().manual_seed(0))
+    for noise, low, high in (
+        (correlated_noise(kind="independent", **draw), 0.9, 1.1),
+        (design_document_noise(**draw), 0, 0.01),
+    ):
+        assert low < motion_kept(sample(noise.flatten(2)[0].double(), R)) < high
+
+
+# %% ../nbs/2_method/06_noise.ipynb #0929d9cb
+def test_the_solution_of_exercise_1_a_share_of_0_9_needs_a_strength_of_3():
+    share = 0.9  # alpha^2 / (1 + alpha^2) = share
+    alpha = (share / (1 - share)) ** 0.5
+    print(f"alpha = {alpha:.3f}")
+    assert abs(neighbour_correlation("mixed", alpha) - 0.9) < 1e-6 and abs(alpha - 3) < 1e-6
+
+
+# %% ../nbs/2_method/06_noise.ipynb #d93a8d63
+def test_the_solution_of_exercise_2_progressive_noise_has_forgotten_half_after_7_frames_and_nearly_all_after_42():
+    correlation = noise_correlation(60, "progressive")[0]
+    apart = [int((correlation < bound).nonzero()[0]) for bound in (0.5, 0.01)]
+    print(apart)
+    assert apart == [7, 42]
+
+
+# %% ../nbs/2_method/06_noise.ipynb #e811cf2c
+def test_the_solution_of_exercise_3_the_stronger_mixed_noise_is_the_less_motion_is_left():
+    kept = {}
+    for alpha in (1, 3, 10, 30, 100):
+        R = noise_correlation(F, "mixed", alpha).double()
+        kept[alpha] = motion_kept(walks(R, R))
+        print(f"strength {alpha:3}: motion kept {kept[alpha]:.1%}")
+    assert list(kept.values()) == sorted(kept.values(), reverse=True)
+    assert kept[1] > 0.9 and kept[100] < 0.1
 
 
 # %% ../nbs/2_method/06_noise.ipynb #e950d76a
@@ -131,24 +198,3 @@ def test_noise_of_an_unknown_kind_or_strength_is_refused_in_one_line():
             assert word in str(error) and "\n" not in str(error), error
         else:
             raise AssertionError(f"{kind} {strength} went through")
-
-
-# %% ../nbs/2_method/06_noise.ipynb #9cb7f49f
-def test_matched_noise_keeps_motion_and_copied_noise_freezes_it():
-    F, trained = 16, noise_correlation(16, "independent").double()
-    walk = torch.linspace(-1.6, 1.6, F, dtype=torch.double)
-    S, sigmas = (
-        torch.ones(F, F) + 0.2 * walk.outer(walk),
-        torch.linspace(14.6 ** (1 / 7), 0.03 ** (1 / 7), 50).double() ** 7,
-    )
-
-    def motion(noise):
-        x = sigmas[0] * noise.double()
-        for now, then in zip(sigmas, sigmas[1:]):
-            clean = S @ torch.linalg.inv(S + now**2 * trained) @ x
-            x = clean + then / now * (x - clean)
-        return (clean.var(dim=0).mean() / (0.2 * walk**2).mean()).item()
-
-    draw = dict(shape=(1, F, 1, 50, 50), generator=torch.Generator().manual_seed(0))
-    assert motion(correlated_noise(kind="independent", **draw).flatten(2)[0]) > 0.9
-    assert motion(design_document_noise(**draw).flatten(2)[0]) < 0.01

@@ -13,7 +13,8 @@ from torch import nn
 
 from .attention_kernel import triton
 from .geglu_kernel import geglu
-from .temporal_attention import LayerNorm, Linear, TemporalSelfAttention
+from .layers import LayerNorm, Linear
+from .temporal_attention import TemporalSelfAttention
 from .temporal_conv_kernel import TemporalConvFunction
 from .windows import MAX_OFFSET, Windows
 from ..utils.errors import TavError
@@ -72,7 +73,7 @@ class TemporalFeedForward(nn.Module):
         tokens, _, x = self.norm(x, with_input=True)
         return x + self.proj_out(geglu(self.proj_in(tokens)))
 
-# %% ../../nbs/2_method/04_temporal_block.ipynb #95541dbb
+# %% ../../nbs/2_method/04_temporal_block.ipynb #f0ad0838
 class TemporalBlock(TemporalSelfAttention):
     """`TemporalSelfAttention` with a convolution over time beside it and a feed-forward layer after it
 
@@ -104,7 +105,7 @@ class TemporalBlock(TemporalSelfAttention):
             return hidden
         return self.feed_forward(hidden, add_input=True) if add_input else hidden + self.feed_forward(x + hidden)
 
-
+# %% ../../nbs/2_method/04_temporal_block.ipynb #4678a1c0
 def make_temporal_layer(
     block: nn.Module,  # the `BasicTransformerBlock` that it is for
     max_frames: int = 24,

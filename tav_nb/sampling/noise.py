@@ -79,7 +79,7 @@ def correlate_frames(
             noise[:, f] = rho * noise[:, f - 1] + (1 - rho**2) ** 0.5 * noise[:, f]
     return noise
 
-# %% ../../nbs/2_method/06_noise.ipynb #b4bb1e36
+# %% ../../nbs/2_method/06_noise.ipynb #324c3b6a
 def correlated_noise(
     shape: tuple[int, ...],  # (b, f, c, h, w); anything may follow the first two
     kind: str = "mixed",  # one of `NOISES`
@@ -98,7 +98,7 @@ def correlated_noise(
     shared, own = torch.randn((shape[0], 1, *shape[2:]), **where), torch.randn(shape, **where)
     return correlate_frames(shared, own, kind, strength, loop).to(device, dtype)
 
-
+# %% ../../nbs/2_method/06_noise.ipynb #5e0d842c
 def circular_noise(own: torch.Tensor, rho: float) -> torch.Tensor:
     """Progressive noise that goes round: each frame `rho` times the one before it plus its `own` part, the first after
     the last
