@@ -243,6 +243,7 @@ FORM = [
     "temporal_block",
     "trainer",
     "training_on_a_laptop",
+    "unet",
 ]
 COLLAPSED = {"jp-MarkdownHeadingCollapsed": True}
 

@@ -29,14 +29,8 @@ from tav_nb.models.adapter_file import (
     save_adapter,
 )
 from tav_nb.models.base import hub_file
-from tav_nb.models.temporal_unet import (
-    AFTER_SAVE,
-    add_temporal,
-    remove_temporal,
-    temporal_blocks,
-    temporal_modules,
-    temporal_state_dict,
-)
+from tav_nb.models.temporal_state import AFTER_SAVE, temporal_blocks, temporal_modules
+from tav_nb.models.temporal_unet import add_temporal, remove_temporal, temporal_state_dict
 
 # %% ../nbs/6_making_videos/28_adapter_file.ipynb #7971e43c
 TINY = dict(

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tav_nb.models.messages import quiet
-from tav_nb.models.temporal_unet import temporal_modules, without_temporal
+from tav_nb.models.temporal_state import without_temporal
+from tav_nb.models.temporal_unet import temporal_modules
 from tav_nb.sampling.extensions import load_control, load_ip_adapter, load_new_word
 from tav_nb.sampling.generate import embedded_pipeline, generate, load_video_pipeline
 from tav_nb.sampling.pipelines import PipelineError, generate_with_stock

@@ -14,7 +14,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from tav_nb.models.messages import quiet
-from tav_nb.models.temporal_unet import temporal_modules, temporal_state_dict, without_temporal
+from tav_nb.models.temporal_state import without_temporal
+from tav_nb.models.temporal_unet import temporal_modules, temporal_state_dict
 from tav_nb.sampling.generate import embedded_pipeline, generate
 from tav_nb.sampling.lora import load_loras, lora_layers, original_layer_name
 from tav_nb.sampling.pipelines import PipelineError, generate_with_stock

@@ -7,7 +7,8 @@ import diffusers
 import numpy as np
 import torch
 
-from tav_nb.models.temporal_unet import temporal_modules, without_temporal
+from tav_nb.models.temporal_state import without_temporal
+from tav_nb.models.temporal_unet import temporal_modules
 from tav_nb.sampling.generate import decode_frames, embedded_pipeline, generate, load_video_pipeline
 from tav_nb.sampling.noise import correlated_noise
 from tav_nb.sampling.pipelines import (

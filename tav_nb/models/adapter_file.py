@@ -28,14 +28,8 @@ import tav_nb
 from .base import hub_file
 from .model_files import ModelError
 from .temporal_block import make_temporal_layer
-from tav_nb.models.temporal_unet import (
-    AFTER_SAVE,
-    add_temporal,
-    check_not_offloaded,
-    temporal_blocks,
-    temporal_modules,
-    temporal_state_dict,
-)
+from .temporal_state import AFTER_SAVE, check_not_offloaded, temporal_blocks, temporal_modules
+from .temporal_unet import add_temporal, temporal_state_dict
 from ..utils.arguments import is_hub_id
 from ..utils.atomic_io import atomic_path
 from ..utils.errors import TavError

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ..models.base import cached_folder, check_complete, check_finite_weights, hub_file, loading_error
 from ..models.messages import quiet
 from ..models.model_files import ModelError, check_part_config, only_variant
-from ..models.temporal_unet import without_temporal
+from ..models.temporal_state import without_temporal
 from .pipelines import PipelineError
 from ..utils.arguments import is_hub_id
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..models.messages import quiet
-from ..models.temporal_unet import without_temporal
+from ..models.temporal_state import without_temporal
 from .extensions import describe_text_width, read_tensors
 from .pipelines import PipelineError
 from ..utils.schema import printable

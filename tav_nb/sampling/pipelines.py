@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..models.base import check_prompt
 from ..models.messages import quiet
-from ..models.temporal_unet import without_temporal
+from ..models.temporal_state import without_temporal
 from ..models.vae import encode_frames, safe_vae, scale_latents, upcast_vae
 from .generate import check_latents, check_request, decode_frames, note_all_unread_words, resolve_noise
 from .guidance import resolve_guidance

@@ -30,7 +30,7 @@ from tav_nb.models.adapter_file import (
 )
 from ..models.base import EMBEDDED, check_device, find_config, find_model, load_pipeline
 from ..models.base_config import BaseSize, read_base_size
-from ..models.temporal_unet import set_context
+from ..models.temporal_state import set_context
 from ..models.windows import Context, plan_windows
 from .conditioning import KeyframeError, read_frame_image
 from .extensions import load_control, load_ip_adapter, load_new_word
