@@ -242,6 +242,7 @@ FORM = [
     "quickstart",
     "temporal_attention",
     "temporal_block",
+    "toy_world",
     "trainer",
     "training_on_a_laptop",
     "unet",
