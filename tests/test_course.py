@@ -236,6 +236,7 @@ FORM = [
     "checkpoints",
     "configuration",
     "distributed",
+    "guidance",
     "memory",
     "noise",
     "optimisers",

@@ -5,6 +5,65 @@ import torch
 from tav_nb.sampling.guidance import Guidance, apply_guidance, noise_level, resolve_guidance
 
 
+# %% ../nbs/2_method/09_guidance.ipynb #58d40578
+def test_the_noise_level_is_the_one_that_diffusers_scheduler_works_with():
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )
+    scheduler.set_timesteps(20)
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas):
+        assert abs(noise_level(scheduler, t) / sigma.item() - 1) < 1e-4
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps[0] == 1000 and noise_level(scheduler, scheduler.timesteps[0]) == noise_level(
+        scheduler, 999
+    )
+    scheduler.alphas_cumprod[-1] = 0.0
+    assert noise_level(scheduler, 999) == float("inf")
+
+
+# %% ../nbs/2_method/09_guidance.ipynb #01da2ddd
+def test_the_solution_of_exercise_1_with_guidance_by_time_that_ends_early_20_steps_take_46_unet_calls_instead_of_40():
+    from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
+
+    scheduler = SDXLAnime_BestHQScheduler()
+    scheduler.set_timesteps(20)
+
+    def count_calls(guidance):
+        calls = []
+
+        def unet(*names):
+            calls.extend(names)
+            return torch.zeros(len(names))
+
+        for t in scheduler.timesteps:
+            sigma = noise_level(scheduler, t)
+            apply_guidance(guidance, sigma, lambda: unet("none", "text"), lambda: unet("text"), lambda: unet("still"))
+        return len(calls)
+
+    assert count_calls(Guidance(2.5)) == 40
+    assert count_calls(Guidance(2.5, min_sigma=0.5, temporal=1.5)) == 46
+
+
+# %% ../nbs/2_method/09_guidance.ipynb #f719dd7a
+def test_the_solution_of_exercise_2_one_weaker_prediction_without_text_and_layers_has_the_closed_form():
+    from torch.distributions import Normal
+
+    def apply_joined(scale, with_prompt, neither):
+        weaker = neither()
+        return weaker + scale * (with_prompt() - weaker)
+
+    def slope(normal, x):
+        return (normal.loc - x) / normal.scale**2
+
+    x, neither, text = torch.linspace(-5, 6, 300), Normal(0.0, 2.0), Normal(1.0, 1.0)
+    precision = 2.5 * text.scale**-2 - 1.5 * neither.scale**-2
+    mean = (2.5 * text.loc * text.scale**-2 - 1.5 * neither.loc * neither.scale**-2) / precision
+    guided = apply_joined(2.5, lambda: slope(text, x), lambda: slope(neither, x))
+    torch.testing.assert_close(guided, slope(Normal(mean, precision**-0.5), x))
+
+
 # %% ../nbs/2_method/09_guidance.ipynb #b2c48ba6
 def test_the_guided_prediction_is_the_closed_form_with_no_more_unet_calls_than_it_needs():
     from torch.distributions import Normal
@@ -35,7 +94,7 @@ def test_the_guided_prediction_is_the_closed_form_with_no_more_unet_calls_than_i
             sum(share * bells[name].scale ** -2 * bells[name].loc for name, share in shares.items()) / precision - x
         ) * precision
 
-    for how, shares, questions in (
+    for how, shares, count in (
         (dict(scale=1.0), dict(text=1), 1),
         (dict(scale=2.5), dict(none=-1.5, text=2.5), 2),
         (dict(scale=1.0, temporal=0.5), dict(text=1.5, still=-0.5), 2),
@@ -44,25 +103,7 @@ def test_the_guided_prediction_is_the_closed_form_with_no_more_unet_calls_than_i
         (dict(scale=2.5, temporal=0.5, min_sigma=1.1), dict(text=1), 1),
     ):
         torch.testing.assert_close(run(**how), mixed(**shares))
-        assert len(unet_calls) == questions, how
-
-
-# %% ../nbs/2_method/09_guidance.ipynb #58d40578
-def test_the_noise_level_is_the_one_that_diffusers_scheduler_works_with():
-    from diffusers import EulerDiscreteScheduler
-
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
-    )
-    scheduler.set_timesteps(20)
-    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas):
-        assert abs(noise_level(scheduler, t) / sigma.item() - 1) < 1e-4
-    scheduler.set_timesteps(1000)
-    assert scheduler.timesteps[0] == 1000 and noise_level(scheduler, scheduler.timesteps[0]) == noise_level(
-        scheduler, 999
-    )
-    scheduler.alphas_cumprod[-1] = 0.0
-    assert noise_level(scheduler, 999) == float("inf")
+        assert len(unet_calls) == count, how
 
 
 # %% ../nbs/2_method/09_guidance.ipynb #8b003581
