@@ -34,10 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tav_nb.data.fingerprints import model_fingerprint
 from tav_nb.evaluation.records import write_record
-from tav_nb.models.attention_kernel import short_attention
 from tav_nb.models.base import EMBEDDED, load_pipeline
-from tav_nb.models.layers import Linear
-from tav_nb.models.temporal_attention import TemporalSelfAttention
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import merge_options
 from tav_nb.training.memory import estimate_training_memory, training_inputs, unet_on_meta
@@ -89,7 +86,7 @@ ROWS = {
     "channels last": (768, dict(offload_optimizer=True), "channels"),
     "residual blocks kept, 1 x 8": (768, dict(offload_optimizer=True, batch_size=1), "resnets"),
     "all recomputed, 1 x 8": (768, dict(offload_optimizer=True, batch_size=1), ""),
-    "adapter of half the width": (768, dict(offload_optimizer=True), "narrow"),
+    "adapter of half the width": (768, dict(offload_optimizer=True, attention_ratio=0.5), ""),
 }
 ESTIMATED = {
     "without checkpointing": (768, dict(gradient_checkpointing="none")),
@@ -148,8 +145,6 @@ def vary(variant, gpu):
         setup.set_gradient_checkpointing = lambda unet, kind: gradient_checkpointing.set_gradient_checkpointing(
             unet.to(memory_format=torch.channels_last), kind
         )
-    if variant == "narrow":
-        tav_nb.models.temporal_unet.TemporalSelfAttention = Narrow
     trainer.update_step = lambda train_state, *args: watched(
         (
             profiled
@@ -160,23 +155,6 @@ def vary(variant, gpu):
         train_state,
         *args,
     )
-
-
-class Narrow(TemporalSelfAttention):
-    "Half as many channels inside: queries, keys and values of dim / 2"
-
-    def __init__(self, dim, *args, **kwargs):
-        super().__init__(dim, *args, **kwargs)
-        self.to_qkv, self.proj = Linear(dim, 3 * dim // 2), Linear(dim // 2, dim)
-        torch.nn.init.zeros_(self.proj.weight), torch.nn.init.zeros_(self.proj.bias)
-
-    def forward(self, x, num_frames):
-        (_, s, c), f, h = x.shape, num_frames, self.num_heads
-        tokens = self.norm(x).reshape(-1, f, s, c) + self.pos_emb[:f, None].to(x.dtype)  # (b f) s c -> b f s c
-        q, k, v = (
-            t.view(-1, f, s * h, c // 2 // h) for t in self.to_qkv(tokens, parts=3)
-        )  # b f s (h d) -> b f (s h) d
-        return self.proj(short_attention(q, k, v).reshape(x.shape[0], s, c // 2), gate=self.gate)
 
 
 def watched(how, update, train_state, *args):
