@@ -305,3 +305,18 @@ def test_another_form_is_found():
         assert words in found, found
     notebook["cells"].append(dict(cell_type="markdown", source=["## Something else"], metadata={}))
     assert "sections" in faults_of_form(notebook)[0]
+
+
+def test_chapters_read_records_through_one_function_and_say_when_weights_were_others():
+    from tav_nb.evaluation.records import other_weights
+
+    records = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert all("weights" in record for record in records.values())
+    old = {name for name, record in records.items() if other_weights(record)}
+    for path, notebook in NOTEBOOKS.items():
+        code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+        direct = re.search(r"json\.loads?\([^\n]*benchmarks/results", code)
+        assert not direct, f"{path}: {direct[0] if direct else ''}; read_record reads a record"
+        used = {name for name in old if re.search(rf"results/{name}\.json|\"{name}\.json\"", code)}
+        said = set(re.findall(r"(\w+)\.json: Recorded with earlier weights", json.dumps(notebook)))
+        assert used <= said, f"{path}: {used - said} were recorded with earlier weights; execute the chapter"
