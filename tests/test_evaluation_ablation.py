@@ -25,54 +25,29 @@ from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import Scene
 from tav_nb.utils.errors import TavError
 
-# %% ../nbs/3_does_it_move/15_ablation.ipynb #8b220fbe
+
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #88558977
 # a record made by hand: two seeds, one seed, a seed that failed, and a row that has no score
-made = dict(
-    updates=5,
-    videos=8,
-    scenes="test",
-    device="none",
-    base_weights="0123",
-    rows={
-        "block": {
-            "0": dict(parameters=10, score=dict(direction=0.7, gait=0.5, jitter=0.02, drift=0.0)),
-            "1": dict(parameters=10, score=dict(direction=0.9, gait=None, jitter=0.04, drift=0.1)),
-        },
-        "block, strength 1": {
-            "0": dict(
-                parameters=10,
-                score=dict(direction=0.8, jitter=0.01, moving_camera=dict(camera=0.25)),
-            ),
-            "1": dict(parameters=10, score=dict(direction=0.84, jitter=0.01, moving_camera=None)),
-        },
-        "peer": {
-            "0": dict(parameters=20, score=dict(direction=0.4, jitter=0.05)),
-            "1": dict(error="OSError: full"),
-        },
-        "failed": {"0": dict(error="OSError: full")},
+def made_seed(parameters=10, **score):
+    return dict(parameters=parameters, score=score)
+
+
+made = dict(updates=5, videos=8, scenes="test", device="none", base_weights="0123")
+made["rows"] = {
+    "block": {
+        "0": made_seed(direction=0.7, gait=0.5, jitter=0.02, drift=0.0),
+        "1": made_seed(direction=0.9, gait=None, jitter=0.04, drift=0.1),
     },
-)
-
-
-# %% ../nbs/3_does_it_move/15_ablation.ipynb #a373b670
-def test_solution_of_exercise_1_a_reversed_clip_has_the_other_direction_and_gait_jitter_and_drift_are_the_same():
-    drawn = render(Scene(action="walk right", speed=0.02, x=0.3)).frames
-    one, other = read_scene(drawn), read_scene(drawn[::-1])
-    assert (one.action, other.action) == ("walk right", "walk left")
-    assert math.isclose(one.jitter, other.jitter, rel_tol=1e-6) and one.drift == other.drift == 0
-
-
-# %% ../nbs/3_does_it_move/15_ablation.ipynb #33a32fb2
-def test_solution_of_exercise_2_ranges_over_seeds_overlap_or_they_do_not():
-    def ranges_overlap(record, one, other, measure):
-        a, b = measure_row(record, one, measure), measure_row(record, other, measure)
-        return a.low <= b.high and b.low <= a.high
-
-    assert ranges_overlap(made, "block", "block, strength 1", "direction")  # 0.7 to 0.9 and 0.8 to 0.84
-    assert not ranges_overlap(made, "block", "peer", "direction")
-    assert ranges_overlap(
-        made, "peer", "peer", "direction"
-    )  # one seed: a range without a width says nothing about chance
+    "block, strength 1": {
+        "0": made_seed(direction=0.8, jitter=0.01, moving_camera=dict(camera=0.25)),
+        "1": made_seed(direction=0.84, jitter=0.01, moving_camera=None),
+    },
+    "peer": {
+        "0": made_seed(20, direction=0.4, jitter=0.05),
+        "1": dict(error="OSError: full"),
+    },
+    "failed": {"0": dict(error="OSError: full")},
+}
 
 
 # %% ../nbs/3_does_it_move/15_ablation.ipynb #6e93e1f1
@@ -93,6 +68,38 @@ def test_means_and_ranges_are_those_of_a_record_made_by_hand():
     assert str(Spread(1234567.0, 1234567.0, 1234567.0, 3)) == "1,234,567"
 
 
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #a373b670
+def test_the_solution_of_exercise_1_a_reversed_clip_has_the_other_direction_and_gait_jitter_and_drift_are_the_same():
+    drawn = render(Scene(action="walk right", speed=0.02, x=0.3)).frames
+    one, other = read_scene(drawn), read_scene(drawn[::-1])
+    assert (one.action, other.action) == ("walk right", "walk left")
+    assert math.isclose(one.jitter, other.jitter, rel_tol=1e-6) and one.drift == other.drift == 0
+
+
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #33a32fb2
+def test_the_solution_of_exercise_2_ranges_over_seeds_overlap_or_they_do_not():
+    def ranges_overlap(record, one, other, measure):
+        a, b = measure_row(record, one, measure), measure_row(record, other, measure)
+        return a.low <= b.high and b.low <= a.high
+
+    assert ranges_overlap(made, "block", "block, strength 1", "direction")  # 0.7 to 0.9 and 0.8 to 0.84
+    assert not ranges_overlap(made, "block", "peer", "direction")
+    assert ranges_overlap(
+        made, "peer", "peer", "direction"
+    )  # one seed: a range without a width says nothing about chance
+
+
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #1b8a8a4e
+def test_the_solution_of_exercise_3_the_best_of_equal_models_looks_better_than_it_is_and_on_new_scenes_it_does_not():
+    rng = np.random.default_rng(0)
+    chosen_on = rng.binomial(140, 0.85, (2000, 14)) / 140
+    new = rng.binomial(140, 0.85, (2000, 14)) / 140
+    best = chosen_on.argmax(axis=1, keepdims=True)
+    luck, honest = (np.take_along_axis(shares, best, 1).mean() - 0.85 for shares in (chosen_on, new))
+    assert 0.03 < luck < 0.07 and abs(honest) < 0.005, (luck, honest)
+    print(f"on the scenes of the choice {luck:+.3f}, on new scenes {honest:+.3f}")
+
+
 # %% ../nbs/3_does_it_move/15_ablation.ipynb #f7eedf81
 def test_a_record_of_another_base_or_of_an_unknown_base_is_named_in_one_line():
     check_record(made, "0123")
@@ -103,6 +110,21 @@ def test_a_record_of_another_base_or_of_an_unknown_base_is_named_in_one_line():
         with pytest.raises(TavError, match=words) as caught:
             check_record(record, "4567")
         assert str(caught.value).endswith("the base here is 4567") and "\n" not in str(caught.value)
+
+
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #805d7532
+def test_what_is_no_record_is_one_line_and_names_its_file():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ablation.json"
+        with pytest.raises(TavError, match="there is no record"):
+            read_record(path)
+        for text in ("{", "[]", "{}", '{"rows": {"block": 3}}'):
+            path.write_text(text)
+            with pytest.raises(TavError, match="ablation.json") as caught:
+                read_record(path)
+            assert "\n" not in str(caught.value)
+        path.write_text(json.dumps(made))
+        assert read_record(path) == made
 
 
 # %% ../nbs/3_does_it_move/15_ablation.ipynb #080ea708
@@ -143,18 +165,3 @@ def test_a_plot_has_a_dot_and_a_range_for_each_row_with_a_score_at_its_values():
     assert limits == [ax.get_xlim() for ax in plot_rows(made, ["block, strength 1"]).axes], "the same axes in all plots"
     assert plot_rows(made, ["absent", "failed"]) is None
     plt.close("all")
-
-
-# %% ../nbs/3_does_it_move/15_ablation.ipynb #805d7532
-def test_what_is_no_record_is_one_line_and_names_its_file():
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ablation.json"
-        with pytest.raises(TavError, match="there is no record"):
-            read_record(path)
-        for text in ("{", "[]", "{}", '{"rows": {"block": 3}}'):
-            path.write_text(text)
-            with pytest.raises(TavError, match="ablation.json") as caught:
-                read_record(path)
-            assert "\n" not in str(caught.value)
-        path.write_text(json.dumps(made))
-        assert read_record(path) == made
