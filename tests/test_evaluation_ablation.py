@@ -26,7 +26,7 @@ from tav_nb.toy.scenes import Scene
 from tav_nb.utils.errors import TavError
 
 
-# %% ../nbs/3_does_it_move/15_ablation.ipynb #88558977
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #81aef7c3
 # a record made by hand: two seeds, one seed, a seed that failed, and a row that has no score
 def made_seed(parameters=10, **score):
     return dict(parameters=parameters, score=score)
@@ -89,7 +89,7 @@ def test_the_solution_of_exercise_2_ranges_over_seeds_overlap_or_they_do_not():
     )  # one seed: a range without a width says nothing about chance
 
 
-# %% ../nbs/3_does_it_move/15_ablation.ipynb #1b8a8a4e
+# %% ../nbs/3_does_it_move/15_ablation.ipynb #f91f8baa
 def test_the_solution_of_exercise_3_the_best_of_equal_models_looks_better_than_it_is_and_on_new_scenes_it_does_not():
     rng = np.random.default_rng(0)
     chosen_on = rng.binomial(140, 0.85, (2000, 14)) / 140
