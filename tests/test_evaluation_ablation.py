@@ -17,7 +17,7 @@ from tav_nb.evaluation.ablation import (
     markdown_table,
     measure_row,
     plot_rows,
-    read_record,
+    read_ablation,
     scored_rows,
 )
 from tav_nb.toy.reader import read_scene
@@ -117,14 +117,14 @@ def test_what_is_no_record_is_one_line_and_names_its_file():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ablation.json"
         with pytest.raises(TavError, match="there is no record"):
-            read_record(path)
+            read_ablation(path)
         for text in ("{", "[]", "{}", '{"rows": {"block": 3}}'):
             path.write_text(text)
             with pytest.raises(TavError, match="ablation.json") as caught:
-                read_record(path)
+                read_ablation(path)
             assert "\n" not in str(caught.value)
         path.write_text(json.dumps(made))
-        assert read_record(path) == made
+        assert read_ablation(path) == made
 
 
 # %% ../nbs/3_does_it_move/15_ablation.ipynb #080ea708

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from tav_nb.evaluation.records import (
     PARTS,
+    WEIGHTS,
+    code_hash,
     files_hash,
     other_weights,
     read_record,
@@ -27,6 +29,9 @@ from tav_nb.utils.errors import TavError
 
 # %% ../nbs/internals/evaluation_records.ipynb #041fa14b
 def test_a_record_states_its_weights_and_its_code_and_comes_back():
+    assert (
+        code_hash() == files_hash(p for p in WEIGHTS.parent.rglob("*.py") if p.name != "_modidx.py") != files_hash([])
+    )
     with TemporaryDirectory() as folder:
         write_record(f"{folder}/new/a.json", ("vae", "adapter"), command="x", rows=[1.5])
         record = read_record(f"{folder}/new/a.json")

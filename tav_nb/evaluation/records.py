@@ -53,10 +53,8 @@ def weights_hash(part: str, folder: Path = WEIGHTS) -> str:  # one of `PARTS`; o
 @lru_cache
 def code_hash() -> str:
     "Hash of the modules of the package"
-    return files_hash(WEIGHTS.parent.rglob("*.py"))
-
-
-{part: weights_hash(part) for part in PARTS}, code_hash()
+    modules = WEIGHTS.parent.rglob("*.py")
+    return files_hash(path for path in modules if path.name != "_modidx.py")  # the index of nbdev, which git ignores
 
 # %% ../../nbs/internals/evaluation_records.ipynb #596e07a5
 def environment(device: "torch.device | str") -> dict[str, str]:
