@@ -242,6 +242,7 @@ FORM = [
     "noise",
     "optimisers",
     "quickstart",
+    "shots",
     "temporal_attention",
     "temporal_block",
     "toy_world",

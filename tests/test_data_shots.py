@@ -12,11 +12,11 @@ import av
 import numpy as np
 
 from tav_nb.data.clips import plan, read_windows
-from tav_nb.data.scan import FIGURES, scan
-from tav_nb.data.shots import ShotOptions
+from tav_nb.data.scan import FIGURES, measure_frames, scan
+from tav_nb.data.shots import ShotOptions, find_cuts
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
-from tav_nb.utils.video_reader import SourceError
+from tav_nb.utils.video_reader import SourceError, VideoReader
 from tav_nb.utils.video_writer import write_video
 
 
@@ -36,6 +36,7 @@ def shot(seed, num_frames=30, hold=1, pan=0.0, background=None, height=72, width
     return render(scene, num_frames=num_frames, height=height, width=width).frames
 
 
+# %% ../nbs/4_real_clips/17_shots.ipynb #06668c4f
 def mixed(a, b):
     "One frame after the other, from all `a` to all `b`"
     weight = (np.arange(1, len(a) + 1) / (len(a) + 1))[:, None, None, None]
@@ -52,13 +53,6 @@ def fade(a, b, count):
     )
 
 
-# %% ../nbs/4_real_clips/17_shots.ipynb #4cbb04d3
-def looked_at(frames, fps=24, name="video.mp4"):
-    "Write a video and scan it"
-    with tempfile.TemporaryDirectory() as folder:
-        return scan(write_video(frames, Path(folder) / name, fps))
-
-
 # %% ../nbs/4_real_clips/17_shots.ipynb #0953e05b
 def close_dance():
     "Two seconds of a character dancing on threes, close to the camera, then something else"
@@ -68,6 +62,23 @@ def close_dance():
             shot(9, 30, 2),
         ]
     )
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #2c096825
+def measured(frames):
+    "A dict of the figures of a video"
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_frames(
+            VideoReader(write_video(frames, Path(folder) / "video.mp4", 24)),
+            ShotOptions(),
+        )[0]
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #4cbb04d3
+def looked_at(frames, fps=24, name="video.mp4"):
+    "Write a video and scan it"
+    with tempfile.TemporaryDirectory() as folder:
+        return scan(write_video(frames, Path(folder) / name, fps))
 
 
 # %% ../nbs/4_real_clips/17_shots.ipynb #1dd1ebf9
@@ -85,6 +96,7 @@ def boundaries(scan):
     return sorted(cuts + runs)
 
 
+# %% ../nbs/4_real_clips/17_shots.ipynb #dfdaaa5e
 def score_cuts(scan, truth):
     "(matched, true, right, detected): recall is matched/true, precision right/detected"
 
@@ -119,15 +131,6 @@ def retimed(frames, times, path):
     return path
 
 
-# %% ../nbs/4_real_clips/17_shots.ipynb #51ca7775
-def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
-    for hold, pan in (1, 0.0), (2, 0.01), (3, -0.01):
-        frames = np.concatenate([shot(0, 30, hold, pan, "meadow"), shot(1, 30, hold, -pan, "city")])
-        seen = looked_at(frames)
-        assert perfect(seen, [(30, 30)]), (hold, pan, seen.shots)
-        assert [s.start for s in seen.shots] == [0, 30]
-
-
 # %% ../nbs/4_real_clips/17_shots.ipynb #7caac9f0
 def test_a_close_dance_on_threes_has_no_cut_but_the_real_one():
     seen = looked_at(close_dance())
@@ -135,12 +138,6 @@ def test_a_close_dance_on_threes_has_no_cut_but_the_real_one():
     assert (seen.score[:48] >= 15).sum() > 5, (
         "each of these would be a cut for a detector that compares with the mean around it"
     )
-
-
-# %% ../nbs/4_real_clips/17_shots.ipynb #2d1a0c8d
-def test_two_cuts_may_be_close_together():
-    frames = np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 5, 1, 0, "city"), shot(2, 30, 1, 0, "night")])
-    assert perfect(looked_at(frames), [(30, 30), (35, 35)])
 
 
 # %% ../nbs/4_real_clips/17_shots.ipynb #b330dca2
@@ -155,6 +152,79 @@ def test_dissolves_are_found_and_where_they_start_and_end():
             stop,
         )  # the longest dissolve changes 4 per cent a frame
         assert "dissolve" in {s.kind for s in seen.shots}
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #df8f1608
+def test_the_hold_length_is_right_and_so_is_the_hold_mask():
+    for hold in 1, 2, 3, 4:
+        frames = shot(2, 48, hold, 0, action="dance", speed=0.0, x=0.5)
+        seen = looked_at(frames)
+        assert seen.shots[0].hold == hold and len(seen.shots) == 1, (hold, seen.shots)
+        (w,) = plan(seen, ShotOptions(fps=24, trim=0, max_frames=48))
+        same = np.append(False, (frames[1:] == frames[:-1]).all((1, 2, 3)))
+        assert (w.hold_mask == same).mean() > 0.95 and same.sum() >= 48 * (hold - 1) // hold, (hold, w.hold_mask)
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #3001f1c4
+def test_the_solution_of_exercise_1_with_a_smaller_ratio_new_drawings_become_cuts():
+    numbers = measured(close_dance())
+    found = {
+        ratio: find_cuts(numbers["score"], numbers["signature"], 24, ShotOptions(cut_ratio=ratio))
+        for ratio in (0, 1, 1.5, 2)
+    }
+    for ratio, cuts in found.items():
+        print(f"ratio {ratio}: {len(cuts)} cuts")
+    assert len(found[0]) > len(found[1]) > 1 and found[1.5] == found[2] == [48]
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #b5606216
+def test_the_solution_of_exercise_2_a_lower_threshold_finds_a_small_cut_and_takes_a_new_drawing_for_one():
+    def cuts_at(frames, least):
+        numbers = measured(frames)
+        return find_cuts(numbers["score"], numbers["signature"], 24, ShotOptions(cut_score=least))
+
+    same_place = np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(5, 30, 1, 0, "meadow")])
+    twelves = shot(3, 48, 12, action="dance", speed=0.0, x=0.5, scale=2.2)  # close, two drawings a second
+    for least in 15, 12:
+        print(f"cut_score {least}: same place {cuts_at(same_place, least)}, no cut {cuts_at(twelves, least)}")
+    assert cuts_at(same_place, 15) == cuts_at(twelves, 15) == []
+    assert cuts_at(same_place, 12) == [30] and cuts_at(twelves, 12)
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #46209280
+def test_the_solution_of_exercise_3_pixels_from_both_ends_are_a_wipe_and_no_cut_or_dissolve():
+    def is_wipe(frames, t, reach):
+        before, middle, after = (frames[i].astype(float) for i in (t - reach, t, t + reach))
+        old, new = np.abs(middle - before), np.abs(middle - after)
+        share = (new.mean(-1) < old.mean(-1)).mean()
+        error = np.minimum(old, new).mean() / np.abs(after - before).mean()
+        return bool(0.2 < share < 0.8 and error < 0.1)
+
+    a, b = shot(0, 60, 2, 0, "beach"), shot(1, 60, 2, 0, "city")
+    wipe = np.concatenate([a[:38], b[38:]])
+    for k in range(16):
+        column = 128 * (k + 1) // 17
+        wipe[22 + k] = np.concatenate([b[22 + k, :, :column], a[22 + k, :, column:]], axis=1)
+    assert perfect(looked_at(wipe), []), "neither a cut nor a transition is found"
+    joined = dict(wipe=wipe, cut=np.concatenate([a[:30], b[30:]]), dissolve=dissolve(a[:38], b[22:], 16))
+    found = {name: is_wipe(frames, 30, 10) for name, frames in joined.items()}
+    print(found)
+    assert found == dict(wipe=True, cut=False, dissolve=False)
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #51ca7775
+def test_a_hard_cut_is_found_on_ones_twos_and_threes_with_the_camera_moving():
+    for hold, pan in (1, 0.0), (2, 0.01), (3, -0.01):
+        frames = np.concatenate([shot(0, 30, hold, pan, "meadow"), shot(1, 30, hold, -pan, "city")])
+        seen = looked_at(frames)
+        assert perfect(seen, [(30, 30)]), (hold, pan, seen.shots)
+        assert [s.start for s in seen.shots] == [0, 30]
+
+
+# %% ../nbs/4_real_clips/17_shots.ipynb #2d1a0c8d
+def test_two_cuts_may_be_close_together():
+    frames = np.concatenate([shot(0, 30, 1, 0, "meadow"), shot(1, 5, 1, 0, "city"), shot(2, 30, 1, 0, "night")])
+    assert perfect(looked_at(frames), [(30, 30), (35, 35)])
 
 
 # %% ../nbs/4_real_clips/17_shots.ipynb #667f0f92
@@ -205,17 +275,6 @@ def test_cuts_are_found_at_uneven_times_in_odd_sizes_and_in_interlaced_frames():
         seen.info,
         seen.shots,
     )
-
-
-# %% ../nbs/4_real_clips/17_shots.ipynb #df8f1608
-def test_the_hold_length_is_right_and_so_is_the_hold_mask():
-    for hold in 1, 2, 3, 4:
-        frames = shot(2, 48, hold, 0, action="dance", speed=0.0, x=0.5)
-        seen = looked_at(frames)
-        assert seen.shots[0].hold == hold and len(seen.shots) == 1, (hold, seen.shots)
-        (w,) = plan(seen, ShotOptions(fps=24, trim=0, max_frames=48))
-        same = np.append(False, (frames[1:] == frames[:-1]).all((1, 2, 3)))
-        assert (w.hold_mask == same).mean() > 0.95 and same.sum() >= 48 * (hold - 1) // hold, (hold, w.hold_mask)
 
 
 # %% ../nbs/4_real_clips/17_shots.ipynb #fcb4fc22
