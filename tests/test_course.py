@@ -238,6 +238,7 @@ FORM = [
     "configuration",
     "distributed",
     "guidance",
+    "loader",
     "memory",
     "noise",
     "optimisers",

@@ -28,10 +28,15 @@ from tav_nb.toy.scenes import random_scene
 from tav_nb.training.losses import LossSettings, adapter_loss, train_adapter
 from tav_nb.utils.video_writer import write_video
 
+# %% ../nbs/4_real_clips/20_loader.ipynb #a5997d46
+SHAPES = [(f, 64, 64) for f in (24, 24, 24, 20, 17, 16, 13, 12, 12, 9, 8, 8)] + [
+    (24, 64, 128),
+    (16, 64, 128),
+    (16, 128, 64),
+]
+
+
 # %% ../nbs/4_real_clips/20_loader.ipynb #0dd496d9
-MODEL = dict(vae="vae of the cache", text_encoder="its first encoder", text_encoder_2="its second")
-
-
 def write_clip(path, frames, height=64, width=64, value=None, seed=0):
     "A clip of noise as `tav prepare` would write it; or one whose frame number f is `value + f/100` everywhere"
     rng = np.random.default_rng(seed)
@@ -54,49 +59,25 @@ def write_clip(path, frames, height=64, width=64, value=None, seed=0):
     )
 
 
+# %% ../nbs/4_real_clips/20_loader.ipynb #2b89238f
+MODEL = dict(vae="vae of the cache", text_encoder="its first encoder", text_encoder_2="its second")
+COLUMNS = "clip", "kept", "frames", "height", "width", "cache_key", "reason"
+
+
 def write_cache(folder, shapes, **more):
     "A cache of clips with these (frames, height, width); and one clip that was dropped"
     folder = Path(folder)
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    rows = [
-        dict(
-            clip="still-0",
-            kept=False,
-            frames=0,
-            height=0,
-            width=0,
-            cache_key="",
-            reason="still: nothing moves",
-        )
-    ]
-    for i, (frames, height, width) in enumerate(shapes):
-        write_clip(folder / "clips" / f"clip-{i}.npz", frames, height, width, seed=i, **more)
-        rows.append(
-            dict(
-                clip=f"clip-{i}",
-                kept=True,
-                frames=frames,
-                height=height,
-                width=width,
-                cache_key=f"key {i}",
-                reason="",
-            )
-        )
-    np.savez(
-        folder / "_empty.npz",
-        text_embeds=np.full((77, 128), -1, np.float16),
-        pooled_embeds=np.full(64, -1, np.float16),
-    )
+    rows = [("still-0", False, 0, 0, 0, "", "still: nothing moves")]
+    for i, shape in enumerate(shapes):
+        write_clip(folder / "clips" / f"clip-{i}.npz", *shape, seed=i, **more)
+        rows.append((f"clip-{i}", True, *shape, f"key {i}", ""))
+    empty = dict(text_embeds=np.full((77, 128), -1, np.float16), pooled_embeds=np.full(64, -1, np.float16))
+    np.savez(folder / "_empty.npz", **empty)
     (folder / "cache.json").write_text(json.dumps(dict(model=MODEL, model_name="a model")))
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "manifest.parquet")
     return folder
-
-
-SHAPES = [(f, 64, 64) for f in (24, 24, 24, 20, 17, 16, 13, 12, 12, 9, 8, 8)] + [
-    (24, 64, 128),
-    (16, 64, 128),
-    (16, 128, 64),
-]
 
 
 # %% ../nbs/4_real_clips/20_loader.ipynb #d47ca84f
@@ -132,6 +113,100 @@ def test_every_batch_has_one_bucket_and_one_length_and_every_clip_is_seen():
             assert length in (8, 12, 16, 24) and length <= min(clips[n]["frames"] for n in some)
 
 
+# %% ../nbs/4_real_clips/20_loader.ipynb #6cedc3f6
+def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order():
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
+        loader = ClipLoader(folder, batch_size=2, seed=3)
+        forwards = [loader.batch(step) for step in range(2 * len(loader))]
+        other = ClipLoader(folder, batch_size=2, seed=3)
+        for step in reversed(range(2 * len(loader))):
+            again = other.batch(step)
+            assert again.keys() == forwards[step].keys() and all(
+                torch.equal(again[name], forwards[step][name]) for name in again
+            ), step
+        program = (
+            "import sys; from tav_nb.data.loader import ClipLoader; print(ClipLoader(sys.argv[1], 2,"
+            " seed=3).batch(11)['latents'].double().sum().item())"
+        )
+        printed = subprocess.run(
+            [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
+        ).stdout
+        assert float(printed) == forwards[11]["latents"].double().sum().item()
+
+
+# %% ../nbs/4_real_clips/20_loader.ipynb #61b4f160
+def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
+        single = ClipLoader(folder, batch_size=4, seed=1, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
+        ranks = [
+            ClipLoader(folder, batch_size=2, seed=1, rank=rank, world=2, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
+            for rank in range(2)
+        ]
+        assert len(single) == len(ranks[0]) == len(ranks[1])
+        for step in range(2 * len(single)):
+            expected, parts = single.batch(step), [rank.batch(step) for rank in ranks]
+            for name in expected:
+                assert torch.equal(expected[name], torch.cat([part[name] for part in parts])), (step, name)
+
+
+# %% ../nbs/4_real_clips/20_loader.ipynb #c9173eaf
+def test_the_solution_of_exercise_1_the_clips_of_a_step_depend_on_batch_size_times_world_alone():
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, SHAPES)
+        two = [ClipLoader(folder, 2, rank=rank, world=2) for rank in range(2)]
+        four = [ClipLoader(folder, 1, rank=rank, world=4) for rank in range(4)]
+        for step in range(2 * len(two[0])):
+            before, after = (torch.cat([loader.batch(step)["latents"] for loader in ranks]) for ranks in (two, four))
+            assert torch.equal(before, after)
+        assert two[0].plan.identity == four[0].plan.identity
+        assert two[0].plan.identity != ClipLoader(folder, 2, world=4).plan.identity  # 8 clips in a step
+
+
+# %% ../nbs/4_real_clips/20_loader.ipynb #c37b9c11
+def test_the_solution_of_exercise_2_beginnings_drawn_at_random_need_more_epochs_than_a_fixed_order():
+    def epochs_needed(epochs):
+        seen = set()
+        for count, frames in enumerate(epochs, 1):
+            seen |= set(frames)
+            if len(seen) == 24:
+                return count
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_cache(folder, [(24, 64, 64)])
+        needed = []
+        for seed in range(5):
+            batches = stream_batches(ClipLoader(folder, 1, lengths=8, seed=seed))
+            times = (clips["frame_times"][0] for clips in batches)
+            needed.append(epochs_needed(((time - 5) * 12).round().int().tolist() for time in times))
+    # from frame 0, 8, 16 on: a function of the epoch alone, so it has no state either
+    fewest = epochs_needed(range(8 * epoch, 8 * epoch + 8) for epoch in range(3))
+    print(needed, fewest)
+    assert fewest == 3 and min(needed) > 3
+
+
+# %% ../nbs/4_real_clips/20_loader.ipynb #47827df9
+def test_the_solution_of_exercise_3_if_each_clip_draws_its_length_first_every_step_can_have_48_frames():
+    def equal_cost(clips, lengths, frames, seed, epoch):
+        rng, batches = np.random.default_rng([seed, epoch]), []
+        drawn = [rng.choice([n for n in lengths if n <= clip["frames"]]) for clip in clips]
+        for length in lengths:
+            own = [number for number, other in enumerate(drawn) if other == length]
+            part = plan_epoch([clips[n] for n in own], [length], frames // length, seed, epoch)
+            batches += [([own[n] for n in some], length) for some, _ in part]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    clips = [dict(frames=f, height=h, width=w) for f, h, w in SHAPES]
+    epochs = [equal_cost(clips, (8, 24), 48, 0, epoch) for epoch in range(20)]
+    for batches in epochs:
+        assert {n for some, _ in batches for n in some} == set(range(len(clips)))
+        for some, length in batches:
+            assert len(some) * length == 48 and length <= min(clips[n]["frames"] for n in some)
+            assert len({(clips[n]["height"], clips[n]["width"]) for n in some}) == 1
+    assert len({len(batches) for batches in epochs}) > 1  # Plan takes all epochs to be equally long
+
+
 # %% ../nbs/4_real_clips/20_loader.ipynb #fc25089f
 def test_one_short_clip_does_not_shorten_the_batches_of_long_ones():
     clips = [dict(frames=8, height=64, width=64)] + [dict(frames=24, height=64, width=64)] * 9
@@ -162,6 +237,21 @@ def test_no_clip_is_seen_much_more_often_than_the_others_of_its_size():
     assert min(total.values()) > 110 and max(total.values()) < 150, (
         "and it is not always the same clips that come twice"
     )
+
+
+# %% ../nbs/4_real_clips/20_loader.ipynb #d70e2260
+def test_a_share_decides_how_often_a_batch_has_each_of_the_lengths_that_its_clips_fill():
+    clips = [dict(frames=16, height=64, width=64)] * 40 + [dict(frames=24, height=64, width=64)] * 10
+    shares, drawn = {8: 0.05, 16: 0.6, 24: 0.35}, Counter()
+    for epoch in range(400):
+        for some, length in plan_epoch(clips, (8, 16, 24), 5, 0, epoch, shares):
+            drawn[min(some) < 40, length] += 1
+    assert drawn[True, 24] == 0 and abs(drawn[True, 8] / 3200 - 0.05 / 0.65) < 0.02
+    for length, share in shares.items():
+        assert abs(drawn[False, length] / 800 - share) < 0.05, drawn
+    plain, shared = Plan(clips, [8, 16, 24], 5, 0), Plan(clips, [8, 16, 24], 5, 0, shares)
+    assert plain.identity != shared.identity and shared.of(clips[:40]).shares == shares
+    assert {length for _, length in shared.batches or shared.plan(0)} <= set(shares)
 
 
 # %% ../nbs/4_real_clips/20_loader.ipynb #51c9d146
@@ -229,43 +319,6 @@ def test_one_of_several_captions_is_drawn_for_a_clip_with_its_pooled_vector():
     assert set(drawn) == {1, 2, 3} and min(drawn.values()) > 70, drawn
 
 
-# %% ../nbs/4_real_clips/20_loader.ipynb #d70e2260
-def test_a_share_decides_how_often_a_batch_has_each_of_the_lengths_that_its_clips_fill():
-    clips = [dict(frames=16, height=64, width=64)] * 40 + [dict(frames=24, height=64, width=64)] * 10
-    shares, drawn = {8: 0.05, 16: 0.6, 24: 0.35}, Counter()
-    for epoch in range(400):
-        for some, length in plan_epoch(clips, (8, 16, 24), 5, 0, epoch, shares):
-            drawn[min(some) < 40, length] += 1
-    assert drawn[True, 24] == 0 and abs(drawn[True, 8] / 3200 - 0.05 / 0.65) < 0.02
-    for length, share in shares.items():
-        assert abs(drawn[False, length] / 800 - share) < 0.05, drawn
-    plain, shared = Plan(clips, [8, 16, 24], 5, 0), Plan(clips, [8, 16, 24], 5, 0, shares)
-    assert plain.identity != shared.identity and shared.of(clips[:40]).shares == shares
-    assert {length for _, length in shared.batches or shared.plan(0)} <= set(shares)
-
-
-# %% ../nbs/4_real_clips/20_loader.ipynb #6cedc3f6
-def test_the_same_step_gives_the_same_batch_in_another_process_and_another_order():
-    with tempfile.TemporaryDirectory() as folder:
-        write_cache(folder, SHAPES)
-        loader = ClipLoader(folder, batch_size=2, seed=3)
-        forwards = [loader.batch(step) for step in range(2 * len(loader))]
-        other = ClipLoader(folder, batch_size=2, seed=3)
-        for step in reversed(range(2 * len(loader))):
-            again = other.batch(step)
-            assert again.keys() == forwards[step].keys() and all(
-                torch.equal(again[name], forwards[step][name]) for name in again
-            ), step
-        program = (
-            "import sys; from tav_nb.data.loader import ClipLoader; print(ClipLoader(sys.argv[1], 2,"
-            " seed=3).batch(11)['latents'].double().sum().item())"
-        )
-        printed = subprocess.run(
-            [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
-        ).stdout
-        assert float(printed) == forwards[11]["latents"].double().sum().item()
-
-
 # %% ../nbs/4_real_clips/20_loader.ipynb #88166fac
 def test_another_seed_and_another_epoch_give_other_batches():
     with tempfile.TemporaryDirectory() as folder:
@@ -286,22 +339,6 @@ def test_a_loader_takes_the_shares_of_its_lengths():
         loader = ClipLoader(write_cache(folder, [(16, 64, 64)] * 9), 1, {16: 0.9, 8: 0.1})
         drawn = Counter(loader.batch(step)["latents"].shape[1] for step in range(200))
         assert loader.plan.lengths == [8, 16] and set(drawn) == {8, 16} and drawn[16] > 160
-
-
-# %% ../nbs/4_real_clips/20_loader.ipynb #61b4f160
-def test_two_ranks_with_two_clips_see_what_one_with_four_sees():
-    with tempfile.TemporaryDirectory() as folder:
-        write_cache(folder, SHAPES)
-        single = ClipLoader(folder, batch_size=4, seed=1, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
-        ranks = [
-            ClipLoader(folder, batch_size=2, seed=1, rank=rank, world=2, uncond_zero_prob=0.3, uncond_empty_prob=0.3)
-            for rank in range(2)
-        ]
-        assert len(single) == len(ranks[0]) == len(ranks[1])
-        for step in range(2 * len(single)):
-            expected, parts = single.batch(step), [rank.batch(step) for rank in ranks]
-            for name in expected:
-                assert torch.equal(expected[name], torch.cat([part[name] for part in parts])), (step, name)
 
 
 # %% ../nbs/4_real_clips/20_loader.ipynb #101418d6
