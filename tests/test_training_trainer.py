@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -1605,3 +1605,22 @@ def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_t
         assert "positions for 8; --lengths 4,6,8" in refusal(
             lambda: run_small(f"{place}/third", replace(SMALL, adapter=f"{place}/first", lengths=(4, 6, 8, 12)))
         )
+
+
+# %% ../nbs/internals/training_trainer.ipynb #c6d62bfe
+def test_an_adapter_that_gets_the_layers_of_the_block_goes_on_after_a_stop_bit_for_bit():
+    with tempfile.TemporaryDirectory() as place:
+        run_small(f"{place}/first", replace(SMALL, steps=1))
+        config = replace(SMALL, adapter=f"{place}/first", conv_size=3, ff_ratio=0.5, steps=4, checkpoint_every=2)
+        whole, _ = run_small(f"{place}/whole", config)
+        assert any("feed_forward" in name for name in whole.names) and any("conv" in name for name in whole.names)
+
+        def stop(event):
+            if event["kind"] == "train" and event["step"] == 3:
+                raise KeyError("stop")
+
+        with suppress(KeyError):
+            run_small(f"{place}/stopped", replace(config, log_every=1), on_event=stop)
+        goes_on, _ = run_small(f"{place}/stopped", None, resume=True)
+        assert goes_on.step == 4 and all(torch.equal(x, y) for x, y in zip(whole.parameters, goes_on.parameters))
+        assert read_adapter_metadata(f"{place}/stopped")["conv_size"] == 3
