@@ -31,21 +31,26 @@ def test_both_signals_end_a_program_in_the_same_way_and_one_that_a_destructor_sw
 import signal, sys, time
 from tav_nb.utils.process import interruptible
 signal.signal(signal.SIGINT, signal.default_int_handler)
+def wait(*_):
+    end = time.monotonic() + 1
+    while time.monotonic() < end: pass
 class Slow:
-    def __del__(self):
-        end = time.monotonic() + 1
-        while time.monotonic() < end: pass
+    def __del__(self): wait()
+class Bad:
+    def __del__(self): raise ValueError
+sys.unraisablehook = wait
 with interruptible() as state:
     try:
         print("ready", flush=True)
-        if sys.argv[1:]: Slow()
+        if sys.argv[1:] == ["in a destructor"]: Slow()
+        if sys.argv[1:] == ["in the hook"]: Bad()
         end = time.monotonic() + 30
         while time.monotonic() < end: pass
         sys.exit("it was not interrupted")
     except KeyboardInterrupt: sys.exit(130 if state.requested else 1)
 """
     for number in (signal.SIGINT, signal.SIGTERM):
-        for words in ((), ("in a destructor",)):
+        for words in ((), ("in a destructor",), ("in the hook",)):
             assert ended(program, *words, after=0.2, number=number)[::2] == (130, ""), (number, words)
 
 

@@ -53,14 +53,23 @@ def interruptible() -> Iterator[InterruptState]:
             os.kill(os.getpid(), number)
             return
         state.requested = True
-        if not state.ending:
+        while frame and frame.f_code is not swallowed.__code__:
+            frame = frame.f_back
+        if frame:  # inside the hook, where it would be swallowed as well
+            _thread.start_new_thread(raise_later, ())
+        elif not state.ending:
             raise KeyboardInterrupt
+
+    def raise_later():
+        time.sleep(0.01)
+        if state in active_interrupt:
+            _thread.interrupt_main()
 
     def swallowed(unraisable):
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
         elif os.getpid() == process:
-            threading.Timer(0.01, _thread.interrupt_main).start()  # not here, where it would be swallowed as well
+            _thread.start_new_thread(raise_later, ())
 
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {
