@@ -244,6 +244,7 @@ FORM = [
     "optimisers",
     "quickstart",
     "shots",
+    "sources",
     "temporal_attention",
     "temporal_block",
     "toy_world",

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,19 +14,34 @@ from PIL import Image
 from tav_nb.data.folders import NO_CAPTION, Item
 from tav_nb.data.sources import LAYERS, SAKUGA_LICENCE, by_file, is_sakuga, open_source, read_anita, read_sakuga
 from tav_nb.data.tables import CollectionError, read_table
-from tav_nb.toy.captions import caption as caption_of
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
 from tav_nb.utils.video_writer import write_video
 
 
 # %% ../nbs/4_real_clips/16_sources.ipynb #a70c0711
+@cache
+def small_frames(seed, width=48):
+    "Frames of the cartoon world, and what they show"
+    scene = random_scene(seed, "train")
+    text = f"{scene.hair} hair, {scene.action}, {scene.background}"
+    return render(scene, 4, 48, width).frames, text
+
+
+@cache
+def small_clip(seed, suffix):
+    "The bytes of a clip of the cartoon world, and what it shows"
+    frames, text = small_frames(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        return write_video(frames, Path(folder, f"clip{suffix}"), fps=8).read_bytes(), text
+
+
 def small_collection(root, count=3, suffix=".webp"):
-    "Clips of the cartoon world in a folder, each with its caption in a text beside it."
-    scenes = [random_scene(seed, "train") for seed in range(count)]
-    for i, scene in enumerate(scenes):
-        write_video(render(scene, 4, 48, 48).frames, Path(root) / f"clip{i}{suffix}", fps=8)
-        (Path(root) / f"clip{i}.txt").write_text(caption_of(scene) + "\n", encoding="utf-8")
+    "Clips of the cartoon world in a folder, each with its caption in a text beside it"
+    for i in range(count):
+        clip, text = small_clip(i, suffix)
+        Path(root, f"clip{i}{suffix}").write_bytes(clip)
+        Path(root, f"clip{i}.txt").write_text(text + "\n", encoding="utf-8")
     return root
 
 
@@ -37,7 +53,7 @@ def small_anita(root):
         ("Hero", "scene_10", LAYERS),
         ("Mirror", "scene_1", ("sketch", "color")),
     ):
-        frames = render(random_scene(len(scene)), 3, 48, 64).frames
+        frames = small_frames(len(scene), 64)[0][:3]
         for layer in layers:
             there = Path(root) / production / scene / layer
             there.mkdir(parents=True)
@@ -97,6 +113,68 @@ def test_the_anita_layout_is_found_with_licences_by_production_and_scenes_in_ord
             assert "no scenes" in str(error)
         else:
             raise AssertionError("a production is not the dataset")
+
+
+# %% ../nbs/4_real_clips/16_sources.ipynb #6cf3ee55
+def test_a_licence_for_all_is_that_of_clips_whose_licence_no_table_and_no_dataset_states():
+    with tempfile.TemporaryDirectory() as tmp:
+        root_ = Path(tmp)
+        for name in ("clips", "anita", "sakuga"):
+            (root_ / name).mkdir()
+        for i in range(3):
+            (root_ / f"clips/clip{i}.webp").write_bytes(b"")
+        (root_ / "clips/t.csv").write_text("file,caption,licence\nclip1.webp,x,CC BY\n")
+        small_anita(root_ / "anita")
+        os.rename(root_ / "anita/Mirror", root_ / "anita/Home movie")
+        small_sakuga(root_ / "sakuga/t.parquet")
+        (root_ / "sakuga/8.mp4").write_bytes(b"")
+        for source, options, expected in (
+            ("clips", {}, ["CC0", "CC BY", "CC0"]),
+            ("anita", dict(layer="color"), ["CC BY", "CC BY", "CC0"]),
+            ("sakuga/t.parquet", {}, [SAKUGA_LICENCE]),
+        ):
+            items_ = open_source(root_ / source, caption="x", licence="CC0", **options)
+            found = {item.name: item.licence for item in items_ if not item.refusal}
+            assert sorted(found.values()) == sorted(expected), (source, found)
+
+
+# %% ../nbs/4_real_clips/16_sources.ipynb #c67373ea
+def test_the_solution_of_exercise_1_the_clip_without_a_text_is_named_and_a_caption_for_all_fills_only_its_gap():
+    with tempfile.TemporaryDirectory() as folder:
+        small_collection(folder)
+        own = [item.caption for item in open_source(folder)]
+        Path(folder, "clip1.txt").unlink()
+        try:
+            open_source(folder)
+        except CollectionError as error:
+            message = str(error)
+        captions_now = [item.caption for item in open_source(folder, caption="anime")]
+    print(message.replace(Path(folder).name, "..."))
+    assert message.startswith("1 of 3 clips have no caption") and "clip1.webp" in message
+    assert captions_now == [own[0], "anime", own[2]]
+
+
+# %% ../nbs/4_real_clips/16_sources.ipynb #bf33d56e
+def test_the_solution_of_exercise_2_two_of_three_scenes_may_be_used_commercially_and_one_production_has_to_be_named():
+    with tempfile.TemporaryDirectory() as folder:
+        scenes_of_all = read_anita(small_anita(folder), layer="color")
+    free = [item for item in scenes_of_all if item.licence.startswith("CC BY") and "NC" not in item.licence]
+    named = sorted({item.source for item in free})
+    print(len(free), "of", len(scenes_of_all), named)
+    assert len(free) == 2 and named == ["Anita Dataset, Hero"]
+
+
+# %% ../nbs/4_real_clips/16_sources.ipynb #75fa7b1d
+def test_the_solution_of_exercise_3_a_table_with_one_row_states_what_differs_and_further_columns_stay_with_the_clip():
+    with tempfile.TemporaryDirectory() as folder:
+        small_collection(folder)
+        text = Path(folder, "clip1.txt").read_text().strip()
+        row_of_friend = f'clip1.webp,"{text}",CC BY 4.0,a friend,Kim'
+        Path(folder, "facts.csv").write_text(f"file,caption,licence,source,artist\n{row_of_friend}\n")
+        mine, theirs, also_mine = open_source(folder, licence="my own")
+    print(theirs.licence, "|", theirs.source, "|", theirs.extra)
+    assert (mine.licence, theirs.licence, also_mine.licence) == ("my own", "CC BY 4.0", "my own")
+    assert theirs.source == "a friend" and theirs.extra == {"artist": "Kim"} and theirs.caption == text
 
 
 # %% ../nbs/4_real_clips/16_sources.ipynb #162bac53
@@ -201,6 +279,24 @@ def test_one_word_is_enough_to_find_the_reader():
                 raise AssertionError(f"{option} was taken")
 
 
+# %% ../nbs/4_real_clips/16_sources.ipynb #fd158a11
+def test_items_of_one_file_belong_together():
+    made = [Item(Path(path), path + str(i)) for i, path in enumerate("abacb")]
+    assert [[item.name for item in group] for group in by_file(made)] == [["a0", "a2"], ["b1", "b4"], ["c3"]]
+
+
+# %% ../nbs/4_real_clips/16_sources.ipynb #f60960e2
+def test_a_table_without_pyarrow_says_what_to_install():
+    with tempfile.TemporaryDirectory() as tmp, patch.dict("sys.modules", {"pyarrow.parquet": None}):
+        for read in (read_table, read_sakuga):
+            try:
+                read(Path(tmp) / "t.parquet")
+            except CollectionError as error:
+                assert "tav_nb[prepare]" in str(error)
+            else:
+                raise AssertionError("pyarrow was hidden")
+
+
 # %% ../nbs/4_real_clips/16_sources.ipynb #1ac9d466
 def test_what_has_a_caption_is_a_clip_or_has_a_reason():
     with tempfile.TemporaryDirectory() as tmp:
@@ -280,6 +376,26 @@ def test_what_has_a_caption_is_a_clip_or_has_a_reason():
                 assert words in str(error), error
             else:
                 raise AssertionError(f"{source} was read")
+
+
+# %% ../nbs/4_real_clips/16_sources.ipynb #4fab63c9
+def test_a_row_about_something_else_than_a_clip_has_a_reason():
+    with tempfile.TemporaryDirectory() as tmp:
+        root_ = Path(small_collection(tmp, 1))
+        Image.new("RGB", (8, 8)).save(root_ / "still.png")
+        os.mkfifo(root_ / "pipe")
+        (root_ / "m.csv").write_text(
+            "file,caption\nclip0.webp,x\nstill.png,x\nm.csv,x\nclip0.txt,x\npipe,x\ngone.mp4,x\nC:\\a.mp4,x\n"
+        )
+        assert {item.path.name: item.refusal for item in open_source(root_)} == {
+            "clip0.webp": "",
+            "gone.mp4": "",
+            "C:\\a.mp4": "",
+            "still.png": "not read: .png is one image, and a clip is many",
+            "m.csv": "not read: .csv is no format that is read",
+            "clip0.txt": "not read: .txt is no format that is read",
+            "pipe": "not read: neither a file nor a folder",
+        }
 
 
 # %% ../nbs/4_real_clips/16_sources.ipynb #aa6028bc
@@ -364,26 +480,6 @@ def test_a_text_beside_a_clip_is_found_whatever_its_case_and_read_in_the_encodin
             raise AssertionError("two captions")
 
 
-# %% ../nbs/4_real_clips/16_sources.ipynb #4fab63c9
-def test_a_row_about_something_else_than_a_clip_has_a_reason():
-    with tempfile.TemporaryDirectory() as tmp:
-        root_ = Path(small_collection(tmp, 1))
-        Image.new("RGB", (8, 8)).save(root_ / "still.png")
-        os.mkfifo(root_ / "pipe")
-        (root_ / "m.csv").write_text(
-            "file,caption\nclip0.webp,x\nstill.png,x\nm.csv,x\nclip0.txt,x\npipe,x\ngone.mp4,x\nC:\\a.mp4,x\n"
-        )
-        assert {item.path.name: item.refusal for item in open_source(root_)} == {
-            "clip0.webp": "",
-            "gone.mp4": "",
-            "C:\\a.mp4": "",
-            "still.png": "not read: .png is one image, and a clip is many",
-            "m.csv": "not read: .csv is no format that is read",
-            "clip0.txt": "not read: .txt is no format that is read",
-            "pipe": "not read: neither a file nor a folder",
-        }
-
-
 # %% ../nbs/4_real_clips/16_sources.ipynb #5f8fedec
 def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_reported_in_one_line():
     with tempfile.TemporaryDirectory() as tmp:
@@ -420,21 +516,3 @@ def test_a_name_that_is_not_utf_8_and_a_name_with_codes_for_the_terminal_are_rep
         else:
             raise AssertionError("a folder whose name is not UTF-8 was taken")
         os.rename(odd, tmp)
-
-
-# %% ../nbs/4_real_clips/16_sources.ipynb #fd158a11
-def test_items_of_one_file_belong_together():
-    made = [Item(Path(path), path + str(i)) for i, path in enumerate("abacb")]
-    assert [[item.name for item in group] for group in by_file(made)] == [["a0", "a2"], ["b1", "b4"], ["c3"]]
-
-
-# %% ../nbs/4_real_clips/16_sources.ipynb #f60960e2
-def test_a_table_without_pyarrow_says_what_to_install():
-    with tempfile.TemporaryDirectory() as tmp, patch.dict("sys.modules", {"pyarrow.parquet": None}):
-        for read in (read_table, read_sakuga):
-            try:
-                read(Path(tmp) / "t.parquet")
-            except CollectionError as error:
-                assert "tav_nb[prepare]" in str(error)
-            else:
-                raise AssertionError("pyarrow was hidden")

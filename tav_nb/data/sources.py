@@ -68,7 +68,7 @@ ANITA = {
 def _plain(name):
     return re.sub(r"\W|_", "", name).lower()
 
-# %% ../../nbs/4_real_clips/16_sources.ipynb #6568ff0b
+
 def anita_licence(production: str) -> str:
     "The licence of one of the productions, however its folder is spelled."
     return {_plain(name): licence for name, licence in ANITA.items()}.get(_plain(production), UNKNOWN_LICENCE)
@@ -117,7 +117,9 @@ def read_anita(
     made = []
     for path in (*chosen, *(path for path in rows if path not in chosen)):
         production = path.parent.parent.name
-        about = {"source": f"Anita Dataset, {production}", "licence": anita_licence(production), "fps": fps, **defaults}
+        about = {**defaults, "source": f"Anita Dataset, {production}", "fps": fps}
+        if (licence := anita_licence(production)) != UNKNOWN_LICENCE:
+            about["licence"] = licence
         if path not in chosen and path in layers:
             about["refusal"] = f"not read: of the layer {path.name}, and {layer} is wanted"
         made += [
@@ -204,7 +206,7 @@ def _scene(root, path, number, row, table, captions, defaults):
         "identifier": name,
     }
     about |= {name: row[name] for name in SAKUGA_KEPT[:-1] if row.get(name) is not None}
-    where, defaults = f"{table}, row {number}", {"licence": SAKUGA_LICENCE, **defaults}
+    where, defaults = f"{table}, row {number}", {**defaults, "licence": SAKUGA_LICENCE}
     try:
         return make_item(
             root,
