@@ -9,6 +9,7 @@ import pytest
 from test_package import ROOT, tracked
 
 from tav_nb.utils.contents import MARK, exported_module, notebooks_below, read_contents, read_notebook, write_contents
+from tav_nb.utils.course import chapter_form
 from tav_nb.utils.glossary import read_glossary, write_glossary
 
 NBS = ROOT / "nbs"
@@ -252,63 +253,12 @@ FORM = [
     "training_on_a_laptop",
     "unet",
 ]
-COLLAPSED = {"jp-MarkdownHeadingCollapsed": True}
-
-
-def faults_of_form(notebook):
-    "What differs from the form of a chapter: a story, exercises with collapsed solutions that are tests, and checks"
-    cells = [(cell, "".join(cell["source"])) for cell in notebook["cells"]]
-    level = [re.match(r"#+(?= )", source)[0] if re.match(r"#+ ", source) else "" for _, source in cells]
-    level = [mark * (cell["cell_type"] == "markdown") for (cell, _), mark in zip(cells, level)]
-    sections = [source.splitlines()[0] for (_, source), mark in zip(cells, level) if mark == "##"]
-    if sections[-2:] != ["## Exercises", "## Checks"]:
-        return [f"it ends with the sections {sections[-2:]}"]
-    starts = [n for n, mark in enumerate(level) if mark == "##"]
-    story, exercises, checks = cells[: starts[-2]], range(starts[-2], starts[-1]), cells[starts[-1]]
-    faults = [] if checks[0]["metadata"] == COLLAPSED else ["Checks is not collapsed"]
-    code = [source for cell, source in story if cell["cell_type"] == "code"]
-    tests = [source for source in code if source.startswith("#| test")]
-    long = [source for source in code if not re.search(r"^#\| export", source, re.M) and source.count("\n") >= 25]
-    if len(code) > 40:
-        faults.append(f"{len(code)} code cells before Exercises")
-    if len(tests) > 3:
-        faults.append(f"{len(tests)} tests before Exercises")
-    faults += [f"a cell of {source.count(chr(10)) + 1} lines: {source[:60]!r}" for source in long]
-    titles = [cells[n][1] for n in exercises if level[n] == "###"]
-    numbers = [re.match(r"### Exercise (\d): \S", title) for title in titles]
-    if not all(numbers) or [int(match[1]) for match in numbers] not in ([1, 2], [1, 2, 3]):
-        faults.append(f"exercises are {[title.splitlines()[0] for title in titles]}")
-    solutions = [n for n in exercises if level[n] == "####"]
-    if len(solutions) != len(titles):
-        faults.append(f"{len(solutions)} solutions of {len(titles)} exercises")
-    for number, n in enumerate(solutions, 1):
-        (heading, text), (_, source) = cells[n], cells[n + 1]
-        if text.strip() != "#### Solution" or heading["metadata"] != COLLAPSED:
-            faults.append(f"the solution of exercise {number} is not collapsed")
-        if not source.startswith(f"#| test the solution of exercise {number}: "):
-            faults.append(f"the solution of exercise {number} is no test")
-    return faults
 
 
 @pytest.mark.parametrize("name", FORM)
 def test_chapters_have_the_form_of_the_course(name):
-    assert not faults_of_form(NOTEBOOKS[CONTENTS[name].path])
-
-
-def test_another_form_is_found():
-    notebook = json.loads(json.dumps(NOTEBOOKS[CONTENTS[FORM[0]].path]))
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if source.startswith(("## Checks", "#### Solution")):
-            cell["metadata"] = {}
-        elif source.startswith("#| test the solution of exercise 2"):
-            cell["source"] = ["1"]
-    notebook["cells"][2:2] = [dict(cell_type="code", source=["1\n"] * 30, metadata={})] * 41
-    found = " ".join(faults_of_form(notebook))
-    for words in ("Checks is not", "exercise 2 is no test", "1 is not collapsed", "code cells before", "of 31 lines"):
-        assert words in found, found
-    notebook["cells"].append(dict(cell_type="markdown", source=["## Something else"], metadata={}))
-    assert "sections" in faults_of_form(notebook)[0]
+    chapter = CONTENTS[name]
+    assert not chapter_form(NOTEBOOKS[chapter.path], chapter, CONTENTS).faults
 
 
 def test_chapters_read_records_through_one_function_and_say_when_weights_were_others():
