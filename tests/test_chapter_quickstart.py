@@ -14,7 +14,7 @@ SENTENCE = "a girl with long pink hair and a blue dress walks to the left in the
 # %% ../nbs/1_first_video/01_quickstart.ipynb #5c317bd8
 @pytest.mark.long
 def test_with_the_adapter_the_video_shows_what_the_sentence_says_and_the_face_moves_evenly():
-    on, off = (read_scene(generate(SENTENCE, seed=1, images=images)) for images in (False, True))
+    on, off = (read_scene(generate(SENTENCE, seed=1, images=images, quality="draft")) for images in (False, True))
     assert (on.hair, on.outfit, on.background, on.action) == ("pink", "blue", "snow", "walk left")
     assert off.jitter > 3 * on.jitter
 
