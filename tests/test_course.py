@@ -244,6 +244,7 @@ FORM = [
     "noise",
     "optimisers",
     "quickstart",
+    "reader",
     "shots",
     "sources",
     "temporal_attention",
