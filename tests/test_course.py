@@ -239,6 +239,7 @@ FORM = [
     "configuration",
     "distributed",
     "guidance",
+    "latent_cache",
     "loader",
     "memory",
     "noise",

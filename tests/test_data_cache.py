@@ -8,7 +8,43 @@ from unittest.mock import patch
 
 import numpy as np
 
-from tav_nb.data.cache import DatasetError, npz_bytes, write_cache_file
+from tav_nb.data.cache import (
+    Cache,
+    DatasetError,
+    is_intact,
+    npz_bytes,
+    read_clip,
+    write_cache_file,
+    write_finished_record,
+)
+from tav_nb.data.cache_format import ROW
+from tav_nb.data.fingerprints import key_of
+from tav_nb.data.folders import Item
+from tav_nb.utils.schema import read_arrays
+
+# %% ../nbs/4_real_clips/19_latent_cache.ipynb #d55d433d
+SMALL_ROW = {"frames": 2, "height": 16, "width": 16, "cache_key": "its key"}
+
+
+def small_clip():
+    "The arrays of a clip of two frames of 16 by 16 pixels"
+    sizes = dict.fromkeys(("original_size", "crop_top_left", "target_size"), np.int32([16, 16]))
+    return {
+        "latents": np.arange(32, dtype=np.float16).reshape(2, 4, 2, 2),
+        "text_embeds": np.ones((3, 4), np.float16),
+        "pooled_embeds": np.ones(4, np.float16),
+        **sizes,
+        "frame_times": np.arange(2) / 12,
+        "hold_mask": np.zeros(2, bool),
+        "fps": np.float32(12),
+        "scaling_factor": np.float32(0.13),
+        "meta": np.array('{"cache_key": "its key"}'),
+    }
+
+
+def with_flip(data, index):
+    "The bytes with one bit changed"
+    return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
 
 
 # %% ../nbs/4_real_clips/19_latent_cache.ipynb #1f3a3ecd
@@ -36,3 +72,59 @@ def test_equal_arrays_are_equal_files_whenever_they_are_written():
     first = npz_bytes(arrays_)
     with patch("time.time", return_value=2e9), patch("time.localtime", return_value=time.localtime(2e9)):
         assert npz_bytes(arrays_) == first
+
+
+# %% ../nbs/4_real_clips/19_latent_cache.ipynb #cec0c157
+def test_a_changed_bit_is_found_wherever_it_is_in_a_clip():
+    data = npz_bytes(small_clip())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.npz"
+        path.write_bytes(data)
+        assert is_intact(path, SMALL_ROW) and not is_intact(path, SMALL_ROW | {"cache_key": "another key"})
+        tried, unreadable = range(0, len(data), 7), 0
+        for place in tried:
+            path.write_bytes(with_flip(data, place))
+            unreadable += not read_clip(path, SMALL_ROW)
+            assert not is_intact(path, SMALL_ROW), place
+    print(f"{len(tried)} changed bytes: read_clip finds {unreadable}, is_intact all")
+
+
+# %% ../nbs/4_real_clips/19_latent_cache.ipynb #f94d2b45
+def test_the_solution_of_exercise_1_a_cache_of_ten_hours_takes_about_62_gb_a_tenth_of_it_embeddings():
+    latents, embeddings = 24 * 4 * 128 * 128 * 2, (77 * 2048 + 1280) * 2
+    clips = 10 * 3600 * 12 / 24
+    gigabytes, share = clips * (latents + embeddings) / 1e9, embeddings / (latents + embeddings)
+    print(f"{gigabytes:.0f} GB, {share:.0%} of it embeddings")
+    shapes = dict(latents=(24, 4, 128, 128), text_embeds=(77, 2048), pooled_embeds=(1280,))
+    large = small_clip() | {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    assert 0 <= len(npz_bytes(large)) / (latents + embeddings) - 1 < 0.002  # all else is small
+    assert round(gigabytes) == 62 and 0.08 < share < 0.1
+
+
+# %% ../nbs/4_real_clips/19_latent_cache.ipynb #36f70e0f
+def test_the_solution_of_exercise_2_other_numbers_in_a_file_that_is_valid_are_found_by_a_hash_of_the_arrays():
+    def arrays_hash(path):
+        return key_of(arrays=[array.tobytes().hex() for array in read_arrays(path).values()])
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, clip = Path(folder) / "small.npz", small_clip()
+        path.write_bytes(npz_bytes(clip))
+        before = arrays_hash(path)  # could be in the row, and so in the record
+        path.write_bytes(npz_bytes(clip | {"latents": 2 * clip["latents"]}))
+        assert is_intact(path, SMALL_ROW)  # the key says what a clip was made from, not what it is
+        assert arrays_hash(path) != before
+
+
+# %% ../nbs/4_real_clips/19_latent_cache.ipynb #4e03808b
+def test_a_record_with_a_changed_byte_counts_as_none():
+    with tempfile.TemporaryDirectory() as folder:
+        cache, item = Cache(folder), Item(Path(folder) / "video.webp", "video", "a girl")
+        row = {name: {"string": "x", "binary": b"x", "bool": True}.get(kind, 0) for name, kind in ROW.items()}
+        cache.path(row).write_bytes(b"its clip")
+        write_finished_record(cache, [item], "key", "hash", "signature", [row])
+        record, path = cache.record([item]), cache.record_path([item])
+        data = path.read_bytes()
+        assert cache.rows(record) == [row] and record["sizes"] == {"x.npz": 8}
+        for place in range(len(data)):
+            path.write_bytes(with_flip(data, place))
+            assert not cache.record([item]), data[: place + 9]
