@@ -254,6 +254,7 @@ FORM = [
     "trainer",
     "training_on_a_laptop",
     "unet",
+    "widgets",
 ]
 
 

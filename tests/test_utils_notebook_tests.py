@@ -18,6 +18,7 @@ from nbdev.process import NBProcessor
 from PIL import Image
 
 from tav_nb.utils.notebook_tests import (
+    WIDGET_NOTE,
     TestCells,
     as_function,
     drop_widgets,
@@ -347,12 +348,16 @@ def test_widgets_leave_a_notebook_and_their_images_stay():
             "image/jpeg": "AAAA",
             "text/plain": "a widget",
         }
-        notebook.cells[-1].outputs = [dict(output_type="display_data", metadata={}, data=data)]
+        bare = {name: value for name, value in data.items() if name != "image/jpeg"}
+        notebook.cells[-1].outputs = [dict(output_type="display_data", metadata={}, data=one) for one in (data, bare)]
         write_nb(notebook, path)
         drop_widgets(folder)
         text = path.read_text()
         drop_widgets(folder)
         assert "widget-" not in text and "AAAA" in text and text == path.read_text()
+        assert text.count("a widget") == 1 and WIDGET_NOTE in text, (
+            "without an image a note takes the place of the repr"
+        )
 
 
 # %% ../nbs/internals/utils_notebook_tests.ipynb #aee303f0

@@ -222,12 +222,12 @@ class Compare(VideoWidget):
         return min(max(proposal["value"], 0.0), 1.0)
 
     def figure(self) -> np.ndarray:
-        return views.plot_compare(self.frames, self.second, self.titles, self.wipe, count=4)
+        return views.plot_compare(self.frames, self.second, self.titles, self.wipe, count=3)
 
 # %% ../../nbs/3_does_it_move/14_widgets.ipynb #4aa0fc3b
 class AttentionExplorer(VideoWidget):
     """Frames and which of them attend to which: `AttentionExplorer(frames, attention)`, both from
-    `views.temporal_attention`. `block` is a number into `blocks`, `head` -1 for all, `index` the frame that attends.
+    `generate_with_attention`. `block` is a number into `blocks`, `head` -1 for all, `index` the frame that attends.
     """
 
     _esm = static_text("common.js", "attention_explorer.js")
