@@ -246,6 +246,7 @@ FORM = [
     "optimisers",
     "quickstart",
     "reader",
+    "scheduler",
     "shots",
     "sources",
     "temporal_attention",
