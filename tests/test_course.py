@@ -242,6 +242,7 @@ FORM = [
     "latent_cache",
     "loader",
     "memory",
+    "metrics",
     "noise",
     "optimisers",
     "quickstart",

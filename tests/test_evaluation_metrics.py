@@ -15,26 +15,14 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from tav_nb.evaluation.flow import (
-    ConsistencyError,
-    _grid,
-    dis_flow,
-    raft_flow,
-    tof,
-    top_speed,
-    visible_mask,
-    warping_error,
-)
+from tav_nb.evaluation.flow import ConsistencyError, dis_flow, raft_flow, tof, top_speed, visible_mask, warping_error
 from tav_nb.evaluation.metrics import (
     METRICS,
     _flags,
-    all_pairs,
     control_videos,
     dynamic_degree,
-    feature_consistency,
     flickering,
     held_pairs,
-    image_features,
     measure_video,
     smoothness,
 )
@@ -62,30 +50,28 @@ def cut_to(frames, others):
 
 
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #55f66de2
+def still_there(here, there, flow):
+    "bool [H, W]: does the next frame show the same part of the scene at the place where a pixel goes?"
+    ys, xs = np.indices(here.shape, np.float32)
+    found = cv2.remap(
+        there,
+        xs + flow[..., 0],
+        ys + flow[..., 1],
+        cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=255,
+    )
+    return found == here
+
+
 def true_errors(clip):
     "Warping error of each pair from the true flow, at pixels whose part is still seen where it goes"
-    errors = []
-    for now, after, here, there, flow in zip(
-        clip.frames,
-        clip.frames[1:],
-        clip.labels,
-        clip.labels[1:],
-        clip.flow,
-    ):
-        same = (
-            cv2.remap(
-                there,
-                *(grid + flow[..., i] for i, grid in enumerate(_grid(flow))),
-                cv2.INTER_NEAREST,
-                borderMode=cv2.BORDER_CONSTANT,
-                borderValue=255,
-            )
-            == here
-        )
-        errors.append(warping_error(now, after, flow, same))
-    return np.array(errors)
+    masks = [still_there(*pair, flow) for pair, flow in zip(pairwise(clip.labels), clip.flow)]
+    pairs = zip(pairwise(clip.frames), clip.flow, masks)
+    return np.array([warping_error(*pair, flow, mask) for pair, flow, mask in pairs])
 
 
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #d807ef97
 def estimated_errors(frames):
     "Warping error of each pair from DIS"
     ways = [(dis_flow(a, b), dis_flow(b, a)) for a, b in pairwise(frames)]
@@ -94,67 +80,27 @@ def estimated_errors(frames):
     )
 
 
-# %% ../nbs/3_does_it_move/13_metrics.ipynb #d807ef97
+def both_errors(clips):
+    "Mean warping errors `[2, clips]`, from the true flow and from DIS"
+    return np.array([[true_errors(clip).mean(), estimated_errors(clip.frames).mean()] for clip in clips]).T
+
+
 def unsteady(clip, amount, seed=0):
     "A clip in which every frame has a brightness of its own"
     shift = np.random.default_rng(seed).normal(0, amount, (len(clip.frames), 1, 1, 1))
     return replace(clip, frames=np.clip(clip.frames + shift, 0, 255).astype(np.uint8))
 
 
-# %% ../nbs/3_does_it_move/13_metrics.ipynb #876eb900
-def both_errors(clips):
-    return np.array(
-        [[true_errors(clip).mean(), estimated_errors(clip.frames).mean()] for clip in clips],
-    ).T
-
-
-# %% ../nbs/3_does_it_move/13_metrics.ipynb #74df1c4f
-def tiny_dino(folder, seed=0):
-    "A vision transformer with random weights, in a folder of the usual layout"
-    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, logging
-
-    logging.disable_progress_bar()
-    torch.manual_seed(seed)
-    ViTModel(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=32,
-            patch_size=8,
-        )
-    ).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
-
-
-def tiny_clip(folder, seed=0):
-    "A CLIP with random weights, in a folder of the usual layout"
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, logging
-
-    logging.disable_progress_bar()
-    torch.manual_seed(seed)
-    small = dict(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        projection_dim=8,
-    )
-    text = dict(vocab_size=50, bos_token_id=1, eos_token_id=2, **small)
-    CLIPModel(
-        CLIPConfig(
-            text_config=text,
-            vision_config=dict(image_size=32, patch_size=8, **small),
-            projection_dim=8,
-        )
-    ).save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-    ).save_pretrained(folder)
-    return folder
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #45484e7d
+@lru_cache
+def measured_controls(seed):
+    "Scores of a cartoon, its controls, a cut to another one, and a still video with grain"
+    clip, other = cartoon(seed, 12), cartoon(seed + 100, 12)
+    broken = control_videos(clip.frames)
+    grain = np.random.default_rng(seed).normal(0, 5, clip.frames.shape)
+    noise = np.clip(broken["static"] + grain, 0, 255).round().astype(np.uint8)
+    broken |= {"real": clip.frames, "cut": cut_to(clip.frames, other.frames), "noise": noise}
+    return {name: measure_video(video) for name, video in broken.items()}
 
 
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #3a094af7
@@ -164,10 +110,67 @@ def test_the_warping_error_from_estimated_flow_follows_the_one_from_true_flow_an
         np.array([f(x) for x in xs]) for f, xs in ((true_errors, clips), (estimated_errors, [c.frames for c in clips]))
     )
     assert np.corrcoef(truth.ravel(), estimate.ravel())[0, 1] > 0.6 and truth.mean() < estimate.mean()
+    before = np.stack([truth[:5].mean(1), estimate[:5].mean(1)])
     added = np.concatenate(
-        [both_errors([unsteady(clip, amount) for clip in clips[:5]]) - both_errors(clips[:5]) for amount in (8, 16)], 1
+        [both_errors([unsteady(clip, amount) for clip in clips[:5]]) - before for amount in (8, 16)], 1
     )
     assert np.corrcoef(added)[0, 1] > 0.85 and 0.6 < (added[1] / added[0]).mean() < 1.5, added
+
+
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #69e186c4
+def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_for_what_it_is():
+    flags = dict(real="", static="still", shuffled="disordered", flickering="disordered", cut="[5]", noise="still")
+    for seed in (3, 11):
+        results = measured_controls(seed)
+        named = {
+            name: "still" * x.flags["still"] + "disordered" * x.flags["disordered"] + str(x.flags["cuts"] or "")
+            for name, x in results.items()
+        }
+        assert named == flags, (seed, named)
+        left = {name: x.video["residual"] for name, x in results.items()}
+        assert left["static"] == 0 < left["real"] < min(left["cut"], left["flickering"]), left
+        errors = {name: x.video["warping_error"] for name, x in results.items()}
+        assert errors["flickering"] > errors["real"] > errors["static"]
+        assert results["shuffled"].video["visible"] < results["real"].video["visible"] and results["cut"].worst == 5
+
+
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #57cd6b29
+def test_the_solution_of_exercise_1_a_video_that_plays_backwards_is_as_consistent_as_before():
+    frames = cartoon(3).frames
+    forward, backward = (measure_video(video).video for video in (frames, frames[::-1]))
+    for name in ("flickering", "step_ratio", "held"):
+        assert math.isclose(forward[name], backward[name])
+    for name in ("warping_error", "motion", "smoothness"):  # flow from there to here is not quite the same
+        assert 0.9 < forward[name] / backward[name] < 1.1
+    # Consistency does not say whether the motion makes sense: for that, what happens has to be read from the frames.
+
+
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #b52ec816
+def test_the_solution_of_exercise_2_mixing_all_frames_with_one_improves_the_metrics_and_takes_away_the_motion():
+    def flatter(frames, share):
+        return (frames * (1 - share) + frames[len(frames) // 2] * share).round().astype(np.uint8)
+
+    results = [measure_video(flatter(cartoon(3).frames, share)).video for share in (0, 0.5, 0.75)]
+    for name in ("warping_error", "flickering", "smoothness"):
+        values = [result[name] for result in results]
+        better = sorted(values, reverse=METRICS[name][2] == "low")
+        assert values == better and len(set(values)) == 3, name
+    motions = [result["motion"] for result in results]
+    assert motions == sorted(motions, reverse=True) and motions[-1] < motions[0] / 5, "the motion tells"
+
+
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #8206eb53
+def test_the_solution_of_exercise_3_drift_finds_a_change_of_any_speed_the_warping_error_only_a_fast_one():
+    for count, fast in ((4, True), (12, False)):
+        clip = cartoon(3, count, 96, 96, action="stand", pan=0.0, camera="still", hair="pink", outfit="blue")
+        other = render(replace(clip.scene, hair="green", outfit="red"), count, 96, 96).frames
+        share = np.linspace(0, 1, count)[:, None, None, None]
+        changing = (clip.frames * (1 - share) + other * share).round().astype(np.uint8)
+        x, y = clip.position[0]
+        girl = (y - 0.15, x - 0.12, 0.4, 0.24)
+        same, changed = (measure_video(frames, region=girl) for frames in (clip.frames, changing))
+        assert (changed.video["warping_error"] > 1.5 * same.video["warping_error"]) == fast
+        assert changed.per_frame["drift"][-1] > 5 * same.per_frame["drift"].max()
 
 
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #3ca7be11
@@ -243,56 +246,10 @@ def test_tof_is_nothing_against_itself_and_the_difference_of_two_speeds_against_
     assert abs(tof(at(0, 0), at(-1, 0), at(0, 0), at(2, 0)) - 3) < 0.15
 
 
-# %% ../nbs/3_does_it_move/13_metrics.ipynb #514ab348
-def test_consistency_of_features_by_hand_on_three_frames():
-    f = np.array([[1, 0], [0.6, 0.8], [-1, 0]])
-    assert np.allclose(feature_consistency(f), [(0.6 + 0.6) / 2, (0 + 0) / 2])
-    assert np.isclose(all_pairs(f), (0.6 - 1 - 0.6) / 3)
-
-
-# %% ../nbs/3_does_it_move/13_metrics.ipynb #69e186c4
-def test_the_controls_and_the_cut_come_out_in_their_order_and_each_is_flagged_for_what_it_is():
-    wrong = []
-    for seed in (3, 11):
-        clip, other = cartoon(seed, 12), cartoon(seed + 100, 12)
-        videos = {
-            "real": clip.frames,
-            **control_videos(clip.frames),
-            "cut": cut_to(clip.frames, other.frames),
-            "noise": None,
-        }
-        videos["noise"] = (
-            np.clip(videos["static"] + np.random.default_rng(seed).normal(0, 5, clip.frames.shape), 0, 255)
-            .round()
-            .astype(np.uint8)
-        )
-        results = {name: measure_video(video) for name, video in videos.items()}
-        measured = {
-            name: "still" * x.flags["still"] + "disordered" * x.flags["disordered"] + str(x.flags["cuts"] or "")
-            for name, x in results.items()
-        }
-        expected = {
-            "real": "",
-            "static": "still",
-            "shuffled": "disordered",
-            "flickering": "disordered",
-            "cut": "[5]",
-            "noise": "still",
-        }
-        wrong += [(seed, name, measured[name]) for name in measured if measured[name] != expected[name]]
-        left = {name: x.video["residual"] for name, x in results.items()}
-        assert left["static"] == 0 < left["real"] < min(left["cut"], left["flickering"]), left
-        assert (
-            results["flickering"].video["warping_error"]
-            > results["real"].video["warping_error"]
-            > results["static"].video["warping_error"]
-        )
-        assert results["shuffled"].video["visible"] < results["real"].video["visible"] and results["cut"].worst == 5
-    assert not wrong, wrong
+# %% ../nbs/3_does_it_move/13_metrics.ipynb #ed383da1
+def test_where_nothing_is_in_order_nothing_is_a_cut():
     isolated = {"residual": np.array([0.02, 0.5, 0.02]), "held": np.zeros(3, bool)}
-    assert _flags(isolated, 0.6)["cuts"] == [1] and _flags(isolated, 1.0)["cuts"] == [], (
-        "where nothing is in order nothing is a cut"
-    )
+    assert _flags(isolated, 0.6)["cuts"] == [1] and _flags(isolated, 1.0)["cuts"] == []
 
 
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #69d70065
@@ -344,24 +301,22 @@ def test_a_jump_at_a_window_border_and_a_loop_that_does_not_close_are_measured_a
         )
 
     loop = np.stack([turn(t) for t in range(8)])
-    assert 0.3 < measure_video(loop).video["loop_closure"] < 2 < measure_video(cartoon(3).frames).video["loop_closure"]
+    closed = measure_video(loop)
+    assert 0.3 < closed.video["loop_closure"] < 2 < measure_video(cartoon(3).frames).video["loop_closure"]
     jumping = np.concatenate([loop, np.clip(loop.astype(int) + 20, 0, 255).astype(np.uint8)])
     assert (
         measure_video(jumping, windows=[8]).video["window_border"] > 3
         and measure_video(jumping, windows=[4, 12]).video["window_border"] < 2
     )
-    assert math.isnan(measure_video(loop).video["window_border"])
+    assert math.isnan(closed.video["window_border"])
 
 
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #d3208975
 def test_the_tracked_region_shows_when_a_character_turns_into_another():
     clip = cartoon(3, 8, 96, 96, action="stand", pan=0.0, camera="still", hair="pink", outfit="blue")
     other = render(replace(clip.scene, hair="green", outfit="red"), 8, 96, 96).frames
-    mixed = (
-        np.stack([((7 - t) * a.astype(float) + t * b) / 7 for t, (a, b) in enumerate(zip(clip.frames, other))])
-        .round()
-        .astype(np.uint8)
-    )
+    share = np.linspace(0, 1, 8)[:, None, None, None]
+    mixed = (clip.frames * (1 - share) + other * share).round().astype(np.uint8)
     x, y = clip.position[0]
     region = (max(0, y - 0.15), max(0, x - 0.12), 0.4, 0.24)
     same, changed = (measure_video(video, region=region).per_frame["drift"] for video in (clip.frames, mixed))
@@ -371,7 +326,7 @@ def test_the_tracked_region_shows_when_a_character_turns_into_another():
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #b1148012
 def test_dynamic_degree_looks_eight_times_a_second_and_a_video_is_measured_at_any_rate():
     pan = np.stack(
-        [np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(25)]
+        [np.roll(cartoon(1, 1, 80, 96).frames[0], t, 1) for t in range(13)]
     )  # 1 pixel a frame; the limit is 6 x 80/256 = 1.9
     assert (
         measure_video(pan, fps=8).video["dynamic_degree"] == 0
@@ -381,51 +336,6 @@ def test_dynamic_degree_looks_eight_times_a_second_and_a_video_is_measured_at_an
         measure_video(pan[::3], fps=8).video["dynamic_degree"] == 1
         and measure_video(pan[::3], fps=4).video["dynamic_degree"] == 0
     ), "3 in a quarter"
-
-
-# %% ../nbs/3_does_it_move/13_metrics.ipynb #0a2e9efc
-def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
-    from transformers import AutoModel
-
-    frames = cartoon(3, 5).frames
-    with tempfile.TemporaryDirectory() as folder:
-        dino, clip = tiny_dino(Path(folder) / "dino"), tiny_clip(Path(folder) / "clip")
-        result = measure_video(frames, dino=dino, clip=clip)
-        still = measure_video(control_videos(frames)["static"], dino=dino, clip=clip)
-        looks, sights = image_features(frames, dino), image_features(frames, clip, batch=2)
-        square = (
-            torch.from_numpy(np.stack([cv2.resize(f, (32, 32), interpolation=cv2.INTER_AREA) for f in frames])).permute(
-                0, 3, 1, 2
-            )
-            / 127.5
-            - 1
-        )
-        with torch.no_grad():
-            roughly = AutoModel.from_pretrained(dino)(pixel_values=square).last_hidden_state[:, 0]
-
-    def cosine(a, b):
-        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-    assert all(cosine(a, b) > 0.95 for a, b in zip(looks, roughly.numpy())), "class token of the right image"
-    by_hand = [(max(0, cosine(looks[t], looks[t - 1])) + max(0, cosine(looks[t], looks[0]))) / 2 for t in range(1, 5)]
-    assert (
-        np.allclose(result.per_pair["subject_consistency"], by_hand, atol=1e-6)
-        and looks.shape == (5, 16)
-        and sights.shape == (5, 8)
-    )
-    assert np.allclose(
-        result.per_pair["clip_consistency"], [cosine(sights[t], sights[t - 1]) for t in range(1, 5)], atol=1e-6
-    )
-    assert np.isclose(
-        result.video["clip_all_pairs"],
-        np.mean([cosine(a, b) for i, a in enumerate(sights) for j, b in enumerate(sights) if i != j]),
-        atol=1e-6,
-    )
-    assert np.isclose(result.video["background_consistency"], feature_consistency(sights).mean(), atol=1e-6)
-    assert (
-        np.isclose(still.video["subject_consistency"], 1)
-        and still.video["subject_consistency"] > result.video["subject_consistency"]
-    )
 
 
 # %% ../nbs/3_does_it_move/13_metrics.ipynb #68377be8
