@@ -254,6 +254,7 @@ FORM = [
     "temporal_block",
     "toy_world",
     "trainer",
+    "training_loss",
     "training_on_a_laptop",
     "unet",
     "widgets",
