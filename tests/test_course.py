@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -280,3 +281,9 @@ def test_chapters_read_records_through_one_function_and_say_when_weights_were_ot
         used = {name for name in old if re.search(rf"results/{name}\.json|\"{name}\.json\"", code)}
         said = set(re.findall(r"(\w+)\.json: Recorded with earlier weights", json.dumps(notebook)))
         assert used <= said, f"{path}: {used - said} were recorded with earlier weights; execute the chapter"
+
+
+def test_the_readme_has_the_number_of_updates_of_the_preset():
+    preset = tomllib.loads((ROOT / "tav_nb" / "presets" / "a100-20gb-768.toml").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"its {preset['steps']:,} updates" in text and f"seconds_an_update * {preset['steps']} / 3600" in text

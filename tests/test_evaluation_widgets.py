@@ -19,13 +19,13 @@ from PIL import Image
 from tav_nb.evaluation import plots as views
 from tav_nb.evaluation.flow import dis_flow
 from tav_nb.evaluation.metrics import measure_video
+from tav_nb.evaluation.score import verdict
 from tav_nb.evaluation.widgets import (
     AttentionExplorer,
     Compare,
     ConsistencyExplorer,
     FrameScrubber,
     NoiseExplorer,
-    describe_flags,
     save_page,
     sprite_sheet,
 )
@@ -154,7 +154,7 @@ def test_the_explorer_has_the_curves_of_measure_the_flow_of_its_pairs_and_sends_
     )
     widget.set_state({"overlay": "flow", "row": 5})
     assert (widget.overlay, widget.row) == ("flow", 5) and json.dumps(state["curves"])
-    assert describe_flags(measure_video(video[[0] * 4])).startswith("still") and "disordered" in describe_flags(
+    assert verdict(measure_video(video[[0] * 4])).startswith("still") and "disordered" in verdict(
         measure_video(video[[0, 3, 1, 4, 2, 5]])
     )
     bundle = widget._repr_mimebundle_()[0]

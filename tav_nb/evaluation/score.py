@@ -251,13 +251,13 @@ def verdict(
 ) -> str:  # str
     "Whether a video is still, disordered or cut, in words: its numbers mean little without that."
     flags = scores.flags
-    words = ["still: its scores mean nothing"] * flags["still"] + ["disordered"] * flags["disordered"]
+    words = ["still: its metrics mean nothing"] * flags["still"] + ["disordered"] * flags["disordered"]
     if flags["cuts"]:
         words.append(
             f"cut{'s' * (len(flags['cuts']) > 1)} after frame"
             f" {', '.join(map(str, flags['cuts'][:4]))}{' ...' * (len(flags['cuts']) > 4)}"
         )
-    return "; ".join(words) or "moves, in order"
+    return "; ".join(words) or "it moves, and its frames are in order"
 
 # %% ../../nbs/internals/evaluation_score.ipynb #88e97fa1
 def short_number(
