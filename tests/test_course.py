@@ -235,6 +235,7 @@ def test_figures_keep_the_size_and_the_text_of_the_style():
 # chapters that have the form of the course, by name; when all have it, all are checked
 FORM = [
     "ablation",
+    "adapter_file",
     "captions",
     "checkpoints",
     "configuration",
