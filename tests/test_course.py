@@ -249,6 +249,7 @@ FORM = [
     "optimisers",
     "quickstart",
     "reader",
+    "sampling_loop",
     "scheduler",
     "shots",
     "sources",

@@ -43,7 +43,6 @@ from .request import Keyframes, VideoRequest
 from .step_noise import correlated_step_noise
 from ..utils.errors import TavError
 
-# %% ../../nbs/2_method/08_sampling_loop.ipynb #aeb0f004
 with quiet():  # their modules print advice when they are imported
     from diffusers import StableDiffusionXLPipeline
 
@@ -57,7 +56,7 @@ def adapter_beside(model: str | Path | None) -> str | Path | None:
     except AdapterError:
         return None
 
-# %% ../../nbs/2_method/08_sampling_loop.ipynb #5215b3fe
+
 def load_video_pipeline(
     # None for the embedded SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
     model: str | Path | None = None,
@@ -235,7 +234,7 @@ def resolve_noise(
     neighbour_correlation(kind, noise_strength)  # raises a TavError if there is no such noise
     return kind, noise_strength
 
-# %% ../../nbs/2_method/08_sampling_loop.ipynb #1c77a0d4
+
 def start_latents(
     pipe: StableDiffusionXLPipeline,
     num_frames: int,
@@ -265,7 +264,7 @@ def embedded_pipeline() -> StableDiffusionXLPipeline:
     "The embedded SDXL with the embedded adapter on the CPU, loaded once"
     return load_video_pipeline()
 
-# %% ../../nbs/2_method/08_sampling_loop.ipynb #e899bf86
+
 def with_defaults(pipe: StableDiffusionXLPipeline, request: VideoRequest) -> VideoRequest:
     "The request with a value for whatever was left to the base and the adapter"
     made_for = pipe.unet.config.sample_size * pipe.vae_scale_factor
@@ -309,7 +308,7 @@ def resolve_request(
         check_prompt(pipe, text)
     return with_defaults(pipe, request)
 
-
+# %% ../../nbs/2_method/08_sampling_loop.ipynb #ff3f3f8c
 def note_all_unread_words(pipe: StableDiffusionXLPipeline, prompts: dict[int, str], request: VideoRequest) -> None:
     "Report the words that are beyond what the text encoders read"
     for text in dict.fromkeys(prompts.values()):
@@ -365,7 +364,7 @@ def sample_video(
     pipe.maybe_free_model_hooks()
     return decode_frames(pipe, known.inject(latents)[keyframes.context_frames :], memory)
 
-
+# %% ../../nbs/2_method/08_sampling_loop.ipynb #e899bf86
 @torch.no_grad()
 def generate(
     prompt: str | dict[int, str],  # what the video shows; by frame: '0: a girl stands 24: a girl walks', or a dict
