@@ -236,6 +236,7 @@ def test_figures_keep_the_size_and_the_text_of_the_style():
 FORM = [
     "ablation",
     "adapter_file",
+    "base_models",
     "captions",
     "checkpoints",
     "configuration",

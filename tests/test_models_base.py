@@ -9,12 +9,12 @@ import socket
 import tempfile
 import warnings
 from contextlib import chdir
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants, errors
@@ -49,7 +49,14 @@ offline = patch.multiple(
 
 
 def same_weights(one, other):
-    return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    others = other.state_dict()
+    return all(torch.equal(value, others[key]) for key, value in one.state_dict().items())
+
+
+@cache
+def tiny():
+    "The embedded model, which no test changes"
+    return load_pipeline()
 
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #78d5b5c0
@@ -115,7 +122,6 @@ CLIP = {
 }
 
 
-# %% ../nbs/6_making_videos/27_base_models.ipynb #dfde0481
 def renamed(key, names):
     for old, new in names.items():
         key = key.replace(old, new)
@@ -155,7 +161,6 @@ def old_vae_key(key, levels):
     )
 
 
-# %% ../nbs/6_making_videos/27_base_models.ipynb #92656ef9
 def old_clip(state):
     "OpenCLIP keeps query, key and value in one tensor"
     old = {renamed(key, CLIP): value.T if key == "text_projection.weight" else value for key, value in state.items()}
@@ -187,6 +192,44 @@ def one_file(pipe):
     }
 
 
+# %% ../nbs/6_making_videos/27_base_models.ipynb #fee9a89c
+def test_weights_that_are_missing_are_an_error_and_never_random():
+    with tempfile.TemporaryDirectory() as folder:
+        keys = dict(text_encoder="mlp.fc1.weight", unet="conv_out.weight", vae="decoder.conv_in.weight")
+        for part, key in (keys | dict(text_encoder_2="text_projection.weight")).items():
+            model = Path(folder, part)
+            shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
+            path = next((model / part).glob("*.safetensors"))
+            tensors = load_file(path)
+            del tensors[next(name for name in tensors if name.endswith(key))]
+            save_file(tensors, path, {"format": "pt"})
+            try:
+                load_pipeline(model)
+            except ModelError as error:
+                assert "lacks 1 tensors" in str(error) and key in str(error), error
+                assert "\n" not in str(error) and "\x1b" not in str(error), error
+            else:
+                raise AssertionError(f"{part} was loaded")
+
+
+# %% ../nbs/6_making_videos/27_base_models.ipynb #deaeb74c
+def test_pickles_are_not_opened():
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        weights = Path(folder, "unet", "diffusion_pytorch_model.safetensors")
+        with quiet():
+            torch.save(
+                StableDiffusionXLPipeline.from_pretrained(EMBEDDED).unet.state_dict(), weights.with_suffix(".bin")
+            )
+        weights.unlink()
+        try:
+            load_pipeline(folder)
+        except ModelError as error:
+            assert "safetensors" in str(error), error
+        else:
+            raise AssertionError("a pickle was opened")
+
+
 # %% ../nbs/6_making_videos/27_base_models.ipynb #faeef1e8
 def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
     pipe = load_pipeline()
@@ -198,9 +241,48 @@ def test_the_embedded_model_loads_as_sdxl_in_one_precision_with_our_scheduler():
     assert pipe("a girl", num_inference_steps=1, height=64, width=64, output_type="np").images.shape == (1, 64, 64, 3)
 
 
+# %% ../nbs/6_making_videos/27_base_models.ipynb #fad8416a
+def test_the_solution_of_exercise_1_in_16_bits_sdxl_takes_7_gb_and_the_unet_three_quarters_of_it():
+    millions = dict(text_encoder=123, text_encoder_2=695, unet=2567, vae=84)
+    half, full = (sum(millions.values()) * 1e6 * size / 1e9 for size in (2, 4))
+    share = millions["unet"] / sum(millions.values())
+    print(f"{half:.1f} GB, {full:.1f} GB, the UNet {share:.0%}")  # `unet=None` leaves it out
+    pipe = load_pipeline(dtype=torch.float16)
+    for name in millions:
+        weights = list(getattr(pipe, name).parameters())
+        assert sum(p.nbytes for p in weights) == 2 * sum(p.numel() for p in weights)
+    assert round(half) == 7 and round(full) == 14 and round(share, 1) == 0.7
+
+
+# %% ../nbs/6_making_videos/27_base_models.ipynb #0bb62123
+def test_the_solution_of_exercise_2_a_word_that_is_not_known_is_split_into_several_tokens():
+    def unknown_words(pipe, prompt):
+        words = re.findall("[a-z]+", prompt.lower())
+        return [word for word in words if len(pipe.tokenizer.tokenize(word)) > 1]
+
+    pipe = load_pipeline(unet=None)
+    assert unknown_words(pipe, "a girl with violet eyes on a bridge, watercolour") == ["eyes", "bridge", "watercolour"]
+    assert unknown_words(pipe, "a girl with pink hair waves in the park") == []
+
+
+# %% ../nbs/6_making_videos/27_base_models.ipynb #594ee1c9
+def test_the_solution_of_exercise_3_the_image_is_that_of_the_second_text_encoder():
+    pipe = load_pipeline()
+    pink, blue = "a girl with pink hair in a green dress, park", "a girl with blue hair in a red dress, park"
+
+    def drawn(first, second):
+        start = torch.Generator().manual_seed(0)
+        return pipe(first, second, num_inference_steps=8, generator=start, output_type="np").images[0]
+
+    like_first, like_second, mixed = drawn(pink, pink), drawn(blue, blue), drawn(pink, blue)
+    distances = [abs(mixed - other).mean() for other in (like_first, like_second)]
+    # its pooled vector goes into every layer of the UNet; the first encoder has none
+    assert distances[1] < 0.5 * distances[0], distances
+
+
 # %% ../nbs/6_making_videos/27_base_models.ipynb #908d525a
 def test_a_part_that_is_not_wanted_is_not_loaded_and_the_others_are_the_same():
-    lean, complete = load_pipeline(unet=None), load_pipeline()
+    lean, complete = load_pipeline(unet=None), tiny()
     assert lean.unet is None
     for one, other in zip(
         lean.encode_prompt("a girl in the snow")[::2], complete.encode_prompt("a girl in the snow")[::2]
@@ -251,6 +333,46 @@ def test_a_pipeline_saved_with_our_scheduler_opens_with_it_where_this_package_is
         pipe.scheduler = SDXLAnime_BestHQScheduler(**pipe.scheduler.config)
         pipe.save_pretrained(folder)
         assert type(StableDiffusionXLPipeline.from_pretrained(folder).scheduler) is SDXLAnime_BestHQScheduler
+
+
+# %% ../nbs/6_making_videos/27_base_models.ipynb #2f53c16d
+def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
+    plain = load_pipeline(dtype=torch.float16)
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
+        snapshot = Path(folder, "models--someone--anime-xl", "snapshots", "a" * 40)
+        snapshot.parent.mkdir(parents=True), (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+        for model in (
+            only_fp16(Path(folder, "one")),
+            only_fp16(Path(folder, "shards"), shards=True),
+            only_fp16(snapshot) and "someone/anime-xl",
+        ):
+            pipe = load_pipeline(model)
+            assert pipe.dtype == torch.float32 and all(
+                same_weights(getattr(pipe, part).half(), getattr(plain, part)) for part in parts
+            ), model
+        for name, words in (("model.bf16.safetensors", "variants bf16, fp16"), ("model.safetensors", None)):
+            shutil.copyfile(EMBEDDED / "text_encoder" / "model.safetensors", Path(folder, "one", "text_encoder", name))
+            if name == "model.safetensors":
+                assert (
+                    only_variant(Path(folder, "one"), ["text_encoder"]) is None
+                    and only_variant(Path(folder, "one"), ["text_encoder", "vae"]) == "fp16"
+                )
+            elif (Path(folder, "one", "vae", "diffusion_pytorch_model.fp16.safetensors")).rename(
+                Path(folder, "one", "vae", "diffusion_pytorch_model.bf16.safetensors")
+            ):
+                Path(folder, "one", "unet", name.replace("model", "diffusion_pytorch_model")).touch()
+                assert only_variant(Path(folder, "one"), ["vae"]) == "bf16"
+                try:
+                    only_variant(Path(folder, "one"), ["vae", "text_encoder_2"])
+                except ModelError as error:
+                    assert words in str(error)
+                else:
+                    raise AssertionError("one was chosen")
+                Path(folder, "one", "vae", "diffusion_pytorch_model.bf16.safetensors").rename(
+                    Path(folder, "one", "vae", "diffusion_pytorch_model.fp16.safetensors")
+                )
 
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #a0cc01a2
@@ -319,75 +441,6 @@ def test_a_name_on_the_hub_that_cannot_be_had_says_why():
     ):
         with patch(f"{hub_file.__module__}.hf_hub_download", side_effect=error):
             assert words in message_of() and "\n" not in message_of(), message_of()
-
-
-# %% ../nbs/6_making_videos/27_base_models.ipynb #2f53c16d
-@pytest.mark.long
-def test_a_folder_or_a_cached_repository_with_nothing_but_fp16_weights_is_loaded_with_them():
-    plain = load_pipeline(dtype=torch.float16)
-    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
-    with tempfile.TemporaryDirectory() as folder, patch.multiple(constants, HF_HUB_CACHE=folder, HF_HUB_OFFLINE=True):
-        snapshot = Path(folder, "models--someone--anime-xl", "snapshots", "a" * 40)
-        snapshot.parent.mkdir(parents=True), (snapshot.parents[1] / "refs").mkdir()
-        (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
-        for model in (
-            only_fp16(Path(folder, "one")),
-            only_fp16(Path(folder, "shards"), shards=True),
-            only_fp16(snapshot) and "someone/anime-xl",
-        ):
-            pipe = load_pipeline(model)
-            assert pipe.dtype == torch.float32 and all(
-                same_weights(getattr(pipe, part).half(), getattr(plain, part)) for part in parts
-            ), model
-        for name, words in (("model.bf16.safetensors", "variants bf16, fp16"), ("model.safetensors", None)):
-            shutil.copyfile(EMBEDDED / "text_encoder" / "model.safetensors", Path(folder, "one", "text_encoder", name))
-            if name == "model.safetensors":
-                assert (
-                    only_variant(Path(folder, "one"), ["text_encoder"]) is None
-                    and only_variant(Path(folder, "one"), ["text_encoder", "vae"]) == "fp16"
-                )
-            elif (Path(folder, "one", "vae", "diffusion_pytorch_model.fp16.safetensors")).rename(
-                Path(folder, "one", "vae", "diffusion_pytorch_model.bf16.safetensors")
-            ):
-                Path(folder, "one", "unet", name.replace("model", "diffusion_pytorch_model")).touch()
-                assert only_variant(Path(folder, "one"), ["vae"]) == "bf16"
-                try:
-                    only_variant(Path(folder, "one"), ["vae", "text_encoder_2"])
-                except ModelError as error:
-                    assert words in str(error)
-                else:
-                    raise AssertionError("one was chosen")
-                Path(folder, "one", "vae", "diffusion_pytorch_model.bf16.safetensors").rename(
-                    Path(folder, "one", "vae", "diffusion_pytorch_model.fp16.safetensors")
-                )
-
-
-# %% ../nbs/6_making_videos/27_base_models.ipynb #fee9a89c
-def test_weights_that_are_missing_are_an_error_and_never_random():
-    with tempfile.TemporaryDirectory() as folder:
-        for part, key in dict(
-            text_encoder="mlp.fc1.weight",
-            unet="conv_out.weight",
-            vae="decoder.conv_in.weight",
-            text_encoder_2="text_projection.weight",
-        ).items():
-            model = Path(folder, part)
-            shutil.copytree(EMBEDDED, model, copy_function=shutil.copyfile)
-            path = next((model / part).glob("*.safetensors"))
-            tensors = load_file(path)
-            del tensors[next(name for name in tensors if name.endswith(key))]
-            save_file(tensors, path, {"format": "pt"})
-            try:
-                load_pipeline(model)
-            except ModelError as error:
-                assert (
-                    "lacks 1 tensors" in str(error)
-                    and key in str(error)
-                    and "\n" not in str(error)
-                    and "\x1b" not in str(error)
-                ), error
-            else:
-                raise AssertionError(f"{part} was loaded")
 
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #31a57b35
@@ -484,24 +537,6 @@ def test_a_part_whose_config_says_values_of_another_kind_or_whose_parts_do_not_g
         load_pipeline(model)
 
 
-# %% ../nbs/6_making_videos/27_base_models.ipynb #deaeb74c
-def test_pickles_are_not_opened():
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        weights = Path(folder, "unet", "diffusion_pytorch_model.safetensors")
-        with quiet():
-            torch.save(
-                StableDiffusionXLPipeline.from_pretrained(EMBEDDED).unet.state_dict(), weights.with_suffix(".bin")
-            )
-        weights.unlink()
-        try:
-            load_pipeline(folder)
-        except ModelError as error:
-            assert "safetensors" in str(error), error
-        else:
-            raise AssertionError("a pickle was opened")
-
-
 # %% ../nbs/6_making_videos/27_base_models.ipynb #e9b67046
 def test_a_device_that_is_not_there_is_said_in_one_line():
     for device in ("abacus", "cuda:99"):
@@ -515,7 +550,7 @@ def test_a_device_that_is_not_there_is_said_in_one_line():
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #bcfb8cab
 def test_one_file_and_a_config_are_the_same_model_without_a_look_at_the_network():
-    pipe, parts = load_pipeline(), ("unet", "vae", "text_encoder", "text_encoder_2")
+    pipe, parts = tiny(), ("unet", "vae", "text_encoder", "text_encoder_2")
     with tempfile.TemporaryDirectory() as folder, offline:
         shutil.copytree(EMBEDDED, Path(folder, "config"), ignore=shutil.ignore_patterns("*.safetensors"))
         path = Path(folder, "anime.safetensors")
@@ -560,7 +595,7 @@ def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
             else:
                 raise AssertionError(f"{part} with {value} was loaded")
             path.write_bytes(before)
-        weights = one_file(load_pipeline())
+        weights = one_file(tiny())
         save_file(
             weights | {"first_stage_model.decoder.conv_out.bias": torch.full((3,), 1e6)}, model / "one.safetensors"
         )
@@ -575,7 +610,7 @@ def test_a_weight_that_is_not_finite_in_any_part_of_a_model_is_one_line():
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #a46c93a5
 def test_what_a_file_lacks_comes_from_the_config():
-    pipe = load_pipeline()
+    pipe = tiny()
     changed = {key: value + 1 for key, value in one_file(pipe).items() if key.startswith("model.diffusion_model.")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "only-a-unet.safetensors")
@@ -587,7 +622,7 @@ def test_what_a_file_lacks_comes_from_the_config():
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #76f5a5b1
 def test_a_file_that_predicts_v_says_so_or_its_config_does():
-    weights = one_file(load_pipeline())
+    weights = one_file(tiny())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "v.safetensors")
         for extra, about, expected in (
@@ -607,7 +642,7 @@ def test_a_file_that_predicts_v_says_so_or_its_config_does():
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #ec5bba37
 def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
-    weights, none = one_file(load_pipeline()), torch.zeros(1)
+    weights, none = one_file(tiny()), torch.zeros(1)
     bias = weights["model.diffusion_model.conv_in.bias".replace("conv_in", "input_blocks.0.0")]
     wrong = {
         "sd1": ({"cond_stage_model.transformer.text_model.x": none}, "Stable Diffusion 1"),
@@ -662,7 +697,7 @@ def test_the_hash_of_tensors_is_that_of_their_float32_bytes_whatever_their_type_
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #ea31149b
 def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
-    pipe = load_pipeline()
+    pipe = tiny()
     for prompt in ("a girl", "PINK!", "1girl", "dragons (in the forest)"):
         check_prompt(pipe, prompt)
     for prompt in ("", "a xylophone of the zebras", "...", "girlish"):
@@ -677,7 +712,7 @@ def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #bc0883a2
 def test_what_a_prompt_says_in_vain_is_named():
-    pipe = load_pipeline(unet=None)
+    pipe = tiny()
 
     def noted(text, what="prompt"):
         with warnings.catch_warnings(record=True) as caught:
@@ -700,7 +735,7 @@ def test_what_a_prompt_says_in_vain_is_named():
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #4d019de4
 def test_every_word_that_is_called_known_is_one_token_in_both_tokenizers():
-    pipe = load_pipeline()
+    pipe = tiny()
     words = vocabulary_words(pipe)
     assert len(words) > 100 and {"girl", "pink", "walks"} <= set(words)
     for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
