@@ -242,6 +242,7 @@ FORM = [
     "configuration",
     "distributed",
     "guidance",
+    "keyframes",
     "latent_cache",
     "loader",
     "memory",
