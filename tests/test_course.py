@@ -262,6 +262,7 @@ FORM = [
     "training_loss",
     "training_on_a_laptop",
     "unet",
+    "video_memory",
     "widgets",
 ]
 
