@@ -31,6 +31,8 @@ NBS = ROOT / "nbs"
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif", "image/svg+xml": "svg"}
 IMAGE_FILE = re.compile(r"\.(png|jpe?g|webp|gif|svg)$")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# what is left of a widget that a notebook is saved without
+WIDGET_TEXT = r"<(__main__|tav_nb)\.[\w.]+ object>|\w+\(children=|An interactive widget:"
 REPR = re.compile(r"<[\w.]+ (object )?at 0x|<Figure size|<IPython\.core\.display|<[\w.]*Axes|[A-Z]\w+\(children=")
 PROGRESS = re.compile(r"^.*\d+%\|.*$\n?", re.M)
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -241,7 +243,7 @@ class Converter:
         if output["output_type"] == "error":
             text = "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
         page, kind = data.get("text/html", ""), next((kind for kind in IMAGES if kind in data), None)
-        widget = WIDGET in output.get("data", {}) or bool(re.match(r"<__main__\.|[A-Z]\w+\(children=", text))
+        widget = WIDGET in output.get("data", {}) or bool(re.match(WIDGET_TEXT, text))
         if "data:image/webp" in page:
             yield self.block(page)
         elif kind:

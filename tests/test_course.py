@@ -245,6 +245,7 @@ FORM = [
     "keyframes",
     "latent_cache",
     "loader",
+    "long_videos",
     "memory",
     "metrics",
     "noise",

@@ -183,6 +183,21 @@ def test_the_best_still_form_of_an_output_is_shown():
     assert re.findall("<pre>(.*)</pre>", page) == ["tensor([1 &lt; 2])", "7"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<__main__.FrameScrubber object>",
+        "<tav_nb.evaluation.widgets.FrameScrubber object>",
+        "interactive(children=(IntSlider(),))",
+        "An interactive widget: it works when the chapter runs in JupyterLab.",
+    ],
+)
+def test_a_widget_that_was_dropped_is_known_by_its_text(text):
+    page, _ = convert(code("a", result(text_plain=text)), code("b", result(image_png="iVBO", text_plain=text)))
+    assert page.count("<p>An interactive widget: it works") == page.count("<p>A still picture of a widget") == 1
+    assert "<pre>" not in page
+
+
 def test_no_page_shows_the_bare_repr_of_a_widget_or_a_directive(formulas):
     for path in hooks.notebooks():
         converter = hooks.Converter(json.loads((ROOT / "nbs" / path).read_text(encoding="utf-8")), path)
