@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from tav_nb.models.messages import quiet
 from tav_nb.models.temporal_state import without_temporal
-from tav_nb.models.temporal_unet import temporal_modules, temporal_state_dict
-from tav_nb.sampling.generate import embedded_pipeline, generate
+from tav_nb.models.temporal_unet import temporal_modules, temporal_state_dict, train_only_temporal
+from tav_nb.sampling.generate import embedded_pipeline, generate, load_video_pipeline
 from tav_nb.sampling.lora import load_loras, lora_layers, original_layer_name
 from tav_nb.sampling.pipelines import PipelineError, generate_with_stock
 
@@ -285,6 +285,15 @@ def test_several_loras_have_each_their_weight():
         half = made((both, 1.0))
         assert far(made((one, 0.5), (two, 0.0)), half) < 0.1 < far(made((one, 0.5), (two, 1.0)), half)
     load_loras(base, [])
+
+
+# %% ../nbs/internals/sampling_lora.ipynb #7c1be0a4
+def test_a_video_is_the_same_to_the_last_bit_before_a_lora_after_it_and_after_a_training_froze_the_base():
+    pipe, made = load_video_pipeline(), []
+    for change in (lambda: None, lambda: make_lora(pipe), lambda: train_only_temporal(pipe.unet)):
+        change()
+        generate(girl, pipe, **small | dict(num_frames=8, height=16), callback=lambda *step: made.append(step[2]))
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 # %% ../nbs/internals/sampling_lora.ipynb #492f73af

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'REQUIRED_PARTS', 'VOCABULARY', 'SMALL_VOCABULARY', 'find_model', 'find_config', 'hub_reason', 'hub_file',
            'cached_folder', 'loading_error', 'check_loadable', 'read_part', 'read_prediction', 'check_device',
-           'check_finite_weights', 'check_tokens', 'check_complete', 'load_pipeline', 'vocabulary_words',
+           'check_finite_weights', 'check_tokens', 'check_complete', 'freeze', 'load_pipeline', 'vocabulary_words',
            'check_prompt', 'note_unread_words', 'tensors_hash']
 
 # %% ../../nbs/6_making_videos/27_base_models.ipynb #d62054fd
@@ -251,6 +251,16 @@ def check_complete(pipe: StableDiffusionXLPipeline | SimpleNamespace, where: str
             check_finite_weights(part.state_dict(), f"{where}: its {name}")
 
 # %% ../../nbs/6_making_videos/27_base_models.ipynb #09a9e9f7
+def freeze(pipe: StableDiffusionXLPipeline) -> None:
+    """Let no parameter of a base require a gradient. PyTorch multiplies in another way where a weight requires one,
+    also under `no_grad`, and the last bits differ. A LoRA and a training freeze the base: frozen from the beginning, it
+    gives the same video before and after them.
+    """
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+
+
 def load_pipeline(
     # None for the embedded tiny SDXL, a folder in diffusers' layout, a one-file checkpoint, or a Hub id
     model: str | Path | None = None,
@@ -261,7 +271,7 @@ def load_pipeline(
     config: str | Path | None = None,
     **parts,  # instead of the model's own; `unet=None` leaves SDXL's five gigabytes where they are
 ) -> StableDiffusionXLPipeline:
-    "An SDXL pipeline with `SDXLAnime_BestHQScheduler`; raises `ModelError`, one line, if there is none"
+    "An SDXL pipeline with `SDXLAnime_BestHQScheduler`, frozen; raises `ModelError`, one line, if there is none"
     where, config = find_model(model), find_config(model, config)
     check_device(device)
     dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
@@ -288,6 +298,7 @@ def load_pipeline(
         pipe.register_to_config(scheduler=("diffusers", "DPMSolverMultistepScheduler"))
         pipe.set_progress_bar_config(disable=True)
         pipe.to(device)
+    freeze(pipe)
     for text in messages:
         note(text)
     return pipe
