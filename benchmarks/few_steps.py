@@ -8,7 +8,7 @@ python benchmarks/few_steps.py --toy     two scenes, few settings, on the CPU
 Guidance is chosen on validation scenes, for each number of steps: the fewest UNet calls of those settings whose
 quality is within one standard error of the best one. The report is on test scenes, with the chosen guidance and with
 the one that ships. The quality of a video is the share of its checks that are right, minus drift and jitter.
-`good` is what ships, `draft` the fewest UNet calls with four fifths of its quality, `best` the highest quality with
+`good` is what ships, `draft` the fewest UNet calls with three quarters of its quality, `best` the highest quality with
 20 steps or more if it differs from that of `good` by more than two standard errors, else `good`.
 """
 

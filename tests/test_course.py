@@ -241,6 +241,7 @@ FORM = [
     "checkpoints",
     "configuration",
     "distributed",
+    "few_steps",
     "guidance",
     "keyframes",
     "latent_cache",

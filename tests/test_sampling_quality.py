@@ -12,7 +12,10 @@ import torch
 import tav_nb
 from tav_nb.cli.generate import job_fields
 from tav_nb.cli.main import main, make_parser
+from tav_nb.evaluation.records import read_record
+from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
 from tav_nb.sampling.generate import embedded_pipeline, generate, resolve_request
+from tav_nb.sampling.guidance import Guidance, noise_level
 from tav_nb.sampling.quality import (
     EMBEDDED_QUALITIES,
     GUIDANCE_OPTIONS,
@@ -24,6 +27,15 @@ from tav_nb.sampling.request import VideoRequest
 from tav_nb.utils.errors import TavError
 from tav_nb.utils.notebook_tests import run_captured
 from tav_nb.utils.video_loading import read_metadata
+
+
+# %% ../nbs/6_making_videos/29_few_steps.ipynb #3fcb4b70
+def unet_calls(scheduler, steps, guidance):
+    "UNet calls for a video"
+    scheduler.set_timesteps(steps)
+    levels = [noise_level(scheduler, t) for t in scheduler.timesteps]
+    guided = 1 + (guidance.scale > 1) + (guidance.temporal > 0)
+    return sum(guided if level >= guidance.min_sigma else 1 for level in levels)
 
 
 # %% ../nbs/6_making_videos/29_few_steps.ipynb #cfde1b05
@@ -53,8 +65,15 @@ def test_good_is_what_generate_does_without_a_quality_and_other_qualities_are_wh
         options = quality_options(quality, (), has_embedded_adapter(pipe.unet))
         resolved = resolve_request(pipe, prompts, VideoRequest(**options)).settings()
         assert resolved.items() >= values.items() and (resolved == usual or quality != "good")
-    small = dict(num_frames=2, height=64, width=64)
-    assert np.array_equal(generate(prompts, **small), generate(prompts, quality="good", **small))
+    small, made = dict(num_frames=1, height=32, width=32), []
+    with patch("tav_nb.sampling.generate.sample_video", lambda *job: made.append(job)):
+        generate(prompts)
+        for quality, values in EMBEDDED_QUALITIES.items():
+            generate(prompts, quality=quality)
+            generate(prompts, **values)
+    settings = [request.settings() for _, _, request, _ in made]
+    assert settings[0] == settings[1 + 2 * [*EMBEDDED_QUALITIES].index("good")] == usual
+    assert settings[1::2] == settings[2::2] and len({job[0] for job in made}) == 1, "one pipeline, so one video"
     draft, counted = EMBEDDED_QUALITIES["draft"], []
     video = generate(prompts, quality="draft", callback=lambda *step: counted.append(step), **small)
     assert len(counted) == draft["steps"] and np.array_equal(video, generate(prompts, **draft, **small))
@@ -84,6 +103,49 @@ def test_what_the_user_names_comes_before_the_quality_and_a_wrong_name_is_one_li
             assert str(error) == f"the quality is draft, good or best, not {quality!r}"
         else:
             raise AssertionError(quality)
+
+
+# %% ../nbs/6_making_videos/29_few_steps.ipynb #f4a3cc30
+def test_the_solution_of_exercise_1_two_drafts_take_the_time_of_one_good_video_with_guidance_a_little_less():
+    scheduler = SDXLAnime_BestHQScheduler()
+    for guidance in (Guidance(2.5, min_sigma=0.5, temporal=1.5), Guidance(1.0)):
+        draft, good = (unet_calls(scheduler, steps, guidance) for steps in (10, 20))
+        print(f"{good} calls / {draft} calls = {good / draft:.2f}")
+        assert (draft, good) == ((22, 46) if guidance.scale > 1 else (10, 20))
+
+
+# %% ../nbs/6_making_videos/29_few_steps.ipynb #d3e1ec74
+def test_the_solution_of_exercise_2_a_draft_with_a_larger_share_than_it_has_needs_more_unet_calls():
+    import pytest
+
+    path = Path(tav_nb.__file__).parents[1] / "benchmarks/results/few_steps.json"
+    if not path.exists():
+        pytest.skip("python benchmarks/few_steps.py makes the record")
+    record = read_record(path)
+    rows = [row for row in record["validation"] if row["guidance"] == record["shipped"]]
+    good = next(row for row in rows if row["steps"] == 20)
+
+    def choose_draft(share):
+        enough = [row for row in rows if row["quality"] >= share * good["quality"]]
+        return min(enough, key=lambda row: row["unet_calls"])
+
+    draft = choose_draft(0.75)
+    share = draft["quality"] / good["quality"]
+    stricter = choose_draft(min(1.0, share + 0.01))
+    print(
+        f"up to {share:.0%}; stricter, a draft takes {stricter['unet_calls']:g} UNet calls, not {draft['unet_calls']:g}"
+    )
+    assert draft["steps"] == EMBEDDED_QUALITIES["draft"]["steps"] and stricter["unet_calls"] > draft["unet_calls"]
+
+
+# %% ../nbs/6_making_videos/29_few_steps.ipynb #2cc9d354
+def test_the_solution_of_exercise_3_a_draft_is_nearer_to_the_good_frame_of_its_seed_than_to_that_of_another_seed():
+    frame = dict(num_frames=1, height=64, width=64, guidance_scale=1.0)
+    prompt = "a girl with pink hair and a blue dress runs to the right on the beach"
+    draft = generate(prompt, seed=1, steps=8, **frame).astype(float)
+    apart = {seed: np.abs(generate(prompt, seed=seed, steps=20, **frame) - draft).mean() for seed in (1, 2)}
+    print(f"of 255: {apart[1]:.1f} to the same seed, {apart[2]:.1f} to another")
+    assert apart[1] < 0.7 * apart[2]
 
 
 # %% ../nbs/6_making_videos/29_few_steps.ipynb #33ff97ca
