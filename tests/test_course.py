@@ -251,6 +251,7 @@ FORM = [
     "metrics",
     "noise",
     "optimisers",
+    "pipelines",
     "quickstart",
     "reader",
     "sampling_loop",
