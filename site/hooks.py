@@ -12,6 +12,7 @@ import ast
 import base64
 import configparser
 import html
+import itertools
 import json
 import os
 import posixpath
@@ -39,12 +40,17 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 CODE = re.compile(r"(^(`{3,}|~{3,}).*?^\2`*~*[ \t]*$|(?<!`)(`+)(?!`).+?(?<!`)\3(?!`))", re.M | re.S)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)((?:\\\$|[^$\n])+?)(?<!\s)\$(?![\d$])", re.S)
 LINK = re.compile(r"(\]\(|(?:src|href)=\")(?![a-z]+:|#|/)([^)\"\s#]+)(#[^)\"\s]*)?")
+CODE_BLOCK = re.compile(r"(<pre[^>]*>(?:<span></span>)?<code>)(.*?)(</code></pre>)", re.S)
+WORD = re.compile(r"<code>([^<\s]{1,28})</code>")
+COLUMNS = re.compile(r"\S {2,}\S|[│┃|]")
+SETTINGS = {"use_style", "manual_seed", "setNumThreads", "set_num_threads", "filterwarnings"}
+NOQA = re.compile(r" *# noqa\b.*$")
+LONG_LINE, LONG_CELL = 80, 60  # characters, and lines of exported code
 PLACES = re.compile(r"(?:<p>)?tavpiece(\d+)x(?:</p>)?")
 NOTES = {
     "long": "takes some seconds",
     "slow": "takes minutes",
     "cuda": "needs a GPU",
-    "notest": "is not run by the tests",
 }
 
 pieces: dict[str, list[str]] = {}  # HTML of each page, by the path of the page's source
@@ -120,13 +126,50 @@ def outside_code(change: Callable[[str], str], markdown: str) -> str:
     return "".join([*parts, change(markdown[end:])])
 
 
-def only_imports(code: str) -> bool:
-    "Is it a cell of imports alone, and more than three lines of them?"
+def imports_alone(code: str) -> bool:
+    "Does code only import, and choose settings such as the style of figures?"
     try:
         body = ast.parse(code).body
     except SyntaxError:
         return False
-    return code.count("\n") > 2 and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+    def harmless(node: ast.stmt) -> bool:
+        if isinstance(node, (ast.With, ast.If)):
+            return all(isinstance(inner, (ast.Import, ast.ImportFrom)) for inner in node.body)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            return ast.unparse(node.value.func).rpartition(".")[2] in SETTINGS
+        return isinstance(node, (ast.Import, ast.ImportFrom))
+
+    return all(map(harmless, body)) and bool(re.search(r"^\s*(import|from) ", code, re.M) or not body)
+
+
+def defined(code: str) -> list[str]:
+    "The names of the public functions and classes in code"
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    names = [node.name for node in ast.parse(code).body if isinstance(node, kinds)]
+    return [name for name in names if not name.startswith("_")] or names
+
+
+def wrap_long_lines(page: str) -> str:
+    "Long lines of code are broken where the page ends, and go on below their own beginning."
+
+    def wrapped(line: str) -> str:
+        text = html.unescape(re.sub(r"<[^>]+>", "", line))
+        if len(text) <= LONG_LINE:
+            return line
+        indent = len(text) - len(text.lstrip()) + 4
+        return f'<span class="tav-long" style="--tav-indent:{indent}ch">{line}</span>'
+
+    def block(match: re.Match) -> str:
+        return match[1] + "\n".join(map(wrapped, match[2].split("\n"))) + match[3]
+
+    return CODE_BLOCK.sub(block, page)
+
+
+def mend_anchors(page: str) -> str:
+    "Links to a heading of the page itself are written as GitHub wants them, in lower case; here its id counts."
+    ids = {name.lower(): name for name in re.findall(r'<h\d id="([^"]+)"', page)}
+    return re.sub(r'href="#([^"]+)"', lambda match: f'href="#{ids.get(match[1].lower(), match[1])}"', page)
 
 
 def fence(text: str, info: str) -> str:
@@ -134,6 +177,28 @@ def fence(text: str, info: str) -> str:
     longest = max([2, *map(len, re.findall(r"`{3,}", text))])
     marks = "`" * (longest + 1)
     return f"{marks} {info}\n{text.rstrip()}\n{marks}"
+
+
+def code_of(cell: dict[str, Any]) -> str:
+    "The code of a cell without directives and comments for the linter"
+    lines = [line for line in text_of(cell["source"]).split("\n") if not line.startswith("#|")]
+    return "\n".join(NOQA.sub("", line) for line in lines).strip("\n")
+
+
+def imports_or_nothing(cell: dict[str, Any]) -> bool:
+    "Does the page lose nothing if this cell is collapsed with its neighbours?"
+    return cell["cell_type"] == "code" and not cell["outputs"] and imports_alone(code_of(cell))
+
+
+def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Outputs, of which printed text that follows printed text is one"
+    found: list[dict[str, Any]] = []
+    for output in outputs:
+        if found and output["output_type"] == found[-1]["output_type"] == "stream":
+            found[-1] = found[-1] | {"text": text_of(found[-1]["text"]).rstrip("\n") + "\n" + text_of(output["text"])}
+        else:
+            found.append(output)
+    return found
 
 
 class Converter:
@@ -153,8 +218,18 @@ class Converter:
         self.pieces.append(text)
         return f"tavpiece{len(self.pieces) - 1}x"
 
+    def fold(self, summary: str) -> str:
+        "The start of a collapsed part; `</details>` ends it"
+        return self.piece(f'<details class="tav-code"><summary>{summary}</summary>')
+
     def markdown(self) -> str:
-        blocks = [block for cell in self.notebook["cells"] for block in self.cell(cell)]
+        blocks = []
+        for imports, group in itertools.groupby(self.notebook["cells"], imports_or_nothing):
+            cells = list(group)
+            found = [block for cell in cells for block in self.cell(cell)]
+            if imports and sum(block.count("\n") - 1 for block in found) > 3:
+                found = [self.fold("Imports"), *found, self.piece("</details>")]
+            blocks += found
         return "\n\n".join([*blocks, *self.close_section()]) + "\n"
 
     def cell(self, cell: dict[str, Any]) -> Iterator[str]:
@@ -181,7 +256,7 @@ class Converter:
     def close_section(self) -> Iterator[str]:
         if self.section:
             level, opening, title = self.section
-            count = f"{self.tests} test{'s' if self.tests != 1 else ''}"
+            count = f"Show {self.tests} test{'s' if self.tests != 1 else ''}"
             summary = html.escape(title) if level > 2 else count if self.tests else "Show"
             self.pieces[opening] = f'<details class="tav-section"><summary>{summary}</summary>'
             self.section = None
@@ -205,22 +280,24 @@ class Converter:
         directives = dict(
             re.match(r"#\|\s*(\w+)\s*(.*)", line).groups() for line in lines if re.match(r"#\|\s*\w", line)
         )
-        code = "\n".join(line for line in lines if not line.startswith("#|")).strip("\n")
+        code = code_of(cell)
         self.module = directives.get("default_exp", self.module)
         if "hide" in directives:
             return
         self.tests += "test" in directives
         if code:
-            summary = "Imports" if only_imports(code) else ""
+            title, summary = self.title(directives).replace('"', "'"), ""
             if cell["metadata"].get("jupyter", {}).get("source_hidden"):
                 summary = "Code of this cell"
+            elif not self.section and title.startswith("tav_nb/") and code.count("\n") >= LONG_CELL:
+                names = ", ".join(f"<code>{html.escape(name)}</code>" for name in defined(code)[:4])
+                summary = f"{names}: {code.count(chr(10)) + 1} lines of {title}".removeprefix(": ")
             if summary:
-                yield self.piece(f'<details class="tav-code"><summary>{summary}</summary>')
-            title = self.title(directives).replace('"', "'")
+                yield self.fold(summary)
             yield fence(code, f'{{ .python title="{title}" }}' if title else "python")
             if summary:
                 yield self.piece("</details>")
-        for number, output in enumerate(cell["outputs"]):
+        for number, output in enumerate(joined(cell["outputs"])):
             yield from self.output(output, f"{self.stem}/{cell['id']}-{number}")
 
     def title(self, directives: dict[str, str]) -> str:
@@ -231,7 +308,7 @@ class Converter:
         if {"export", "exporti", "exports"} & directives.keys():
             return f"tav_nb/{str(self.module).replace('.', '/')}.py"
         if "setup" in directives:
-            return "Shared with the tests"
+            return "Also used by the tests"
         return notes[:1].upper() + notes[1:]
 
     def output(self, output: dict[str, Any], name: str) -> Iterator[str]:
@@ -253,9 +330,12 @@ class Converter:
         elif page and not re.search(r"<(script|iframe)", page):
             yield self.block(page)
         elif widget:
-            yield self.block("<p>An interactive widget: it works when the chapter runs in JupyterLab.</p>")
+            yield self.block(
+                "<p class='tav-note'>An interactive widget: it works when the chapter runs in JupyterLab.</p>"
+            )
         elif (text := self.plain(text)) and not REPR.match(text):
-            yield self.block(f"<pre>{html.escape(text)}</pre>")
+            kind = "" if COLUMNS.search(text) else ' class="tav-prose"'
+            yield self.block(f"<pre{kind}>{html.escape(text)}</pre>")
 
     def plain(self, text: str) -> str:
         "Text of an output as a terminal would leave it, without progress bars"
@@ -270,7 +350,11 @@ class Converter:
         self.images[path] = data.encode() if kind.endswith("xml") else base64.b64decode(data)
         address = html.escape(posixpath.relpath(path, posixpath.dirname(self.path) or "."))
         size = f' width="{width}"' if width else ""
-        note = "<p>A still picture of a widget: it moves when the chapter runs in JupyterLab.</p>" if widget else ""
+        note = (
+            "<p class='tav-note'>A still picture of a widget: it moves when the chapter runs in JupyterLab.</p>"
+            if widget
+            else ""
+        )
         return self.block(f'<img alt="what the code above draws" src="{address}"{size}>{note}')
 
 
@@ -311,4 +395,5 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 def on_page_content(text: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     found = pieces[page.file.src_uri]
+    text = WORD.sub(r'<code class="tav-word">\1</code>', mend_anchors(wrap_long_lines(text)))
     return PLACES.sub(lambda match: found[int(match[1])], text)

@@ -97,11 +97,12 @@ def test_directives_become_titles_or_disappear():
         code("#| hide\nsecret()"),
         code("#| export\ndef draw(): ..."),
         code("#| test noise has variance 1\n#| slow\nassert True"),
+        code("#| setup\nshade = 1"),
         code("#| notest\ntrain()"),
         code("draw()"),
     )
-    assert page.count("```") == 8 and "#|" not in page and "secret" not in page
-    titles = ["tav_nb/sampling/noise.py", "Test: noise has variance 1 (takes minutes)", "Is not run by the tests"]
+    assert page.count("```") == 10 and "#|" not in page and "secret" not in page
+    titles = ["tav_nb/sampling/noise.py", "Test: noise has variance 1 (takes minutes)", "Also used by the tests"]
     assert re.findall('title="(.*)"', page) == titles
 
 
@@ -145,6 +146,55 @@ def test_code_that_is_folded_and_long_imports_are_collapsed_and_outputs_are_not(
     assert page.index("draw()") < page.rindex("</details>") < page.index("drawn") < page.index("import e")
 
 
+def test_imports_that_follow_each_other_are_one_collapsed_part():
+    page, _ = convert(
+        code("#| default_exp sampling.noise"),
+        code("#| export\nimport a\n\nwith quiet():\n    from b import c"),
+        code("#| setup\nimport e"),
+        code("from f import use_style\n\nuse_style()\ntorch.manual_seed(0);"),
+        code("import g\n\ng.draw()"),
+    )
+    order = [
+        "<summary>Imports",
+        "tav_nb/sampling/noise.py",
+        "import a",
+        "import e",
+        "use_style()",
+        "</details>",
+        "g.draw",
+    ]
+    assert [page.index(text) for text in order] == sorted(page.index(text) for text in order)
+    assert page.count("<details") == page.count("</details>") == 1
+
+
+def test_a_long_cell_of_exported_code_is_collapsed_and_its_names_are_shown():
+    long = "def draw():\n" + "    pass\n" * 80 + "def _part(): ..."
+    page, _ = convert(code("#| default_exp sampling.noise"), code(f"#| export\n{long}"), code(long))
+    assert re.findall("<summary>(.*)</summary>", page) == ["<code>draw</code>: 82 lines of tav_nb/sampling/noise.py"]
+
+
+def test_long_lines_of_code_are_broken_and_the_rest_is_as_it_was():
+    line, short = "    return <b>x</b> &lt; " + 70 * "y", "def f():"
+    page = f"<p>{line}</p><pre><span></span><code>{short}\n{line}\n</code></pre>"
+    wrapped = f'<span class="tav-long" style="--tav-indent:8ch">{line}</span>'
+    assert hooks.wrap_long_lines(page) == page.replace(f"\n{line}", f"\n{wrapped}")
+
+
+def test_links_in_lower_case_lead_to_the_headings_of_their_page():
+    page = (
+        '<h2 id="Change-it">Change it</h2> <a href="#change-it">a</a> <a href="#other">b</a> <a href="x.md#change-it">'
+    )
+    assert hooks.mend_anchors(page) == page.replace('"#change-it"', '"#Change-it"')
+
+
+def test_printed_text_that_follows_printed_text_is_one_output_and_prose_is_broken():
+    def printed(text):
+        return {"output_type": "stream", "name": "stdout", "text": text}
+
+    page, _ = convert(code("a", printed("one\n"), printed("two\n")), code("b", printed("x   1\ny   2")))
+    assert re.findall("(?s)<pre.*?</pre>", page) == ['<pre class="tav-prose">one\ntwo</pre>', "<pre>x   1\ny   2</pre>"]
+
+
 def test_links_lead_to_pages_to_copies_of_images_and_to_the_repository():
     page, converter = convert(
         markdown("[a](../index.ipynb#Contents) [b](06_scheduler.ipynb) `[c](d.ipynb)`"),
@@ -180,7 +230,7 @@ def test_the_best_still_form_of_an_output_is_shown():
     assert list(converter.images) == ["2_method/05_noise/c-0.png"]
     assert "works when the chapter runs in JupyterLab" in page and "VBox" not in page
     assert "Figure" not in page and "%|" not in page and "<script" not in page
-    assert re.findall("<pre>(.*)</pre>", page) == ["tensor([1 &lt; 2])", "7"]
+    assert re.findall("<pre.*>(.*)</pre>", page) == ["tensor([1 &lt; 2])", "7"]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +254,10 @@ def test_no_page_shows_the_bare_repr_of_a_widget_or_a_directive(formulas):
         text = converter.markdown()
         if path != "internals/utils_notebook_tests.ipynb":  # it is about them
             assert not re.search(r"^#\| ?(export|test|setup|default_exp)", text, re.M), path
-        outputs = [piece for piece in converter.pieces if "<pre>" in piece]
-        assert not [piece for piece in outputs if re.search(r"children=\(|object at 0x|<pre>&lt;Figure", piece)], path
+        outputs = [piece for piece in converter.pieces if "<pre" in piece]
+        assert not [piece for piece in outputs if re.search(r"children=\(|object at 0x|<pre[^>]*>&lt;Figure", piece)], (
+            path
+        )
         opened = sum(piece.startswith("<details") for piece in converter.pieces)
         assert opened == converter.pieces.count("</details>"), path
 
@@ -297,12 +349,17 @@ def test_pages_fit_the_window_in_both_colours_without_a_network(served, page):
 
 
 @pytest.mark.browser
-def test_formulas_links_and_scrolling_code(served, page):
+def test_formulas_links_and_long_lines_of_code(served, page):
     page.set_viewport_size(dict(width=700, height=1000))
     page.goto(f"{served}/{address_of('noise')}")
     assert page.locator("math").count() > 10 and page.locator("math[display=block]").first.bounding_box()["height"] > 15
     wide = "[...document.querySelectorAll('pre > code')].some(code => code.scrollWidth > code.clientWidth)"
-    assert page.evaluate(wide), "wide code scrolls inside its own box"
+    assert not page.evaluate(wide), "long lines of code are broken"
+    lines = "[...document.querySelectorAll('.tav-long')].map(line => line.getBoundingClientRect().height)"
+    assert max(page.evaluate(lines)) > 25
+    assert page.evaluate(
+        "[...document.querySelectorAll('code.tav-word')].every(word => word.getClientRects().length < 2)"
+    )
     page.locator("article").get_by_role("link", name="Contents", exact=True).first.click()
     page.wait_for_url("**/index.html#Contents")
     page.locator("article table a", has_text="Temporal self-attention").first.click()

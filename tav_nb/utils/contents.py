@@ -219,7 +219,7 @@ def contents_cell(contents: Contents, modules: dict[str, str | None]) -> str:
             module = f"`{modules[chapter.name]}`" if modules.get(chapter.name) else ""
             cells = [link(chapter, ".", chapter.heading), chapter.promise.replace("|", "\\|"), module]
             rows.append(cells if group.package else [*cells[:2], str(chapter.minutes), module])
-        columns = ["chapter", "what it is about", "module"] if group.package else ["chapter", "", "minutes", "exports"]
+        columns = ["chapter", "what it is about", *(["module"] if group.package else ["minutes", "exports"])]
         lines = [columns, ["---"] * len(columns), *rows]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         if not group.package:
