@@ -47,7 +47,7 @@ def look(layer, x, num_frames):
     "Attention weights of the first head, averaged over places: f g"
     tokens = layer.norm(x).unflatten(0, (-1, num_frames))  # b f s c
     tokens = tokens + layer.pos_emb[:num_frames, None]
-    q, k, _ = (t[..., : t.shape[-1] // layer.num_heads] for t in layer.to_qkv(tokens, parts=3))
+    q, k, _ = (t[..., : t.shape[-1] // layer.num_heads] for t in layer.to_qkv(tokens, parts=3))  # of one head
     scores = torch.einsum("bfsd,bgsd->bsfg", q, k) * q.shape[-1] ** -0.5
     return scores.softmax(dim=-1).mean(dim=(0, 1)).detach()
 

@@ -34,9 +34,16 @@ def test_the_solution_of_exercise_1_two_updates_are_made_and_their_time_is_known
 
 
 # %% ../nbs/2_method/11_training_on_a_laptop.ipynb #6ace9a52
-def test_the_solution_of_exercise_2_the_camera_moves_in_ten_of_twenty_scenes():
-    moving = [random_scene(seed, "train").pan != 0 for seed in seeds_with_pans(20, 0.5)]
-    assert sum(moving) == 10
+def test_the_solution_of_exercise_2_the_camera_moves_in_ten_of_twenty_scenes_and_every_caption_of_these_names_it():
+    seeds = seeds_with_pans(20, 0.5)
+    moving = {seed: random_scene(seed, "train").pan != 0 for seed in seeds}
+    assert sum(moving.values()) == 10
+    for seed in seeds:
+        for text in clip_captions(seed, 4):
+            if moving[seed]:
+                assert "pan" in text.replace("pants", "") or "camera" in text, text
+            elif "camera" in text:
+                print(text)
 
 
 # %% ../nbs/2_method/11_training_on_a_laptop.ipynb #cbaa85f1

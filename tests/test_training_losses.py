@@ -154,7 +154,6 @@ def test_the_solution_of_exercise_2_the_same_position_of_falling_snow_shows_noth
         first = signal / spread**2 * frames.sum(dim=0) / (1 + 8 * ratio)  # the expected first frame
         found[name] = ((noisy[0] - signal * first) / spread - noise[0]).square().mean()
         print(f"{name}: {found[name]:.3f}; limit of one frame {ratio / (1 + ratio):.3f}")
-    # Other layers have to bring together what belongs together: convolutions, and the coarse levels of the UNet.
     assert found["as they are"] > ratio / (1 + ratio) and abs(found["moved back"] - ratio / (1 + 8 * ratio)) < 0.01
 
 
