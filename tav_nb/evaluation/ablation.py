@@ -114,6 +114,7 @@ def plot_rows(
     texts = [textwrap.fill((labels or {}).get(row, row), 27, break_on_hyphens=False) for row in shown]
     size = WIDTH, 0.8 + 0.2 * sum(1.2 + text.count("\n") for text in texts)
     figure, axes = plt.subplots(1, len(MEASURES), figsize=size, sharey=True)
+    figure.get_layout_engine().set(wspace=0.12)  # between the numbers of two plots
     for ax, (measure, better) in zip(axes, MEASURES.items()):
         spreads = [spread for row in everything if (spread := measure_row(record, row, measure))]
         low, high = min((s.low for s in spreads), default=0), max((s.high for s in spreads), default=1)

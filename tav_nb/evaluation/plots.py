@@ -85,12 +85,16 @@ def plot_scores(
             "o",
             color=colour,
             mfc="none" if still else colour,
+            mew=1.5,
             label=video,
+            clip_on=False,
         )
     axes[-1].set(xlabel=f"motion in {METRICS['motion'][1]}", ylabel="warping error")
     for ax, name in zip(axes, [*names, "warping_error"]):
         if METRICS[name][1].startswith("squared"):
             ax.set_yscale("symlog", linthresh=1e-4)
+    axes[-1].margins(x=0.12)
+    axes[-1].locator_params(axis="x", nbins=3)
     axes[-1].set_ylim(bottom=0)
     if any(scores):
         handles = axes[0].get_legend_handles_labels()
@@ -111,7 +115,7 @@ def _curve(ax, score, name, **style):
         raise ConsistencyError(f"{name} was not measured per frame or per pair")
     finite = ~np.isnan(y)
     ax.plot(x[finite], y[finite], **style)
-    ax.set(title=METRIC_WORDS[name], ylabel=METRICS[name][1])
+    ax.set(title=METRIC_WORDS[name], ylabel=METRICS[name][1].replace(", ", ",\n"))
     frame_axis(ax)
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #208b1a42
@@ -153,7 +157,7 @@ def plot_consistency(
 def _with_mark(ax, values, t, name):
     ax.plot(np.arange(len(values)) + 0.5, values)
     ax.axvline(t + 0.5, color=MARK, lw=1)
-    ax.set(title=METRIC_WORDS[name], ylabel=METRICS[name][1])
+    ax.set(title=METRIC_WORDS[name], ylabel=METRICS[name][1].replace(", ", ",\n"))
     frame_axis(ax)
 
 # %% ../../nbs/internals/evaluation_plots.ipynb #66c58a09
