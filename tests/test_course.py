@@ -239,6 +239,7 @@ FORM = [
     "base_models",
     "captions",
     "checkpoints",
+    "command_line",
     "configuration",
     "distributed",
     "few_steps",
