@@ -154,7 +154,7 @@ def test_a_figure_has_two_dots_for_a_pixel_of_the_page_fewer_if_it_is_large_and_
         ax.plot([0, 1, 0])
     data, size = figure_png(figure)
     image = Image.open(io.BytesIO(data))
-    assert size == {"width": 384, "height": 192} and image.size == (768, 384) and len(data) <= 14_000
+    assert size == {"width": 384, "height": 192} and image.size == (768, 384) and len(data) <= 9_000
     assert image.convert("RGBA").getpixel((2, 2))[3] == 0
     ax.imshow(np.random.default_rng(0).normal(size=(192, 384)), aspect="auto", extent=(0, 2, 0, 1))
     assert Image.open(io.BytesIO(figure_png(figure)[0])).size == (384, 192)

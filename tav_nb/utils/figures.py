@@ -148,11 +148,11 @@ def quantize(
 
 def figure_png(
     figure: "Figure",
-    max_bytes: int = 14_000,  # more only if one dot for each pixel of the page and 96 colours take more
+    max_bytes: int = 9_000,  # more only if one dot for each pixel of the page and 64 colours take more
 ) -> tuple[bytes, dict[str, int]]:  # the PNG, and the size at which a page shows it: width and height in pixels
     "A figure as a small PNG without background."
     size = {name: round(inches * PAGE_DPI) for name, inches in zip(("width", "height"), figure.get_size_inches())}
-    for density, colors in ((2, 128), (1.5, 128), (1, 128), (1, 96)):
+    for density, colors in ((2, 64), (1.5, 64), (1, 128), (1, 64)):
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=density * PAGE_DPI, transparent=True)
         data = quantize(Image.open(file), colors)
