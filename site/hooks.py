@@ -304,7 +304,8 @@ class Converter:
         "The line above the code of a cell, which its directives give"
         notes = ", ".join(note for name, note in NOTES.items() if name in directives)
         if "test" in directives:
-            return f"Test: {directives['test']}" + f" ({notes})" * bool(notes)
+            claim = re.sub(r"^the solution of exercise \d+: ", "", directives["test"])
+            return f"Test: {claim}" + f" ({notes})" * bool(notes)
         if {"export", "exporti", "exports"} & directives.keys():
             return f"tav_nb/{str(self.module).replace('.', '/')}.py"
         if "setup" in directives:
@@ -334,7 +335,7 @@ class Converter:
                 "<p class='tav-note'>An interactive widget: it works when the chapter runs in JupyterLab.</p>"
             )
         elif (text := self.plain(text)) and not REPR.match(text):
-            kind = "" if COLUMNS.search(text) else ' class="tav-prose"'
+            kind = ' class="tav-prose"' * (not COLUMNS.search(text))
             yield self.block(f"<pre{kind}>{html.escape(text)}</pre>")
 
     def plain(self, text: str) -> str:

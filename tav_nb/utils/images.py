@@ -52,14 +52,16 @@ def show_images(
     width = min(width, WIDTH / columns)
     rows = -(-len(images) // columns)
     height, wide = images[0].shape[:2]
-    size = columns * width, rows * (width * height / wide + (0.26 if titles is not None else 0.05))
+    texts = [str(title) for title in titles] if titles is not None else []
+    named = sum(any(texts[row * columns :][:columns]) for row in range(rows))  # rows that need room for titles
+    size = columns * width, rows * width * height / wide + 0.26 * named + 0.05 * (rows - named)
     axes = plt.subplots(rows, columns, figsize=size, squeeze=False)[1].ravel()
     for ax in axes:
         ax.axis("off")
     for ax, image in zip(axes, images):
         ax.imshow(image, interpolation="antialiased")
-    for ax, title in zip(axes, titles if titles is not None else []):
-        ax.set_title(title)
+    for ax, text in zip(axes, texts):
+        ax.set_title(text)
     return axes[: len(images)]
 
 # %% ../../nbs/internals/utils_images.ipynb #96e5dc1a
