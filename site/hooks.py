@@ -166,10 +166,12 @@ def wrap_long_lines(page: str) -> str:
     return CODE_BLOCK.sub(block, page)
 
 
-def mend_anchors(page: str) -> str:
-    "Links to a heading of the page itself are written as GitHub wants them, in lower case; here its id counts."
-    ids = {name.lower(): name for name in re.findall(r'<h\d id="([^"]+)"', page)}
-    return re.sub(r'href="#([^"]+)"', lambda match: f'href="#{ids.get(match[1].lower(), match[1])}"', page)
+def mend_anchors(markdown: str) -> str:
+    "Links to a heading of the page itself are written as GitHub wants them, in lower case; here its id has capitals."
+    headings = re.findall(r"^#+ +(.+)", markdown, re.M)
+    ids = [re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in headings]
+    known = {name.lower(): name for name in ids}
+    return re.sub(r"\]\(#([^)\s]+)\)", lambda match: f"](#{known.get(match[1].lower(), match[1])})", markdown)
 
 
 def fence(text: str, info: str) -> str:
@@ -383,7 +385,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     for path in notebooks():
         notebook = json.loads((NBS / path).read_text(encoding="utf-8"))
         converter = Converter(notebook, path)
-        text = front_matter(notebook, path) + converter.markdown()
+        text = front_matter(notebook, path) + mend_anchors(converter.markdown())
         files.append(File.generated(config, page_path(path), content=text))
         for name, data in converter.images.items():
             files.append(File.generated(config, name, content=data))
@@ -396,5 +398,5 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 def on_page_content(text: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     found = pieces[page.file.src_uri]
-    text = WORD.sub(r'<code class="tav-word">\1</code>', mend_anchors(wrap_long_lines(text)))
+    text = WORD.sub(r'<code class="tav-word">\1</code>', wrap_long_lines(text))
     return PLACES.sub(lambda match: found[int(match[1])], text)

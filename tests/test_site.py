@@ -183,10 +183,8 @@ def test_long_lines_of_code_are_broken_and_the_rest_is_as_it_was():
 
 
 def test_links_in_lower_case_lead_to_the_headings_of_their_page():
-    page = (
-        '<h2 id="Change-it">Change it</h2> <a href="#change-it">a</a> <a href="#other">b</a> <a href="x.md#change-it">'
-    )
-    assert hooks.mend_anchors(page) == page.replace('"#change-it"', '"#Change-it"')
+    page = "## Change it: how?\n\n[a](#change-it-how) [b](#other) [c](x.md#change-it-how)"
+    assert hooks.mend_anchors(page) == page.replace("(#change-it-how)", "(#Change-it-how)")
 
 
 def test_printed_text_that_follows_printed_text_is_one_output_and_prose_is_broken():
