@@ -194,3 +194,24 @@ def test_more_processes_than_gpus_or_than_have_been_started_are_refused_in_one_l
             "tav: error: --processes 3: 2 processes have been started already; leave the option out\n",
         ), (code, printed, err)
     assert "did you mean --processes?" in tav("train", "cache", "run", "--num_processes", 3)[2]
+
+
+# %% ../nbs/internals/cli_train.ipynb #24f58ea7
+def test_names_of_sd_scripts_and_comfyui_are_answered_with_ours():
+    for command, word, hint in (
+        ("train", "--save_every_n_steps", "--checkpoint-every"),
+        ("train", "--sample_every_n_steps", "--preview-every"),
+        ("train", "--sample_prompts", "--preview-prompt"),
+        ("train", "--unet_lr", "--lr"),
+        ("train", "--network_weights", "--adapter"),
+        ("train", "--caption_dropout_rate", "--uncond-empty-prob"),
+        ("train", "--max_data_loader_n_workers", "--workers"),
+        ("prepare", "--pretrained_model_name_or_path", "--model"),
+        ("prepare", "--flip_aug", "--flip"),
+        ("generate", "--motion_module", "--adapter"),
+        ("generate", "--cfg", "--guidance-scale"),
+        ("generate", "--context_length", "--context-length"),
+    ):
+        code, printed, err = tav(command, "one", *(["two"] if command != "generate" else []), word, "1")
+        assert code == 2 and err.endswith(f"; did you mean {hint}?\n"), err
+    assert "did you mean" not in tav("train", "cache", "run", "--xformers")[2]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tav_nb.data.folders import CLIP_SUFFIXES, UNKNOWN_LICENCE, item_name, read_folder
+from tav_nb.data.folders import CLIP_SUFFIXES, UNKNOWN_LICENCE, check_captions, item_name, read_folder
 from tav_nb.data.tables import MAX_TABLE_ROWS, CollectionError
 from tav_nb.toy.captions import caption as caption_of
 from tav_nb.toy.rendering import render
@@ -366,3 +366,17 @@ def test_columns_of_a_parquet_table_are_text_and_numbers_whatever_their_type_the
             assert "more than" in str(error) and table_.stat().st_size < 2**16
         else:
             raise AssertionError("a table that unfolds to many rows was read")
+
+
+# %% ../nbs/internals/data_folders.ipynb #3f4b17a1
+def test_a_caption_with_the_suffix_of_sd_scripts_is_named_in_the_message():
+    with tempfile.TemporaryDirectory() as tmp:
+        Path(tmp, "10_girl").mkdir()
+        Path(tmp, "10_girl", "a.mp4").write_bytes(b"")
+        Path(tmp, "10_girl", "a.caption").write_text("a girl walks")
+        try:
+            check_captions(read_folder(tmp))
+        except CollectionError as error:
+            assert "a.caption is there, but only .txt is read: rename it to a.txt" in str(error), error
+        else:
+            raise AssertionError("it has no caption that is read")

@@ -505,3 +505,17 @@ def test_a_chapter_that_is_run_twice_writes_the_file_once():
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert AFTER_SAVE.keys() == before.keys() and len(AFTER_SAVE) == 1
     AFTER_SAVE.update(before)
+
+
+# %% ../nbs/6_making_videos/28_adapter_file.ipynb #cc991c08
+def test_a_motion_module_and_a_lora_are_named_as_what_they_are():
+    with tempfile.TemporaryDirectory() as folder:
+        for name, key, words in (
+            ("mm.safetensors", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", "AnimateDiff"),
+            ("style.safetensors", "lora_unet_down_blocks_0.lora_down.weight", "--lora"),
+            ("other.safetensors", "weight", "no temporal adapter"),
+        ):
+            save_file({key: torch.zeros(2)}, Path(folder, name))
+            assert words in refusal(tiny_unet(), Path(folder, name)), name
+        torch.save({}, Path(folder, "mm.ckpt"))
+        assert "a pickle, which" in refusal(tiny_unet(), Path(folder, "mm.ckpt"))

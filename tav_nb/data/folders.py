@@ -376,8 +376,11 @@ def check_captions(items: Sequence[Item]) -> None:
         return
     names = ", ".join(str(item.path.parent.name + "/" + item.path.name) for item in missing[:8])
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    text = missing[0].path.with_suffix(".txt").name
+    other = missing[0].path.with_suffix(".caption")  # the suffix that sd-scripts looks for
+    renamed = f" {other.name} is there, but only .txt is read: rename it to {text}." if other.is_file() else ""
     raise CollectionError(
-        f"{len(missing)} of {len(items)} clips have no caption: {names}{more}. Write what {missing[0].path.name} shows"
-        f" into {missing[0].path.with_suffix('.txt').name} beside it, or into a table with the columns file and"
+        f"{len(missing)} of {len(items)} clips have no caption: {names}{more}.{renamed} Write what"
+        f" {missing[0].path.name} shows into {text} beside it, or into a table with the columns file and"
         " caption, or give one for all that have none: --caption TEXT, in Python caption="
     )

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FILE_NAME', 'EMBEDDED_ADAPTER', 'FLOAT_DTYPES', 'base_fingerprint', 'describe_base', 'adapter_path',
-           'expected_shapes', 'adapter_tensors', 'save_adapter', 'refuse_file', 'open_adapter', 'read_adapter_tensors',
-           'find_adapter', 'read_adapter_metadata', 'check_fit', 'load_adapter']
+           'expected_shapes', 'adapter_tensors', 'save_adapter', 'refuse_file', 'check_no_other_kind', 'open_adapter',
+           'read_adapter_tensors', 'find_adapter', 'read_adapter_metadata', 'check_fit', 'load_adapter']
 
 # %% ../../nbs/6_making_videos/28_adapter_file.ipynb #b986ff26
 import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -149,10 +150,24 @@ def refuse_file(path: str | os.PathLike, error: Exception) -> NoReturn:
     with open(path, "rb") as file:
         is_pickle = file.read(2).startswith((b"PK", b"\x80"))
     if is_pickle:
-        reason = "a pickle under a safetensors name, which could run code; save_adapter writes a file that cannot"
+        name = " under a safetensors name" if Path(path).suffix == ".safetensors" else ""
+        reason = f"a pickle{name}, which could run code; save_adapter writes a file that cannot"
     else:
         reason = f"not a whole safetensors file ({printable(error)[:200]}); copy or download it again"
     raise AdapterError(f"{path}: {reason}") from None
+
+
+def check_no_other_kind(path: str | os.PathLike, header: dict[str, str], keys: Iterable[str]) -> None:
+    "Raise an `AdapterError` for a file that is a LoRA or a motion module of AnimateDiff"
+    if "format" in header:
+        return
+    names = " ".join(keys)
+    if "motion_modules." in names:
+        raise AdapterError(
+            f"{path}: a motion module of AnimateDiff, whose layers are others; `tav train` makes an adapter"
+        )
+    if "lora_" in names or ".lora." in names:
+        raise AdapterError(f"{path}: a LoRA, not a temporal adapter; --lora puts it in, beside an adapter")
 
 
 def open_adapter(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
@@ -166,6 +181,7 @@ def open_adapter(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, tup
             kinds = {key: one.get_dtype() for key, one in slices.items()}
     except (OSError, SafetensorError) as error:
         refuse_file(path, error)
+    check_no_other_kind(path, header, shapes)
     parse_header(header, path)
     if odd := next((key for key, kind in kinds.items() if kind not in FLOAT_DTYPES), None):
         raise AdapterError(f"{path}: {printable(odd)} holds {kinds[odd]}; {', '.join(FLOAT_DTYPES)} would be right")

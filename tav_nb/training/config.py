@@ -54,8 +54,9 @@ class TrainConfig:
 
     model: str = config_field(
         "",
-        "base: a folder in diffusers' layout or a Hub id; empty is the tiny SDXL inside this package",
-        also="base base_model pretrained_model_name_or_path",
+        "base: a folder in diffusers' layout, one .safetensors file (with model_config) or a Hub id; empty is the tiny"
+        " SDXL inside this package",
+        also="base base_model pretrained_model_name_or_path ckpt checkpoint",
     )
     model_config: str = config_field(
         "",
@@ -67,7 +68,7 @@ class TrainConfig:
         "",
         "adapter to begin with: a file, a folder, the output of another run, or tiny-adapter, the one of this"
         " package; empty begins anew",
-        also="resume_from init_from motion_module",
+        also="resume_from init_from motion_module network_weights",
     )
     max_frames: int = config_field(
         24,
@@ -129,7 +130,7 @@ class TrainConfig:
         "auto",
         "data type of the frozen base; auto is float16 on a GPU and float32 on a CPU; bfloat16 if float16 overflows",
         ("auto", "float32", "float16", "bfloat16"),
-        also="mixed_precision precision fp16 bf16",
+        also="mixed_precision precision fp16 bf16 full_fp16 full_bf16",
     )
 
     lengths: tuple[int, ...] = config_field(
@@ -177,7 +178,7 @@ class TrainConfig:
         0.05,
         "probability that a caption is replaced by the empty caption",
         below=1,
-        also="caption_dropout cfg_dropout proportion_empty_prompts",
+        also="caption_dropout caption_dropout_rate cfg_dropout proportion_empty_prompts",
     )
     held_out: int = config_field(
         1,
@@ -194,7 +195,7 @@ class TrainConfig:
         2,
         "processes that read clips ahead; 0 reads in the process that trains",
         highest=256,
-        also="num_workers dataloader_num_workers",
+        also="num_workers dataloader_num_workers max_data_loader_n_workers",
     )
 
     noise: str = config_field(
@@ -276,7 +277,7 @@ class TrainConfig:
         1e-4,
         "learning rate of matrices: projections and feed-forward layers",
         below=1,
-        also="learning_rate",
+        also="learning_rate unet_lr",
     )
     other_lr: float | None = config_field(
         None,
@@ -360,7 +361,7 @@ class TrainConfig:
         500,
         "updates between checkpoints; a kill -9 loses at most as many",
         lowest=1,
-        also="save_every save_steps checkpointing_steps",
+        also="save_every save_steps save_every_n_steps checkpointing_steps",
     )
     keep_checkpoints: int = config_field(
         3,
@@ -371,9 +372,11 @@ class TrainConfig:
     eval_every: int = config_field(
         250, "updates between held-out losses; 0 for none", also="eval_steps validation_steps"
     )
-    preview_every: int = config_field(500, "updates between preview videos; 0 for none", also="sample_every")
+    preview_every: int = config_field(
+        500, "updates between preview videos; 0 for none", also="sample_every sample_every_n_steps"
+    )
     preview_prompt: str = config_field(
-        "", "prompt of the previews; empty is a caption of the cache", also="prompt validation_prompt"
+        "", "prompt of the previews; empty is a caption of the cache", also="prompt validation_prompt sample_prompts"
     )
     preview_frames: int = config_field(16, "length of the previews in frames", lowest=2, highest=100_000)
     preview_steps: int = config_field(

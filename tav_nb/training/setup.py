@@ -264,6 +264,11 @@ def describe_run(
         f" {', '.join(f'{w} x {h}' for w, h in sizes[:4])}{' ...' if len(sizes) > 4 else ''},"
         f" {'/'.join(map(str, config.lengths))} frames; {len(held_out.clips) if held_out else 0} clips held out"
     )
+    if held_out and len(held_out.clips) > len(loader.clips):
+        yield (
+            f"more clips are held out than trained on: held_out is {config.held_out} source files; a smaller --held-out"
+            " trains on more"
+        )
     yield (
         f"for {config.steps} updates of {train_state.clips_a_step} clips ({config.batch_size} x"
         f" {config.accumulation}{f' x {world} processes' if world > 1 else ''}), base in"

@@ -30,7 +30,7 @@ def shortened(text: str, length: int = 60) -> str:
 
 def nearest_word(word: object, words: Sequence[str] | dict[str, str]) -> str:
     "What a mistyped word probably was, as the end of a message; empty if nothing is near"
-    near = difflib.get_close_matches(str(word).lower()[:100], words, 1, 0.7)
+    near = difflib.get_close_matches(str(word).lower()[:100], words, 1, 0.72)
     return f"; did you mean {words[near[0]] if isinstance(words, dict) else near[0]}?" if near else ""
 
 
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         names = {name.lstrip("-"): name for name in parser._option_string_actions if name.startswith("--")}
         first = next((word for word in unknown if word.startswith("-")), None)
         hint = (
-            nearest_word(first.partition("=")[0].lstrip("-"), parser.other_names | names)
+            nearest_word(first.partition("=")[0].lstrip("-").replace("_", "-"), parser.other_names | names)
             if first
             else "; a text of several words needs quotes around it"
         )
