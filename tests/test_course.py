@@ -232,46 +232,7 @@ def test_figures_keep_the_size_and_the_text_of_the_style():
     assert not found, found
 
 
-# chapters that have the form of the course, by name; when all have it, all are checked
-FORM = [
-    "ablation",
-    "adapter_file",
-    "base_models",
-    "captions",
-    "checkpoints",
-    "command_line",
-    "configuration",
-    "distributed",
-    "few_steps",
-    "guidance",
-    "keyframes",
-    "latent_cache",
-    "loader",
-    "long_videos",
-    "memory",
-    "metrics",
-    "noise",
-    "optimisers",
-    "pipelines",
-    "quickstart",
-    "reader",
-    "sampling_loop",
-    "scheduler",
-    "shots",
-    "sources",
-    "temporal_attention",
-    "temporal_block",
-    "toy_world",
-    "trainer",
-    "training_loss",
-    "training_on_a_laptop",
-    "unet",
-    "video_memory",
-    "widgets",
-]
-
-
-@pytest.mark.parametrize("name", FORM)
+@pytest.mark.parametrize("name", [chapter.name for chapter in CONTENTS.numbered])
 def test_chapters_have_the_form_of_the_course(name):
     chapter = CONTENTS[name]
     assert not chapter_form(NOTEBOOKS[chapter.path], chapter, CONTENTS).faults
