@@ -176,6 +176,8 @@ def lab(page, tmp_path_factory):
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         lab.connect()
         until(lambda: all_run(page), MOST, lab.server)
+        errors = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
+        assert not errors.count(), errors.first.inner_text()
         widget(page, "Noise explorer").wait_for()
         assert not page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count(), (
             "a cell has failed or warned"
