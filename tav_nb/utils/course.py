@@ -143,5 +143,5 @@ def main(nbs: str | Path = "nbs") -> int:
     return int(any(form.faults for form in forms))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and globals().get("__spec__"):  # run as a module, not in a notebook
     sys.exit(main())
