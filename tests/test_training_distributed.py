@@ -33,7 +33,9 @@ for update in range(20):
     for tensor in [total, *(p.grad for p in net.parameters())]:
         distributed.all_reduce(tensor)
     optimizer.step(), optimizer.zero_grad()
-    if rank == 0: print(total.item())
+    if rank == 0: print(total.item(), flush=True)
+distributed.barrier()  # no process ends while the other still needs it
+distributed.destroy_process_group()
 """
 
 
@@ -51,7 +53,10 @@ def in_processes(program, count):
 
 def losses_of(program, count):
     "The losses that the first of `count` processes prints"
-    return [float(line) for line in in_processes(program, count)[0][0].splitlines()]
+    printed, errors = in_processes(program, count)[0]
+    if not printed:
+        raise RuntimeError(errors)
+    return [float(line) for line in printed.splitlines()]
 
 
 # %% ../nbs/5_training/26_distributed.ipynb #44d3a006
