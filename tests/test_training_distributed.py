@@ -34,8 +34,7 @@ for update in range(20):
         distributed.all_reduce(tensor)
     optimizer.step(), optimizer.zero_grad()
     if rank == 0: print(total.item(), flush=True)
-distributed.barrier()  # no process ends while the other still needs it
-distributed.destroy_process_group()
+distributed.barrier(), distributed.destroy_process_group()  # neither ends while the other needs it
 """
 
 
