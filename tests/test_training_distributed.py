@@ -33,8 +33,7 @@ for update in range(20):
     for tensor in [total, *(p.grad for p in net.parameters())]:
         distributed.all_reduce(tensor)
     optimizer.step(), optimizer.zero_grad()
-    if rank == 0: print(total.item(), flush=True)
-distributed.barrier(), distributed.destroy_process_group()  # neither ends while the other needs it
+    if rank == 0: print(total.item(), flush=True)  # at once: gloo may abort when Python ends
 """
 
 
@@ -72,7 +71,7 @@ AGREEING = PROGRAM.replace(
     statuses = [None] * world
     distributed.all_gather_object(statuses, error)
     if any(statuses):
-        if rank == 0: print(f"saved after {update} updates")
+        if rank == 0: print(f"saved after {update} updates", flush=True)
         sys.exit("; ".join(f"process {i}: {status}" for i, status in enumerate(statuses) if status))
     """,
 )
@@ -104,7 +103,10 @@ def test_two_processes_have_the_losses_of_one():
 @pytest.mark.long
 def test_an_error_that_two_processes_share_by_hand_names_the_process_and_comes_after_the_save():
     first, second = in_processes(AGREEING, 2)
-    assert first[1] == second[1] == "process 1: clip 25 cannot be read\n"
+    errors = {
+        text.splitlines()[0] for _, text in (first, second)
+    }  # gloo may abort when Python ends, which is a second line
+    assert errors == {"process 1: clip 25 cannot be read"}
     assert first[0].endswith("saved after 3 updates\n") and not second[0]
 
 
