@@ -94,6 +94,9 @@ CHANGES = {  # of one thing in the block
     "AdamW 1e-3": ADAMW,
     "lr 3e-3": dict(lr=3e-3),
     "lr 1.2e-2": dict(lr=1.2e-2),
+    "lr 2.4e-2": dict(lr=2.4e-2),
+    "lr 1.2e-2, others 2e-2": dict(lr=1.2e-2, other_lr=2e-2),
+    "lr 1.2e-2, feed-forward 2": dict(lr=1.2e-2, ff_ratio=2.0),
     "others 3e-3": dict(other_lr=3e-3),
     "others 3e-2": dict(other_lr=3e-2),
     "independent noise": dict(noise="independent"),
@@ -144,6 +147,7 @@ ROWS = {
         peer="animatediff", noise_strength=1.0, temporal_difference_lags=(1,)
     ),
     "AnimateDiff's modules, balanced noise levels": dict(peer="animatediff", expected_loss=EXPECTED),
+    "AnimateDiff's modules, lr 1.2e-2": dict(peer="animatediff", lr=1.2e-2),
     "Text2Video-Zero's attention": dict(peer="first frame"),
 } | {f"block, {name}": BLOCK | change for name, change in CHANGES.items()}
 STRUCTURE = ("max_frames", "positions", "num_heads", "zero", "attention_ratio", "conv_size", "ff_ratio", "start")

@@ -1,6 +1,7 @@
 "What the package promises as a whole. Written by hand."
 
 import ast
+import contextlib
 import importlib.util
 import os
 import re
@@ -8,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import tav_nb
 
@@ -242,6 +245,14 @@ def test_every_requirement_has_a_tested_version():
     assert not odd, "constraints.txt holds exact versions without local labels"
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in listed}
     assert not names - {pin.partition("==")[0] for pin in pins}
+
+
+def test_every_tested_version_runs_on_the_oldest_python():
+    oldest = settings()["min_python"] + ".0"
+    for name in re.findall("(?m)^([^#=\n]+)==", (ROOT / "constraints.txt").read_text()):
+        with contextlib.suppress(PackageNotFoundError):  # of an extra that is not installed here
+            needs = metadata(name)["Requires-Python"] or ""
+            assert oldest in SpecifierSet(needs), f"{name} needs Python {needs}: pin an older version"
 
 
 def test_the_repository_stays_small():

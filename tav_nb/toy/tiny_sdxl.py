@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GUIDANCE', 'SCORE_ROWS', 'StageSettings', 'STAGES', 'batch_conditioning', 'sample_latents', 'scenes_for_tests',
            'start_noise', 'ScoreSettings', 'score_clips', 'score_table', 'format_score', 'Stage', 'with_length',
-           'begin_stage', 'fast_kernels', 'run_stage', 'tiny_command']
+           'with_options', 'begin_stage', 'fast_kernels', 'run_stage', 'tiny_command']
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #80680955
 import argparse
@@ -35,7 +35,8 @@ from .tiny_model import FRAMES, SIZE, load_tiny, make_pipeline, save_tiny
 from .train_encoders import TextSettings, VaeSettings, train_text, train_vae
 from .train_unet import AdapterSettings, BaseSettings, train_base, train_temporal
 from .training_data import embed_captions, images_to_latents, latents_to_images, render_frames, worker_pool
-from ..training.config_io import read_config
+from ..training.config_io import FIELD_TYPES, check_config, merge_options, parse_option, read_config
+from ..utils.errors import TavError
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #edb146c8
 # colours are cleanest with a scale of 2.5, more of it paints dresses in two colours; the rest by
@@ -224,8 +225,14 @@ STAGES = dict(
 def with_length(settings: StageSettings, seconds: float | None, steps: int | None) -> StageSettings:
     "Settings with another training time, or with another number of updates"
     if isinstance(settings, AdapterSettings):
-        return replace(settings, config=replace(settings.config, steps=steps)) if steps else settings
+        return with_options(settings, dict(steps=str(steps))) if steps else settings
     return replace(settings, seconds=seconds or settings.seconds, steps=steps)
+
+
+def with_options(settings: AdapterSettings, options: dict[str, str], cache: str | None = None) -> AdapterSettings:
+    "With other settings of `tav train`, as text; `cache` is the folder of the clips"
+    values = {name: parse_option(name, text) if name in FIELD_TYPES else text for name, text in options.items()}
+    return replace(settings, cache=cache or settings.cache, config=check_config(merge_options(settings.config, values)))
 
 
 def begin_stage(stage: str, folder: Path | str, seed: int = 0) -> StableDiffusionXLPipeline:
@@ -328,23 +335,28 @@ def tiny_command(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--seconds", type=float, help="training time of the stage; that of adapter is stated as --steps")
     p.add_argument("--steps", type=int, help="updates of the stage, in place of its time")
+    p.add_argument("--cache", help="of adapter and block: folder of the clips, which are drawn if it is not there")
+    p.add_argument("options", nargs="*", metavar="NAME=VALUE", help="of adapter and block: other settings of tav train")
     p.add_argument(
         "--scenes", type=int, default=512, help="scenes of the test split that are scored (default: %(default)s)"
     )
-    args = p.parse_args(argv)
-    if args.stage in ("adapter", "block") and args.seconds:
+    args = p.parse_intermixed_args(argv)  # settings may stand after options
+    trains_adapter = args.stage in ("adapter", "block")
+    if trains_adapter and args.seconds:
         p.error(f"the length of the stage {args.stage} is stated as --steps")
+    if (args.options or args.cache) and not trains_adapter:
+        p.error(f"--cache and settings of tav train are for adapter and block, not for {args.stage}")
+    if wrong := [option for option in args.options if "=" not in option]:
+        p.error(f"{wrong[0]}: a setting is written NAME=VALUE, such as lr=1e-3")
     base, adapter = args.weights / "tiny-sdxl", args.weights / "tiny-adapter"
     if args.stage != "score":
-        run_stage(
-            args.stage,
-            base,
-            adapter,
-            args.results,
-            with_length(STAGES[args.stage].settings, args.seconds, args.steps),
-            args.device,
-            args.seed,
-        )
+        settings = with_length(STAGES[args.stage].settings, args.seconds, args.steps)
+        if trains_adapter:
+            try:
+                settings = with_options(settings, dict(option.split("=", 1) for option in args.options), args.cache)
+            except TavError as error:
+                p.error(str(error))
+        run_stage(args.stage, base, adapter, args.results, settings, args.device, args.seed)
         return
     start, pipe = time.time(), load_tiny(base, args.device)
     meta = load_adapter(pipe.unet, adapter)

@@ -13,6 +13,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -211,6 +212,7 @@ class AdapterSettings:
     num_frames: tuple[int, int] = (16, 24)  # of both
     captions: int = 3  # of each clip
     pans: float = 0.6  # share of clips in which the camera moves
+    cache: str | None = None  # folder of these clips, drawn if it is not there; None is one that is deleted afterwards
     config: TrainConfig = field(default_factory=partial(read_config, "toy-long"))
 
 
@@ -225,9 +227,12 @@ def train_temporal(
     "Draw a cache of clips, train on it as `tav train` does, and load the adapter into the pipeline"
     lengths = [settings.num_frames[0]] * settings.clips + [settings.num_frames[1]] * settings.long_clips
     config, log = replace(settings.config, model=str(pipe.config._name_or_path), seed=seed), []
+    pipe.to(device)
     with tempfile.TemporaryDirectory() as home:
-        seeds = seeds_with_pans(len(lengths), settings.pans)
-        cache = toon_cache(f"{home}/cache", seeds, pipe.to(device), lengths, SIZE, workers or 1, settings.captions)
+        cache = settings.cache or f"{home}/cache"
+        if not Path(cache, "manifest.parquet").exists():
+            seeds = seeds_with_pans(len(lengths), settings.pans)
+            toon_cache(cache, seeds, pipe, lengths, SIZE, workers or 1, settings.captions)
         start = time.time()
 
         def on_event(event: dict[str, Any]) -> None:
