@@ -4,7 +4,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LAY := python=$(BIN)/python && . .ci/uv && lay --constraint constraints.txt
+SHELL := bash
 SENTENCE := a girl with long pink hair and a blue dress walks to the left in the snow
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -72,22 +73,22 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/user: settings.ini setup.py pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "Installing the tested versions into $(VENV); the first time takes a few minutes."
-	$(PIP) --no-deps torch $(addprefix --extra-index-url ,$(TORCH_INDEX))
-	$(PIP) --editable .
+	@echo "Installing the tested versions into $(VENV); the first time takes a minute or two."
+	$(LAY) --no-deps torch $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	$(LAY) --editable .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/user
 	@echo "Installing what the course and its tests need."
-	$(PIP) --editable '.[dev]'
+	$(LAY) --editable '.[dev]'
 	@touch $@
 
 $(VENV)/browser: $(VENV)/dev
-	$(PIP) --editable '.[dev,browser,site]'
+	$(LAY) --editable '.[dev,browser,site]'
 	@touch $@
 
 # The site needs neither PyTorch nor the package's other requirements.
 $(VENV)/site: settings.ini constraints.txt | $(BIN)/pip
-	$(PIP) $$($(BIN)/python -c 'from configparser import ConfigParser as Parser; settings = Parser(); \
+	$(LAY) $$($(BIN)/python -c 'from configparser import ConfigParser as Parser; settings = Parser(); \
 		settings.read("settings.ini"); print(*settings["DEFAULT"]["site_requirements"].split())')
 	@touch $@

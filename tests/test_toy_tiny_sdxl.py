@@ -99,6 +99,18 @@ def test_the_length_of_a_stage_is_stated_in_seconds_or_in_updates_and_that_of_th
         except SystemExit as end:
             assert end.code == 2
     assert "--steps" in error.getvalue().splitlines()[-1]
+    for words, told in (
+        (["base", "lr=1e-3"], "for adapter and block, not for base"),
+        (["block", "--seed", "1", "lr"], "NAME=VALUE"),
+        (["block", "lrr=3"], "the nearest is 'lr'"),
+        (["block", "lr=-3"], "lr must be at least 0"),
+    ):
+        with redirect_stderr(io.StringIO()) as error:
+            try:
+                tiny_command(words)
+            except SystemExit as end:
+                assert end.code == 2
+        assert told in error.getvalue().splitlines()[-1]
 
 
 # %% ../nbs/internals/toy_tiny_sdxl.ipynb #bc649a73
@@ -118,15 +130,20 @@ def test_every_stage_runs_from_its_command_and_what_it_leaves_loads():
             text=TextSettings(captions=60, batch=16, steps=1),
             vae=VaeSettings(clips=2, batch=2, steps=1),
             base=BaseSettings(scenes=3, batch=3, steps=1),
-            adapter=AdapterSettings(2, 1, (8, 10), 2, 0.5, config),
-            block=AdapterSettings(2, 1, (8, 10), 2, 0.5, block),
+            adapter=AdapterSettings(2, 1, (8, 10), 2, 0.5, config, f"{folder}/clips"),
+            block=AdapterSettings(2, 1, (8, 10), 2, 0.5, block, f"{folder}/clips"),
         )
+        clips, drawn = Path(folder, "clips", "manifest.parquet"), {}
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for stage, settings in small.items():
                 assert stage != "block" or read_adapter_metadata(adapter)["conv_size"] == 0
                 run_stage(stage, base, adapter, records, settings, "cpu", workers=1)
+                drawn[stage] = clips.stat() if clips.exists() else None
             trained = load_tiny(base).unet.state_dict()
             again, fresh = begin_stage("base", base).unet.state_dict(), make_pipeline().unet.state_dict()
+        assert drawn["adapter"].st_mtime_ns == drawn["block"].st_mtime_ns, (
+            "clips that lie in --cache are not drawn again"
+        )
         records_of = {stage: json.loads((records / f"tiny_{stage}.json").read_text()) for stage in small}
         assert all(
             record["seed"] == 0 and '"steps": 1' in json.dumps(record["options"]) for record in records_of.values()

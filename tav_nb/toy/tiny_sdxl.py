@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GUIDANCE', 'SCORE_ROWS', 'StageSettings', 'STAGES', 'batch_conditioning', 'sample_latents', 'scenes_for_tests',
            'start_noise', 'ScoreSettings', 'score_clips', 'score_table', 'format_score', 'Stage', 'with_length',
-           'with_options', 'begin_stage', 'fast_kernels', 'run_stage', 'tiny_command']
+           'with_options', 'begin_stage', 'fast_kernels', 'run_stage', 'read_tiny_command', 'tiny_command']
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #80680955
 import argparse
@@ -301,17 +301,15 @@ def run_stage(
         command=f"python -m tav_nb.toy.tiny_sdxl {stage}",
         seconds=round(time.time() - start, 1),
         seed=seed,
-        options=asdict(settings),
+        options={name: value for name, value in asdict(settings).items() if name != "cache"},
         **environment(device),
         log=log,
     )
     return pipe
 
 # %% ../../nbs/internals/toy_tiny_sdxl.ipynb #9f7509db
-@fast_kernels()
-def tiny_command(argv: Sequence[str] | None = None) -> None:
-    "`python -m tav_nb.toy.tiny_sdxl STAGE`"
-    weights = EMBEDDED_ADAPTER.parents[1]
+def read_tiny_command(argv: Sequence[str] | None) -> tuple[argparse.Namespace, StageSettings | None]:
+    "The words of the command, and the settings of a stage"
     p = argparse.ArgumentParser(
         prog="python -m tav_nb.toy.tiny_sdxl",
         description=(
@@ -322,7 +320,7 @@ def tiny_command(argv: Sequence[str] | None = None) -> None:
     p.add_argument(
         "--weights",
         type=Path,
-        default=weights,
+        default=EMBEDDED_ADAPTER.parents[1],
         help="folder that holds tiny-sdxl and tiny-adapter (default: the package's own)",
     )
     p.add_argument(
@@ -348,14 +346,23 @@ def tiny_command(argv: Sequence[str] | None = None) -> None:
         p.error(f"--cache and settings of tav train are for adapter and block, not for {args.stage}")
     if wrong := [option for option in args.options if "=" not in option]:
         p.error(f"{wrong[0]}: a setting is written NAME=VALUE, such as lr=1e-3")
+    if args.stage == "score":
+        return args, None
+    settings = with_length(STAGES[args.stage].settings, args.seconds, args.steps)
+    if trains_adapter:
+        try:
+            settings = with_options(settings, dict(option.split("=", 1) for option in args.options), args.cache)
+        except TavError as error:
+            p.error(str(error))
+    return args, settings
+
+
+@fast_kernels()
+def tiny_command(argv: Sequence[str] | None = None) -> None:
+    "`python -m tav_nb.toy.tiny_sdxl STAGE`"
+    args, settings = read_tiny_command(argv)
     base, adapter = args.weights / "tiny-sdxl", args.weights / "tiny-adapter"
-    if args.stage != "score":
-        settings = with_length(STAGES[args.stage].settings, args.seconds, args.steps)
-        if trains_adapter:
-            try:
-                settings = with_options(settings, dict(option.split("=", 1) for option in args.options), args.cache)
-            except TavError as error:
-                p.error(str(error))
+    if settings:
         run_stage(args.stage, base, adapter, args.results, settings, args.device, args.seed)
         return
     start, pipe = time.time(), load_tiny(base, args.device)

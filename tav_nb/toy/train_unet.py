@@ -212,8 +212,8 @@ class AdapterSettings:
     num_frames: tuple[int, int] = (16, 24)  # of both
     captions: int = 3  # of each clip
     pans: float = 0.6  # share of clips in which the camera moves
-    cache: str | None = None  # folder of these clips, drawn if it is not there; None is one that is deleted afterwards
     config: TrainConfig = field(default_factory=partial(read_config, "toy-long"))
+    cache: str | None = None  # folder of these clips, drawn if it is not there; None is one that is deleted afterwards
 
 
 @keeps_random_state
