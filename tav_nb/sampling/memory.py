@@ -121,14 +121,14 @@ def run_by_frames(forward: Callable, at_once: int, *args, **kwargs) -> Any:
     return tree_unflatten(outputs, layout)
 
 # %% ../../nbs/6_making_videos/33_video_memory.ipynb #c41229a6
-def run_by_positions(forward: Callable, at_once: int, x: torch.Tensor, *args) -> torch.Tensor:
+def run_by_positions(forward: Callable, at_once: int, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     "`forward` of a temporal layer for tokens `[(b f), s, c]`, some positions `s` at a time"
     n, s, _ = x.shape
     if n <= at_once:
-        return forward(x, *args)
+        return forward(x, *args, **kwargs)
     out, positions = torch.empty_like(x), max(1, s * at_once // n)
     for start in range(0, s, positions):
-        out[:, start : start + positions] = forward(x[:, start : start + positions], *args)
+        out[:, start : start + positions] = forward(x[:, start : start + positions], *args, **kwargs)
         if x.is_meta:
             break
     return out
