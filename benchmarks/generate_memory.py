@@ -88,6 +88,7 @@ ROWS = {
     "24 x 768, 8 at once": (24, 768, ["--frames-at-once", "8"]),
     "24 x 1024, low": (24, 1024, ["--memory", "low"]),
     "72 x 1024, low": (72, 1024, ["--memory", "low"]),
+    "24 x 1024, low, float8": (24, 1024, ["--memory", "low", "--base-storage", "float8"]),
 }
 TOY_ROWS = "24 x 1024", "72 x 768", "24 x 1024, low"
 # `tav generate` unchanged, with its parts measured: seconds and peak of each, the allocator's own figures

@@ -76,6 +76,18 @@ ROWS = {
         dict(optimizer="muon", offload_optimizer=True, gradient_checkpointing="offload", **BLOCK),
         "",
     ),
+    "Muon, block, float8": (768, dict(optimizer="muon", offload_optimizer=True, base_storage="float8", **BLOCK), ""),
+    "Muon, block, float8, checkpoints outside": (
+        768,
+        dict(
+            optimizer="muon",
+            offload_optimizer=True,
+            gradient_checkpointing="offload",
+            base_storage="float8",
+            **BLOCK,
+        ),
+        "",
+    ),
     "Muon, block, 1024 px": (1024, dict(optimizer="muon", offload_optimizer=True, **BLOCK), ""),
     "bfloat16": (768, dict(offload_optimizer=True, dtype="bfloat16"), ""),
     "autocast": (768, dict(cuda_graphs=False), "autocast"),

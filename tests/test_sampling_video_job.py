@@ -116,6 +116,9 @@ def test_a_video_made_with_little_memory_is_the_same_video_and_its_settings_stat
         )
         usual = generate(GIRL, num_frames=2, steps=2, height=64, width=64)
         assert np.abs(drawn.astype(int) - usual).max() <= 1 and usual.std() > 10
+        assert tav("generate", GIRL, "-o", f"{folder}/eight.webp", *QUICK, "--base-storage", "float8")[0] == 0
+        rounded, settings = read_video(f"{folder}/eight.webp")[0], read_metadata(f"{folder}/eight.webp")
+        assert settings["base_storage"] == "float8" and 0.1 < np.abs(rounded.astype(int) - usual).mean() < 15
 
 
 # %% ../nbs/internals/sampling_video_job.ipynb #4ea3c012

@@ -376,6 +376,8 @@ def test_sdxl_is_estimated_at_no_more_than_12_2_gib_with_muon_and_fits_below_18_
         for changes, frames, side, most in (
             ({}, 8, 768, 12.2),
             (block, 8, 768, 12.2),
+            (block | dict(base_storage="float8"), 8, 768, 9.9),
+            (block | dict(base_storage="float8", gradient_checkpointing="offload"), 8, 768, 7.7),
             (block, 8, 1024, 15.5),
             (dict(batch_size=1, lengths=(24,)), 24, 768, 14.5),
         ):

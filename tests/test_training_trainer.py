@@ -1546,20 +1546,29 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_good_one_and_the_run
 
 # %% ../nbs/internals/training_trainer.ipynb #a9465123
 @pytest.mark.long
-def test_sixteen_bits_train_as_well_as_thirty_two():
+def test_sixteen_bits_train_as_well_as_thirty_two_and_a_base_in_eight_bits_nearly_as_well():
     for config in (SMALL, BLOCK_CONFIG):
         train_state, all_losses = None, []
         with tempfile.TemporaryDirectory() as place:
-            for dtype in ("float16", "bfloat16", "float32"):
-                train_state, _ = run_small(f"{place}/{dtype}", replace(config, dtype=dtype, steps=2))
+            for dtype, storage in (
+                ("float16", "dtype"),
+                ("bfloat16", "dtype"),
+                ("float32", "float8"),
+                ("float32", "dtype"),
+            ):
+                run = f"{place}/{dtype}-{storage}"
+                train_state, _ = run_small(run, replace(config, dtype=dtype, base_storage=storage, steps=2))
                 assert train_state.scaler.is_enabled() == (dtype == "float16") and all(
                     p.dtype == torch.float32 for p in train_state.parameters
                 )
+                stored = {p.dtype for p in train_state.unet.parameters() if not p.requires_grad}
+                assert (torch.float8_e4m3fn in stored) == (storage == "float8")
                 all_losses.append(
-                    [json.loads(line)["loss"] for line in Path(place, dtype, "log.jsonl").read_text().splitlines()]
+                    [json.loads(line)["loss"] for line in Path(run, "log.jsonl").read_text().splitlines()]
                 )
-        for losses in all_losses[:2]:
-            torch.testing.assert_close(torch.tensor(losses), torch.tensor(all_losses[2]), rtol=0.03, atol=0)
+        for losses in all_losses[:3]:
+            assert losses != all_losses[3]
+            torch.testing.assert_close(torch.tensor(losses), torch.tensor(all_losses[3]), rtol=0.03, atol=0)
         assert {type(module).__name__ for module in train_state.unet.modules() if "GEGLU" in type(module).__name__} == {
             "FusedGEGLU" if find_spec("triton") else "GEGLU"
         }  # chapter 'GEGLU in one kernel'

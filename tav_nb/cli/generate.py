@@ -97,7 +97,7 @@ def add_generate(parser: Parser) -> None:
     add_options(either, PipelineOptions, ["adapter"])
     add_options(either, VideoRequest, ["images"])
     add_options(add, VideoRequest, [name for name in options_of(VideoRequest) if name != "images"])
-    add_options(add, PipelineOptions, ["model", "config", "device", "dtype"])
+    add_options(add, PipelineOptions, ["model", "config", "device", "dtype", "base_storage"])
     add_options(add, Keyframes)
     add_options(add, ContextOptions)
     add_options(add, MemoryOptions)

@@ -103,7 +103,7 @@ class FusedGEGLU(GEGLU):
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if hidden_states.device.type not in ("cuda", "meta"):
             return super().forward(hidden_states, *args, **kwargs)
-        return geglu(self.proj(hidden_states), overwrite=type(self.proj) is torch.nn.Linear)
+        return geglu(self.proj(hidden_states), overwrite=isinstance(self.proj, torch.nn.Linear))
 
 
 def fuse_geglu(unet: torch.nn.Module) -> torch.nn.Module:

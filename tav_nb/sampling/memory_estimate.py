@@ -25,6 +25,7 @@ from torch import nn
 from ..models.adapter_file import load_adapter
 from ..models.base import check_loadable, find_config, loading_error
 from ..models.base_config import vae_factor
+from ..models.float8_storage import float8_saving, store_float8
 from ..models.messages import quiet
 from ..models.vae import decode_slice, slice_size, unscale_latents, upcast_vae
 from .memory import Memory, predict
@@ -62,6 +63,7 @@ def build_on_meta(
     configs: dict[str, Any],  # as `load_configs` gives them
     adapter: str | Path | None = None,  # file or folder of the adapter; None is without
     dtype: torch.dtype = torch.float16,  # of the base; the adapter has its file's
+    base_storage: str = "dtype",  # of the UNet's weights, or "float8"
 ) -> SimpleNamespace:
     "A model without content: `unet`, `vae`, and `sizes`, the bytes of each part's weights"
     where = configs.get("where", "model")
@@ -77,11 +79,18 @@ def build_on_meta(
     parts = dict(unet=unet, vae=vae, **encoders)
     for part in parts.values():
         nn.Module.to(part, dtype).requires_grad_(False).eval()
+    saving = float8_saving(unet)
+    if base_storage == "float8":
+        store_float8(unet)
     with quiet(), torch.device("meta"):
         if adapter:
             load_adapter(unet, adapter)  # raises an error if it does not fit
     model = SimpleNamespace(
-        where=where, unet=unet, vae=vae, sizes={name: weight_bytes(part) for name, part in parts.items()}
+        where=where,
+        unet=unet,
+        vae=vae,
+        sizes={name: weight_bytes(part) for name, part in parts.items()},
+        float8_saving=0 if base_storage == "float8" else saving,  # bytes
     )
     for module in unet.modules():
         if blocks := getattr(module, "transformer_blocks", None):
@@ -348,8 +357,10 @@ def too_large_message(
         f"{num_frames} frames of {width} x {height} need {format_bytes(least.total * MEMORY_MARGIN)}, and"
         f" {format_bytes(room)} are there: "
     )
+    saving = getattr(model, "float8_saving", 0)
+    float8 = f"; --base-storage float8 needs {format_bytes(saving)} less" if saving else ""
     if least.weights * MEMORY_MARGIN > room:
-        return start + f"too little for this model, whose weights alone take {format_bytes(least.weights)}"
+        return start + f"too little for this model, whose weights alone take {format_bytes(least.weights)}{float8}"
     on_cpu = how.get("on_cpu", False)
     smallest = memory_candidates("low", None, how.get("guided", True), on_cpu)[0]
 
@@ -384,8 +395,5 @@ def too_large_message(
         None,
     ):
         ways.append(f"--height {size[0]} --width {size[1]}")
-    return start + (
-        " or ".join(ways) + " would fit"
-        if ways
-        else "fewer frames and a smaller --height and --width together would need less"
-    )
+    advice = " or ".join(ways) + " would fit" if ways else "fewer frames and a smaller --height and --width need less"
+    return start + advice + float8

@@ -219,16 +219,16 @@ class PipelineOptions:
         None, "a temporal adapter: file, folder, Hub id (the one beside the model)", Name, "FILE"
     )
     lora: Sequence[tuple[str, float]] = option(
-        (),
-        "a LoRA of diffusers or kohya, and how much of it (1); may be repeated",
-        list[tuple[Name, float]],
-        "FILE[:WEIGHT]",
+        (), "a LoRA (diffusers, kohya) and its weight (1); may be repeated", list[tuple[Name, float]], "FILE[:WEIGHT]"
     )
     textual_inversion: Sequence[str] = option(
         (), "a new word, to be written as the file is called; may be repeated", list[Name], "FILE"
     )
     device: str = option("auto", "where to compute (auto: a GPU if there is one)", Literal["auto", "cpu", "cuda"])
     dtype: str | None = option(None, "dtype of the base (float16 on a GPU, else float32)", Dtype)
+    base_storage: str = option(
+        "dtype", "how the UNet's weights lie in memory; float8 halves float16's (dtype)", Literal["dtype", "float8"]
+    )
 
     @property
     def base(self) -> tuple[str | None, str | None]:

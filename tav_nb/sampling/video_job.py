@@ -30,6 +30,7 @@ from tav_nb.models.adapter_file import (
 )
 from ..models.base import EMBEDDED, check_device, find_config, find_model, load_pipeline
 from ..models.base_config import BaseSize, read_base_size
+from ..models.float8_storage import store_float8
 from ..models.temporal_state import set_context
 from ..models.windows import Context, plan_windows
 from .conditioning import KeyframeError, read_frame_image
@@ -88,6 +89,8 @@ def load_parts(
     "The pipeline that the options mean, with the adapter, LoRAs, new words in it"
     device, dtype = resolve_device(options)
     pipe = load_pipeline(options.model, "cpu" if offload else device, dtype, config=options.config, **parts)
+    if options.base_storage == "float8" and pipe.unet:
+        store_float8(pipe.unet)
     if adapter:
         load_adapter(pipe.unet, adapter)
     if offload:
@@ -248,7 +251,7 @@ def make_video(
     size, memory, on_meta = (request.num_frames, height, width), Memory(), None
     if job.memory != MemoryOptions() or not is_small(model, size):
         check_device(device)
-        on_meta = build_on_meta(load_configs(config), adapter, dtype)
+        on_meta = build_on_meta(load_configs(config), adapter, dtype, pipeline.base_storage)
     if sources.use_stock_pipeline:
         if on_meta:
             check_room(request, size, on_meta, device)

@@ -79,9 +79,8 @@ class TrainConfig:
     )
     positions: str = config_field(
         "sinusoidal",
-        "position encoding of a new adapter; sinusoidal is fixed, with a mean square of 0.5; learned is a table that"
-        " starts at 0.02 and learns later in the example of chapter 'Temporal self-attention';"
-        " on videos the two were not measured alone",
+        "position encoding of a new adapter; sinusoidal is fixed, learned a table that starts at 0.02 and learns later"
+        " in the example of chapter 'Temporal self-attention'; on videos the two were not measured alone",
         ("sinusoidal", "learned"),
         also="pos_emb pos_embed position_encoding",
     )
@@ -132,6 +131,12 @@ class TrainConfig:
         ("auto", "float32", "float16", "bfloat16"),
         also="mixed_precision precision fp16 bf16 full_fp16 full_bf16",
     )
+    base_storage: str = config_field(
+        "dtype",
+        "how the frozen base's weights lie in memory; float8 halves what float16 takes, and rounds them",
+        ("dtype", "float8"),
+        also="fp8 fp8_base float8 layerwise_casting",
+    )
 
     lengths: tuple[int, ...] = config_field(
         (8, 12, 16, 20, 24),
@@ -169,8 +174,7 @@ class TrainConfig:
     )
     uncond_zero_prob: float = config_field(
         0.05,
-        "probability that the embeddings of a caption become zeros, which is SDXL's input without a negative prompt;"
-        " guidance needs it",
+        "probability that a caption's embeddings become zeros, SDXL's input without a negative prompt, for guidance",
         below=1,
         also="uncond_prob cond_drop_prob",
     )
@@ -200,8 +204,7 @@ class TrainConfig:
 
     noise: str = config_field(
         "mixed",
-        "correlation of the noise of the frames; progressive was better than mixed on the toy world"
-        " (chapter 'Training the tiny SDXL');"
+        "correlation of the frames' noise; progressive was better than mixed (chapter 'Training the tiny SDXL');"
         " stored in the adapter, because sampling has to use the same",
         ("mixed", "progressive", "independent"),
         also="noise_type",
@@ -243,9 +246,8 @@ class TrainConfig:
     )
     expected_loss: str = config_field(
         "",
-        "loss that is expected at some noise levels, such as 1:0.07,8:0.5 (sigma and loss, as benchmarks/levels.py"
-        " measures them): weights are divided by its square root, so that no level makes nearly all of the loss; empty"
-        " divides by nothing",
+        "loss to expect at some noise levels, such as 1:0.07,8:0.5 (sigma and loss, as benchmarks/levels.py measures)."
+        " Weights are divided by its square root, so no level makes nearly all of the loss; empty divides by nothing",
         pairs=True,
         also="loss_balance balance",
     )
@@ -257,8 +259,7 @@ class TrainConfig:
     )
     stratified_timesteps: bool = config_field(
         False,
-        "the clips of an update share out the timesteps: each is drawn from a part of its own, all equally probable;"
-        " gradients vary less",
+        "the clips of an update draw timesteps from equally probable parts, each from its own: gradients vary less",
         also="stratified",
     )
     position_offsets: bool = config_field(

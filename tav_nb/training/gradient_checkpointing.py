@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OffloadedTensor', 'ActivationOffload', 'recompute', 'Replacement', 'checkpoint_from', 'will_checkpoint',
-           'UpBlockCheckpointing', 'concatenate', 'TransformerCheckpointing', 'FrozenConvFunction', 'FrozenConv2d',
-           'replace_convolutions', 'set_gradient_checkpointing']
+           'UpBlockCheckpointing', 'concatenate', 'TransformerCheckpointing', 'convolution_settings',
+           'FrozenConvFunction', 'FrozenConv2d', 'replace_convolutions', 'set_gradient_checkpointing']
 
 # %% ../../nbs/internals/training_gradient_checkpointing.ipynb #9d7eaf92
 import weakref
@@ -191,6 +191,10 @@ class TransformerCheckpointing:
         return checkpoint_from([x], project, self.run, function, hidden_states, *args)
 
 # %% ../../nbs/internals/training_gradient_checkpointing.ipynb #10163d76
+def convolution_settings(layer: torch.nn.Conv2d) -> tuple:
+    return layer.stride, layer.padding, layer.dilation, layer.groups
+
+
 class FrozenConvFunction(torch.autograd.Function):
     "`F.conv2d` with a gradient for its input alone, which keeps no activation"
 
@@ -198,31 +202,29 @@ class FrozenConvFunction(torch.autograd.Function):
     def forward(
         context,
         x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        settings: tuple,  # stride, padding, dilation, groups
+        layer: torch.nn.Conv2d,  # has the weight: one that is stored in float8 is made again for the backward pass
     ) -> torch.Tensor:
         # not a saved tensor: a block is recomputed up to the last of those, and then this convolution would be as well
-        context.weight, context.shape, context.settings = weight, x.shape, settings
-        return F.conv2d(x, weight, bias, *settings)
+        context.layer, context.shape = layer, x.shape
+        return F.conv2d(x, layer.weight, layer.bias, *convolution_settings(layer))
 
     @staticmethod
     @once_differentiable
-    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        dx = torch.nn.grad.conv2d_input(context.shape, context.weight, dout, *context.settings)
-        return dx, None, None, None
+    def backward(context, dout: torch.Tensor) -> tuple[torch.Tensor, None]:
+        layer = context.layer
+        return torch.nn.grad.conv2d_input(context.shape, layer.weight, dout, *convolution_settings(layer)), None
 
 
 class FrozenConv2d(torch.nn.Conv2d):
     "`nn.Conv2d` that keeps no input for the backward pass while its weights are frozen"
 
-    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        trained = any(parameter.requires_grad for parameter in self.parameters(recurse=False))
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
         if trained or autocast or not plain or not x.requires_grad:
-            return super()._conv_forward(x, weight, bias)
-        return FrozenConvFunction.apply(x, weight, bias, (self.stride, self.padding, self.dilation, self.groups))
+            return super().forward(x)
+        return FrozenConvFunction.apply(x, self)
 
 
 def replace_convolutions(unet: torch.nn.Module) -> None:

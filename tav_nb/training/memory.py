@@ -18,6 +18,7 @@ import torch
 
 from ..models.base import find_config, loading_error
 from ..models.base_config import read_base_size
+from ..models.float8_storage import store_float8
 from ..models.geglu_kernel import fuse_geglu
 from ..models.messages import quiet
 from ..models.model_files import AutoencoderKL
@@ -105,6 +106,8 @@ def unet_on_meta(
     for layer in temporal_modules(unet).values():
         layer.float()
     set_gradient_checkpointing(unet, config.gradient_checkpointing, FunctionOverride(GPU_FUNCTIONS))
+    if config.base_storage == "float8":
+        store_float8(unet)
     return unet if cpu else fuse_geglu(unet)
 
 # %% ../../nbs/5_training/24_memory.ipynb #cc5b22c9
@@ -244,6 +247,7 @@ SUGGESTED_FIELDS = (
     "optimizer",
     "offload_optimizer",
     "cuda_graphs",
+    "base_storage",
 )
 
 
@@ -268,10 +272,12 @@ def smaller_configs(config: TrainConfig) -> tuple[list[TrainConfig], list[TrainC
         dict(gradient_checkpointing="offload"),
         dict(optimizer="adamw8bit", offload_optimizer=False) if config.optimizer == "adamw" else {},
         dict(gradient_checkpointing="offload", offload_optimizer=offload, **halves),
+        dict(base_storage="float8", gradient_checkpointing=blocks),
     ]
     last = [
         dict(gradient_checkpointing=blocks, **ones),
         dict(gradient_checkpointing="offload", offload_optimizer=offload, **ones),
+        dict(gradient_checkpointing="offload", offload_optimizer=offload, base_storage="float8", **ones),
     ]
     return variants(first), variants(last) if config.batch_size > 3 else []
 

@@ -30,6 +30,7 @@ from tav_nb.models.adapter_file import (
     read_adapter_metadata,
 )
 from ..models.base import load_pipeline
+from ..models.float8_storage import store_float8
 from ..models.geglu_kernel import fuse_geglu
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules
@@ -237,6 +238,8 @@ def build_train_state(
     torch.nn.Module.to(pipe.unet, device)
     pipe.unet.requires_grad_(False)
     set_gradient_checkpointing(pipe.unet, config.gradient_checkpointing)
+    if config.base_storage == "float8":
+        store_float8(pipe.unet)
     if config.compile:
         pipe.unet.compile_repeated_blocks()
     else:
