@@ -33,6 +33,11 @@ from tav_nb.models.base import (
 from tav_nb.models.messages import Note, quiet
 from tav_nb.models.model_files import ModelError, only_variant
 from tav_nb.models.scheduler import SDXLAnime_BestHQScheduler
+from tav_nb.models.temporal_unet import add_temporal
+from tav_nb.models.vae import decode_latents, encode_images
+from tav_nb.toy.rendering import render
+from tav_nb.toy.scenes import Scene
+from tav_nb.training.losses import LossSettings, adapter_loss
 
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #b0085f94
@@ -629,6 +634,7 @@ def test_a_file_that_predicts_v_says_so_or_its_config_does():
             ({}, {"modelspec.prediction_type": "v"}, ("v_prediction", False)),
             ({}, {"modelspec.prediction_type": "epsilon"}, ("epsilon", False)),
             ({"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, None, ("v_prediction", True)),
+            ({"ztsnr": torch.empty(0)}, {"modelspec.prediction_type": "epsilon"}, ("epsilon", False)),
         ):
             save_file({**weights, **extra}, path, about)
             pipe = load_pipeline(path, config=EMBEDDED)
@@ -640,6 +646,80 @@ def test_a_file_that_predicts_v_says_so_or_its_config_does():
         assert load_pipeline(path, config=settings.parent.parent).scheduler.config.prediction_type == "v_prediction"
 
 
+# %% ../nbs/6_making_videos/27_base_models.ipynb #5e9ab102
+def test_a_folder_with_v_prediction_and_zero_terminal_snr_draws_and_trains_and_with_epsilon_it_is_refused_in_one_line():
+    with tempfile.TemporaryDirectory() as folder:
+        model = shutil.copytree(EMBEDDED, Path(folder, "model"), copy_function=shutil.copyfile)
+        path = model / "scheduler" / "scheduler_config.json"
+        stated = json.loads(path.read_text()) | dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        path.write_text(json.dumps(stated | dict(prediction_type="v_prediction")))
+        pipe = load_pipeline(model)
+        assert 0 < pipe.scheduler.alphas_cumprod[-1] < 1e-7 and pipe.scheduler.config.prediction_type == "v_prediction"
+        image = pipe("a girl", num_inference_steps=4, height=64, width=64, output_type="np").images
+        assert np.isfinite(image).all() and 0.05 < image.std()
+        clips = dict(
+            latents=torch.randn(1, 4, 4, 8, 8),
+            prompt_embeds=torch.zeros(1, 77, pipe.unet.config.cross_attention_dim),
+            pooled=torch.zeros(1, pipe.text_encoder_2.config.projection_dim),
+            time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+        )
+        add_temporal(pipe.unet, max_frames=8)
+        only_last = torch.zeros(1000).index_fill(0, torch.tensor(999), 1)  # pure noise
+        loss = adapter_loss(
+            pipe.unet, pipe.scheduler, clips, torch.Generator().manual_seed(0), LossSettings(gamma=None), only_last
+        )
+        loss.backward()
+        assert 0.05 < loss < 20 and any(p.grad is not None and p.grad.any() for p in pipe.unet.parameters())
+        path.write_text(json.dumps(stated | dict(prediction_type="epsilon")))
+        try:
+            load_pipeline(model)
+        except ModelError as error:
+            assert "rescale_betas_zero_snr" in str(error) and str(model) in str(error) and "\n" not in str(error)
+        else:
+            raise AssertionError("no image can be found in pure noise from the noise")
+
+
+# %% ../nbs/6_making_videos/27_base_models.ipynb #5e9ab103
+def test_one_file_in_16_bits_and_encoders_in_16_bits_and_a_vae_with_statistics_are_the_same_model():
+    pipe, parts = tiny(), ("unet", "vae", "text_encoder", "text_encoder_2")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "half.safetensors")
+        for dtype in (torch.float16, torch.bfloat16):
+            save_file({key: value.to(dtype) for key, value in one_file(pipe).items()}, path)
+            again = load_pipeline(path, config=EMBEDDED)
+            for part in parts:
+                wanted, found = getattr(pipe, part).state_dict(), getattr(again, part).state_dict()
+                assert all(torch.equal(found[key], wanted[key].to(dtype).float()) for key in wanted), (part, dtype)
+        model = shutil.copytree(EMBEDDED, Path(folder, "model"), copy_function=shutil.copyfile)
+        for part in parts[2:]:
+            (file,) = (model / part).glob("*.safetensors")
+            save_file({key: value.half() for key, value in load_file(file).items()}, file, {"format": "pt"})
+        about, statistics = (
+            json.loads((model / "vae" / "config.json").read_text()),
+            ([0.5, -1, 0.25, 2], [1.5, 0.5, 2, 1]),
+        )
+        stated = about | dict(zip(("latents_mean", "latents_std"), statistics))
+        (model / "vae" / "config.json").write_text(json.dumps(stated))
+        again = load_pipeline(model)
+        assert again.text_encoder.dtype == again.text_encoder_2.dtype == torch.float32
+        with torch.inference_mode():
+            texts = [one.encode_prompt("a girl", do_classifier_free_guidance=False)[0] for one in (again, pipe)]
+        torch.testing.assert_close(*texts, atol=0.02, rtol=0.01)
+        frame = render(Scene(), num_frames=1).frames
+        mean, std = (torch.tensor(values).view(1, 4, 1, 1) for values in statistics)
+        latents = encode_images(again.vae, frame)
+        torch.testing.assert_close(
+            latents, (encode_images(pipe.vae, frame) - mean * pipe.vae.config.scaling_factor) / std
+        )
+        assert (
+            np.abs(
+                decode_latents(again.vae, latents)
+                - decode_latents(pipe.vae, encode_images(pipe.vae, frame)).astype(int)
+            ).max()
+            <= 1
+        )
+
+
 # %% ../nbs/6_making_videos/27_base_models.ipynb #ec5bba37
 def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
     weights, none = one_file(tiny()), torch.zeros(1)
@@ -648,6 +728,7 @@ def test_a_file_that_is_not_sdxl_or_not_whole_is_said_in_one_line():
         "sd1": ({"cond_stage_model.transformer.text_model.x": none}, "Stable Diffusion 1"),
         "sd2": ({"cond_stage_model.model.x": none}, "Stable Diffusion 2"),
         "refiner": ({"conditioner.embedders.0.model.x": none}, "refiner"),
+        "cosxl": ({**weights, "edm_vpred.sigma_max": none}, "EDM"),
         "lora": ({"lora_unet_x.lora_down.weight": none}, "LoRA"),
         "vae": ({"encoder.conv_in.bias": none}, "no SDXL"),
         "short": ({key: value for key, value in weights.items() if "out.2" not in key}, "unet lacks"),

@@ -179,6 +179,28 @@ def loop(scheduler, num_steps, start=0, dtype=torch.float32):
     return sample
 
 
+# %% ../nbs/2_method/07_scheduler.ipynb #57b1c0d2
+ZERO_SNR = dict(SDXL_STOCK, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+def sample_two_groups(scheduler, num_steps, spread=0.1, center=1.5):
+    "Steps with the exact model of numbers around `center` - 1 and `center` + 1, which predicts v"
+    alphas = SDXLAnime_BestHQScheduler(**ZERO_SNR).alphas_cumprod.double().numpy()
+    scheduler.set_timesteps(num_steps)
+    x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        z = scheduler.scale_model_input(x, t).double()
+        alpha = float(np.interp(float(t), range(1000), alphas)) ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+        variance = (alpha * spread) ** 2 + sigma**2
+        groups = torch.tensor([center - 1, center + 1]).view(2, 1, 1, 1, 1).double()
+        share = (-((z - alpha * groups) ** 2) / (2 * variance)).softmax(0)
+        clean = (share * (groups + alpha * spread**2 / variance * (z - alpha * groups))).sum(0)
+        v = (alpha * z - clean) / sigma  # alpha * noise - sigma * clean
+        x = scheduler.step(v.float(), t, x).prev_sample
+    return x
+
+
 # %% ../nbs/2_method/07_scheduler.ipynb #65a196b2
 def test_both_ways_out_of_sdxl_s_own_config_stay_dpm_2m_karras():
     stock = EulerDiscreteScheduler.from_config(SDXL_STOCK)
@@ -518,7 +540,6 @@ def test_its_attributes_behave_as_those_of_diffusers_schedulers():
 # %% ../nbs/2_method/07_scheduler.ipynb #d9f7bc82
 def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_its_last():
     for choice, count in (
-        ({"rescale_betas_zero_snr": True}, 40),
         ({"beta_schedule": "squaredcos_cap_v2"}, 40),
         ({"num_train_timesteps": 50}, 200),
     ):
@@ -538,6 +559,32 @@ def test_a_schedule_that_begins_with_one_time_twice_runs_from_its_first_step_to_
         assert "karras" in str(error)
     else:
         raise AssertionError("times of the caller's own do not go together with Karras' levels")
+
+
+# %% ../nbs/2_method/07_scheduler.ipynb #57b1c0d3
+def test_a_model_that_begins_with_pure_noise_has_an_eighth_of_the_error_of_karras_levels_from_there_on_and_of_euler():
+    def diffusers_own(cls, **more):
+        return cls.from_config({**ZERO_SNR, **more})
+
+    def mean_error(scheduler, num_steps=20):
+        return (sample_two_groups(scheduler, num_steps) - exact).abs().mean().item()
+
+    exact = sample_two_groups(SDXLAnime_BestHQScheduler(**ZERO_SNR), 2000)
+    errors = dict(
+        ours=mean_error(SDXLAnime_BestHQScheduler.from_config(ZERO_SNR)),
+        karras=mean_error(diffusers_own(DPMSolverMultistepScheduler, use_karras_sigmas=True)),
+        euler=mean_error(diffusers_own(EulerDiscreteScheduler)),
+    )
+    print({name: round(error, 4) for name, error in errors.items()})
+    assert errors["ours"] * 8 < min(errors["karras"], errors["euler"])
+    assert abs((exact.abs() - 1.5).abs().mean() - 1) < 0.1, "the bias of both groups is there"
+    scheduler = SDXLAnime_BestHQScheduler(**ZERO_SNR)
+    for num_steps in (2, 20):
+        scheduler.set_timesteps(num_steps)
+        assert scheduler.timesteps[0] == 999 and scheduler.sigmas[0] > 4000
+        torch.testing.assert_close(scheduler.sigmas[1], torch.tensor(14.6146), atol=1e-3, rtol=0)
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [999]
 
 
 # %% ../nbs/2_method/07_scheduler.ipynb #8f59ef29

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'REQUIRED_PARTS', 'VOCABULARY', 'SMALL_VOCABULARY', 'find_model', 'find_config', 'hub_reason', 'hub_file',
-           'cached_folder', 'loading_error', 'check_loadable', 'read_part', 'read_prediction', 'check_device',
-           'check_finite_weights', 'check_tokens', 'check_complete', 'freeze', 'load_pipeline', 'vocabulary_words',
-           'check_prompt', 'note_unread_words', 'tensors_hash']
+           'cached_folder', 'loading_error', 'check_loadable', 'read_part', 'read_prediction', 'check_scheduler',
+           'check_device', 'check_finite_weights', 'check_tokens', 'check_complete', 'freeze', 'load_pipeline',
+           'vocabulary_words', 'check_prompt', 'note_unread_words', 'tensors_hash']
 
 # %% ../../nbs/6_making_videos/27_base_models.ipynb #d62054fd
 import hashlib
@@ -188,8 +188,18 @@ def read_prediction(path: str | Path) -> dict[str, Any]:
     )
     return {
         **(dict(prediction_type=prediction) if prediction else {}),
-        **(dict(rescale_betas_zero_snr=True) if "ztsnr" in keys else {}),
+        **(dict(rescale_betas_zero_snr=True) if "v_pred" in keys and "ztsnr" in keys else {}),
     }
+
+
+def check_scheduler(scheduler: SDXLAnime_BestHQScheduler) -> None:
+    "Raises `ModelError` for a model that would have to find the image in pure noise from its prediction of the noise"
+    config = scheduler.config
+    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+        raise ModelError(
+            "its scheduler_config.json has rescale_betas_zero_snr with prediction_type epsilon, and from pure noise"
+            " only v_prediction leads to an image: one of the two is wrong"
+        )
 
 # %% ../../nbs/6_making_videos/27_base_models.ipynb #c8f5da66
 def check_device(device: torch.device | str) -> None:
@@ -291,6 +301,7 @@ def load_pipeline(
                 raise ModelError(f"its model_index.json names no {', '.join(lacking)}")
             prediction = read_prediction(where) if where != config else {}
             pipe.scheduler = SDXLAnime_BestHQScheduler.from_config(pipe.scheduler.config, **prediction)
+            check_scheduler(pipe.scheduler)
         except Exception as error:  # missing or broken files: many classes, one answer
             raise loading_error(where, error) from error
         check_complete(pipe, where, messages)

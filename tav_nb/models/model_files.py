@@ -42,6 +42,7 @@ NOT_SDXL = {
     "conditioner.embedders.0.model.": "SDXL's refiner",
     "cond_stage_model.transformer.": "a Stable Diffusion 1",
     "cond_stage_model.model.": "a Stable Diffusion 2",
+    "edm_": "a model with the noise of EDM, as CosXL and Playground 2.5 have it",
     "lora": "a LoRA",
     "temporal_attn": "a temporal adapter",
 }

@@ -10,6 +10,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
@@ -94,6 +95,17 @@ class SDXLAnime_BestHQScheduler(DPMSolverMultistepScheduler):
         if isinstance(config, dict):
             config = _chosen(config)
         return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def _convert_to_karras(self, in_sigmas: np.ndarray, num_inference_steps: int) -> np.ndarray:
+        """As in diffusers, except for a model that begins with pure noise: its first step goes to the level at which
+        it would begin without `rescale_betas_zero_snr`, and Karras' levels follow from there
+        """
+        if not self.config.rescale_betas_zero_snr or num_inference_steps < 2:
+            return super()._convert_to_karras(in_sigmas, num_inference_steps)
+        plain = DPMSolverMultistepScheduler.from_config(self.config, rescale_betas_zero_snr=False)
+        alpha = plain.alphas_cumprod[-1].item()
+        ends = np.array([min(((1 - alpha) / alpha) ** 0.5, in_sigmas[0]), in_sigmas[-1]])
+        return np.concatenate([in_sigmas[:1], super()._convert_to_karras(ends, num_inference_steps - 1)])
 
     def index_for_timestep(self, timestep: torch.Tensor | int, schedule_timesteps: torch.Tensor | None = None) -> int:
         """As in diffusers, except that the first time of a schedule is its first step, however many steps round to that
