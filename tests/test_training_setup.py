@@ -2,9 +2,10 @@
 
 import torch
 
+from tav_nb.data.cache_reader import read_manifest
 from tav_nb.models.base import load_pipeline
 from tav_nb.training.config import TrainConfig
-from tav_nb.training.setup import describe_run, prepare_adapter
+from tav_nb.training.setup import count_sources, describe_run, prepare_adapter
 
 
 # %% ../nbs/internals/training_setup.ipynb #4669a44b
@@ -35,3 +36,15 @@ def test_a_run_that_holds_out_more_clips_than_it_trains_on_says_so():
         few, rest = (SimpleNamespace(clips=[dict(width=64, height=64)] * count) for count in (trained, kept))
         lines = list(describe_run(state, few, rest if kept else None, "cache", 1))
         assert any("held_out is 4 source files" in line for line in lines) == warned, lines
+
+
+# %% ../nbs/internals/training_setup.ipynb #da3852ba
+def test_the_record_of_a_run_says_how_many_clips_of_which_source_and_licence_it_has():
+    from tempfile import TemporaryDirectory
+
+    from tav_nb.toy.live import toon_cache
+
+    with TemporaryDirectory() as folder:
+        toon_cache(folder, range(3), num_frames=2, size=64)
+        clips = [dict(clip=row["clip"]) for row in read_manifest(folder, ["clip"])[:2]]
+        assert count_sources(folder, clips) == [dict(source="tav_nb", licence="Apache-2.0", clips=2)]

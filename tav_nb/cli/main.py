@@ -18,6 +18,7 @@ import tav_nb
 from .generate import add_generate, generate_command
 from .options import check_regular_files
 from .prepare import add_prepare, prepare_command
+from .push import add_push, push_command
 from .score import add_score, score_command
 from .train import add_train, train_command
 from ..utils.arguments import Parser
@@ -56,6 +57,7 @@ COMMANDS = {
     "prepare": ("turn videos into a cache of clips to train on", add_prepare, prepare_command),
     "score": ("measure whether the frames of videos hold together", add_score, score_command),
     "train": ("teach an adapter to move, with the clips of a cache", add_train, train_command),
+    "push": ("share the adapter of a training, with a page about it", add_push, push_command),
     "info": ("print the settings inside a video or an adapter", add_info, info_command),
 }
 

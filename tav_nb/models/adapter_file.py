@@ -296,7 +296,8 @@ def load_adapter(
     for name, layer in temporal_modules(unet).items():
         state = {key: tensors.get(f"{name}.{key}", start) for key, start in layer.state_dict().items()}
         layer.to(dtype or state["gate"].dtype).load_state_dict(state)
-    unet.temporal_config.update(metadata)
+    own = {name: value for name, value in metadata.items() if not name.startswith("modelspec.")}  # of that file alone
+    unet.temporal_config.update(own)
     return metadata
 
 # %% ../../nbs/6_making_videos/28_adapter_file.ipynb #a7fd5e9b

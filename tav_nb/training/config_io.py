@@ -14,7 +14,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -247,6 +247,7 @@ class RunRecord:
     micro_steps: Annotated[int, Meta(ge=1)]  # of all processes, in an update
     estimated_gib: float = 0.0
     version: str = ""
+    sources: list[dict[str, Any]] = field(default_factory=list)  # source, licence and number of clips of each
 
 
 def load_run_config(run: Path | str) -> tuple[RunRecord, TrainConfig]:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DTYPES', 'base_dtype', 'check_optional_packages', 'open_clips', 'batch_shapes', 'largest_batch', 'check_memory',
            'prepare_adapter', 'check_caption_widths', 'build_train_state', 'describe_run', 'resolve_config',
-           'write_run_record', 'remove_empty_run']
+           'count_sources', 'write_run_record', 'remove_empty_run']
 
 # %% ../../nbs/internals/training_setup.ipynb #d5540003
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 import tav_nb
-from ..data.cache_reader import PREPARE_AGAIN, CacheError, read_cache_info
+from ..data.cache_reader import PREPARE_AGAIN, CacheError, read_cache_info, read_manifest
 from ..data.loader import ClipLoader, check_cache_model
 from tav_nb.models.adapter_file import (
     extended_structure,
@@ -291,6 +292,17 @@ def resolve_config(run: Path | str, config: TrainConfig | None, resume: bool) ->
     return check_config(config)
 
 
+def count_sources(cache: Path | str, clips: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Source, licence and number of some clips of a cache, for each pair that there is"
+    try:
+        rows = read_manifest(cache, ["clip", "source", "licence"])
+    except CacheError:
+        return []  # of another program, without these columns
+    names = {row["clip"] for row in clips}
+    counts = Counter((row["source"] or "", row["licence"] or "") for row in rows if row["clip"] in names)
+    return [dict(source=source, licence=licence, clips=n) for (source, licence), n in sorted(counts.items())]
+
+
 def write_run_record(
     run: Path | str, config: TrainConfig, loader: ClipLoader, world: int, need: TrainMemoryEstimate
 ) -> None:
@@ -314,7 +326,14 @@ def write_run_record(
     atomic_write(
         path,
         json.dumps(
-            dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__), indent=1
+            dict(
+                config=asdict(config),
+                **ours,
+                estimated_gib=need.total / 2**30,
+                version=tav_nb.__version__,
+                sources=count_sources(loader.folder, loader.clips),
+            ),
+            indent=1,
         ),
     )
     atomic_write(Path(run) / "config.toml", config_to_toml(config))
