@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -238,12 +239,14 @@ def test_what_would_be_another_lora_without_some_of_its_keys_is_refused_by_name(
     pipe = embedded_pipeline()
     plain, keys = {f"unet.{key}": value for key, value in make_lora(pipe).items()}, set(pipe.unet.state_dict())
     layer = next(iter(plain)).removesuffix(".lora_A.weight")
+    outputs = len(plain[f"{layer}.lora_B.weight"])
     nan = {key: value.clone().fill_(torch.nan) if n == 1 else value for n, (key, value) in enumerate(plain.items())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.safetensors")
         for tensors, words in (
-            (plain | {f"{layer}.dora_scale": torch.ones(1)}, "a DoRA"),
-            (plain | {f"{layer}.lora_magnitude_vector": torch.ones(1)}, "a DoRA"),
+            (plain | {f"{layer}.dora_scale": torch.ones(1)}, "one for each of its"),
+            (plain | {f"{layer}.dora_scale": torch.ones(1, 64)}, "one for each of its"),
+            (plain | {f"{layer}.lora_magnitude_vector": torch.ones(outputs)}, "a LoRA for others"),
             ({"lora_unet_x.hada_w1_a": torch.ones(1)}, "a LoHa"),
             ({"lora_unet_x.lokr_w1": torch.ones(1)}, "a LoKr"),
             ({"base_model.model.x.ia3_l": torch.ones(1)}, "an IA3"),
@@ -345,6 +348,56 @@ def test_a_lora_for_few_steps_acts_in_videos_and_images_with_its_scheduler_and_l
     finally:
         base.scheduler = own
         load_loras(base, [])
+
+
+# %% ../nbs/internals/sampling_lora.ipynb #5e9ab202
+def test_a_dora_with_convolutions_in_three_layouts_gives_the_weights_of_its_formula():
+    base = embedded_pipeline()
+    plain, per_level = add_text_lora(make_lora(base, layers=_few_steps), base), base.unet.config.layers_per_block + 1
+    weights = {}
+    for key in plain:
+        if key.endswith(".lora_A.weight"):
+            part, name = key.removesuffix(".lora_A.weight").split(".", 1)
+            weights[f"{part}.{name}"] = getattr(base, part).get_submodule(name).weight.detach().clone()
+    magnitudes = {layer: 1.3 * weight.flatten(1).norm(dim=1) for layer, weight in weights.items()}
+
+    def toward(layer, original=False):
+        part, name = layer.split(".", 1)
+        if original:
+            encoder = f"text_encoders.clip_{'g' if part[-1] == '2' else 'l'}.transformer.{name}"
+            return "diffusion_model." + original_layer_name(name, per_level) if part == "unet" else encoder
+        prefix = dict(unet="lora_unet_", text_encoder="lora_te1_", text_encoder_2="lora_te2_")[part]
+        return prefix + name.replace(".", "_")
+
+    comfy = partial(toward, original=True)
+    layouts = dict(
+        peft=plain | {f"{layer}.lora_magnitude_vector": value for layer, value in magnitudes.items()},
+        kohya=with_alpha(plain, toward, 4.0)
+        | {f"{toward(layer)}.dora_scale": value.view(len(value), *[1] * 3) for layer, value in magnitudes.items()},
+        comfy=with_alpha(plain, comfy, 4.0)
+        | {f"{comfy(layer)}.dora_scale": value[:, None] for layer, value in magnitudes.items()},
+    )
+    assert any(weight.ndim == 4 for weight in weights.values())
+    with tempfile.TemporaryDirectory() as folder:
+        for layout, tensors in layouts.items():
+            save_file(
+                {key: value.contiguous() for key, value in tensors.items()}, path := Path(folder, "x.safetensors")
+            )
+            load_loras(base, [(path, 1.0)])
+            fused = dict(components=["unet", "text_encoder", "text_encoder_2"])
+            with without_temporal(base.unet):
+                base.fuse_lora(**fused)
+            for layer, weight in weights.items():
+                part, name = layer.split(".", 1)
+                a, b = (plain[f"{layer}.lora_{which}.weight"].flatten(1) for which in "AB")
+                changed = weight + (b @ a).view_as(weight)
+                scale = magnitudes[layer] / changed.flatten(1).norm(dim=1)
+                found = getattr(base, part).get_submodule(name).base_layer.weight
+                torch.testing.assert_close(
+                    found, changed * scale.view(-1, *[1] * (weight.ndim - 1)), msg=f"{layout} {layer}"
+                )
+            base.unfuse_lora(**fused)
+    load_loras(base, [])
 
 
 # %% ../nbs/internals/sampling_lora.ipynb #e1296bc9
