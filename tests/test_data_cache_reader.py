@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pytest
 from pyarrow import parquet
 
 from tav_nb.data.cache_format import CLIP_ARRAYS
-from tav_nb.data.cache_reader import CacheError, read_manifest, read_npz
+from tav_nb.data.cache_reader import CacheError, Source, parse_source, read_manifest, read_npz
+from tav_nb.utils.errors import TavError
 
 
 # %% ../nbs/internals/data_cache_reader.ipynb #a5536c0b
@@ -68,3 +70,23 @@ def test_the_manifest_and_the_arrays_of_a_clip_are_checked_when_they_are_read():
         assert read_npz(clip)["pooled_embeds"].shape == (3, 4)
         np.savez(clip, **several)
         assert "text_embeds are float16 with 3 axes" in refusal(lambda: read_npz(clip, CLIP_ARRAYS[1:3]))
+
+
+# %% ../nbs/internals/data_cache_reader.ipynb #7c39b3c1
+def test_a_source_has_a_weight_and_a_dropout_of_its_own_and_a_colon_may_be_part_of_a_folder():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "odd:3").mkdir()
+        for text, expected in (
+            ("a", Source("a")),
+            ("a:2", Source("a", 2.0)),
+            ("a:0.5:dropout=0.2", Source("a", 0.5, 0.2)),
+            ("C:\\clips:2", Source("C:\\clips", 2.0)),
+            ("C:\\clips", Source("C:\\clips")),
+            (f"{folder}/odd:3", Source(f"{folder}/odd:3")),
+            ("a:0", Source("a", 0.0)),
+        ):
+            assert parse_source(text) == expected, text
+        for text in ("a:1:dropout=2", "a:1:dropout=often"):
+            with pytest.raises(TavError, match="from 0 to 1") as caught:
+                parse_source(text)
+            assert str(caught.value).startswith(text)

@@ -2,7 +2,7 @@
 
 import torch
 
-from tav_nb.data.cache_reader import read_manifest
+from tav_nb.data.loader import ClipLoader
 from tav_nb.models.base import load_pipeline
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.setup import count_sources, describe_run, prepare_adapter
@@ -46,5 +46,6 @@ def test_the_record_of_a_run_says_how_many_clips_of_which_source_and_licence_it_
 
     with TemporaryDirectory() as folder:
         toon_cache(folder, range(3), num_frames=2, size=64)
-        clips = [dict(clip=row["clip"]) for row in read_manifest(folder, ["clip"])[:2]]
-        assert count_sources(folder, clips) == [dict(source="tav_nb", licence="Apache-2.0", clips=2)]
+        loader = ClipLoader(folder, 1, 2)
+        loader.clips = loader.clips[:2]
+        assert count_sources([loader, loader]) == [dict(source="tav_nb", licence="Apache-2.0", clips=4)]

@@ -755,6 +755,38 @@ def test_a_run_that_ended_with_an_error_goes_on_and_ends_with_the_same_bits():
         assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == list(range(1, 9))
 
 
+# %% ../nbs/internals/training_trainer.ipynb #0be87aca
+@pytest.mark.long
+def test_two_caches_two_to_one_are_drawn_so_and_a_run_that_died_goes_on_with_the_same_bits_and_weights_alone():
+    class Death(BaseException):
+        pass
+
+    def die(event):
+        if event["step"] == 6:
+            raise Death
+
+    with tempfile.TemporaryDirectory() as place:
+        other = noise_cache(f"{place}/other", [(8, 64, 96)] * 3, MICRO)
+        caches = [f"{CACHE}:2", f"{other}:1:dropout=0.3"]
+        loader, held_out = SETUP.open_clips(replace(SMALL, held_out=1), caches)
+        widths = [loader.batch(step)["latents"].shape[-1] for step in range(300)]
+        assert 95 <= widths.count(12) <= 105 and len(held_out.clips) == 2 and loader.loaders[1].uncond_probs[1] == 0.3
+        run_small(f"{place}/whole", cache=caches)
+        try:
+            run_small(f"{place}/dead", cache=caches, on_event=die)
+        except Death:
+            pass
+        told = refusal(lambda: run_small(f"{place}/dead", None, [f"{CACHE}:1", f"{other}:1:dropout=0.3"], resume=True))
+        assert "weights" in told, told
+        assert "weights" in refusal(lambda: run_small(f"{place}/dead", None, [f"{CACHE}:2", f"{other}:1"], resume=True))
+        run_small(f"{place}/dead", None, caches, resume=True)
+        entire, dead = state_of(f"{place}/whole"), state_of(f"{place}/dead")
+        assert entire[1] == dead[1] and entire[1]["step"] == 8 and entire[0].keys() == dead[0].keys()
+        assert all(torch.equal(value, dead[0][key]) for key, value in entire[0].items())
+        alone, beside = SETUP.open_clips(SMALL, [CACHE, f"{other}:0"])
+        assert {row["width"] for row in alone.clips} == {64, 128} and 96 in {row["width"] for row in beside.clips}
+
+
 # %% ../nbs/internals/training_trainer.ipynb #b51c0007
 def test_a_training_leaves_its_caller_s_random_numbers_and_does_not_continue_a_checkpoint_with_other_ones():
     with tempfile.TemporaryDirectory() as place:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .options import add_options, command_environment
+from ..data.cache_reader import parse_source
 from ..sampling.request import PipelineOptions, read_options
 from ..training.config import OLD_NAMES, ConfigError, TrainConfig
 from ..training.config_io import check_config, merge_options, preset_names, read_config, resume_config
@@ -41,7 +42,12 @@ def setting(name: str) -> Callable[[str], object]:
 def add_train(parser: Parser) -> None:
     "The options of `tav train`; most are settings of a run"
     add = parser.add_argument
-    add("cache", metavar="CACHE", help="folder of clips that tav prepare made")
+    add(
+        "cache",
+        metavar="CACHE",
+        nargs="+",
+        help="folder of clips that tav prepare made; several with weights of their batches, such as mine:1 films:3",
+    )
     add("out", metavar="OUT", help="folder for the adapter, checkpoints, previews and the log")
     add("--config", metavar="NAME", help=f"settings to begin with: a .toml file, or one of {', '.join(preset_names())}")
     add("--resume", action="store_true", help="go on with the run in OUT from its last checkpoint")
@@ -87,7 +93,7 @@ def add_train(parser: Parser) -> None:
 class TrainOptions:
     "A run, as the command line describes it"
 
-    cache: str
+    cache: list[str]  # one or several, with weights
     out: str
     settings: dict  # those of the command line, in place of the file's
     config: str | None  # a file or a preset to begin with
@@ -123,11 +129,11 @@ def train_command(args: argparse.Namespace) -> None:
     if world == 1:
         # errors in them are printed before PyTorch is loaded; of several processes the first prints them, once all run
         options.resolve()
-        if not (Path(options.cache) / "manifest.parquet").is_file():
-            raise UsageError(
-                f"{options.cache}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {options.cache}`"
-                " makes one"
-            )
+        for folder in (parse_source(text).folder for text in options.cache):
+            if not (Path(folder) / "manifest.parquet").is_file():
+                raise UsageError(
+                    f"{folder}: no cache, for there is no manifest.parquet; `tav prepare SOURCE {folder}` makes one"
+                )
         if options.processes > 1:
             raise SystemExit(run_workers(worker_command(args.words), options.processes))
     with environment_defaults(**command_environment()), warnings.catch_warnings(action="ignore"):

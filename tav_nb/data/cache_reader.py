@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_MANIFEST_ROWS', 'MAX_TABLE_BYTES', 'PREPARE_AGAIN', 'CacheError', 'read_manifest', 'table_bytes',
-           'read_cache_info', 'check_arrays', 'check_finite_arrays', 'read_npz']
+           'read_cache_info', 'check_arrays', 'check_finite_arrays', 'read_npz', 'Source', 'parse_source']
 
 # %% ../../nbs/internals/data_cache_reader.ipynb #4dcbc6a8
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,3 +133,30 @@ def read_npz(path: Path | str, names: Sequence[str] = CLIP_ARRAYS, finite: bool 
     if wrong := check_arrays(arrays) or (finite and check_finite_arrays(arrays)):
         raise CacheError(f"{path}: {wrong}; {PREPARE_AGAIN}")
     return arrays
+
+# %% ../../nbs/internals/data_cache_reader.ipynb #43aadc0d
+@dataclass(frozen=True)
+class Source:
+    "A cache, and how it takes part in a training"
+
+    folder: str
+    weight: float = 1.0  # of its batches; 0 holds all its clips out
+    dropout: float | None = None  # probability of the empty caption; None is that of the training
+
+    def __str__(self) -> str:
+        return self.folder if self == Source(self.folder) else f"{self.folder}:{self.weight:g}"
+
+
+def parse_source(text: str | Path) -> Source:
+    "`FOLDER[:WEIGHT[:dropout=P]]` as a `Source`; raises `TavError`, one line"
+    found = re.fullmatch(r"(.+?)(?::([0-9]*\.?[0-9]+))?(?::dropout=([^:]*))?", str(text), re.S)
+    if not found or Path(text).is_dir():
+        return Source(str(text))
+    folder, weight, dropout = found.groups()
+    try:
+        source = Source(folder, float(weight or 1), None if dropout is None else float(dropout))
+    except ValueError:
+        source = Source(folder, dropout=math.nan)
+    if not 0 <= (source.dropout or 0) <= 1:
+        raise TavError(f"{text}: dropout is a probability from 0 to 1, such as {folder}:{weight or 1}:dropout=0.1")
+    return source

@@ -216,10 +216,12 @@ class ClipLoader:
         ]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
+    def clip_path(self, number: int) -> Path:
+        return self.folder / CLIPS / f"{self.clips[number]['clip']}.npz"
+
     def clip(self, number: int, length: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         "One clip of a batch"
-        row = self.clips[number]
-        path = self.folder / CLIPS / f"{row['clip']}.npz"
+        row, path = self.clips[number], self.clip_path(number)
         arrays = read_npz(path, finite=self.finite)
         if not latents_fit_row(arrays["latents"].shape, row):
             raise CacheError(

@@ -36,6 +36,7 @@ from tav_nb.training.distributed import (
 from .previews import PreviewContext, default_preview_prompt, held_out_loss, make_preview
 from .run_log import RunLog, format_duration, mean_gate, memory_used_gib
 from tav_nb.training.setup import (
+    Cache,
     base_dtype,
     build_train_state,
     check_memory,
@@ -73,7 +74,7 @@ class Trainer:
         self.new_bad_clips, self.skipped, self.bad_held_out_clips, self.stop_signals = set(), set(), set(), []
 
     def clip_path(self, number: int) -> Path:
-        return self.loader.folder / "clips" / f"{self.loader.clips[number]['clip']}.npz"
+        return self.loader.clip_path(number)
 
     def on_bad_clip(self, number: int) -> None:
         "Stop at a clip whose numbers are not all finite, or skip it"
@@ -253,7 +254,7 @@ def train(
     config: TrainConfig
     | Callable[[], TrainConfig]
     | None,  # or a function that returns it; None with `resume`: the run's own
-    cache: Path | str,  # folder of a cache that `tav prepare` made
+    cache: Cache,  # folder of a cache that `tav prepare` made; or several with weights, as in `parse_source`
     run: Path | str,  # folder for what comes out: temporal_adapter.safetensors, checkpoints, previews, log.jsonl
     resume: bool = False,  # continue the run in that folder
     device: str = "auto",  # auto, cpu or cuda
@@ -286,7 +287,7 @@ def train(
 
 def train_in_process(
     config: TrainConfig | Callable[[], TrainConfig] | None,
-    cache: Path | str,
+    cache: Cache,
     run: Path | str,
     resume: bool,
     accelerator: Accelerator,
