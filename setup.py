@@ -35,7 +35,7 @@ setup(
     extras_require={
         **{
             extra: settings[f"{extra}_requirements"].split()
-            for extra in ("prepare", "score", "widgets", "browser", "site", "train", "adam8bit")
+            for extra in ("prepare", "score", "widgets", "browser", "site", "train", "adam8bit", "prompts")
         },
         "dev": [
             name

@@ -795,10 +795,10 @@ def test_a_prompt_needs_one_word_that_the_tiny_model_knows():
 def test_what_a_prompt_says_in_vain_is_named():
     pipe = tiny()
 
-    def noted(text, what="prompt"):
+    def noted(text, what="prompt", syntax="plain"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            note_unread_words(pipe, text, what)
+            note_unread_words(pipe, text, what, syntax)
         assert all(w.category is Note and "\n" not in str(w.message) for w in caught)
         return [str(w.message) for w in caught]
 
@@ -812,6 +812,8 @@ def test_what_a_prompt_says_in_vain_is_named():
     ]
     notes = noted("a girl (blue dress:1.3) <lora:x:0.8> in the snow (at night)")
     assert len(notes) == 2 and "(blue dress:1.3)" in notes[0] and "--lora" in notes[1] and "<lora:x:0.8>" in notes[1]
+    assert noted("girl " * 90 + "(dress:1.3)", syntax="webui") == []
+    assert len(noted("girl <lora:x:0.8>", syntax="webui")) == 1
 
 
 # %% ../nbs/6_making_videos/27_base_models.ipynb #4d019de4

@@ -31,8 +31,9 @@ from tav_nb.cli.options import (
 )
 from ..models.base_config import BaseSize, has_local_config, read_base_size
 from ..models.messages import quiet
-from ..sampling.conditioning import check_keyframes, join_videos
+from ..sampling.conditioning import check_keyframes, join_videos, parse_frame_values
 from ..sampling.extend import USUAL_FPS, continue_video, with_rate
+from ..sampling.prompts import check_prompt_options
 from ..sampling.quality import QUALITIES, QUALITY_HELP, names_embedded, quality_options
 from tav_nb.sampling.request import (
     ContextOptions,
@@ -140,6 +141,8 @@ def check_job(job: VideoJob) -> None:
     base = read_base_size(*pipeline.base) if has_local_config(pipeline.model) else BaseSize(None)
     size = request.height or base.pixels, request.width or base.pixels
     check_keyframes(request.keyframes, job.prompt, request.num_frames, *size, base.vae_factor)
+    prompts = [*parse_frame_values(job.prompt).values(), request.negative_prompt or ""]
+    check_prompt_options(prompts, request.prompt_syntax, request.clip_skip)
     check_names(pipeline, job.sources.controlnet)
     check_size(pipeline, request.height, request.width)
     for option, name in job.files():

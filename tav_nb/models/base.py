@@ -347,10 +347,11 @@ def note_unread_words(
     pipe: StableDiffusionXLPipeline,
     text: str,
     what: str = "prompt",  # or "negative prompt"
+    syntax: str = "plain",  # in the others there are weights, and no limit
 ) -> None:
     "Notes about words that the model does not read, or reads as plain words"
     starts = []
-    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2) if syntax == "plain" else ():
         with quiet():
             offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         if len(offsets) > (limit := tokenizer.model_max_length):
@@ -362,8 +363,8 @@ def note_unread_words(
             f"the {what} is longer than the {limit} tokens that the model reads: it is cut before"
             f" {' '.join(words[:5])!r}" + (f" and {len(words) - 5} words more" if len(words) > 5 else "")
         )
-    if match := re.search(r"\([^()]+:\s*\d[\d.]*\s*\)", text):
-        note(f"weights in parentheses are read as plain words: {match[0][:60]}")
+    if syntax == "plain" and (match := re.search(r"\([^()]+:\s*\d[\d.]*\s*\)", text)):
+        note(f"weights in parentheses are read as plain words: {match[0][:60]}; --prompt-syntax webui reads weights")
     if match := re.search(r"<\w+:[^<>]+>", text):
         note(f"{match[0][:60]} is read as plain words; --lora FILE:WEIGHT puts a LoRA in")
 

@@ -38,6 +38,7 @@ from tav_nb.sampling.conditioning import (
 from .guidance import Guidance, apply_guidance, noise_level, resolve_guidance
 from .memory import Memory, map_batch, offload_parts, predict
 from .noise import neighbour_correlation, noise_correlation
+from .prompts import check_prompt_options, encode_prompts
 from .quality import has_embedded_adapter, quality_options
 from .request import Keyframes, VideoRequest
 from .step_noise import correlated_step_noise
@@ -82,21 +83,23 @@ def encode_conditioning(
     width: int,
     guidance_scale: float = 5.0,
     negative_prompt: str | None = None,
+    clip_skip: int | None = None,  # as in `VideoRequest`
+    prompt_syntax: str = "plain",
 ) -> dict:
     """Arguments of the UNet besides the latents, for a batch `(g f)`: g = 2 halves, without and with the prompt, or 1
     if the scale is at most 1
     """
-    device, guided = pipe._execution_device, guidance_scale > 1
+    guided = guidance_scale > 1
     prompts = prompt if isinstance(prompt, dict) else {0: prompt}
-    tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt(
-        [*prompts.values()], device=device, do_classifier_free_guidance=guided, negative_prompt=negative_prompt
+    tokens, no_tokens, pooled, no_pooled = encode_prompts(
+        pipe, [*prompts.values()], guided, negative_prompt, clip_skip, prompt_syntax
     )
     # k ... -> f ..., one prompt is the same for all
     tokens, pooled = (interpolate_embeddings(x, [*prompts], num_frames) for x in (tokens, pooled))
     if guided:  # (g f) n c, (g f) c
         tokens, pooled = (torch.cat([no[:1].expand_as(x), x]) for no, x in ((no_tokens, tokens), (no_pooled, pooled)))
     # float16 would round large sizes
-    size = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)
+    size = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=tokens.device)
     return dict(
         encoder_hidden_states=tokens, added_cond_kwargs=dict(text_embeds=pooled, time_ids=size.expand(len(tokens), -1))
     )
@@ -304,6 +307,7 @@ def resolve_request(
     except TavError as error:
         raise TavError(f"{error}{f', and {context} of them are the end of the video before' * bool(context)}") from None
     check_keyframes(request.keyframes, prompts, request.num_frames, *size, pipe.vae_scale_factor)
+    check_prompt_options([*prompts.values(), request.negative_prompt or ""], request.prompt_syntax, request.clip_skip)
     for text in prompts.values():
         check_prompt(pipe, text)
     return with_defaults(pipe, request)
@@ -312,9 +316,9 @@ def resolve_request(
 def note_all_unread_words(pipe: StableDiffusionXLPipeline, prompts: dict[int, str], request: VideoRequest) -> None:
     "Report the words that are beyond what the text encoders read"
     for text in dict.fromkeys(prompts.values()):
-        note_unread_words(pipe, text)
+        note_unread_words(pipe, text, syntax=request.prompt_syntax)
     if request.negative_prompt and request.guidance_scale > 1:
-        note_unread_words(pipe, request.negative_prompt, "negative prompt")
+        note_unread_words(pipe, request.negative_prompt, "negative prompt", request.prompt_syntax)
 
 
 def set_timesteps(pipe: StableDiffusionXLPipeline, num_frames: int, steps: int) -> None:
@@ -339,7 +343,8 @@ def sample_video(
     prompts = {frame + keyframes.context_frames: text for frame, text in prompts.items()}
     guidance = Guidance(request.guidance_scale, request.guidance_min_sigma, request.temporal_guidance)
     offload_parts(pipe, memory)
-    unet_kwargs = encode_conditioning(pipe, prompts, num_frames, *size, guidance.scale, request.negative_prompt)
+    text = guidance.scale, request.negative_prompt, request.clip_skip, request.prompt_syntax
+    unet_kwargs = encode_conditioning(pipe, prompts, num_frames, *size, *text)
     windows, loop = None, False
     if request.context:
         windows, loop = plan_prediction_windows(pipe, num_frames, request.context), request.context.loop

@@ -26,6 +26,7 @@ from ..models.vae import encode_frames, safe_vae, scale_latents, upcast_vae
 from .generate import check_latents, check_request, decode_frames, note_all_unread_words, resolve_noise
 from .guidance import resolve_guidance
 from .noise import correlated_noise
+from .prompts import check_prompt_options, encode_prompts
 from .quality import has_embedded_adapter, quality_options
 from .request import VideoRequest
 from .step_noise import correlated_step_noise
@@ -62,21 +63,14 @@ def encode_prompt_per_frame(
     num_frames: int,
     guidance_scale: float = 5.0,
     negative_prompt: str | None = None,
+    clip_skip: int | None = None,  # as in `VideoRequest`
+    prompt_syntax: str = "plain",
 ) -> dict[str, torch.Tensor]:
     "The prompt for a stock pipeline, as many times as there are frames"
     names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
-    return dict(
-        zip(
-            names,
-            pipe.encode_prompt(
-                prompt,
-                device=pipe._execution_device,
-                num_images_per_prompt=num_frames,
-                do_classifier_free_guidance=guidance_scale > 1,
-                negative_prompt=negative_prompt,
-            ),
-        )
-    )
+    guided = guidance_scale > 1
+    encoded = encode_prompts(pipe, [prompt], guided, negative_prompt, clip_skip, prompt_syntax, num_frames)
+    return dict(zip(names, encoded))
 
 
 def initial_noise(
@@ -118,9 +112,11 @@ def generate_with_stock(
     height, width = request.height or made_for, request.width or made_for
     check_request(pipe, request.num_frames, height, width, request.steps, request.images)
     check_prompt(pipe, prompt)
+    check_prompt_options([prompt, request.negative_prompt or ""], request.prompt_syntax, request.clip_skip)
     guidance_scale = resolve_guidance(pipe.unet, request.guidance_scale).scale
     note_all_unread_words(pipe, {0: prompt}, replace(request, guidance_scale=guidance_scale))
-    call = encode_prompt_per_frame(pipe, prompt, request.num_frames, guidance_scale, request.negative_prompt)
+    text = guidance_scale, request.negative_prompt, request.clip_skip, request.prompt_syntax
+    call = encode_prompt_per_frame(pipe, prompt, request.num_frames, *text)
     start = initial_noise(
         pipe, request.num_frames, height, width, request.noise, request.noise_strength, request.seed
     ).to(call["prompt_embeds"])
