@@ -224,7 +224,7 @@ class PipelineOptions:
         None, "a temporal adapter: file, folder, Hub id (the one beside the model)", Name, "FILE"
     )
     lora: Sequence[tuple[str, float]] = option(
-        (), "a LoRA (diffusers, kohya) and its weight (1); may be repeated", list[tuple[Name, float]], "FILE[:WEIGHT]"
+        (), "a LoRA or DoRA, and its weight (1); may be repeated", list[tuple[Name, float]], "FILE[:WEIGHT]"
     )
     textual_inversion: Sequence[str] = option(
         (), "a new word, to be written as the file is called; may be repeated", list[Name], "FILE"
