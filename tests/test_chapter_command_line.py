@@ -109,7 +109,7 @@ def test_the_solution_of_exercise_3_a_command_is_two_functions_and_a_row():
 
 # %% ../nbs/6_making_videos/34_command_line.ipynb #2b90dd0a
 def test_the_calls_of_this_chapter_are_those_of_all_commands():
-    assert {"generate", "prepare", "score", "train", "push", "info"} == COMMANDS.keys()
+    assert {"generate", "prepare", "score", "train", "caption", "push", "info"} == COMMANDS.keys()
     for line, lines in (("--help", 5), ("info --help", 1), ("train --help", 30)):
         code, out, err = run_captured(main, *line.split())
         assert (code, err) == (0, "") and out.startswith("usage: tav") and len(out.splitlines()) > lines

@@ -160,6 +160,7 @@ def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_
             score=[str(clip)],
             prepare=[folder, f"{folder}/out", "--dry-run"],
             train=[folder, f"{folder}/out"],
+            caption=[folder, "--model", folder],
             push=[folder, "owner/name"],
             info=[],
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 import tav_nb
+from .caption import add_caption, caption_command
 from .generate import add_generate, generate_command
 from .options import check_regular_files
 from .prepare import add_prepare, prepare_command
@@ -57,6 +58,7 @@ COMMANDS = {
     "prepare": ("turn videos into a cache of clips to train on", add_prepare, prepare_command),
     "score": ("measure whether the frames of videos hold together", add_score, score_command),
     "train": ("teach an adapter to move, with the clips of a cache", add_train, train_command),
+    "caption": ("write a caption beside each video, with a local model", add_caption, caption_command),
     "push": ("share the adapter of a training, with a page about it", add_push, push_command),
     "info": ("print the settings inside a video or an adapter", add_info, info_command),
 }
