@@ -196,7 +196,7 @@ def test_every_option_that_takes_a_name_refuses_one_that_is_not_there_and_names_
                         missing,
                     ]
                     if action.option_strings
-                    else [missing]
+                    else [missing, *(base[command][1:] if command == "caption" else [])]
                 )
                 code, printed, err = tav(command, *words)
                 assert code == 2 and printed == "" and err.count("\n") == 1 and ("no/such" in err), (

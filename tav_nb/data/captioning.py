@@ -231,7 +231,7 @@ def caption_clips(
     """
     clips = find_clips(source, options.overwrite)
     todo = [clip for clip in clips if clip.todo]
-    for folder in {clip.file.parent for clip in todo}:
+    for folder in {clip.file.parent for clip in clips}:
         with contextlib.suppress(OSError):
             remove_stale(folder)
     captioner = Captioner(model, options) if todo else None
