@@ -59,18 +59,19 @@ def caption_command(args: argparse.Namespace) -> None:
         names, values = {field.name for field in fields(CaptionOptions)}, vars(args)
         own = {name: value for name, value in values.items() if name in names}
         options = CaptionOptions(**own, limits=read_limits(values))
+        count = 0  # a bar that is not shown does not count
         with tqdm(desc="captioning", unit="clip", leave=False, dynamic_ncols=True, disable=None) as bar:
 
             def progress(done, total):
+                nonlocal count
                 bar.total = total
-                bar.update(done - bar.n)
+                bar.update(done - count)
+                count = done
 
             try:
                 clips = caption_clips(args.source, args.model, options, progress)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"{bar.n} captions are written, and the same command goes on from there"
-                ) from None
+                raise KeyboardInterrupt(f"{count} clips are done, and the same command goes on from there") from None
         changed = write_caption_page(clips, page, options.limits)
     written, problems = sum(clip.written for clip in clips), [clip for clip in clips if clip.problem]
     if long := [clip for clip in clips if clip.tokens > MAX_TOKENS]:
