@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tav_nb.evaluation.features import all_pairs, feature_consistency, image_features
+from tav_nb.evaluation.flow import ConsistencyError
 from tav_nb.evaluation.metrics import control_videos, measure_video
 from tav_nb.toy.rendering import render
 from tav_nb.toy.scenes import random_scene
@@ -112,3 +113,17 @@ def test_dino_and_clip_come_from_local_folders_and_give_the_published_scores():
         np.isclose(still.video["subject_consistency"], 1)
         and still.video["subject_consistency"] > result.video["subject_consistency"]
     )
+
+
+# %% ../nbs/internals/evaluation_features.ipynb #d1a0c0de
+def test_a_model_of_another_kind_is_one_line():
+    from tav_nb.toy.tiny_captioner import save_tiny_captioner
+
+    with tempfile.TemporaryDirectory() as folder:
+        other = save_tiny_captioner(Path(folder) / "captioner")
+        try:
+            image_features(np.zeros((2, 32, 32, 3), np.uint8), other)
+        except ConsistencyError as error:
+            assert str(error) == f"no DINO or CLIP in {other}: it holds a LlavaModel"
+        else:
+            raise AssertionError("a LLaVA gave features")

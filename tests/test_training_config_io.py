@@ -21,6 +21,7 @@ from tav_nb.training.config_io import (
     parse_option,
     preset_names,
     read_config,
+    record_checksum,
     resume_config,
 )
 
@@ -191,6 +192,7 @@ def test_numbers_have_two_ends_and_what_is_no_file_of_settings_is_refused_in_one
 def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_leads_to_the_hub():
     with tempfile.TemporaryDirectory() as place:
         assert "holds no run" in refusal(lambda: load_run_config(place))
+        sealed = json.dumps(entire | dict(checksum=record_checksum(json.loads(json.dumps(entire)))))
         damaged = [
             b"",
             b"{",
@@ -206,11 +208,14 @@ def test_a_damaged_run_file_is_one_line_and_only_a_name_on_the_command_line_lead
             json.dumps({**entire, "config": {"lr": "fast"}}),
             json.dumps({**entire, "config": {"batch_size": 10**30}}),
             json.dumps({**entire, "config": {"teacher": 1}}),
+            json.dumps({**json.loads(sealed), "config": {**entire["config"], "weight_decay": 0.0}}),
+            sealed.replace('"micro_steps": 8', '"micro_steps": 4'),
         ]
         for text in damaged:
             said = refusal(lambda: load_run_config(run_file(text, place)))
             assert said.startswith(f"{place}/run.json: "), said
-        assert load_run_config(run_file(json.dumps(entire), place))[1] == TrainConfig(model="somebody/sdxl")
+        for text in (json.dumps(entire), sealed):  # older files have no checksum
+            assert load_run_config(run_file(text, place))[1] == TrainConfig(model="somebody/sdxl")
         assert "--resume --model somebody/sdxl goes on" in refusal(lambda: resume_config(place, {"steps": 5}))
         assert resume_config(place, {"model": "somebody/sdxl", "steps": 5}) == TrainConfig(
             model="somebody/sdxl", steps=5

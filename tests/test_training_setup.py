@@ -4,22 +4,27 @@ import torch
 
 from tav_nb.data.loader import ClipLoader
 from tav_nb.models.base import load_pipeline
+from tav_nb.models.temporal_unet import add_temporal
 from tav_nb.training.config import TrainConfig
 from tav_nb.training.setup import count_sources, describe_run, prepare_adapter
 
 
 # %% ../nbs/internals/training_setup.ipynb #4669a44b
 def test_an_adapter_without_the_layers_of_the_block_goes_on_with_them():
-    from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
+    from tempfile import TemporaryDirectory
+
+    from tav_nb.models.adapter_file import save_adapter
 
     def parameters_of(**settings):
         unet = load_pipeline().unet
         prepare_adapter(unet, TrainConfig(noise="progressive", num_heads=16, lengths=(8,), **settings))
         return {name: p.shape for name, p in unet.named_parameters() if "temporal_attn" in name}, unet.temporal_config
 
-    for more in (dict(), dict(conv_size=3), dict(conv_size=3, ff_ratio=1.0)):
-        (extended, about), (new, _) = parameters_of(adapter=str(EMBEDDED_ADAPTER), **more), parameters_of(**more)
-        assert extended == new and about["conv_size"] == more.get("conv_size", 0)
+    with TemporaryDirectory() as folder:
+        save_adapter(add_temporal(load_pipeline().unet, num_heads=16), folder, noise="progressive")
+        for more in (dict(), dict(conv_size=3), dict(conv_size=3, ff_ratio=1.0)):
+            (extended, about), (new, _) = parameters_of(adapter=folder, **more), parameters_of(**more)
+            assert extended == new and about["conv_size"] == more.get("conv_size", 0)
 
 
 # %% ../nbs/internals/training_setup.ipynb #ecb37715

@@ -31,6 +31,7 @@ def test_whatever_is_wrong_with_a_text_is_one_schemaerror_of_one_line_that_names
         '{"a": 10000000000000000000000000000000}': "a.json",
         b'{"a": "\xff"}': "not UTF-8",
         '{"a": true}': "expected `float`",
+        '{"a": "\\ud800"}': "half of a character",
     }
     for text, reason in wrong.items():
         try:

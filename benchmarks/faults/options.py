@@ -139,6 +139,7 @@ def make_files(folder):
     from tav_nb.models.adapter_file import EMBEDDED_ADAPTER
     from tav_nb.toy.rendering import render
     from tav_nb.toy.scenes import random_scene
+    from tav_nb.toy.tiny_captioner import save_tiny_captioner
     from tav_nb.utils.video_writer import write_video
 
     frames = render(random_scene(3), 8, 32, 32).frames
@@ -169,6 +170,9 @@ def make_files(folder):
     (folder / "model/model_index.json").write_text("[" * 100_000)
     (folder / "list").mkdir()
     (folder / "list/model_index.json").write_text("[1]")
+    (folder / "films").mkdir()
+    shutil.copy(folder / "video.mp4", folder / "films/video.mp4")  # without a caption
+    save_tiny_captioner(folder / "captioner")
     os.mkfifo(folder / "pipe.mp4")
     os.symlink("loop", folder / "loop")
     return sorted(path.name for path in folder.iterdir() if path.name != "cache")
@@ -196,6 +200,8 @@ def make_cache(folder):
             ]
         ):
             sys.exit("the cache of the trials could not be made")
+        if main(["train", str(folder / "cache"), str(folder / "trained"), "--steps", "1", *BASE["train"][3:]]):
+            sys.exit("the training of the trials could not be made")
 
 
 BASE = {
@@ -233,6 +239,8 @@ BASE = {
         "--workers",
         "0",
     ],
+    "caption": ["films", "--model", "captioner", "--max-tokens", "4", "--frames", "2", "--device", "cpu"],
+    "push": ["trained", "owner/name", "--dry-run", "pushed"],
     "info": ["video.webp"],
 }
 BESIDE = {

@@ -44,7 +44,13 @@ def image_features(
     for start in range(0, len(frames), batch):
         pixels = prepare(images=list(frames[start : start + batch]), return_tensors="pt").pixel_values.to(device)
         with torch.no_grad():
-            seen.append(_embedded(model, pixels).float().cpu())
+            try:
+                found = _embedded(model, pixels).float().cpu()
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                found = torch.zeros(0)
+        if found.ndim != 2 or len(found) != len(pixels):  # one vector for each image
+            raise ConsistencyError(f"no DINO or CLIP in {folder}: it holds a {type(model).__name__}")
+        seen.append(found)
     return torch.nn.functional.normalize(torch.cat(seen), dim=-1).numpy()
 
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FIELD_TYPES', 'TYPE_DESCRIPTIONS', 'PRESET_FOLDER', 'RESUMABLE_FIELDS', 'parse_option', 'shown_value',
            'describe_bounds', 'check_option', 'nearest_option', 'merge_options', 'check_config', 'preset_names',
-           'read_config', 'config_to_toml', 'changed_fields', 'RunRecord', 'load_run_config', 'check_unchanged',
-           'resume_config']
+           'read_config', 'config_to_toml', 'changed_fields', 'RunRecord', 'record_checksum', 'load_run_config',
+           'check_unchanged', 'resume_config']
 
 # %% ../../nbs/internals/training_config_io.ipynb #74cb30fa
 import difflib
+import hashlib
 import json
 import math
 import tomllib
@@ -248,19 +249,32 @@ class RunRecord:
     estimated_gib: float = 0.0
     version: str = ""
     sources: list[dict[str, Any]] = field(default_factory=list)  # source, licence and number of clips of each
+    checksum: str = ""  # of all the rest; none in older files
+
+
+def record_checksum(record: Mapping[str, Any]) -> str:
+    "SHA-256 of the contents of run.json but for the checksum itself"
+    rest = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_run_config(run: Path | str) -> tuple[RunRecord, TrainConfig]:
     "`(RunRecord, TrainConfig)` of a run that is there. Raises `ConfigError`, one line"
     path = Path(run) / "run.json"
     try:
-        record = parse_json(path.read_bytes(), RunRecord, path)
+        data = path.read_bytes()
+        record = parse_json(data, RunRecord, path)
     except FileNotFoundError:
         raise ConfigError(f"{run}: holds no run to go on with; leave out --resume to begin one") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); a new run needs another folder") from None
     except SchemaError as error:
         raise ConfigError(f"{error}; a new run needs another folder") from None
+    if record.checksum and record.checksum != record_checksum(json.loads(data)):
+        raise ConfigError(
+            f"{path}: is not as it was written, and a run goes on only with the settings that it began with; a new run"
+            f" with others: tav train CACHE NEW_FOLDER --config {run}/config.toml"
+        )
     return record, merge_options(TrainConfig(), record.config, f"{path}: ")
 
 

@@ -46,7 +46,14 @@ from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules
 from .batches import has_sinusoidal_positions, held_out_split
 from .config import TrainConfig, number_pairs
-from .config_io import check_config, check_unchanged, config_to_toml, load_run_config, resume_config
+from tav_nb.training.config_io import (
+    check_config,
+    check_unchanged,
+    config_to_toml,
+    load_run_config,
+    record_checksum,
+    resume_config,
+)
 from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
     TrainError,
@@ -363,19 +370,9 @@ def write_run_record(
                 f" {config.accumulation}; begin another run, or go on with as many processes as before, --processes"
                 f" {began.micro_steps // config.accumulation}"
             )
-    atomic_write(
-        path,
-        json.dumps(
-            dict(
-                config=asdict(config),
-                **ours,
-                estimated_gib=need.total / 2**30,
-                version=tav_nb.__version__,
-                sources=count_sources(caches),
-            ),
-            indent=1,
-        ),
-    )
+    record = dict(config=asdict(config), **ours, estimated_gib=need.total / 2**30, version=tav_nb.__version__)
+    record = json.loads(json.dumps(record | dict(sources=count_sources(caches))))  # what a reader will find
+    atomic_write(path, json.dumps(record | dict(checksum=record_checksum(record)), indent=1))
     atomic_write(Path(run) / "config.toml", config_to_toml(config))
 
 

@@ -95,6 +95,8 @@ def check_type(
     """
     try:
         return msgspec.convert(value, type)
+    except UnicodeEncodeError:  # while it writes its message, or makes a number of a text
+        raise SchemaError(f"{where}: holds half of a character, which no text in UTF-8 has") from None
     except (msgspec.ValidationError, OverflowError) as error:
         raise SchemaError(f"{where}: {str(error)[:1].lower()}{str(error)[1:]}") from None
 
