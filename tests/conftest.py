@@ -2,9 +2,11 @@
 
 import os
 import re
+import sys
 
 import pytest
 
+SHARED = {}  # hash of the weights that all tests of a process share
 os.environ.setdefault("MPLBACKEND", "agg")  # no windows
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; has to be set before torch is imported
@@ -39,3 +41,18 @@ def pytest_pycollect_makeitem(collector, name, obj):
 def pytest_collection_modifyitems(items):
     "The longest test first: at the end, all workers but one would wait for it."
     items.sort(key=lambda item: "eight_scenes_of_the_test_split" not in item.name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_model_stays():
+    "The embedded model is loaded once for all tests: a file that changes it would change the results of others."
+    yield
+    generate = sys.modules.get("tav_nb.sampling.generate")
+    if generate is None or not generate.embedded_pipeline.cache_info().currsize:
+        return
+    from tav_nb.models.base import tensors_hash
+
+    pipe = generate.embedded_pipeline()
+    parts = pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2
+    found = tensors_hash(parameter for part in parts for parameter in part.parameters())
+    assert SHARED.setdefault("model", found) == found, "a test of this file changed the weights of embedded_pipeline()"
