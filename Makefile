@@ -65,7 +65,7 @@ readme-picture: $(VENV)/dev
 	$(BIN)/python benchmarks/readme_image.py
 
 clean-notebooks: $(VENV)/dev
-	$(BIN)/python -c 'from tav_nb.utils.notebook_tests import drop_widgets, shrink_images; drop_widgets(); shrink_images()'
+	$(BIN)/python -c 'from tav_nb.utils.notebook_images import shrink_images; from tav_nb.utils.notebook_tests import drop_widgets; drop_widgets(); shrink_images()'
 	$(BIN)/nbdev-clean
 
 $(BIN)/pip:

@@ -74,7 +74,11 @@ def test_every_public_name_is_there_and_in_the_readme():
 
 def test_only_the_course_needs_jupyter():
     missing = ["IPython", "ipywidgets", "jupyterlab", "matplotlib", "nbconvert", "nbdev", "fastcore"]
-    names = modules().keys() - {"tav_nb.utils.notebook_tests", "tav_nb.evaluation.widgets"}
+    names = modules().keys() - {
+        "tav_nb.utils.notebook_images",
+        "tav_nb.utils.notebook_tests",
+        "tav_nb.evaluation.widgets",
+    }
     hide = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
     run(sys.executable, "-c", hide + "\n".join(f"import {name}" for name in sorted(names)))
 

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['FIGURE', 'WIDGET_NOTE', 'as_function', 'bound_names', 'needed_names', 'early_names', 'imported_names', 'TestCells',
            'merge_imports', 'ruffed', 'prune', 'rebase_links', 'readme', 'fill_figures', 'fill_index', 'render_readme',
-           'drop_widgets', 'images_similar', 'palette_png', 'shrink_images', 'one_thread', 'run_captured']
+           'drop_widgets', 'one_thread', 'run_captured']
 
 # %% ../../nbs/internals/utils_notebook_tests.ipynb #fb23121f
 import ast
-import base64
 import builtins
 import contextlib
 import io
@@ -29,7 +28,6 @@ from fastcore.nbio import NbCell, nb2str, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbdev_export, nbglob
 from nbdev.process import NBProcessor, Processor
-from PIL import Image, ImageChops, ImageStat
 
 from .contents import write_contents
 from .glossary import write_glossary
@@ -331,52 +329,6 @@ def drop_widgets(folder: str | Path = ".") -> None:
         if views or "widgets" in notebook.metadata:
             notebook.metadata.pop("widgets", None)
             write_nb(notebook, path)
-
-# %% ../../nbs/internals/utils_notebook_tests.ipynb #f411ba5d
-def images_similar(one: Image.Image, other: Image.Image) -> bool:
-    """Do two RGB images look the same? At most 1.5 of 255 in the mean, and 12 in the worst 8 x 8
-    pixels.
-    """
-    apart = ImageChops.difference(one, other)
-    return max(ImageStat.Stat(apart).mean) <= 1.5 and max(high for _, high in apart.reduce(8).getextrema()) <= 12
-
-# %% ../../nbs/internals/utils_notebook_tests.ipynb #447e3422
-def palette_png(data: bytes) -> bytes:
-    """The bytes of a PNG with the fewest colours that look the same; `data` itself if it has a palette, can be seen
-    through, or would become hardly smaller.
-    """
-    image = Image.open(io.BytesIO(data))
-    if image.mode not in ("RGB", "RGBA") or image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
-        return data
-    opaque, file = image.convert("RGB"), io.BytesIO()
-    for colours in (32, 64, 128, 256):
-        reduced = opaque.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
-        if images_similar(opaque, reduced.convert("RGB")):
-            break
-    else:
-        return data
-    reduced.save(file, "PNG", optimize=True)
-    return file.getvalue() if file.tell() < 0.9 * len(data) else data
-
-# %% ../../nbs/internals/utils_notebook_tests.ipynb #4386d834
-def shrink_images(folder: str | Path = ".") -> None:
-    """Give the PNGs that the chapters of the project of `folder` show a palette, where the difference is invisible,
-    and leave a page in a frame out that has an image beside it; prints how much that saves.
-    """
-    for path in sorted(map(Path, nbglob(get_config(folder).nbs_path))):
-        notebook, saved = read_nb(path), 0
-        for data in (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])):
-            if {"image/png", "image/jpeg"} & set(data) and "<iframe" in (page := "".join(data.get("text/html", ""))):
-                del data["text/html"]
-                saved += len(page)
-            if "image/png" not in data:
-                continue
-            old = "".join(data["image/png"])
-            new = base64.b64encode(palette_png(base64.b64decode(old))).decode() + "\n" * old.endswith("\n")
-            data["image/png"], saved = new, saved + len(old) - len(new)
-        if saved:
-            write_nb(notebook, path)
-            print(f"{path.name}: smaller images, {saved / 1000:.0f} kB less")
 
 # %% ../../nbs/internals/utils_notebook_tests.ipynb #49381c54
 def one_thread(cells: object) -> None:
