@@ -14,7 +14,7 @@ from tav_nb.utils.atomic_io import atomic_write
 from tav_nb.utils.images import encode_webp
 
 TARGET = Path(__file__).parents[1] / "nbs" / "images" / "first_video.webp"
-MAX_BYTES = 180_000
+MAX_BYTES = 100_000
 SENTENCES = {  # and the seed of each
     "a girl with long pink hair and a blue dress walks to the left in the snow": 1,
     "a boy with spiky black hair and orange clothes dances at the beach": 3,

@@ -60,7 +60,7 @@ def test_predictions_and_gradients_are_those_of_a_unet_with_rounded_weights():
         assert len(found[0]) > 100 and all(torch.equal(a, b) for a, b in zip(*found)), checkpointing
     exact = unet(*args, **kwargs).sample.detach()
     error = ((found[0][0] - exact).square().mean() / exact.square().mean()).sqrt()
-    assert 0.001 < error < 0.1, error
+    assert 0.001 < error < 0.15, error
 
 
 # %% ../nbs/internals/models_float8_storage.ipynb #8eee80c9

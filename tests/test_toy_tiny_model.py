@@ -45,9 +45,9 @@ def test_the_untrained_parts_have_the_shapes_that_ship():
 
 
 # %% ../nbs/internals/toy_tiny_model.ipynb #d7628ba3
-def test_the_embedded_model_loads_with_no_extra_argument_and_weighs_under_18_mb():
+def test_the_embedded_model_loads_with_no_extra_argument_and_weighs_under_20_mb():
     files = [f for f in EMBEDDED.parent.rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) < 18e6
+    assert sum(f.stat().st_size for f in files) < 20e6
     assert not [f for f in files if f.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
     with quiet():
         stock = StableDiffusionXLPipeline.from_pretrained(EMBEDDED)

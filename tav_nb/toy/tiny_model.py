@@ -177,6 +177,9 @@ def save_tiny(pipe: StableDiffusionXLPipeline, folder: Path | str) -> None:
         if "dtype" in config:
             config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for file in Path(folder).glob("tokenizer*/tokenizer.json"):  # half of its bytes are indentation
+        words = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(words, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def load_tiny(folder: Path | str, device: torch.device | str = "cpu") -> StableDiffusionXLPipeline:
