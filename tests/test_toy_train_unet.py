@@ -15,8 +15,8 @@ from tav_nb.toy.tiny_model import FRAMES, SIZE, WIDTH_TEXT, make_scheduler, make
 from tav_nb.toy.train_unet import ProbedUNet, alphas_cumprod
 from tav_nb.toy.training_data import images_to_latents
 from tav_nb.training.batch_losses import timestep_tables
-from tav_nb.training.config import number_pairs
 from tav_nb.training.config_io import read_config
+from tav_nb.training.config_values import number_pairs
 from tav_nb.training.losses import timestep_weights
 
 

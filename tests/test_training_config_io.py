@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from tav_nb.training.config import OLD_NAMES, ConfigError, TrainConfig
+from tav_nb.training.config import TrainConfig
 from tav_nb.training.config_io import (
     FIELD_TYPES,
     RESUMABLE_FIELDS,
@@ -24,6 +24,7 @@ from tav_nb.training.config_io import (
     record_checksum,
     resume_config,
 )
+from tav_nb.training.config_values import OLD_NAMES, ConfigError
 
 
 # %% ../nbs/internals/training_config_io.ipynb #7c0a11a6

@@ -17,10 +17,11 @@ from pathlib import Path
 from .options import add_options, command_environment
 from ..data.cache_reader import parse_source
 from ..sampling.request import PipelineOptions, read_options
-from ..training.config import OLD_NAMES, ConfigError, TrainConfig
+from ..training.config import TrainConfig
 from ..training.config_io import check_config, merge_options, preset_names, read_config, resume_config
 from ..training.config_io import check_option as check_setting
 from ..training.config_io import parse_option as parse_setting
+from ..training.config_values import OLD_NAMES, ConfigError
 from ..utils import process
 from ..utils.arguments import Parser, UsageError, at_least
 from ..utils.process import run_workers, worker_command

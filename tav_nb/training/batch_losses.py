@@ -14,7 +14,8 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from ..sampling.noise import correlate_frames
-from .config import TrainConfig, number_pairs
+from .config import TrainConfig
+from .config_values import number_pairs
 from tav_nb.training.losses import (
     balance_weights,
     clip_errors,

@@ -22,7 +22,8 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta
 
 import tav_nb
-from .config import OLD_NAMES, OLD_VALUES, ConfigError, TrainConfig, number_pairs
+from .config import TrainConfig
+from .config_values import OLD_NAMES, OLD_VALUES, ConfigError, number_pairs
 from ..utils.arguments import is_hub_id
 from ..utils.schema import SchemaError, parse_json
 

@@ -45,7 +45,7 @@ from ..models.geglu_kernel import fuse_geglu
 from ..models.messages import quiet
 from ..models.temporal_unet import add_temporal, temporal_modules
 from .batches import has_sinusoidal_positions, held_out_split
-from .config import TrainConfig, number_pairs
+from .config import TrainConfig
 from tav_nb.training.config_io import (
     check_config,
     check_unchanged,
@@ -54,6 +54,7 @@ from tav_nb.training.config_io import (
     record_checksum,
     resume_config,
 )
+from .config_values import number_pairs
 from .cuda_graphs import GRAPH_BYTES, MAX_GRAPHS
 from tav_nb.training.distributed import (
     TrainError,
