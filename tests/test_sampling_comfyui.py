@@ -124,6 +124,9 @@ def test_layers_are_those_of_load_adapter_and_a_wrong_base_is_refused_in_one_lin
 
 # %% ../nbs/internals/sampling_comfyui.ipynb #0f468d93
 def test_each_block_adds_its_own_layer_to_clips_and_a_place_that_is_missing_is_an_error_of_one_line():
+    from functools import partial
+
+    near = partial(torch.allclose, atol=1e-4)  # the block adds its input in another order
     unet = load_pipeline().unet
     load_adapter(unet, "tiny-adapter")
     base, keys = base_of_blocks(*blocks_as_in_comfyui(unet))
@@ -134,14 +137,12 @@ def test_each_block_adds_its_own_layer_to_clips_and_a_place_that_is_missing_is_a
     outputs = call_blocks(wrapper, patch, keys, x, cond_or_uncond=[1, 0])
     for output, name in zip(outputs, keys.values()):
         layer = unet.get_submodule(name).temporal_attn
-        assert torch.equal(output, x + layer(x, 3)) and not torch.equal(output, x + layer(x, 6))
-    assert torch.equal(
-        call_blocks(wrapper, patch, keys, x)[0], x + layers[next(iter(keys.values())).replace(".", "/")](x, 6)
-    )
+        assert near(output, x + layer(x, 3)) and not near(output, x + layer(x, 6))
+    assert near(call_blocks(wrapper, patch, keys, x)[0], x + layers[next(iter(keys.values())).replace(".", "/")](x, 6))
     assert all(output is x for output in call_blocks(wrapper, patch, keys, x, **{OFF: True}))
     long = torch.randn(30, 4, 96, generator=torch.Generator().manual_seed(0))
     windows = plan_windows(30, Context(), 24).on("cpu")
-    assert torch.equal(call_blocks(wrapper, patch, keys, long)[-1], long + layer(long, 30, windows)), "in windows"
+    assert near(call_blocks(wrapper, patch, keys, long)[-1], long + layer(long, 30, windows)), "in windows"
     for change in (dict(skip=1), dict(cond_or_uncond=[0] * 4)):
         try:
             call_blocks(wrapper, patch, keys, x, **change)
@@ -164,7 +165,7 @@ def test_correlated_noise_is_that_of_generate_bit_for_bit():
 # %% ../nbs/internals/sampling_comfyui.ipynb #21d3d8ac
 def test_the_noise_node_takes_kind_and_strength_of_the_adapter_unless_others_are_given():
     adapter = open_comfy_adapter("tiny-adapter")
-    assert CorrelatedNoiseNode().make(adapter, 3)[0] == CorrelatedNoise(3, "progressive", 1.0)
+    assert CorrelatedNoiseNode().make(adapter, 3)[0] == CorrelatedNoise(3, "progressive", 0.5)
     assert CorrelatedNoiseNode().make(adapter, 3, "mixed")[0] == CorrelatedNoise(3, "mixed", None)
     assert CorrelatedNoiseNode().make(adapter, 3, "progressive", 2.5, True)[0] == CorrelatedNoise(
         3, "progressive", 2.5, True
