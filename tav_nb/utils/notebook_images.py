@@ -47,7 +47,7 @@ def palette_png(data: bytes) -> bytes:
 # %% ../../nbs/internals/utils_notebook_images.ipynb #4386d834
 def fit_png(data: bytes, width: float) -> bytes:
     """The bytes of a PNG that is `width` pixels wide on the page, with fewer pixels if it takes much room: beyond 4 kB
-    one for each of the page, beyond 9 kB three quarters of that
+    one for each of the page and 48 colours, beyond 9 kB three quarters of the pixels
     """
     for limit, density in ((4_000, 1.0), (9_000, 0.75)):
         image = Image.open(io.BytesIO(data))
@@ -56,6 +56,9 @@ def fit_png(data: bytes, width: float) -> bytes:
             size = round(image.width * scale), round(image.height * scale)
             smaller = quantize(image.convert("RGBA").resize(size, Image.Resampling.LANCZOS), 64, edges=32)
             data = min(data, smaller, key=len)
+    if len(data) > 4_000:
+        fewer = quantize(Image.open(io.BytesIO(data)).convert("RGBA"), 48, edges=16)
+        data = fewer if len(fewer) < 0.9 * len(data) else data
     return data
 
 
