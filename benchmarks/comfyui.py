@@ -187,8 +187,8 @@ def compare_lora(pipe, model, adapter, folder):
     draw, tensors = torch.Generator().manual_seed(0), {}
     for name, block in temporal_blocks(pipe.unet).items():
         layer = f"lora_unet_{name}.attn1.to_q".replace(".", "_")
-        tensors[f"{layer}.lora_down.weight"] = torch.randn(4, block.dim, generator=draw) * 0.2
-        tensors[f"{layer}.lora_up.weight"] = torch.randn(block.attn1.inner_dim, 4, generator=draw) * 0.2
+        tensors[f"{layer}.lora_down.weight"] = torch.randn(4, block.dim, generator=draw) * 0.05
+        tensors[f"{layer}.lora_up.weight"] = torch.randn(block.attn1.inner_dim, 4, generator=draw) * 0.05
         tensors[f"{layer}.alpha"] = torch.tensor(4.0)
     path = Path(folder) / "lora.safetensors"
     save_file(tensors, path)
