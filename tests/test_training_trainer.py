@@ -1356,6 +1356,28 @@ def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
         assert "has no checkpoint to go on with" in refusal(lambda: run_small(f"{place}/run", None, cache, resume=True))
 
 
+# %% ../nbs/internals/training_trainer.ipynb #5a1e0010
+def test_a_page_shows_the_previews_of_all_times_and_previews_change_no_bit_of_the_training():
+    with tempfile.TemporaryDirectory() as place:
+        config = replace(SMALL, lengths=(8,), steps=3, preview_prompt="a <b>fox</b>", preview_steps=1, preview_frames=2)
+        without, _ = run_small(f"{place}/without", config)
+        shown, _ = run_small(f"{place}/shown", replace(config, preview_every=1))
+        assert all(torch.equal(x, y) for x, y in zip(without.parameters, shown.parameters, strict=True))
+        assert not Path(f"{place}/without/previews.html").exists()
+        page = Path(f"{place}/shown/previews.html").read_text()
+        sources = re.findall('src="([^"]+)"', page)
+        assert sources == [f"previews/step-{step:08d}.webp" for step in (1, 2, 3)]
+        assert all(Path(f"{place}/shown", source).is_file() for source in sources)
+        assert "a &lt;b&gt;fox" in page and "after 3 updates" in page and "://" not in page
+
+        def block(event):
+            if event["kind"] == "preview":
+                Path(f"{place}/full/previews.html/x").mkdir(parents=True)
+
+        full, lines = run_small(f"{place}/full", replace(config, preview_every=3), on_event=block)
+        assert full.step == 3 and sum("previews.html: cannot be written" in line for line in lines) == 1, lines
+
+
 # %% ../nbs/internals/training_trainer.ipynb #52616c5a
 def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_run():
     def no_room(path, *args, **kwargs):

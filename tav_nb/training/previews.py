@@ -9,6 +9,7 @@ __all__ = ['held_out_loss', 'PreviewContext', 'make_preview', 'default_preview_p
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,8 @@ from ..sampling.generate import decode_frames, denoise_step, encode_conditioning
 from ..sampling.guidance import resolve_guidance
 from .batch_losses import batch_losses
 from .step import TrainState
+from ..utils.atomic_io import atomic_write
+from ..utils.pages import render_page
 
 # %% ../../nbs/internals/training_previews.ipynb #f8aae81a
 @torch.no_grad()
@@ -98,6 +101,21 @@ class PreviewContext:
             train_state.device,
         )
         self.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
+        self.prompt = prompt
+
+    def write_page(self, run: Path, log_line: Callable[[str], None]) -> None:
+        """Write `previews.html` in the folder of a run: the videos of its folder `previews` in the order of their
+        steps; an error is logged and does not end the training
+        """
+        paths = sorted(run.glob("previews/step-*.webp"))
+        videos = [(int(path.stem.removeprefix("step-")), f"previews/{path.name}") for path in paths]
+        page = render_page(
+            "tav_nb.training", "previews.html", title="Previews of a training", prompt=self.prompt, videos=videos
+        )
+        try:
+            atomic_write(run / "previews.html", page)
+        except OSError as error:
+            log_line(f"{run / 'previews.html'}: cannot be written ({error.strerror}); the training goes on without it")
 
 
 @torch.no_grad()

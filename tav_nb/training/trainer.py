@@ -183,6 +183,7 @@ class Trainer:
         except (OSError, VideoError) as error:
             return self.log_line(f"{error}; the training goes on without this preview")
         self.log("preview", self.train_state.step, frames=frames, path=str(path))
+        self.preview_context.write_page(self.folder, self.log_line)
 
     def log_update(self, update_stats: dict[str, Any], seconds: float) -> None:
         "Log one update, and show it in the progress bar"
