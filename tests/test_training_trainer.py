@@ -48,11 +48,11 @@ from tav_nb.training.cuda_graphs import GRAPH_BYTES, MAX_GRAPHS, CaptureError
 from tav_nb.training.distributed import TrainError
 from tav_nb.training.gradient_checkpointing import set_gradient_checkpointing
 from tav_nb.training.memory import TrainMemoryEstimate, estimate_preview_memory, estimate_training_memory
+from tav_nb.training.previews import write_previews
 from tav_nb.training.run_log import RunLog
 from tav_nb.training.setup import batch_shapes, build_train_state, check_memory, largest_batch
 from tav_nb.training.step import TrainState, micro_step, restore_train_state, save_train_state, update_step
 from tav_nb.training.trainer import train
-from tav_nb.utils.errors import VideoError
 from tav_nb.utils.schema import parse_json
 
 # %% ../nbs/internals/training_trainer.ipynb #965fca7e
@@ -350,6 +350,7 @@ def assert_same_tensors(expected, *runs):
 IN_BOTH = """
 import contextlib, io, json, os, signal, sys
 import torch
+import tav_nb.training.previews as previews
 import tav_nb.training.setup as setup
 import tav_nb.training.step as step_module
 import tav_nb.training.trainer as trainer
@@ -360,7 +361,7 @@ torch.set_num_threads(1)
 cases, ports, place = json.loads(sys.argv[1])
 rank = int(os.fork() == 0)
 load, parts = setup.load_pipeline, {}
-homes = dict(micro_step=step_module, make_preview=trainer, save_checkpoint=step_module)
+homes = dict(micro_step=step_module, make_preview=previews, save_checkpoint=step_module)
 usual = {name: getattr(home, name) for name, home in homes.items()}
 
 
@@ -1356,30 +1357,10 @@ def test_a_clip_that_breaks_while_a_run_goes_on_costs_none_of_its_updates():
         assert "has no checkpoint to go on with" in refusal(lambda: run_small(f"{place}/run", None, cache, resume=True))
 
 
-# %% ../nbs/internals/training_trainer.ipynb #5a1e0010
-def test_a_page_shows_the_previews_of_all_times_and_previews_change_no_bit_of_the_training():
-    with tempfile.TemporaryDirectory() as place:
-        config = replace(SMALL, lengths=(8,), steps=3, preview_prompt="a <b>fox</b>", preview_steps=1, preview_frames=2)
-        without, _ = run_small(f"{place}/without", config)
-        shown, _ = run_small(f"{place}/shown", replace(config, preview_every=1))
-        assert all(torch.equal(x, y) for x, y in zip(without.parameters, shown.parameters, strict=True))
-        assert not Path(f"{place}/without/previews.html").exists()
-        page = Path(f"{place}/shown/previews.html").read_text()
-        sources = re.findall('src="([^"]+)"', page)
-        assert sources == [f"previews/step-{step:08d}.webp" for step in (1, 2, 3)]
-        assert all(Path(f"{place}/shown", source).is_file() for source in sources)
-        assert "a &lt;b&gt;fox" in page and "after 3 updates" in page and "://" not in page
-
-        def block(event):
-            if event["kind"] == "preview":
-                Path(f"{place}/full/previews.html/x").mkdir(parents=True)
-
-        full, lines = run_small(f"{place}/full", replace(config, preview_every=3), on_event=block)
-        assert full.step == 3 and sum("previews.html: cannot be written" in line for line in lines) == 1, lines
-
-
 # %% ../nbs/internals/training_trainer.ipynb #52616c5a
 def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_run():
+    from tav_nb.utils.errors import VideoError
+
     def no_room(path, *args, **kwargs):
         if Path(path).name == "log.jsonl":
             raise OSError(28, "No space left on device")
@@ -1390,13 +1371,13 @@ def test_a_preview_or_a_line_of_the_log_that_cannot_be_written_does_not_end_a_ru
 
     with (
         tempfile.TemporaryDirectory() as place,
-        patch.object(HERE, "write_video", full),
+        patch.object(sys.modules[write_previews.__module__], "write_video", full),
         patch.object(sys.modules[RunLog.__module__], "open", no_room, create=True),
     ):
         train_state, lines = run_small(
             f"{place}/run", replace(SMALL, lengths=(8,), steps=2, preview_every=1, preview_steps=1, preview_frames=2)
         )
-        assert train_state.step == 2 and sum("without this preview" in line for line in lines) == 2, lines
+        assert train_state.step == 2 and sum("without this preview" in line for line in lines) == 3, lines
         assert not Path(f"{place}/run/log.jsonl").read_text() and find_checkpoint(f"{place}/run")[1]["step"] == 2
 
 
@@ -1628,6 +1609,28 @@ def test_sixteen_bits_train_as_well_as_thirty_two_and_a_base_in_eight_bits_nearl
         }  # chapter 'GEGLU in one kernel'
 
 
+# %% ../nbs/internals/training_trainer.ipynb #5a1e0010
+def test_a_page_shows_the_previews_of_all_times_and_previews_change_no_bit_of_the_training():
+    with tempfile.TemporaryDirectory() as place:
+        config = replace(SMALL, lengths=(8,), steps=3, preview_prompt="a <b>fox</b>", preview_steps=1, preview_frames=2)
+        without, _ = run_small(f"{place}/without", config)
+        shown, _ = run_small(f"{place}/shown", replace(config, preview_every=1))
+        assert all(torch.equal(x, y) for x, y in zip(without.parameters, shown.parameters, strict=True))
+        assert not Path(f"{place}/without/previews.html").exists()
+        page = Path(f"{place}/shown/previews.html").read_text()
+        sources = re.findall('src="([^"]+)"', page)
+        assert sources == [f"previews/step-{step:08d}.webp" for step in (0, 1, 2, 3)]
+        assert all(Path(f"{place}/shown", source).is_file() for source in sources)
+        assert "a &lt;b&gt;fox" in page and "after 3 updates" in page and "://" not in page
+
+        def block(event):
+            if event["kind"] == "preview" and event["step"] == 0:
+                Path(f"{place}/full/previews.html/x").mkdir(parents=True)
+
+        full, lines = run_small(f"{place}/full", replace(config, preview_every=3), on_event=block)
+        assert full.step == 3 and sum("previews.html: cannot be written" in line for line in lines) == 2, lines
+
+
 # %% ../nbs/internals/training_trainer.ipynb #d31cbe53
 def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_the_adapter_of_the_first():
     with tempfile.TemporaryDirectory() as place:
@@ -1648,8 +1651,11 @@ def test_held_out_clips_are_never_trained_on_and_the_second_stage_goes_on_with_t
         train_state, lines = run_small(f"{place}/first", config, on_event=events.append)
         assert [event["step"] for event in events if event["kind"] == "held_out"] == [2, 4] and len(
             [event for event in events if event["kind"] == "preview"]
-        ) == 1
-        shown = next(event for event in events if event["kind"] == "preview")
+        ) == 2
+        first, shown = (event for event in events if event["kind"] == "preview")
+        assert (first["step"], shown["step"]) == (0, 4), "one before the first update"
+        page = Path(place, "first", "previews.html").read_text()
+        assert all(f'src="previews/step-{step:08d}.webp"' in page for step in (0, 4))
         assert (
             shown["frames"].shape == (4, 64, 64, 3) and Path(shown["path"]).exists() and "2 clips held out" in lines[2]
         )

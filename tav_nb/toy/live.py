@@ -169,8 +169,8 @@ class TrainingPlot:
         self.every, self.last, self.handle, self.events, self.previews = every, 0.0, None, [], {}
 
     def __call__(self, event: dict) -> None:
-        if event["kind"] == "preview":
-            self.previews[event["step"]] = event["frames"]
+        if event["kind"] == "preview":  # of several prompts, the first one
+            self.previews.setdefault(event["step"], event["frames"])
         else:
             self.events.append(event)
         if time.monotonic() - self.last > self.every:

@@ -359,7 +359,7 @@ class TrainConfig:
         500, "updates between preview videos; 0 for none", also="sample_every sample_every_n_steps"
     )
     preview_prompt: str = config_field(
-        "", "prompt of the previews; empty is a caption of the cache", also="prompt validation_prompt sample_prompts"
+        "", "prompt, or a .toml file of prompts; empty is a caption", also="prompt validation_prompt sample_prompts"
     )
     preview_frames: int = config_field(16, "length of the previews in frames", lowest=2, highest=100_000)
     preview_steps: int = config_field(

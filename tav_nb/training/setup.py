@@ -66,6 +66,7 @@ from tav_nb.training.memory import (
     estimate_training_memory,
     suggest_settings,
 )
+from .preview_prompts import largest_preview, preview_prompts
 from .step import TrainState, uses_cuda_graphs
 from ..utils.atomic_io import atomic_write
 from ..utils.memory_trace import free_bytes
@@ -176,16 +177,16 @@ def check_memory(
     without_preview = need.total
     if config.preview_every:
         sizes = [(row["height"], row["width"]) for row in clips]
-        shape = max(set(sizes), key=sizes.count)  # as `PreviewContext` has it
+        frames, *shape = largest_preview(preview_prompts(config), config, max(set(sizes), key=sizes.count))
         kept = need.activations if config.cuda_graphs else 0  # by recorded graphs
         preview = partial(estimate_preview_memory, height=shape[0], width=shape[1], dtype=dtype, cpu=cpu)
-        need = replace(need, preview=kept + preview(config, structure=structure))
+        need = replace(need, preview=kept + preview(replace(config, preview_frames=frames), structure=structure))
     log_line(f"memory: {need}, of {room / 2**30:.1f} GiB that may be used")
     if need.total <= room:
         return need
     if without_preview <= room:
         raise TrainError(
-            f"previews of {config.preview_frames} frames of {shape[1]} x {shape[0]} need {need.total / 2**30:.1f} GiB,"
+            f"previews of {frames} frames of {shape[1]} x {shape[0]} need {need.total / 2**30:.1f} GiB,"
             f" but there are {room / 2**30:.1f}: fewer --preview-frames need less, and --preview-every 0 makes none"
         )
     help = suggest_settings(config, *size, room, dtype, structure, cpu)
@@ -231,9 +232,10 @@ def prepare_adapter(unet: UNet2DConditionModel, config: TrainConfig) -> None:
             f"lengths go up to {max(config.lengths)} frames, but this adapter has positions for {longest}; --lengths"
             f" {','.join(str(n) for n in config.lengths if n <= longest)}"
         )
-    if config.preview_every and config.preview_frames > longest and not has_sinusoidal_positions(unet):
+    frames = max(one.frames or config.preview_frames for one in preview_prompts(config))
+    if config.preview_every and frames > longest and not has_sinusoidal_positions(unet):
         raise TrainError(
-            f"preview_frames is {config.preview_frames}, but a learned table of positions ends after {longest};"
+            f"preview_frames is {frames}, but a learned table of positions ends after {longest};"
             f" --preview-frames {longest}"
         )
     for layer in temporal_modules(unet).values():

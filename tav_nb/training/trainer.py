@@ -33,7 +33,8 @@ from tav_nb.training.distributed import (
     graceful_shutdown,
     make_accelerator,
 )
-from .previews import PreviewContext, default_preview_prompt, held_out_loss, make_preview
+from .preview_prompts import preview_prompts
+from .previews import PreviewContext, default_preview_prompt, held_out_loss, write_previews
 from .run_log import RunLog, format_duration, mean_gate, memory_used_gib
 from tav_nb.training.setup import (
     Cache,
@@ -48,9 +49,7 @@ from tav_nb.training.setup import (
     write_run_record,
 )
 from .step import TrainState, restore_train_state, save_train_state, update_step
-from ..utils.errors import VideoError
 from ..utils.memory_trace import limited_memory
-from ..utils.video_writer import write_video
 
 # %% ../../nbs/internals/training_trainer.ipynb #4dddc7a5
 class Trainer:
@@ -144,17 +143,19 @@ class Trainer:
         def due(every: int) -> bool:
             return every and train_state.step % every == 0
 
-        if not self.main or not (
-            (self.held_out and due(config.eval_every)) or (self.preview_context and due(config.preview_every))
+        if (
+            not self.main
+            or not (train_state.step or self.preview_context)
+            or not ((self.held_out and due(config.eval_every)) or (self.preview_context and due(config.preview_every)))
         ):
             return
         train_state.step_fn.clear()  # previews and held-out clips need the memory
         with train_state.average.applied():
-            if self.held_out and due(config.eval_every):
+            if self.held_out and due(config.eval_every) and train_state.step:
                 loss = held_out_loss(train_state, self.held_out, on_bad_clip=self.on_bad_held_out)
                 self.log("held_out", train_state.step, loss=loss)
             if self.preview_context and due(config.preview_every):
-                self.write_preview()
+                self.write_previews()
         if train_state.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -167,23 +168,15 @@ class Trainer:
             )
         self.bad_held_out_clips.add(path)
 
-    def write_preview(self) -> None:
+    def write_previews(self) -> None:
         try:
-            frames = make_preview(self.train_state, self.preview_context)
+            write_previews(self.train_state, self.preview_context, self.folder, self.log, self.log_line)
         except torch.OutOfMemoryError:
             self.preview_context = None
-            return self.log_line(
+            self.log_line(
                 "a preview does not fit into memory beside the training, so there are no more;"
                 " fewer --preview-frames need less"
             )
-        path = self.folder / "previews" / f"step-{self.train_state.step:08d}.webp"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            write_video(frames, path, 8)
-        except (OSError, VideoError) as error:
-            return self.log_line(f"{error}; the training goes on without this preview")
-        self.log("preview", self.train_state.step, frames=frames, path=str(path))
-        self.preview_context.write_page(self.folder, self.log_line)
 
     def log_update(self, update_stats: dict[str, Any], seconds: float) -> None:
         "Log one update, and show it in the progress bar"
@@ -223,6 +216,8 @@ class Trainer:
             train_state.world,
             config.workers,
         )
+        if train_state.step == 0:
+            self.evaluate()  # previews of the beginning
         while train_state.step < config.steps:
             start = time.perf_counter()
             try:
@@ -359,11 +354,10 @@ def run_training(
             )
         else:
             log_line("no checkpoint was written yet: from the beginning")
-    preview_context = (
-        PreviewContext(pipe, train_state, loader.clips, config.preview_prompt or default_preview_prompt(loader))
-        if main and config.preview_every
-        else None
-    )
+    preview_context = None
+    if main and config.preview_every:
+        prompts = preview_prompts(config, "" if config.preview_prompt else default_preview_prompt(loader))
+        preview_context = PreviewContext(pipe, train_state, loader.clips, prompts)
     pipe.text_encoder = pipe.text_encoder_2 = None
     log = (
         RunLog(run, config, train_state.step, on_event, not bar, None if log_line is print else log_line)
