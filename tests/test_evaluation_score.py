@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 
 from tav_nb.evaluation.flow import ConsistencyError
-from tav_nb.evaluation.metrics import METRICS, shrink
+from tav_nb.evaluation.metrics import METRICS, measure_video, shrink
 from tav_nb.evaluation.score import (
     as_csv,
     as_json,
     as_table,
     fit_reference,
     load_video,
+    score_preview,
     score_videos,
     short_names,
     unusual_format,
@@ -247,3 +248,14 @@ def test_json_and_csv_hold_what_was_measured():
         ]
         assert values == one.scores.per_pair["motion"].tolist()
     assert {line["frame"] for line in lines if line["per"] == "video"} == {""} and "nan" not in as_csv(table)
+
+
+# %% ../nbs/internals/evaluation_score.ipynb #5c0e0003
+def test_the_score_of_a_preview_is_that_of_its_video_and_other_events_have_none():
+    frames = render(random_scene(3), 5, 64, 64).frames
+    found = score_preview(dict(kind="preview", frames=frames))
+    assert (
+        found == {name: value for name, value in measure_video(frames).video.items() if value == value}
+        and found["motion"] > 0
+    )
+    assert score_preview(dict(kind="train", loss=1.0)) == {} == score_preview(dict(kind="preview", frames=frames[:1]))

@@ -138,11 +138,20 @@ def train_command(args: argparse.Namespace) -> None:
         if options.processes > 1:
             raise SystemExit(run_workers(worker_command(args.words), options.processes))
     with environment_defaults(**command_environment()), warnings.catch_warnings(action="ignore"):
+        from tav_nb.evaluation.score import score_preview
         from tav_nb.training.distributed import AgreedError, LostProcessError
         from tav_nb.training.trainer import train
 
         try:
-            train(options.resolve, options.cache, options.out, options.resume, options.device, dry_run=options.dry_run)
+            train(
+                options.resolve,
+                options.cache,
+                options.out,
+                options.resume,
+                options.device,
+                on_event=score_preview,
+                dry_run=options.dry_run,
+            )
         except AgreedError as error:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to the others once one has ended
             if isinstance(error, LostProcessError) and process.is_worker:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_VIDEO_FRAMES', 'FIRST_METRICS', 'unusual_format', 'Video', 'load_video', 'fit_reference', 'short_names',
-           'ScoredVideo', 'score_videos', 'measured_metrics', 'verdict', 'short_number', 'as_table', 'as_json',
-           'as_csv']
+           'ScoredVideo', 'score_videos', 'measured_metrics', 'verdict', 'score_preview', 'short_number', 'as_table',
+           'as_json', 'as_csv']
 
 # %% ../../nbs/internals/evaluation_score.ipynb #67d746ee
 import csv
@@ -258,6 +258,19 @@ def verdict(
             f" {', '.join(map(str, flags['cuts'][:4]))}{' ...' * (len(flags['cuts']) > 4)}"
         )
     return "; ".join(words) or "it moves, and its frames are in order"
+
+# %% ../../nbs/internals/evaluation_score.ipynb #5c0e0002
+def score_preview(
+    event: dict[str, Any],  # of `tav_nb.training.trainer.train`; that of a preview has its `frames`
+) -> dict[str, float]:  # by the names of `METRICS`, without those that have no value
+    "The metrics of a preview, to be logged with it; nothing for other events, and for a video that cannot be measured"
+    if event["kind"] != "preview":
+        return {}
+    try:
+        scores = measure_video(event["frames"])
+    except ConsistencyError:  # too small, too short, or OpenCV is not installed
+        return {}
+    return {name: float(value) for name, value in scores.video.items() if not math.isnan(value)}
 
 # %% ../../nbs/internals/evaluation_score.ipynb #88e97fa1
 def short_number(

@@ -67,14 +67,16 @@ class ScalarWriter:
 
 
 class RunLog:
-    "`log.jsonl`, TensorBoard, the progress bar and `on_event`, a function that is called with a dict for each event"
+    """`log.jsonl`, TensorBoard, the progress bar and `on_event`, a function that is called with a dict for each event;
+    it may return a dict of numbers, which are logged with the others of the event
+    """
 
     def __init__(
         self,
         run: Path | str,
         config: TrainConfig,
         step: int,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
+        on_event: Callable[[dict[str, Any]], dict[str, float] | None] | None = None,
         quiet: bool = False,
         log_line: Callable[[str], None] | None = None,
     ):
@@ -112,7 +114,7 @@ class RunLog:
                 yield line + b"\n"
 
     def __call__(self, kind: str, step: int, **values: Any) -> None:
-        self.on_event(dict(kind=kind, step=step, **values))
+        values |= self.on_event(dict(kind=kind, step=step, **values)) or {}
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         try:
             line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN

@@ -255,8 +255,8 @@ def train(
     resume: bool = False,  # continue the run in that folder
     device: str = "auto",  # auto, cpu or cuda
     log_line: Callable[[str], None] = print,  # gets lines about the run
-    on_event: Callable[[dict[str, Any]], None]
-    | None = None,  # gets a dict of every logged update, held-out loss and preview
+    on_event: Callable[[dict[str, Any]], dict[str, float] | None]
+    | None = None,  # gets a dict of every logged update, held-out loss and preview; numbers that it returns are logged
     dry_run: bool = False,  # only check and describe the run
     bar: bool = True,  # a progress bar, if stderr is a terminal
 ) -> TrainState:
@@ -289,7 +289,7 @@ def train_in_process(
     accelerator: Accelerator,
     processes: Processes,
     log_line: Callable[[str], None],
-    on_event: Callable[[dict[str, Any]], None] | None,
+    on_event: Callable[[dict[str, Any]], dict[str, float] | None] | None,
     dry_run: bool,
     bar: bool,
 ) -> TrainState:
@@ -338,7 +338,7 @@ def run_training(
     run: Path | str,
     resume: bool,
     log_line: Callable[[str], None],
-    on_event: Callable[[dict[str, Any]], None] | None,
+    on_event: Callable[[dict[str, Any]], dict[str, float] | None] | None,
     processes: Processes,
     bar: bool,
 ) -> TrainState:
