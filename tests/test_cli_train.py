@@ -146,6 +146,8 @@ def test_a_cache_becomes_an_adapter_that_draws():
             4,
             "--device",
             "cpu",
+            "--tracker",
+            "tensorboard",
             "--tensorboard",
             "true",
         )
@@ -162,6 +164,7 @@ def test_a_cache_becomes_an_adapter_that_draws():
         }
         log = [json.loads(line) for line in Path(f"{folder}/run/log.jsonl").read_text().splitlines()]
         previews = [line for line in log if line["kind"] == "preview"]
+        assert list(Path(f"{folder}/run/trackers").rglob("events*")), "--tracker tensorboard"
         assert [line["step"] for line in previews] == [0, 2] and all(line["motion"] > 0 for line in previews), previews
         code, printed, err = tav("train", f"{folder}/cache", f"{folder}/run", *words)
         assert code == 2 and "--resume" in err

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .options import add_options, command_environment
 from ..data.cache_reader import parse_source
@@ -57,6 +58,7 @@ def add_train(parser: Parser) -> None:
         action="store_true",
         help="print what would be trained and whether it fits in memory, and stop there",
     )
+    add("--tracker", metavar="NAME", help="also log to a tracker of accelerate: tensorboard, wandb, mlflow, aim, ...")
     add_options(add, PipelineOptions, ["device"])
     add(
         "--processes",
@@ -102,6 +104,7 @@ class TrainOptions:
     dry_run: bool
     device: str
     processes: int
+    tracker: str | None  # of accelerate; may use the network, so no file of settings names it
 
     def resolve(self) -> TrainConfig:
         "The settings of the run; with `resume`, on top of what it began with."
@@ -138,9 +141,19 @@ def train_command(args: argparse.Namespace) -> None:
         if options.processes > 1:
             raise SystemExit(run_workers(worker_command(args.words), options.processes))
     with environment_defaults(**command_environment()), warnings.catch_warnings(action="ignore"):
+        from tav_nb.training.trackers import Tracker
+
         from tav_nb.evaluation.score import score_preview
         from tav_nb.training.distributed import AgreedError, LostProcessError
         from tav_nb.training.trainer import train
+
+        tracker = Tracker(options.tracker, options.out, asdict(options.resolve())) if options.tracker else None
+
+        def on_event(event: dict[str, Any]) -> dict[str, float]:
+            scores = score_preview(event)
+            if tracker:
+                tracker(event, scores)
+            return scores
 
         try:
             train(
@@ -149,7 +162,7 @@ def train_command(args: argparse.Namespace) -> None:
                 options.out,
                 options.resume,
                 options.device,
-                on_event=score_preview,
+                on_event=on_event,
                 dry_run=options.dry_run,
             )
         except AgreedError as error:
@@ -159,3 +172,6 @@ def train_command(args: argparse.Namespace) -> None:
             if os.environ.get("RANK", "0") != "0":
                 raise SystemExit(2) from None
             raise
+        finally:
+            if tracker:
+                tracker.close()
