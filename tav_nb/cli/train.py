@@ -141,10 +141,9 @@ def train_command(args: argparse.Namespace) -> None:
         if options.processes > 1:
             raise SystemExit(run_workers(worker_command(args.words), options.processes))
     with environment_defaults(**command_environment()), warnings.catch_warnings(action="ignore"):
-        from tav_nb.training.trackers import Tracker
-
         from tav_nb.evaluation.score import score_preview
         from tav_nb.training.distributed import AgreedError, LostProcessError
+        from tav_nb.training.trackers import Tracker
         from tav_nb.training.trainer import train
 
         tracker = Tracker(options.tracker, options.out, asdict(options.resolve())) if options.tracker else None
