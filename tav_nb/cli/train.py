@@ -58,7 +58,9 @@ def add_train(parser: Parser) -> None:
         action="store_true",
         help="print what would be trained and whether it fits in memory, and stop there",
     )
-    add("--tracker", metavar="NAME", help="also log to a tracker of accelerate: tensorboard, wandb, mlflow, aim, ...")
+    add(
+        "--tracker", metavar="TRACKER", help="also log to a tracker of accelerate: tensorboard, wandb, mlflow, aim, ..."
+    )
     add_options(add, PipelineOptions, ["device"])
     add(
         "--processes",
